@@ -1,0 +1,59 @@
+"""Tensor parallelism with sequence parallelism (Korthikanti et al., arXiv 2205.05198).
+
+Stream between blocks: a sequence shard. Each half-block gathers the sequence on the way in and
+reduce-scatters partial sums on the way out. As in the paper the gathered input is not kept but
+gathered again in backward (§4.2.2), unless `regather` is false.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from odysseus import collectives
+from odysseus.attention import Attend
+from odysseus.config import RunConfig
+from odysseus.mesh import Mesh
+from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
+from odysseus.model import MLP, Attention
+from odysseus.tensor_parallel import (
+    gather_linear,
+    linear_reduce_scatter,
+    with_shared_kv_gradients,
+)
+
+
+def attention(run: RunConfig, mesh: Mesh, attend: Attend) -> nn.Module:
+    column = partial(gather_linear, axis=mesh.sequence, regather=run.regather)
+    return Attention(
+        run.architecture,
+        attend,
+        shards=mesh.sequence.size,
+        column=with_shared_kv_gradients(column, run, mesh),
+        row=partial(linear_reduce_scatter, axis=mesh.sequence),
+    )
+
+
+def mlp(run: RunConfig, mesh: Mesh) -> nn.Module:
+    return MLP(
+        run.architecture,
+        shards=mesh.sequence.size,
+        column=partial(gather_linear, axis=mesh.sequence, regather=run.regather),
+        row=partial(linear_reduce_scatter, axis=mesh.sequence),
+    )
+
+
+def gather_positions(position_ids: Tensor, mesh: Mesh) -> Tensor:
+    """Position ids of the whole sequence, which attention sees."""
+    return collectives.all_gather(position_ids, mesh.edge)
+
+
+METHOD = Method(
+    name="tp_sp",
+    attention=attention,
+    mlp=mlp,
+    split=ATTENTION_SPLIT | MLP_SPLIT,
+    positions=gather_positions,
+    check=check_intermediate_size,
+)

@@ -1,0 +1,1 @@
+"""The shared skeleton of the suite: one model, its collectives, ZeRO-3, data and step."""

@@ -1,0 +1,156 @@
+"""What a model is: the sizes of a Llama-family decoder, under their Hugging Face names.
+
+>>> PRESETS["llama3-8b"].num_key_value_heads
+8
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Sizes and switches of a decoder, named as in a Hugging Face ``config.json``."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_factor: float = 1.0
+    """Llama-3 frequency scaling (``rope_scaling`` of type ``llama3``); 1 switches it off."""
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_max_position_embeddings: int = 8192
+    attention_bias: bool = False
+    """Biases on the q, k and v projections."""
+    attention_output_bias: bool = False
+    """A bias on the output projection (Llama and Qwen3 set both with ``attention_bias``)."""
+    use_qk_norm: bool = False
+    """RMSNorm on every query and key head (Qwen3)."""
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        positive = [f.name for f in fields(self) if f.type == "int"]
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"model.num_key_value_heads is {self.num_key_value_heads}; it must divide "
+                f"model.num_attention_heads = {self.num_attention_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"model.head_dim is {self.head_dim}; rotary embedding needs an even head_dim"
+            )
+
+    @property
+    def query_width(self) -> int:
+        """Elements of one token's queries over all heads."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_width(self) -> int:
+        """Elements of one token's keys (or values) over all kv heads."""
+        return self.num_key_value_heads * self.head_dim
+
+
+PRESETS: dict[str, Architecture] = {
+    # Small models for bytes; eight query heads so that up to eight ranks can share them.
+    "tiny": Architecture(
+        vocab_size=256,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+    ),
+    "small": Architecture(  # 95 million parameters
+        vocab_size=256,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=64,
+    ),
+    # meta-llama/Llama-2-7b-hf, config.json
+    "llama2-7b": Architecture(
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+    ),
+    # meta-llama/Llama-3.1-8B, config.json
+    "llama3-8b": Architecture(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_theta=500_000.0,
+        rope_factor=8.0,
+    ),
+    # meta-llama/Llama-3.1-70B, config.json
+    "llama3-70b": Architecture(
+        vocab_size=128_256,
+        hidden_size=8192,
+        intermediate_size=28_672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_theta=500_000.0,
+        rope_factor=8.0,
+    ),
+    # Qwen/Qwen3-32B, config.json
+    "qwen3-32b": Architecture(
+        vocab_size=151_936,
+        hidden_size=5120,
+        intermediate_size=25_600,
+        num_hidden_layers=64,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope_theta=1_000_000.0,
+        use_qk_norm=True,
+    ),
+}
+
+
+def resolve(name: str, overrides: dict[str, Any]) -> Architecture:
+    """A preset with some of its fields replaced.
+
+    ``head_dim`` follows ``hidden_size / num_attention_heads`` when either of them is
+    overridden and it is not; ``num_key_value_heads`` is kept.
+
+    Raises:
+        ValueError: the preset is unknown, or the sizes do not fit together.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"model.name_or_path is {name!r}; valid presets: {', '.join(PRESETS)}")
+    sizes = {f.name: getattr(PRESETS[name], f.name) for f in fields(Architecture)} | overrides
+    reshaped = overrides.keys() & {"hidden_size", "num_attention_heads"}
+    if reshaped and "head_dim" not in overrides:
+        hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+        if heads < 1 or hidden % heads:
+            raise ValueError(
+                f"model.hidden_size = {hidden} does not divide by "
+                f"model.num_attention_heads = {heads}; set model.head_dim or change one of them"
+            )
+        sizes["head_dim"] = hidden // heads
+    return Architecture(**sizes)

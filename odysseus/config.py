@@ -1,0 +1,245 @@
+"""Everything a run can be told, its defaults, and what is valid: one frozen dataclass a group.
+
+The command line and YAML files are generated from these fields, their types and docstrings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Literal
+
+import torch
+
+from odysseus.architecture import Architecture, resolve
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model. A field left out keeps the preset's value.
+
+    Args:
+        name_or_path: Preset of a published architecture: tiny, small (95 M parameters), llama2-7b,
+            llama3-8b, llama3-70b or qwen3-32b.
+        attn_implementation: Attention kernel. sdpa is PyTorch's; flash_attention_2 and
+            flash_attention_3 need CUDA and their package; auto takes the best there is.
+        vocab_size: Rows of the embedding; at least 256, the byte tokens.
+        hidden_size: Width d of the residual stream.
+        intermediate_size: Width i of the MLP.
+        num_hidden_layers: Number of decoder blocks.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key and value heads (grouped-query attention).
+        head_dim: Elements of one head; follows an overridden hidden_size or num_attention_heads.
+        rms_norm_eps: Added to the mean square inside RMSNorm.
+        rope_theta: Base of the rotary frequencies.
+        rope_factor: Llama-3 frequency scaling; 1 is off.
+        attention_bias: Biases on the q, k and v projections.
+        attention_output_bias: A bias on the attention's output projection.
+        use_qk_norm: RMSNorm on each query and key head (Qwen3).
+        tie_word_embeddings: The head's weight is the embedding's.
+    """
+
+    name_or_path: str = "tiny"
+    attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rms_norm_eps: float | None = None
+    rope_theta: float | None = None
+    rope_factor: float | None = None
+    attention_bias: bool | None = None
+    attention_output_bias: bool | None = None
+    use_qk_norm: bool | None = None
+    tie_word_embeddings: bool | None = None
+
+    @property
+    def overrides(self) -> dict[str, int | float | bool]:
+        """The architecture fields that were given, by name."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def label(self) -> str:
+        """The preset and what was changed in it, e.g. ``tiny(num_hidden_layers=2)``."""
+        changed = ", ".join(f"{name}={value}" for name, value in self.overrides.items())
+        return f"{self.name_or_path}({changed})" if changed else self.name_or_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """The optimizer of the sharded parameters.
+
+    Args:
+        type: AdamW, with PyTorch's default betas and weight decay.
+        learning_rate: Constant learning rate.
+    """
+
+    type: Literal["adamw"] = "adamw"
+    learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What the model reads.
+
+    Args:
+        path: UTF-8 text file, one token a byte; empty takes the English text every CPython carries.
+    """
+
+    path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One cell of the benchmark: a method, a model, a sequence length and a number of processes.
+
+    Args:
+        method: How a block is spread over the ranks of the sequence axis.
+        model: Which model.
+        world_size: Processes; one GPU each where there are GPUs.
+        sequence_parallel_size: Ranks of the method's own axis; 0 takes all of world_size.
+            The rest, world_size / sequence_parallel_size, are data-parallel replicas.
+        seq_len: Tokens of one whole sample.
+        micro_batch_size: Samples a data-parallel replica takes per micro step.
+        gradient_accumulation_steps: Micro steps per optimizer step.
+        dtype: Compute dtype of the parameters. With bf16 the optimizer keeps fp32 shards.
+        seq_parallel_communication_data_type: Dtype in which gradients are reduced between
+            ranks (fp64 runs reduce in fp64).
+        activation_checkpointing: Recompute each block in backward, keeping only its input.
+        regather: tp_sp and odysseus: gather a block's input again in backward instead of keeping
+            the gathered copy (one more all-gather a half-block, 1/N of the activation memory).
+        ulysses_all_to_all: Who exchanges heads for tokens: this project's packed all-to-all,
+            or yunchang's one for each of q, k, v and the output.
+        optimizer: Optimizer.
+        data: Input text.
+        steps: Measured steps.
+        warmup_steps: Steps before them, not measured.
+        seed: Decides all initial weights, whatever the method and the number of processes.
+        timeout_s: Seconds after which a cell is stopped and becomes a row with status timeout.
+        device: Where to compute; auto takes CUDA where there is a GPU.
+    """
+
+    method: Literal["tp", "tp_sp", "ulysses", "odysseus"] = "odysseus"
+    model: ModelOptions = field(default_factory=ModelOptions)
+    world_size: int = 1
+    sequence_parallel_size: int = 0
+    seq_len: int = 1024
+    micro_batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    dtype: Literal["fp32", "bf16", "fp64"] = "fp32"
+    seq_parallel_communication_data_type: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    regather: bool = True
+    ulysses_all_to_all: Literal["native", "yunchang"] = "native"
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    steps: int = 5
+    warmup_steps: int = 2
+    seed: int = 0
+    timeout_s: int = 1800
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The model's sizes. Raises ValueError when they are impossible."""
+        return resolve(self.model.name_or_path, self.model.overrides)
+
+    @property
+    def sequence_size(self) -> int:
+        """Ranks of the sequence axis, n."""
+        return self.sequence_parallel_size or self.world_size
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Replicas of the data-parallel axis."""
+        return self.world_size // self.sequence_size
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that all ranks together read in one optimizer step."""
+        return self.data_parallel_size * self.micro_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that all ranks together read in one optimizer step."""
+        return self.samples_per_step * self.seq_len
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of activations and gathered parameters."""
+        return DTYPES[self.dtype]
+
+    @property
+    def master_dtype(self) -> torch.dtype:
+        """Dtype of parameter shards, their gradients and the optimizer states."""
+        return torch.float64 if self.dtype == "fp64" else torch.float32
+
+    @property
+    def reduce_dtype(self) -> torch.dtype:
+        """Dtype in which gradients travel."""
+        if self.dtype == "fp64":
+            return torch.float64
+        return DTYPES[self.seq_parallel_communication_data_type]
+
+    def check(self) -> None:
+        """Raise ValueError, naming the value and what would be valid, unless the sizes fit."""
+        lowest = {"world_size": 1, "sequence_parallel_size": 0, "seq_len": 1, "steps": 1}
+        lowest |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "warmup_steps": 0}
+        lowest |= {"seed": 0, "timeout_s": 1}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.optimizer.learning_rate <= 0:
+            raise ValueError(
+                f"optimizer.learning_rate is {self.optimizer.learning_rate}; it must be above 0"
+            )
+        model, n = self.architecture, self.sequence_size
+        if self.world_size % n:
+            raise ValueError(
+                f"sequence_parallel_size = {n} does not divide world_size = {self.world_size}; "
+                f"valid: {divisors(self.world_size)}"
+            )
+        heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+        fitting = [s for s in divisors(heads) if kv_heads % s == 0 or s % kv_heads == 0]
+        if n > heads:
+            raise ValueError(
+                f"sequence_parallel_size = {n} is more than model.num_attention_heads = {heads}; "
+                f"valid: {fitting}"
+            )
+        if n not in fitting:
+            raise ValueError(
+                f"sequence_parallel_size = {n} does not fit model.num_attention_heads = {heads} "
+                f"with model.num_key_value_heads = {kv_heads}; valid: {fitting}"
+            )
+        if self.seq_len % n:
+            below = self.seq_len // n * n
+            nearest = f"{below} or {below + n}" if below else f"{n}"
+            raise ValueError(
+                f"seq_len = {self.seq_len} does not divide by sequence_parallel_size = {n}; "
+                f"nearest valid: {nearest}"
+            )
+        if model.vocab_size < 256:
+            raise ValueError(
+                f"model.vocab_size is {model.vocab_size}; byte tokens need at least 256"
+            )
+
+    def advice(self) -> list[str]:
+        """What runs but could run better, a line each."""
+        unit = 256 * self.sequence_size
+        if self.seq_len % unit == 0:
+            return []
+        return [
+            f"seq_len = {self.seq_len} is not a multiple of 256 x sequence_parallel_size = {unit}; "
+            f"kernels are fastest at {max(1, round(self.seq_len / unit)) * unit}"
+        ]
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a positive number, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]

@@ -1,0 +1,106 @@
+"""Text to byte tokens to this rank's shard of a sample, with its positions."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odysseus.config import RunConfig
+
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro step's tokens on one rank: [B, s] int64 each, positions [1, s]."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+
+
+def open_tokens(path: str) -> np.ndarray:
+    """The file's bytes as uint8 tokens, read when touched; without a path, CPython's own topics.
+
+    Raises:
+        ValueError: the file is missing, empty or not UTF-8 (with the offset of the first bad byte).
+    """
+    if not path:
+        return _builtin_tokens()
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"data.path is {path!r}, which is not a file; valid: a UTF-8 text file")
+    if file.stat().st_size == 0:
+        raise ValueError(f"data.path is {path!r}, which is empty; valid: a UTF-8 text file")
+    return np.memmap(file, dtype=np.uint8, mode="r")
+
+
+def check_tokens(run: RunConfig) -> None:
+    """Raise ValueError unless the run's text is UTF-8 and holds at least one whole sample."""
+    tokens = open_tokens(run.data.path)
+    if len(tokens) < run.seq_len + 1:
+        raise ValueError(
+            f"seq_len = {run.seq_len} needs {run.seq_len + 1} tokens, but data.path = "
+            f"{run.data.path or 'the built-in text'!r} has {len(tokens)}; "
+            f"valid: seq_len up to {len(tokens) - 1}, or a longer text"
+        )
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(tokens), _CHUNK_BYTES):
+        pending = len(decoder.getstate()[0])
+        stop = start + _CHUNK_BYTES
+        try:
+            decoder.decode(tokens[start:stop].tobytes(), final=stop >= len(tokens))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"data.path is {run.data.path!r}, which is not UTF-8 at byte "
+                f"{start - pending + error.start}; valid: a UTF-8 text file"
+            ) from None
+
+
+@lru_cache(maxsize=1)
+def _builtin_tokens() -> np.ndarray:
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+class Samples:
+    """The samples of a run in their fixed order, and one rank's share of each.
+
+    Sample k is tokens [k·L, (k+1)·L], wrapping at the end of the text: L inputs and, one later,
+    L labels. Step t, micro step g, replica p, batch element b reads sample
+    ((t·GAS + g)·DP + p)·MBS + b, so DP=8, GAS=1 and DP=1, GAS=8 read the same step.
+    """
+
+    def __init__(self, run: RunConfig, replica: int, shard: int, device: torch.device) -> None:
+        self.run, self.replica, self.device = run, replica, device
+        self.tokens = open_tokens(run.data.path)
+        width = run.seq_len // run.sequence_size
+        self.positions = np.arange(shard * width, (shard + 1) * width)
+
+    def step(self, step: int) -> list[Batch]:
+        """The micro batches of one step."""
+        run = self.run
+        batches = []
+        for micro in range(run.gradient_accumulation_steps):
+            first = step * run.gradient_accumulation_steps + micro
+            first = (first * run.data_parallel_size + self.replica) * run.micro_batch_size
+            samples = np.arange(first, first + run.micro_batch_size)
+            batches.append(self._batch(samples))
+        return batches
+
+    def _batch(self, samples: np.ndarray) -> Batch:
+        where = samples[:, None] * self.run.seq_len + self.positions
+        inputs, labels = (
+            torch.from_numpy(self.tokens[at % len(self.tokens)].astype(np.int64)).to(self.device)
+            for at in (where, where + 1)
+        )
+        positions = torch.from_numpy(self.positions[None].copy()).to(self.device)
+        return Batch(inputs, labels, positions)

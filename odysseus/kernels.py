@@ -1,0 +1,117 @@
+"""Norm, rotary embedding, SwiGLU and cross-entropy: the pointwise kernels of a block.
+
+Each keeps for backward only what it cannot recompute cheaply. B batch, S tokens, D width,
+H heads, K elements of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED_LABEL = -100
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in at least fp32 inside.
+
+    Keeps x and one number a row. CUDA has this fused in PyTorch; on CPU PyTorch would keep four
+    copies of x.
+    """
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up of a packed [..., 2·I] tensor; keeps only its input."""
+    return _SwiGLU.apply(gate_up)
+
+
+def rotary(x_BSHK: Tensor, table: Tensor, heads: int) -> Tensor:
+    """Rotate the first heads of x by their positions' angles; the rest passes through.
+
+    One pass into one new tensor that holds rotated queries, rotated keys and values alike, so
+    that the projection's output need not stay. Pairs are (k, k + K/2), as in Hugging Face's Llama.
+
+    Args:
+        table: cos and sin, [2, B or 1, S, 1, K/2], in the dtype of x.
+    """
+    return _Rotary.apply(x_BSHK, table, heads)
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of token losses in at least fp32; labels of -100 count 0."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(
+        logits.flatten(0, -2).to(wide),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        x, weight, scale = ctx.saved_tensors
+        normed = x.to(scale.dtype) * scale
+        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        weighted = (grad * weight).to(scale.dtype)
+        along = torch.linalg.vecdot(weighted, normed).div_(x.shape[-1]).unsqueeze(-1)
+        grad_x = weighted.addcmul_(normed, along, value=-1).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+        return grad_gate_up
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, heads: int) -> Tensor:
+        ctx.save_for_backward(table)
+        ctx.heads = heads
+        return _rotate(x, table[0], table[1], heads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        (table,) = ctx.saved_tensors
+        return _rotate(grad, table[0], -table[1], ctx.heads), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
+    turned[..., heads:, :] = x[..., heads:, :]
+    first, second = x[..., :heads, :].chunk(2, dim=-1)
+    turned_first, turned_second = turned[..., :heads, :].chunk(2, dim=-1)
+    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
+    return turned

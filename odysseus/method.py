@@ -1,0 +1,67 @@
+"""What a method is: a value that says how a block is built and which weights it cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from odysseus.attention import Attend
+from odysseus.config import RunConfig
+from odysseus.mesh import Mesh
+
+Edge = Callable[[Tensor, Mesh], Tensor]
+
+
+def unchanged(x: Tensor, mesh: Mesh) -> Tensor:
+    """The edge of a method whose stream is the sequence shard itself."""
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to spread a decoder block over the ranks of the sequence axis.
+
+    Every method takes the same shard of tokens on each rank and returns the same sum of token
+    losses; see docs/architecture.md for the five rules.
+
+    Attributes:
+        name: As in ``--method``.
+        attention: Builds one rank's attention module.
+        mlp: Builds one rank's MLP module.
+        split: Weight (by its Hugging Face name within a block) to the dimension it is cut along.
+        enter: The embedded shard to the stream that the blocks run on.
+        leave: The blocks' stream to the shard that the head sees; the transpose of `enter`
+            and then some: whatever it discards gets zero gradient.
+        positions: The shard's position ids to those that this rank's attention needs.
+        check: Raises ValueError where the method's own sizes do not fit, before any start.
+    """
+
+    name: str
+    attention: Callable[[RunConfig, Mesh, Attend], nn.Module]
+    mlp: Callable[[RunConfig, Mesh], nn.Module]
+    split: Mapping[str, int] = field(default_factory=dict)
+    enter: Edge = unchanged
+    leave: Edge = unchanged
+    positions: Edge = unchanged
+    check: Callable[[RunConfig], None] = lambda run: None
+
+
+ATTENTION_SPLIT = {
+    "self_attn.q_proj": 0,
+    "self_attn.k_proj": 0,
+    "self_attn.v_proj": 0,
+    "self_attn.o_proj": 1,
+}
+MLP_SPLIT = {"mlp.gate_proj": 0, "mlp.up_proj": 0, "mlp.down_proj": 1}
+
+
+def check_intermediate_size(run: RunConfig) -> None:
+    """Raise ValueError unless the MLP's width can be cut over the sequence axis."""
+    width, n = run.architecture.intermediate_size, run.sequence_size
+    if width % n:
+        raise ValueError(
+            f"model.intermediate_size = {width} does not divide by sequence_parallel_size = {n}, "
+            f"which method = {run.method} needs; nearest valid: {width // n * n or n}"
+        )

@@ -1,0 +1,247 @@
+"""A Llama-family decoder. With its defaults it is the single-process reference.
+
+What a method changes is passed in: how a cut weight meets its input (`column`, `row`), how
+attention is computed (`attend`), where the stream is gathered and sliced (`edges`). B batch,
+S tokens of this rank's stream, D width, H query heads, G kv heads, K elements of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from odysseus import kernels
+from odysseus.architecture import Architecture
+from odysseus.attention import Attend, sdpa
+
+Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""project(x, weight, bias) -> y: a linear map and whatever communication belongs to it."""
+
+
+def identity(x: Tensor) -> Tensor:
+    """The edge that changes nothing."""
+    return x
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Where the sequence shard that every rank holds becomes a method's stream, and back.
+
+    Attributes:
+        enter: Embeddings of the shard to the stream that the blocks run on.
+        leave: The blocks' last stream to the shard that norm, head and loss see.
+        positions: Position ids of the shard to those that attention sees.
+    """
+
+    enter: Callable[[Tensor], Tensor] = identity
+    leave: Callable[[Tensor], Tensor] = identity
+    positions: Callable[[Tensor], Tensor] = identity
+
+
+class Linear(nn.Module):
+    """A weight, uninitialised, and the way its input meets it."""
+
+    def __init__(
+        self, width_in: int, width_out: int, bias: bool = False, project: Project = F.linear
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_out, width_in))
+        self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
+        self.project = project
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """A table of token vectors, uninitialised."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return F.embedding(input_ids, self.weight)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query causal attention over `heads` query heads and `kv_heads` kv heads.
+
+    q, k and v come out of one matmul: the rows of `qkv_proj` are q_proj's, k_proj's, v_proj's.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        attend: Attend = sdpa,
+        *,
+        shards: int = 1,
+        column: Project = F.linear,
+        row: Project = F.linear,
+    ) -> None:
+        super().__init__()
+        a = architecture
+        self.attend = attend
+        self.heads = a.num_attention_heads // shards
+        self.kv_heads = max(1, a.num_key_value_heads // shards)
+        self.head_dim = a.head_dim
+        width = (self.heads + 2 * self.kv_heads) * a.head_dim
+        self.qkv_proj = Linear(a.hidden_size, width, a.attention_bias, column)
+        self.o_proj = Linear(self.heads * a.head_dim, a.hidden_size, a.attention_output_bias, row)
+        self.q_norm = RMSNorm(a.head_dim, a.rms_norm_eps) if a.use_qk_norm else None
+        self.k_norm = RMSNorm(a.head_dim, a.rms_norm_eps) if a.use_qk_norm else None
+
+    def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
+        qkv_BSFK = self.qkv_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
+        split = [self.heads, self.kv_heads, self.kv_heads]
+        if self.q_norm is None or self.k_norm is None:
+            turned = kernels.rotary(qkv_BSFK, table, self.heads + self.kv_heads)
+            q_BSHK, k_BSGK, v_BSGK = turned.split(split, dim=2)
+        else:
+            q_BSHK, k_BSGK, v_BSGK = qkv_BSFK.split(split, dim=2)
+            q_BSHK = kernels.rotary(self.q_norm(q_BSHK), table, self.heads)
+            k_BSGK = kernels.rotary(self.k_norm(k_BSGK), table, self.kv_heads)
+        return self.o_proj(self.attend(q_BSHK, k_BSGK, v_BSGK).flatten(2))
+
+
+class MLP(nn.Module):
+    """SwiGLU. The rows of `gate_up_proj` are gate_proj's, then up_proj's: one matmul."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        shards: int = 1,
+        column: Project = F.linear,
+        row: Project = F.linear,
+    ) -> None:
+        super().__init__()
+        width, hidden = architecture.intermediate_size // shards, architecture.hidden_size
+        self.gate_up_proj = Linear(hidden, 2 * width, False, column)
+        self.down_proj = Linear(width, hidden, False, row)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.down_proj(kernels.swiglu(self.gate_up_proj(x_BSD)))
+
+
+class Block(nn.Module):
+    """One decoder layer: attention and MLP, each behind a norm and beside the residual stream."""
+
+    def __init__(
+        self, architecture: Architecture, attention: nn.Module, mlp: nn.Module, recompute: bool
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps)
+        self.self_attn = attention
+        self.post_attention_layernorm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps)
+        self.mlp = mlp
+        self.recompute = recompute
+
+    def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
+        if not self.recompute:
+            return self.layer(x_BSD, table)
+        return checkpoint(self.layer, x_BSD, table, use_reentrant=False, preserve_rng_state=False)
+
+    def layer(self, x_BSD: Tensor, table: Tensor) -> Tensor:
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), table)
+        return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+
+
+class Decoder(nn.Module):
+    """Embedding and blocks."""
+
+    def __init__(self, architecture: Architecture, blocks: list[Block], edges: Edges) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(architecture.vocab_size, architecture.hidden_size)
+        self.layers = nn.ModuleList(blocks)
+        self.norm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps)
+        self.architecture = architecture
+        self.edges = edges
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        x_BSD = self.edges.enter(self.embed_tokens(input_ids))
+        table = rotary_table(self.architecture, self.edges.positions(position_ids), x_BSD.dtype)
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, table)
+        return self.edges.leave(x_BSD)
+
+
+class CausalLM(nn.Module):
+    """The decoder with its head and loss; parameter names nest as in Hugging Face's Llama."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        attention: Callable[[], nn.Module],
+        mlp: Callable[[], nn.Module],
+        edges: Edges = Edges(),
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        a = architecture
+        blocks = [Block(a, attention(), mlp(), recompute) for _ in range(a.num_hidden_layers)]
+        self.model = Decoder(a, blocks, edges)
+        self.lm_head = Linear(a.hidden_size, a.vocab_size)
+        if a.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+        """The sum of this rank's token losses.
+
+        Args:
+            input_ids: [B, s] int64.
+            position_ids: [B or 1, s] int64.
+            labels: [B, s] int64, the token after each input; -100 counts nothing.
+
+        Returns:
+            A scalar, fp32 (fp64 in an fp64 model).
+        """
+        hidden = self.model.norm(self.model(input_ids, position_ids))
+        return kernels.cross_entropy_sum(self.lm_head(hidden), labels)
+
+
+def reference_model(architecture: Architecture) -> CausalLM:
+    """The whole model in one process, without any method."""
+    return CausalLM(architecture, lambda: Attention(architecture), lambda: MLP(architecture))
+
+
+def rotary_table(architecture: Architecture, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """cos and sin of every position's angles, [2, B or 1, S, 1, K/2], once for all blocks.
+
+    Angles are fp32 whatever the dtype, as the published models were trained.
+    """
+    angles = position_ids[..., None, None].float() * rotary_frequencies(
+        architecture, position_ids.device
+    )
+    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+
+
+def rotary_frequencies(architecture: Architecture, device: torch.device) -> Tensor:
+    """Radians a token for each of the K/2 pairs, fp32, with Llama-3's scaling of the slow ones."""
+    a = architecture
+    exponents = torch.arange(0, a.head_dim, 2, dtype=torch.int64, device=device).float()
+    frequencies = 1.0 / a.rope_theta ** (exponents / a.head_dim)
+    if a.rope_factor == 1.0:
+        return frequencies
+    # Llama 3.1's scaling: long wavelengths are stretched by the factor, short ones kept, those
+    # between blended (transformers.modeling_rope_utils, "llama3").
+    turns = a.rope_original_max_position_embeddings / (2 * math.pi / frequencies)
+    low, high = a.rope_low_freq_factor, a.rope_high_freq_factor
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - keep) * frequencies / a.rope_factor + keep * frequencies

@@ -1,0 +1,128 @@
+"""A trainer: the model of a run on this rank, and one optimizer step at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from odysseus import collectives, weights, zero
+from odysseus.attention import choose_attention
+from odysseus.config import RunConfig
+from odysseus.data import Batch
+from odysseus.kernels import IGNORED_LABEL
+from odysseus.mesh import Mesh
+from odysseus.method import Method
+from odysseus.model import CausalLM, Edges
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step reports, the same numbers on every rank.
+
+    Attributes:
+        loss: Sum of token losses over the step's tokens, all ranks. Scalar, fp64.
+        grad_norm: Euclidean norm of the whole gradient. Scalar, fp64.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+def build_model(run: RunConfig, method: Method, mesh: Mesh) -> CausalLM:
+    """This rank's shards of the run's model, initialised.
+
+    Built on the meta device, sharded there, then allocated and filled shard by shard: no rank
+    ever holds a whole weight that it does not keep.
+    """
+    architecture = run.architecture
+    _, attend = choose_attention(run.model.attn_implementation, mesh.device)
+    edges = Edges(
+        enter=lambda x: method.enter(x, mesh),
+        leave=lambda x: method.leave(x, mesh),
+        positions=lambda ids: method.positions(ids, mesh),
+    )
+    with torch.device("meta"):
+        model = CausalLM(
+            architecture,
+            attention=lambda: method.attention(run, mesh, attend),
+            mlp=lambda: method.mlp(run, mesh),
+            edges=edges,
+            recompute=run.activation_checkpointing,
+        ).to(run.master_dtype)
+    zero.shard(model, mesh, method.split, run.compute_dtype, run.reduce_dtype)
+    model.to_empty(device=mesh.device)
+    held = weights.local_pieces(
+        model, architecture, method.split, mesh.sequence.size, mesh.sequence.rank
+    )
+    weights.initialize(held, run.seed)
+    return model
+
+
+class Trainer:
+    """Model, optimizer and step of one run on one rank."""
+
+    def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
+        self.run, self.method, self.mesh = run, method, mesh
+        self.model = build_model(run, method, mesh)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW on the plain shards: it is elementwise and needs no DTensor arithmetic.
+
+        Made at the first update, because FSDP2 may move a shard into a padded buffer before its
+        first forward.
+        """
+        shards = [nn.Parameter(weights.local_shard(p)[0]) for p in self.model.parameters()]
+        return torch.optim.AdamW(shards, lr=self.run.optimizer.learning_rate, fused=True)
+
+    def step(self, batches: list[Batch]) -> StepResult:
+        """Forward, backward and update over the micro batches of one step."""
+        loss = self.forward_backward(batches)
+        grad_norm = self.grad_norm()
+        self.update()
+        return StepResult(loss, grad_norm)
+
+    def forward_backward(self, batches: list[Batch]) -> Tensor:
+        """Accumulate the step's gradients; the step's loss, a scalar in fp64."""
+        count = sum((batch.labels != IGNORED_LABEL).sum() for batch in batches)
+        tokens = self._world_sum(torch.as_tensor(count, dtype=torch.float64))
+        loss = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
+        for batch in batches:
+            token_losses = self.model(batch.input_ids, batch.position_ids, batch.labels)
+            (token_losses / tokens.to(token_losses.dtype)).backward()
+            loss += token_losses.detach()
+        return self._world_sum(loss) / tokens
+
+    def grad_norm(self) -> Tensor:
+        """Norm of the whole gradient, each element counted on the one rank that owns it."""
+        square = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
+        for piece, gradient in self.gradients():
+            if piece.owned:
+                square += torch.linalg.vector_norm(gradient, dtype=torch.float64) ** 2
+        return self._world_sum(square).sqrt()
+
+    def gradients(self):
+        """(piece, view of the gradient) for everything that this rank's shards hold."""
+        axis = self.mesh.sequence
+        for name, parameter in self.model.named_parameters():
+            of = weights.pieces(
+                name, self.run.architecture, self.method.split, axis.size, axis.rank
+            )
+            if parameter.grad is not None:
+                yield from weights.cut_rows(parameter.grad, of)
+
+    def update(self) -> None:
+        """Apply the accumulated gradients and let go of them."""
+        shards = self.optimizer.param_groups[0]["params"]
+        for parameter, shard in zip(self.model.parameters(), shards, strict=True):
+            if parameter.grad is not None:
+                shard.grad, parameter.grad = weights.local_shard(parameter.grad)[0], None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _world_sum(self, value: Tensor) -> Tensor:
+        collectives.all_reduce_plain(value, self.mesh.world)
+        return value

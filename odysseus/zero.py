@@ -1,0 +1,82 @@
+"""ZeRO-3 for whatever a method leaves replicated, with PyTorch's fully_shard (FSDP2).
+
+A weight that the method cuts is sharded over the data-parallel replicas, every other one over all
+ranks (rule 3 of docs/architecture.md): no parameter, gradient or optimizer state is held twice
+(but for kv heads fewer than ranks, whose copies Megatron-style methods need). Units: the
+embedding, each block, and the head with its norm. Gradients are summed, never averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+from torch.distributed.tensor import Shard
+
+from odysseus.mesh import Mesh
+from odysseus.model import CausalLM
+from odysseus.weights import PACKED
+
+
+def is_cut(parameter: str, split: Mapping[str, int]) -> bool:
+    """Whether a method's split cuts this parameter (by its name in this project's model)."""
+    stem, _, kind = parameter.rpartition(".")
+    parent, _, leaf = stem.rpartition(".")
+    module = parent.rpartition(".")[2]
+    dims = {split.get(f"{module}.{part}") for part in PACKED.get(leaf, (leaf,))}
+    return 0 in dims or (1 in dims and kind == "weight")
+
+
+def shard(
+    model: CausalLM,
+    mesh: Mesh,
+    split: Mapping[str, int],
+    compute_dtype: torch.dtype,
+    reduce_dtype: torch.dtype,
+) -> None:
+    """Turn a model on the meta device into this rank's shards of it, still on the meta device.
+
+    Args:
+        compute_dtype: Dtype of gathered parameters; shards keep the dtype they have.
+        reduce_dtype: Dtype in which gradients are summed.
+    """
+    cut = {p for name, p in model.named_parameters() if is_cut(name, split)}
+    if mesh.sequence.size == 1:
+        cut = set()  # Nothing is cut, and both meshes would be the same ranks.
+    full = FSDPMeshInfo(mesh.full_mesh, shard_mesh_dim=0)
+    replicate = FSDPMeshInfo(mesh.replicate_mesh, shard_mesh_dim=0)
+
+    def placement(parameter: nn.Parameter) -> ShardPlacementResult:
+        return ShardPlacementResult(Shard(0), replicate if parameter in cut else full)
+
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+    )
+
+    def unit(module: nn.Module | list[nn.Module], reshard_after_forward: bool) -> None:
+        fully_shard(
+            module,  # pyright: ignore[reportArgumentType, reportCallIssue]
+            mesh=mesh.full_mesh,
+            mp_policy=policy,
+            reshard_after_forward=reshard_after_forward,
+            shard_placement_fn=placement,
+        )
+
+    embedding, head = model.model.embed_tokens, [model.model.norm, model.lm_head]
+    tied = model.lm_head.weight is embedding.weight
+    for block in model.model.layers:
+        unit(block, reshard_after_forward=True)
+    # The head's backward follows its forward at once, so its weights stay gathered between.
+    unit([embedding, *head] if tied else head, reshard_after_forward=False)
+    if not tied:
+        unit(embedding, reshard_after_forward=True)
+        # The gradient of a lookup does not read the table: no second all-gather.
+        embedding.set_unshard_in_backward(False)  # pyright: ignore[reportCallIssue]
+    unit(model, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
