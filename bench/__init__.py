@@ -1,0 +1,1 @@
+"""The harness: measures, predicts and reports. `python -m bench --help`."""

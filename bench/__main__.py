@@ -1,0 +1,42 @@
+"""The front door: ``python -m bench VERB``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+VERBS = {
+    "run": "one cell: one method, one model, one sequence length, one world size",
+    "sweep": "a grid of cells from YAML; resumes, keeps going past a failed cell",
+    "theory": "the cost table: as published, as derived, as measured",
+    "report": "CSV rows in, figures and a table out",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb; its exit status. 2 means bad input, and that nothing was started."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m bench VERB [options]\n")
+        print("\n".join(f"  {verb:8}{what}" for verb, what in VERBS.items()))
+        print("\nVERB --help explains every flag.")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb not in VERBS:
+        return _bad_input("VERB", f"unknown verb {verb!r}; valid: {', '.join(VERBS)}")
+    action: Callable[[list[str]], int] = import_module(f"bench.{verb}_verb").main
+    try:
+        return action(rest)
+    except ValueError as error:
+        return _bad_input(verb, str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _bad_input(verb: str, message: str) -> int:
+    print(f"python -m bench {verb}: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

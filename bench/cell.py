@@ -1,0 +1,156 @@
+"""What one rank of a cell does: train some steps, time them, then meter one more."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from bench import flops
+from bench.memory import KINDS, MemoryMeter
+from bench.traffic import TrafficMeter
+from methods import METHODS
+from odysseus import weights
+from odysseus.config import RunConfig
+from odysseus.data import Samples
+from odysseus.mesh import make_mesh, pick_device, start_process_group
+from odysseus.step import StepResult, Trainer
+
+
+def measure(run: RunConfig) -> dict[str, Any]:
+    """Run a cell on this rank; the measured columns of its row, the same on every rank.
+
+    Call it on every rank of a launched job. The process group is started and stopped here.
+    """
+    device = pick_device(run.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    start_process_group(device, run.timeout_s)
+    try:
+        mesh = make_mesh(device, run.sequence_size, run.architecture.num_key_value_heads)
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.sequence.rank, device)
+        results, times_ms = _timed_steps(run, trainer, samples, device)
+        peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
+        step = run.warmup_steps + run.steps
+        traffic = _metered_traffic(trainer, samples, step)
+        memory = _metered_memory(trainer, samples, step + 1, device)
+        ranks = _gather({"ms": times_ms, "peak_flops": peak_flops, "memory": memory})
+        return (
+            _time_columns(run, [r["ms"] for r in ranks], min(r["peak_flops"] for r in ranks))
+            | {"peak_flops_source": source}
+            | traffic
+            | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
+            | _number_columns(results)
+            | {
+                "backend": dist.get_backend(),
+                "device": device.type,
+                "hardware": hardware_name(device),
+            }
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def hardware_name(device: torch.device) -> str:
+    """The GPU's or the processor's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with open("/proc/cpuinfo") as info:
+        models = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+    return f"{models[0] if models else 'unknown'} ({len(models)} cores)"
+
+
+def _timed_steps(
+    run: RunConfig, trainer: Trainer, samples: Samples, device: torch.device
+) -> tuple[list[StepResult], list[float]]:
+    results, times_ms = [], []
+    for step in range(run.warmup_steps + run.steps):
+        batches = samples.step(step)
+        flops.synchronize(device)
+        start = time.perf_counter()
+        results.append(trainer.step(batches))
+        flops.synchronize(device)
+        times_ms.append((time.perf_counter() - start) * 1e3)
+    return results, times_ms[run.warmup_steps :]
+
+
+def _metered_traffic(trainer: Trainer, samples: Samples, step: int) -> dict[str, int]:
+    batches = samples.step(step)
+    with TrafficMeter() as meter:
+        trainer.step(batches)
+    return meter.totals()
+
+
+def _metered_memory(
+    trainer: Trainer, samples: Samples, step: int, device: torch.device
+) -> dict[str, int]:
+    meter = watch_memory(trainer)
+    batches = samples.step(step)
+    meter.watch([t for b in batches for t in vars(b).values()], "activations")
+    allocator = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with meter:
+        trainer.step(batches)
+    peak = meter.peak()
+    if device.type == "cuda":
+        # The allocator knows of kernels' workspace, which the meter does not.
+        allocator = {
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
+        }
+    kinds = {f"peak_memory_{kind}_bytes": peak.by_kind[kind] for kind in KINDS}
+    return {"peak_memory_bytes": peak.bytes, **kinds, **allocator}
+
+
+def watch_memory(trainer: Trainer) -> MemoryMeter:
+    """A memory meter that knows a trainer's parameters, optimizer states and gradients."""
+    meter = MemoryMeter()
+    parameters = [weights.local_shard(p)[0] for p in trainer.model.parameters()]
+    states = [t for state in trainer.optimizer.state.values() for t in state.values()]
+    meter.watch(parameters, "parameters")
+    meter.watch(states, "optimizer")
+
+    def take_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        held = (p.grad for group in optimizer.param_groups for p in group["params"])
+        meter.watch([gradient for gradient in held if gradient is not None], "gradients")
+
+    trainer.optimizer.register_step_pre_hook(take_gradients)
+    return meter
+
+
+def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    ranks: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(ranks, mine)
+    return ranks
+
+
+def _time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float) -> dict[str, Any]:
+    slowest_ms = np.max(times_ms, axis=0)
+    p20, p50, p80 = np.percentile(slowest_ms, [20, 50, 80])
+    tokens_per_s = run.tokens_per_step / (p50 / 1e3)
+    flops_per_s_per_gpu = flops.step_flops(run) / run.world_size / (p50 / 1e3)
+    return {
+        "step_ms_p50": p50,
+        "step_ms_p20": p20,
+        "step_ms_p80": p80,
+        "tokens_per_s": tokens_per_s,
+        "tokens_per_s_per_gpu": tokens_per_s / run.world_size,
+        "model_tflops_per_gpu": flops_per_s_per_gpu / 1e12,
+        "mfu": flops_per_s_per_gpu / peak_flops,
+        "flops_convention": flops.CONVENTION,
+    }
+
+
+def _number_columns(results: list[StepResult]) -> dict[str, float]:
+    first, last = results[0], results[-1]
+    return {
+        "loss_first": first.loss.item(),
+        "loss_last": last.loss.item(),
+        "grad_norm_first": first.grad_norm.item(),
+        "grad_norm_last": last.grad_norm.item(),
+    }

@@ -1,0 +1,67 @@
+"""Model FLOPs of a step: what the mathematics needs, however often a method computes it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from odysseus.architecture import Architecture
+from odysseus.config import RunConfig
+from odysseus.weights import huggingface_shapes
+
+CONVENTION = "causal"
+"""Attention counts the lower triangle only, half of the full square; recompute never counts."""
+
+# Dense bf16 FLOP/s by the vendors' data sheets (NVIDIA A100, H100, H200, B200 SXM).
+_DATA_SHEET_BF16 = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+def step_flops(run: RunConfig) -> int:
+    """FLOPs of one optimizer step over all ranks, forward and backward, causal attention.
+
+    6 per matmul parameter and token, and 6·L²·(H·K) a layer and sample for attention: forward is
+    2 matmuls of 2·L²·H·K, halved by the causal mask, and backward twice forward (Korthikanti et
+    al., arXiv 2205.05198 appendix A, with the mask counted). The embedding lookup counts nothing.
+    """
+    a = run.architecture
+    attention = 6 * run.seq_len**2 * a.query_width * a.num_hidden_layers * run.samples_per_step
+    return 6 * matmul_parameters(a) * run.tokens_per_step + attention
+
+
+def matmul_parameters(architecture: Architecture) -> int:
+    """Elements of all weight matrices that multiply activations, the head included."""
+    shapes = huggingface_shapes(architecture)
+    count = sum(shape[0] * shape[1] for shape in shapes.values() if len(shape) == 2)
+    if not architecture.tie_word_embeddings:
+        count -= architecture.vocab_size * architecture.hidden_size
+    return count
+
+
+def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """What MFU is a fraction of, and where the number is from.
+
+    A GPU computing in bf16 is held against its data sheet; anything else against the best of some
+    large matmuls, timed here while all ranks do the same.
+    """
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for gpu, flops in _DATA_SHEET_BF16.items():
+            if gpu in name:
+                return flops, "data sheet"
+    size = 4096 if device.type == "cuda" else 512
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    best = 0.0
+    for _ in range(8):
+        synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best, "measured matmul"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,140 @@
+"""Starting a cell's workers with torch elastic, and turning whatever happens into its row."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from bench import cell, rows, theory
+from odysseus.config import RunConfig
+from odysseus.mesh import pick_device
+
+_OUT_OF_MEMORY = {
+    "OutOfMemoryError": "oom_gpu",
+    "MemoryError": "oom_cpu",
+    "RuntimeError: [enforce fail at alloc_cpu.cpp": "oom_cpu",
+}
+
+
+def run_cell(run: RunConfig) -> dict[str, Any]:
+    """Run a checked cell in fresh processes; its whole row, whatever its status.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the workers are gone.
+    """
+    started = time.monotonic()
+    try:
+        with _time_limit(run.timeout_s):
+            outcome = {"status": "ok", "error": ""} | _launch(run)
+    except ChildFailedError as failed:
+        outcome = _failure(failed)
+    except TimeoutError as timeout:
+        outcome = {"status": "timeout", "error": str(timeout)}
+    return finish_row(run, outcome, time.monotonic() - started)
+
+
+def join_cell(run: RunConfig) -> dict[str, Any] | None:
+    """Be one of the workers that torchrun or srun started; on rank 0, the cell's row."""
+    started = time.monotonic()
+    outcome = {"status": "ok", "error": ""} | cell.measure(run)
+    is_first = os.environ["RANK"] == "0"
+    return finish_row(run, outcome, time.monotonic() - started) if is_first else None
+
+
+def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
+    """The row of a cell that cannot be started."""
+    return finish_row(run, {"status": "invalid", "error": reason}, 0.0)
+
+
+def finish_row(run: RunConfig, outcome: dict[str, Any], wall_s: float) -> dict[str, Any]:
+    """A row from a cell's outcome: identity, provenance and theory added."""
+    row = rows.identity(run) | rows.provenance() | outcome | {"wall_s": round(wall_s, 2)}
+    if row["status"] == "ok":
+        row["theory_comm_bytes_total"] = theory.step_traffic(run).total
+    return row
+
+
+def launched_world_size() -> int | None:
+    """The number of processes that torchrun or srun started, this one among them; else None.
+
+    Under srun the environment that torch expects is filled in from Slurm's.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["WORLD_SIZE"])
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if "SLURM_PROCID" not in env or tasks == 1:
+        return None
+    port = 20_000 + int(env["SLURM_JOB_ID"]) % 20_000
+    env.setdefault("RANK", env["SLURM_PROCID"])
+    env.setdefault("LOCAL_RANK", env["SLURM_LOCALID"])
+    env.setdefault("WORLD_SIZE", str(tasks))
+    env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    env.setdefault("MASTER_PORT", str(port))
+    return tasks
+
+
+def _launch(run: RunConfig) -> dict[str, Any]:
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Forked workers inherit the imports, which saves seconds; CUDA does not survive a fork.
+    on_cpu = pick_device(run.device).type == "cpu"
+    if on_cpu:
+        import torch._dynamo  # noqa: F401  (DTensor's first use imports it: once, before the fork)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=run.world_size,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"cell-{os.getpid()}",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork" if on_cpu else "spawn",
+        shutdown_timeout=5,
+    )
+    return elastic_launch(config, _worker)(run)[0]
+
+
+@record
+def _worker(run: RunConfig) -> dict[str, Any]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
+    try:
+        return cell.measure(run)
+    except Exception as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            # Most likely another rank is gone: let that one be found first.
+            time.sleep(2)
+        raise
+
+
+def _failure(failed: ChildFailedError) -> dict[str, Any]:
+    rank, failure = failed.get_first_failure()
+    told: Any = failure.message
+    message = (told["message"] if isinstance(told, dict) else told).strip().splitlines()[0]
+    if failure.exitcode < 0:
+        message = f"killed by {signal.Signals(-failure.exitcode).name}"
+    status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
+    return {"status": status, "error": f"rank {rank}: {message}"}
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"stopped after timeout_s = {seconds}")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

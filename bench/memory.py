@@ -1,0 +1,147 @@
+"""The memory meter: live tensor storage over a step, its peak, and what was alive at it.
+
+A dispatch mode sees every tensor that is made; a weak reference sees it go. The life of each
+storage is logged with its kind, which may be learned later (a tensor turns out to be a gradient
+when the optimizer takes it), and the peak is found by replaying the log.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from bench.watch import Watcher
+
+KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
+
+
+@dataclass
+class Allocation:
+    """One storage's life: bytes, what for, and the operation that made it."""
+
+    bytes: int
+    kind: str
+    made_by: str
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most bytes alive at once, by kind, and the allocations alive then, largest first."""
+
+    bytes: int
+    by_kind: dict[str, int]
+    alive: list[Allocation]
+
+
+class MemoryMeter(Watcher):
+    """Follows tensor storage while it is entered.
+
+    Kinds: *parameters*, *optimizer* and inputs are told by :meth:`watch`; *communication* is what
+    FSDP2 gathers and reduces, and what a method has gathered or is about to reduce-scatter;
+    *gradients* are the parameters' whole and sharded ones; everything else is *activations*.
+    Kernels' own workspace and gloo's buffers are not tensors and not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log: list[tuple[int, bool]] = []
+        self._allocations: list[Allocation] = []
+        self._live: dict[int, tuple[int, Any]] = {}
+
+    def watch(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Count these from now on as this kind, whether new to the meter or not."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            index = self._index(storage)
+            if index is None:
+                self._add(storage, kind, "before the step")
+            else:
+                self._allocations[index].kind = kind
+
+    def peak(self) -> Peak:
+        """Replay the log."""
+        alive: set[int] = set()
+        best: set[int] = set()
+        now = most = 0
+        for index, made in self._log:
+            size = self._allocations[index].bytes
+            if made:
+                alive.add(index)
+                now += size
+            else:
+                alive.remove(index)
+                now -= size
+            if now > most:
+                most, best = now, set(alive)
+        held = sorted((self._allocations[i] for i in best), key=lambda a: -a.bytes)
+        by_kind: Counter[str] = Counter()
+        for allocation in held:
+            by_kind[allocation.kind] += allocation.bytes
+        return Peak(most, {kind: by_kind[kind] for kind in KINDS}, held)
+
+    def __enter__(self) -> MemoryMeter:
+        # FSDP2 frees and refills gathered parameters by resizing their storage, which no
+        # dispatch mode sees; torch's own MemTracker wraps the method in the same way.
+        original = self._resize = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> None:
+            kind = self._forget(storage)
+            original(storage, size)
+            self._add(storage, kind or "communication", "resize_")
+
+        setattr(torch.UntypedStorage, "resize_", resize)  # noqa: B010
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
+        super().__exit__(*exception)
+
+    def observe(self, name: str, args: tuple[Any, ...], result: Any) -> None:
+        kind = self._kind_here()
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if self._index(storage) is None:
+                    self._add(storage, kind, name)
+        if name == "c10d::_allgather_base_":
+            self.watch([args[0]], "communication")
+        elif name == "c10d::_reduce_scatter_base_":
+            self.watch([args[1]], "communication")
+        elif name == "fsdp::chunk_cat":
+            self.watch(args[0], "gradients")
+
+    def _kind_here(self) -> str:
+        if self.region.startswith("FSDP::"):
+            return "communication"
+        return "optimizer" if self.region.startswith("Optimizer.step") else "activations"
+
+    def _index(self, storage: torch.UntypedStorage) -> int | None:
+        known = self._live.get(storage._cdata)
+        return None if known is None else known[0]
+
+    def _add(self, storage: torch.UntypedStorage, kind: str, made_by: str) -> None:
+        index, key = len(self._allocations), storage._cdata
+        self._allocations.append(Allocation(storage.nbytes(), kind, made_by))
+        self._log.append((index, True))
+
+        def gone(_: Any) -> None:
+            if self._live.get(key, (None,))[0] == index:
+                del self._live[key]
+                self._log.append((index, False))
+
+        self._live[key] = (index, weakref.ref(storage, gone))
+
+    def _forget(self, storage: torch.UntypedStorage) -> str | None:
+        known = self._live.pop(storage._cdata, None)
+        if known is None:
+            return None
+        self._log.append((known[0], False))
+        return self._allocations[known[0]].kind

@@ -1,0 +1,160 @@
+"""Command line and YAML to checked configurations, by jsonargparse from the dataclasses.
+
+Whatever is wrong ends as one ValueError of one line before any process starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+
+from bench import rows
+from methods import METHODS
+from odysseus.attention import choose_attention
+from odysseus.config import RunConfig
+from odysseus.data import check_tokens
+from odysseus.mesh import pick_device
+
+
+def parser(verb: str, description: str) -> ArgumentParser:
+    """An empty parser of one verb, with ``--config``."""
+    made = ArgumentParser(
+        prog=f"python -m bench {verb}", description=description, exit_on_error=False
+    )
+    made.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with the same keys, dots as nesting; a flag on the command line wins.",
+    )
+    return made
+
+
+def parse(made: ArgumentParser, arguments: Sequence[str]) -> Any:
+    """The parsed and instantiated arguments.
+
+    Raises:
+        ValueError: an unknown key or a wrong type, named with what would be valid.
+    """
+    try:
+        return made.instantiate(made.parse_args(_config_first(arguments)))
+    except ArgumentError as error:
+        message = " ".join(str(error).split()).replace("typing.", "").rstrip(".")
+        raise ValueError(message + _suggestion(made, message)) from None
+
+
+def add_run_options(made: ArgumentParser) -> None:
+    """The flags of one cell."""
+    made.add_class_arguments(RunConfig)
+
+
+def add_grid_options(made: ArgumentParser) -> None:
+    """The flags of one cell, each of which may also hold a list."""
+    made.add_class_arguments(_grid_of(RunConfig))
+
+
+def run_config(parsed: Any) -> RunConfig:
+    """The cell that was asked for."""
+    return RunConfig(**{f.name: parsed[f.name] for f in fields(RunConfig)})
+
+
+def expand(parsed: Any) -> list[RunConfig]:
+    """Every cell of a grid, the first key varying slowest."""
+    return _expand(RunConfig, {f.name: parsed[f.name] for f in fields(RunConfig)})
+
+
+def check(run: RunConfig) -> None:
+    """Raise ValueError unless the cell can be started: sizes, method, text, devices."""
+    run.check()
+    METHODS[run.method].check(run)
+    device = pick_device(run.device)
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but there is no GPU; valid here: auto, cpu")
+    choose_attention(run.model.attn_implementation, device)
+    check_tokens(run)
+
+
+def check_gpus(run: RunConfig, launched: int | None) -> None:
+    """Raise ValueError if the ranks of this machine outnumber its GPUs, or the launcher differs."""
+    if launched is not None and launched != run.world_size:
+        raise ValueError(
+            f"world_size = {run.world_size}, but the launcher started {launched} processes; "
+            f"valid: {launched}"
+        )
+    gpus = torch.cuda.device_count()
+    if launched is None and pick_device(run.device).type == "cuda" and run.world_size > gpus:
+        raise ValueError(
+            f"world_size = {run.world_size} is more than the {gpus} GPUs of this machine; "
+            f"valid: up to {gpus}, or device = cpu"
+        )
+
+
+def check_output(out: str) -> Path:
+    """The output file, writable. Raises ValueError."""
+    path = Path(out)
+    rows.check_writable(path)
+    return path
+
+
+def _grid_of(config: type) -> type:
+    """The dataclass with every field `T` widened to `T | list[T]`, nested ones likewise."""
+    hints = get_type_hints(config)
+    widened = []
+    for f in fields(config):
+        hint = hints[f.name]
+        if is_dataclass(hint):
+            grid = _grid_of(hint)  # pyright: ignore[reportArgumentType]
+            widened.append((f.name, grid, field(default_factory=grid)))
+        else:
+            widened.append((f.name, hint | list[hint], field(default=f.default)))
+    made = make_dataclass(f"{config.__name__}Grid", widened, frozen=True, kw_only=True)
+    made.__doc__ = config.__doc__
+    return made
+
+
+def _expand(config: type, values: dict[str, Any]) -> list[Any]:
+    axes = []
+    hints = get_type_hints(config)
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            nested = {f.name: getattr(value, f.name) for f in fields(value)}
+            axes.append(_expand(hints[name], nested))
+        else:
+            axes.append(value if isinstance(value, list) else [value])
+    return [config(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*axes)]
+
+
+def _config_first(arguments: Sequence[str]) -> list[str]:
+    """Files before flags, so that a flag wins wherever it stands."""
+    files, flags = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--config":
+            files += [argument, *itertools.islice(rest, 1)]
+        elif argument.startswith("--config="):
+            files.append(argument)
+        else:
+            flags.append(argument)
+    return files + flags
+
+
+def _suggestion(made: ArgumentParser, message: str) -> str:
+    unknown = re.search(
+        r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message
+    )
+    if unknown is None:
+        return ""
+    key = unknown[1] or unknown[2]
+    known = [action.dest for action in made._actions]
+    near = difflib.get_close_matches(key, known, 3) or [
+        name for name in known if difflib.get_close_matches(key, [name.rpartition(".")[2]], 1)
+    ]
+    hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the valid keys"
+    return f"; {hint}"

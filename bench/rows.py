@@ -1,0 +1,168 @@
+"""Rows of results: their columns, their identity, and a CSV that no kill can tear.
+
+A file is replaced whole, under a lock, by one with the new row: readers see the old file or the
+new one. pandas reads and writes it, as text, so that no number changes on the way through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bench.memory import KINDS
+from bench.traffic import COLLECTIVES, PURPOSES
+from odysseus.attention import choose_attention
+from odysseus.config import RunConfig
+from odysseus.mesh import pick_device
+
+_IDENTITY = (
+    *("method", "model", "model_type", "attn_implementation"),
+    *("world_size", "sequence_parallel_size", "ring_parallel_size", "data_parallel_size"),
+    *("seq_len", "micro_batch_size", "gradient_accumulation_steps", "dtype"),
+    *("activation_checkpointing", "activation_checkpoint_cpu_offload"),
+    *("tiled_mlp_compute", "tiled_loss_compute"),
+    *("seq_parallel_communication_data_type", "reduce_bucket_size"),
+    *("optimizer", "optimizer_offload", "parameter_offload", "seed"),
+    *("regather", "ulysses_all_to_all", "learning_rate", "data_path"),
+)
+_KEY = (*_IDENTITY, "mode", "device")
+
+COLUMNS = (
+    *_IDENTITY,
+    *["mode", "backend", "device", "hardware", "torch_version", "git_commit", "git_dirty", "utc"],
+    *["status", "error", "wall_s"],
+    *["step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"],
+    *["model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"],
+    *(f"comm_bytes_{name}" for name in ("total", *COLLECTIVES, *PURPOSES)),
+    *["comm_calls_total", "theory_comm_bytes_total"],
+    *("peak_memory_bytes", *(f"peak_memory_{kind}_bytes" for kind in KINDS)),
+    *["peak_reserved_bytes", "peak_host_bytes"],
+    *["loss_first", "loss_last", "grad_norm_first", "grad_norm_last"],
+)
+
+
+def identity(run: RunConfig) -> dict[str, Any]:
+    """What makes this cell the cell it is. Columns of features that do not exist yet are off."""
+    device, attention = pick_device(run.device), run.model.attn_implementation
+    with contextlib.suppress(ValueError):  # an impossible kernel keeps its name
+        attention = choose_attention(attention, device)[0]
+    return {
+        "method": run.method,
+        "model": run.model.label,
+        "model_type": "torch",
+        "attn_implementation": attention,
+        "world_size": run.world_size,
+        "sequence_parallel_size": run.sequence_size,
+        "ring_parallel_size": 1,
+        "data_parallel_size": run.data_parallel_size,
+        "seq_len": run.seq_len,
+        "micro_batch_size": run.micro_batch_size,
+        "gradient_accumulation_steps": run.gradient_accumulation_steps,
+        "dtype": run.dtype,
+        "activation_checkpointing": run.activation_checkpointing,
+        "activation_checkpoint_cpu_offload": False,
+        "tiled_mlp_compute": False,
+        "tiled_loss_compute": False,
+        "seq_parallel_communication_data_type": run.seq_parallel_communication_data_type,
+        "optimizer": run.optimizer.type,
+        "optimizer_offload": "none",
+        "parameter_offload": "none",
+        "seed": run.seed,
+        "regather": run.regather,
+        "ulysses_all_to_all": run.ulysses_all_to_all,
+        "learning_rate": run.optimizer.learning_rate,
+        "data_path": run.data.path,
+        "mode": "measured",
+        "device": device.type,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Where and when a row was made: versions, commit, time."""
+    root = Path(__file__).parent.parent
+    git = ["git", "-C", str(root)]
+    commit = _output([*git, "rev-parse", "HEAD"])
+    changes = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    return {
+        "torch_version": torch.__version__,
+        "git_commit": commit,
+        "git_dirty": bool(changes) if commit else None,
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row's identity as text, the same before and after a trip through a file."""
+    return tuple(_text(row.get(column)) for column in _KEY)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """All rows of a file as text, missing values empty; no file, no rows."""
+    if not path.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def keys(path: Path, only_ok: bool = False) -> set[tuple[str, ...]]:
+    """The identities of all rows of a file, or of those whose status is ok."""
+    found = read(path).to_dict("records")
+    return {key(row) for row in found if row["status"] == "ok" or not only_ok}
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one row to a file, whole or not at all, whoever else is adding.
+
+    Raises:
+        ValueError: the row has a column that COLUMNS does not name.
+    """
+    unknown = row.keys() - set(COLUMNS)
+    if unknown:
+        raise ValueError(f"unknown columns: {sorted(unknown)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock_file(path).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        added = pd.DataFrame([{column: _text(row.get(column)) for column in COLUMNS}])
+        whole = pd.concat([read(path), added], ignore_index=True).fillna("")
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        whole.to_csv(draft, index=False)
+        draft.replace(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError unless rows can be added to this file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock_file(path).open("a"), path.open("a"):
+            pass
+        if path.stat().st_size == 0:
+            path.unlink()
+    except OSError as error:
+        reason = error.strerror
+        raise ValueError(f"out is {str(path)!r}: {reason}; valid: a file you may write") from None
+    missing = {"method", "status"} - set(read(path).columns)
+    if missing:
+        raise ValueError(
+            f"out is {str(path)!r}, a CSV without the columns {sorted(missing)}; "
+            "valid: a new file, or one that this program wrote"
+        )
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

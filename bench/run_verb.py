@@ -1,0 +1,52 @@
+"""``python -m bench run``: one cell, one row."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import launch, options, rows
+
+
+def main(arguments: list[str]) -> int:
+    """Measure one cell and append its row; 0 when its status is ok, else 1.
+
+    Raises:
+        ValueError: the cell cannot be started.
+    """
+    parser = options.parser("run", "Measure one cell and append its row to a CSV file.")
+    options.add_run_options(parser)
+    parser.add_argument("--out", type=str, default="results/runs.csv", help="CSV file of rows.")
+    parsed = options.parse(parser, arguments)
+    run, launched = options.run_config(parsed), launch.launched_world_size()
+    options.check(run)
+    options.check_gpus(run, launched)
+    out = options.check_output(parsed.out)
+    if launched is None:
+        for line in run.advice():
+            print(f"advice: {line}", file=sys.stderr)
+        row = launch.run_cell(run)
+    else:
+        row = launch.join_cell(run)
+    return 0 if row is None else _finish(out, row)
+
+
+def _finish(out: Path, row: dict[str, Any]) -> int:
+    rows.append(out, row)
+    if row["status"] != "ok":
+        print(f"{row['status']}: {row['error']}", file=sys.stderr)
+        return 1
+    print(summary(row))
+    return 0
+
+
+def summary(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    return (
+        f"{row['method']} on {row['world_size']} x {row['device']}, {row['seq_len']} tokens: "
+        f"{row['step_ms_p50']:.1f} ms a step, {row['tokens_per_s']:.0f} tokens/s, "
+        f"{row['comm_bytes_total'] / 2**20:.2f} MiB sent a rank, "
+        f"peak {row['peak_memory_bytes'] / 2**20:.1f} MiB, "
+        f"loss {row['loss_first']:.4f} -> {row['loss_last']:.4f}"
+    )

@@ -1,0 +1,60 @@
+"""``python -m bench sweep``: a grid of cells, resumable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bench import launch, options, rows
+from odysseus.config import RunConfig
+
+
+def main(arguments: list[str]) -> int:
+    """Measure every cell of a grid that has no row yet; 0 when all of those are ok, else 1.
+
+    Raises:
+        ValueError: a key or a value is none that any cell could have.
+    """
+    parser = options.parser(
+        "sweep", "Measure a grid of cells. Any key may hold a list, in YAML or as --key '[a, b]'."
+    )
+    options.add_grid_options(parser)
+    parser.add_argument("--out", type=str, default="results/sweep.csv", help="CSV file of rows.")
+    parser.add_argument(
+        "--retry_failed", type=bool, default=False, help="Run cells again whose row is not ok."
+    )
+    parsed = options.parse(parser, arguments)
+    out = options.check_output(parsed.out)
+    if launch.launched_world_size() is not None:
+        raise ValueError("sweep starts its own workers; run it without torchrun or srun")
+    cells = options.expand(parsed)
+    known = rows.keys(out, only_ok=parsed.retry_failed)
+    failed = done = 0
+    with tqdm(cells, unit="cell", file=sys.stderr, disable=None) as progress:
+        for run in progress:
+            progress.set_description(f"{run.method} n={run.world_size} L={run.seq_len}")
+            status = _one(run, known, out)
+            done += status is not None
+            failed += status not in (None, "ok")
+    print(f"{len(cells)} cells: {len(cells) - done} had rows, {done - failed} ok, {failed} failed")
+    return 1 if failed else 0
+
+
+def _one(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:
+    """Measure a cell unless its row is there; the status of a new row."""
+    try:
+        options.check(run)
+        options.check_gpus(run, None)
+    except ValueError as error:
+        row = launch.invalid_row(run, str(error))
+    else:
+        row = None
+    if rows.key(row or rows.identity(run)) in known:
+        return None
+    row = row or launch.run_cell(run)
+    rows.append(out, row)
+    if row["status"] != "ok":
+        tqdm.write(f"{row['status']}: {run.method}: {row['error']}", file=sys.stderr)
+    return row["status"]

@@ -1,0 +1,199 @@
+"""Closed forms: what every method sends in a step, to the byte.
+
+Symbols: L sequence length, B micro batch, T = B·L tokens of one replica's micro step, d hidden
+size, i intermediate size, H query heads, G kv heads, K head_dim, n ranks of the sequence axis,
+DP replicas, w bytes of the compute dtype, r bytes of the reduction dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from bench.traffic import COLLECTIVES, PURPOSES, bytes_sent
+from methods import METHODS
+from odysseus.config import RunConfig
+from odysseus.weights import pieces
+from odysseus.zero import is_cut
+
+
+@dataclass(frozen=True)
+class Term:
+    """`count` collectives of one size on one group, in one optimizer step.
+
+    Attributes:
+        size_bytes: The whole (gathered) tensor's bytes; of an all-to-all, this rank's.
+        ranks: Size of the group.
+    """
+
+    collective: str
+    purpose: str
+    count: int
+    size_bytes: int
+    ranks: int
+
+    @property
+    def bytes(self) -> Fraction:
+        return self.count * bytes_sent(self.collective, self.size_bytes, self.ranks)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one rank sends in one optimizer step."""
+
+    terms: tuple[Term, ...]
+
+    def bytes(self, *, collective: str = "", purpose: str = "") -> int:
+        """Bytes of the matching terms, rounded once."""
+        return round(
+            sum(
+                term.bytes
+                for term in self.terms
+                if collective in ("", term.collective) and purpose in ("", term.purpose)
+            )
+        )
+
+    @property
+    def total(self) -> int:
+        return self.bytes()
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The same columns that the traffic meter fills."""
+        return (
+            {"comm_bytes_total": self.total}
+            | {f"comm_bytes_{c}": self.bytes(collective=c) for c in COLLECTIVES}
+            | {f"comm_bytes_{p}": self.bytes(purpose=p) for p in PURPOSES}
+            | {"comm_calls_total": sum(t.count for t in self.terms)}
+        )
+
+
+def step_traffic(run: RunConfig) -> Traffic:
+    """Every collective of one optimizer step of a run, on each rank (all send the same)."""
+    micro, layers = run.gradient_accumulation_steps, run.architecture.num_hidden_layers
+    terms = [*_edge(run)]
+    for repeat, part in (
+        (micro * layers, [*block_activations(run), *_shared_kv_gradients(run)]),
+        (micro, [*_zero(run), *_stream_edge(run)]),
+    ):
+        terms += [replace(term, count=term.count * repeat) for term in part]
+    return Traffic(tuple(t for t in terms if t.ranks > 1))
+
+
+def block_activations(run: RunConfig) -> Iterator[Term]:
+    """One block's forward and backward of one micro step.
+
+    With activation checkpointing the block's forward runs again in backward, up to the last
+    tensor that backward needs: not its closing all-reduce or reduce-scatter.
+    """
+    again = int(run.activation_checkpointing)
+    n = run.sequence_size
+    if run.method == "ulysses":
+        for size, calls in _ulysses_exchanges(run):
+            yield Term("all_to_all", "activation", calls * (2 + again), size, n)
+        return
+    stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+    if run.method == "tp":
+        # Megatron-LM (arXiv 1909.08053 §3): one all-reduce a half-block, forward and backward.
+        yield Term("all_reduce", "activation", 4 + again, stream, n)
+        return
+    # Korthikanti et al. (arXiv 2205.05198 §4.2.2): a half-block gathers and scatters forward, does
+    # the transposes backward, and gathers its input once more where it was not kept.
+    gathers, scatters = 2 + int(run.regather) + again, 2
+    halves = 2 if run.method == "tp_sp" else 1
+    yield Term("all_gather", "activation", halves * gathers, stream, n)
+    yield Term("reduce_scatter", "activation", halves * scatters + again, stream, n)
+
+
+def _ulysses_exchanges(run: RunConfig) -> list[tuple[int, int]]:
+    """(bytes of a rank's tensor, calls) of one forward: q, k, v in, the output out.
+
+    Jacobs et al. (arXiv 2309.14509 §3.2), with grouped-query attention; kv heads fewer than ranks
+    are sent once to every rank that needs them.
+    """
+    a, n = run.architecture, run.sequence_size
+    token = _tokens(run) // n * a.head_dim * run.compute_dtype.itemsize
+    queries, keys = a.num_attention_heads, max(a.num_key_value_heads, n)
+    if run.ulysses_all_to_all == "yunchang":
+        return [(token * queries, 2), (token * keys, 2)]
+    return [(token * (queries + 2 * keys), 1), (token * queries, 1)]
+
+
+def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
+    """One block's all-reduce of k and v rows that n/G ranks hold copies of, where n > G."""
+    a = run.architecture
+    copies = max(1, run.sequence_size // a.num_key_value_heads)
+    if "self_attn.k_proj" not in METHODS[run.method].split:
+        return
+    row = 2 * a.head_dim * run.reduce_dtype.itemsize
+    yield Term("all_reduce", "gradient", 1, row * a.hidden_size, copies)
+    if a.attention_bias:
+        yield Term("all_reduce", "gradient", 1, row, copies)
+
+
+def _zero(run: RunConfig) -> Iterator[Term]:
+    """ZeRO-3 in one micro step (Rajbhandari et al., arXiv 1910.02054 §7): a block's weights are
+    gathered forward and backward, the embedding's and the head's once; gradients scattered once.
+    """
+    a = run.architecture
+    block = [f"model.layers.0.{name}" for name in _block_parameters(run)]
+    head = ["model.norm.weight"]
+    table = ["model.embed_tokens.weight"]
+    units = [(block, 2, a.num_hidden_layers)]
+    if a.tie_word_embeddings:
+        units += [(head + table, 1, 1)]
+    else:
+        units += [([*head, "lm_head.weight"], 1, 1), (table, 1, 1)]
+    for names, gathers, count in units:
+        for is_cut_group, ranks in ((True, run.data_parallel_size), (False, run.world_size)):
+            members = [p for p in names if _is_cut(run, p) == is_cut_group]
+            size = sum(_padded(run, p, ranks) for p in members)
+            if not members:
+                continue
+            width, reduced = run.compute_dtype.itemsize, run.reduce_dtype.itemsize
+            yield Term("all_gather", "parameter", gathers * count, size * width, ranks)
+            yield Term("reduce_scatter", "gradient", count, size * reduced, ranks)
+
+
+def _stream_edge(run: RunConfig) -> Iterator[Term]:
+    """One micro step outside the blocks: position ids, and the replicated stream of `tp`."""
+    n, positions = run.sequence_size, run.seq_len * 8
+    if run.method != "ulysses":
+        yield Term("all_gather", "edge", 1, positions, n)
+    if run.method == "tp":
+        stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+        yield Term("all_gather", "edge", 1, stream, n)
+        yield Term("reduce_scatter", "edge", 1, stream, n)
+
+
+def _edge(run: RunConfig) -> Iterator[Term]:
+    """Once a step: the token count, the loss and the gradient norm, 8 bytes each."""
+    yield Term("all_reduce", "edge", 3, 8, run.world_size)
+
+
+def _tokens(run: RunConfig) -> int:
+    return run.micro_batch_size * run.seq_len
+
+
+def _is_cut(run: RunConfig, parameter: str) -> bool:
+    return run.sequence_size > 1 and is_cut(parameter, METHODS[run.method].split)
+
+
+def _block_parameters(run: RunConfig) -> list[str]:
+    a = run.architecture
+    names = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    names += ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]
+    names += ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight"]
+    names += ["self_attn.qkv_proj.bias"] * a.attention_bias
+    names += ["self_attn.o_proj.bias"] * a.attention_output_bias
+    names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] * a.use_qk_norm
+    return names
+
+
+def _padded(run: RunConfig, parameter: str, ranks: int) -> int:
+    """Elements of a rank's parameter before ZeRO, its rows padded to a multiple of the ranks."""
+    method = METHODS[run.method]
+    of = pieces(parameter, run.architecture, method.split, run.sequence_size, 0)
+    rows = sum(piece.height for piece in of)
+    return -(-rows // ranks) * ranks * (of[0].columns[1] - of[0].columns[0])

@@ -1,0 +1,101 @@
+"""The traffic meter: every collective of a step, its bytes and what they were for.
+
+It watches from outside. A dispatch mode sees each c10d operation, this project's and FSDP2's,
+forward and backward alike; the profiler regions they run in say what for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from bench.watch import Watcher
+
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p")
+PURPOSES = ("activation", "parameter", "gradient", "edge")
+
+# c10d operation: (collective, argument that holds the whole tensor, argument of the group)
+_OPERATIONS = {
+    "c10d::allreduce_": ("all_reduce", 0, 1),
+    "c10d::_allgather_base_": ("all_gather", 0, 2),
+    "c10d::_reduce_scatter_base_": ("reduce_scatter", 1, 2),
+    "c10d::alltoall_base_": ("all_to_all", 1, 2),
+    "c10d::send": ("p2p", 0, 1),
+}
+_SILENT = {"c10d::recv_", "c10d::barrier"}
+
+
+def bytes_sent(collective: str, size_bytes: int, ranks: int) -> Fraction:
+    """Bytes that one rank sends, by the convention of the field.
+
+    Args:
+        collective: One of COLLECTIVES.
+        size_bytes: The whole (gathered) tensor's; for all_to_all and p2p, this rank's.
+        ranks: Size of the group, n.
+
+    Returns:
+        All-reduce 2(n-1)/n, all-gather, reduce-scatter and all-to-all (n-1)/n of the size (ring
+        algorithms; Thakur et al., 2005, doi 10.1177/1094342005051521), p2p the size. A fraction:
+        a ring of 3 ranks does not send a whole number of bytes of every tensor.
+    """
+    share = Fraction(ranks - 1, ranks)
+    return size_bytes * {"all_reduce": 2 * share, "p2p": Fraction(1)}.get(collective, share)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One collective as one rank saw it."""
+
+    collective: str
+    purpose: str
+    bytes_sent: Fraction
+
+
+class TrafficMeter(Watcher):
+    """Records every collective issued while it is entered.
+
+    Raises:
+        RuntimeError: on a c10d operation that it has no formula for, rather than miss it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def observe(self, name: str, args: tuple[Any, ...], result: Any) -> None:
+        if name.startswith(("c10d::", "_c10d_functional::")) and name not in _SILENT:
+            self._record(name, args)
+
+    def _record(self, name: str, args: tuple[Any, ...]) -> None:
+        if name not in _OPERATIONS:
+            raise RuntimeError(f"the traffic meter has no formula for {name}")
+        collective, tensor_at, group_at = _OPERATIONS[name]
+        held = args[tensor_at]
+        tensors: list[Tensor] = held if isinstance(held, list) else [held]
+        size_bytes = sum(t.numel() * t.element_size() for t in tensors)
+        ranks = dist.ProcessGroup.unbox(args[group_at]).size()
+        sent = bytes_sent(collective, size_bytes, ranks)
+        self.calls.append(Call(collective, self._purpose(collective), sent))
+
+    def _purpose(self, collective: str) -> str:
+        if self.region.startswith("odysseus::"):
+            return self.region.removeprefix("odysseus::")
+        if self.region.startswith("FSDP::"):
+            return "parameter" if collective == "all_gather" else "gradient"
+        return "activation"  # a library's own call inside a block, such as yunchang's
+
+    def totals(self) -> dict[str, int]:
+        """The row's columns: bytes by collective, by purpose and in all, rounded; calls."""
+        by: Counter[str] = Counter()
+        for call in self.calls:
+            for column in ("total", call.collective, call.purpose):
+                by[column] += call.bytes_sent  # pyright: ignore[reportArgumentType]
+        names = ("total", *COLLECTIVES, *PURPOSES)
+        return {f"comm_bytes_{name}": round(by[name]) for name in names} | {
+            "comm_calls_total": len(self.calls)
+        }

@@ -1,0 +1,40 @@
+"""Watching a step from outside: every operation, and the profiler region it ran in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Watcher(TorchDispatchMode):
+    """Calls :meth:`observe` after every operation, forward and backward, while it is entered.
+
+    This project's collectives, FSDP2 and optimizers name their regions with
+    ``torch.profiler.record_function``; `region` is the innermost name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._regions: list[str] = []
+
+    @property
+    def region(self) -> str:
+        return self._regions[-1] if self._regions else ""
+
+    def observe(self, name: str, args: tuple[Any, ...], result: Any) -> None:
+        """One operation: its name (``aten::mm``), arguments and result."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.name()
+        if name.startswith("profiler::_record_function_enter"):
+            self._regions.append(args[0])
+        elif name.startswith("profiler::_record_function_exit"):
+            self._regions.pop()
+        else:
+            self.observe(name, args, result)
+        return result

@@ -1,0 +1,85 @@
+"""Measured bytes equal the closed form, to the byte, in every column."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import theory
+from bench.traffic import TrafficMeter
+from methods import METHODS
+from odysseus.config import RunConfig
+from odysseus.data import Samples
+from odysseus.mesh import make_mesh
+from odysseus.step import Trainer
+from tests.ranks import run_ranks
+from tests.test_parity import MODEL, RUN, VARIANTS
+
+
+def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
+    """The traffic of a step of each run on this rank; meshes are shared where sizes agree."""
+    meshes = {}
+    columns = []
+    for run in runs:
+        shape = (run.sequence_size, run.architecture.num_key_value_heads)
+        mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), *shape)
+        meshes[shape] = mesh
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device)
+        trainer.step(samples.step(0))
+        with TrafficMeter() as meter:
+            trainer.step(samples.step(1))
+        columns.append(meter.totals())
+    return columns
+
+
+def variants(world_size: int) -> list[RunConfig]:
+    """Every method, with what changes its traffic, at one world size."""
+    base = replace(RUN, dtype="fp32", world_size=world_size, micro_batch_size=1, seq_len=64)
+    runs = []
+    for method in METHODS:
+        run = replace(base, method=method)
+        runs += [
+            run,
+            replace(run, regather=False),
+            replace(run, activation_checkpointing=True),
+            replace(run, dtype="bf16"),
+            replace(run, dtype="bf16", seq_parallel_communication_data_type="bf16"),
+            replace(run, gradient_accumulation_steps=2, micro_batch_size=2),
+            replace(run, model=VARIANTS["kv_heads_fewer_than_ranks"], regather=False),
+            replace(run, model=VARIANTS["qwen"], activation_checkpointing=True),
+            replace(run, model=VARIANTS["tied_llama3"]),
+            replace(run, model=replace(MODEL, vocab_size=259)),
+        ]
+        if world_size > 1:
+            runs.append(replace(run, sequence_parallel_size=world_size // 2))
+            runs.append(replace(run, sequence_parallel_size=1))
+    return runs
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_traffic_equals_theory(world_size: int) -> None:
+    runs = variants(world_size)
+    expected = [theory.step_traffic(run).columns for run in runs]
+    for measured in run_ranks(measured_columns, world_size, runs):
+        for run, columns, formula in zip(runs, measured, expected, strict=True):
+            assert columns == formula, run
+
+
+def test_three_ranks_send_fractions() -> None:
+    """A ring of 3 does not send whole bytes of every tensor; columns round once, at the end."""
+    model = replace(MODEL, num_attention_heads=6, num_key_value_heads=3, head_dim=8)
+    run = replace(RUN, dtype="fp32", model=model, world_size=3, seq_len=48, method="tp_sp")
+    (measured,) = run_ranks(measured_columns, 3, [run])[0]
+    assert measured == theory.step_traffic(run).columns
+
+
+def test_yunchang_exchange_sends_the_same_in_more_calls() -> None:
+    native = replace(RUN, dtype="fp32", method="ulysses", world_size=4)
+    yunchang = replace(native, ulysses_all_to_all="yunchang")
+    ours, theirs = run_ranks(measured_columns, 4, [native, yunchang])[0]
+    assert theirs == theory.step_traffic(yunchang).columns
+    assert ours["comm_bytes_total"] == theirs["comm_bytes_total"]
+    assert ours["comm_calls_total"] < theirs["comm_calls_total"]
