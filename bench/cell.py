@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,14 @@ def measure(run: RunConfig) -> dict[str, Any]:
         trainer = Trainer(run, METHODS[run.method], mesh)
         samples = Samples(run, mesh.replica, mesh.sequence.rank, device)
         results, times_ms = _timed_steps(run, trainer, samples, device)
+        dist.barrier()
         peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
         step = run.warmup_steps + run.steps
         traffic = _metered_traffic(trainer, samples, step)
         memory = _metered_memory(trainer, samples, step + 1, device)
         ranks = _gather({"ms": times_ms, "peak_flops": peak_flops, "memory": memory})
         return (
-            _time_columns(run, [r["ms"] for r in ranks], min(r["peak_flops"] for r in ranks))
+            _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
             | {"peak_flops_source": source}
             | traffic
             | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])

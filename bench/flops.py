@@ -39,10 +39,10 @@ def matmul_parameters(architecture: Architecture) -> int:
 
 
 def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """What MFU is a fraction of, and where the number is from.
+    """What this rank's MFU is a fraction of, and where the number is from.
 
-    A GPU computing in bf16 is held against its data sheet; anything else against the best of some
-    large matmuls, timed here while all ranks do the same.
+    A GPU computing in bf16 is held against its data sheet; anything else against the rate of a
+    quarter second of large matmuls, timed here while every other rank does the same.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -51,14 +51,14 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, s
                 return flops, "data sheet"
     size = 4096 if device.type == "cuda" else 512
     a, b = torch.randn(2, size, size, device=device).to(dtype)
-    best = 0.0
-    for _ in range(8):
-        synchronize(device)
-        start = time.perf_counter()
+    torch.mm(a, b)
+    synchronize(device)
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.25:
         torch.mm(a, b)
         synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best, "measured matmul"
+        done += 1
+    return done * 2 * size**3 / (time.perf_counter() - start), "measured matmul"
 
 
 def synchronize(device: torch.device) -> None:

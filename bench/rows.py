@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def key(row: dict[str, Any]) -> tuple[str, ...]:
+def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """A row's identity as text, the same before and after a trip through a file."""
     return tuple(_text(row.get(column)) for column in _KEY)
 

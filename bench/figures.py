@@ -1,0 +1,191 @@
+"""The figures of a report: one style, units on every axis, colours that any eye can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
+
+from bench.memory import KINDS
+from bench.traffic import PURPOSES
+from methods import METHODS
+
+# Okabe and Ito's palette (jfly.uni-koeln.de/color): distinct without colour vision.
+_METHOD_STYLE: dict[str, dict[str, Any]] = {
+    "tp": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    "tp_sp": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
+    "ulysses": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
+    "odysseus": {"color": "#009E73", "marker": "D", "linestyle": ":"},
+}
+_STACK_STYLE: list[dict[str, Any]] = [
+    {"facecolor": "#0072B2", "hatch": ""},
+    {"facecolor": "#E69F00", "hatch": "//"},
+    {"facecolor": "#009E73", "hatch": ".."},
+    {"facecolor": "#CC79A7", "hatch": "xx"},
+    {"facecolor": "#56B4E9", "hatch": "--"},
+]
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "hatch.linewidth": 0.4,
+    "svg.hashsalt": "odysseus",
+    "svg.fonttype": "none",
+    "figure.dpi": 150,
+}
+_MIB = 2**20
+
+
+def draw_all(data: pd.DataFrame, folder: Path) -> list[str]:
+    """Write every figure as PNG and SVG; a line for each written or left out, and why.
+
+    Args:
+        data: Rows with numbers as numbers. Of rows that differ only in what no figure shows
+            (say, the dtype), the last is drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = ["method", "world_size", "seq_len"]
+    shown = data.drop_duplicates(cells, keep="last").sort_values(cells)
+    notes = []
+    if len(shown) < len(data):
+        repeated = len(data) - len(shown)
+        notes.append(f"{repeated} rows left out: same method, ranks and length as a later one")
+    for name, (draw, needed) in _FIGURES.items():
+        absent = [c for c in needed if c not in shown or shown[c].isna().all()]
+        if absent:
+            notes.append(f"{name}: left out, no {', '.join(absent)} in these rows")
+            continue
+        with mpl.rc_context(_STYLE):
+            figure = draw(shown)
+            figure.savefig(folder / f"{name}.png")
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        notes.append(f"{name}: {folder / name}.png and .svg")
+    return notes
+
+
+def throughput(data: pd.DataFrame) -> Figure:
+    """Tokens per second over sequence length, a panel for each number of ranks."""
+    figure, panels = _panels(data, "throughput (tokens/s)")
+    for axes, rows in panels:
+        for method in _methods(rows):
+            line = rows[rows["method"] == method]
+            axes.plot(line["seq_len"], line["tokens_per_s"], label=method, **_METHOD_STYLE[method])
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(rows["seq_len"].unique()))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _length(x)))
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+    handles = [Line2D([], [], label=m, **_METHOD_STYLE[m]) for m in _methods(data)]
+    return _finish(figure, data, handles, bottom=0.2)
+
+
+def traffic(data: pd.DataFrame) -> Figure:
+    """Bytes that one rank sends in a step by purpose, and the closed form as a line across."""
+    columns = {purpose: f"comm_bytes_{purpose}" for purpose in PURPOSES}
+    return _stacked(data, columns, "sent by a rank in a step (MiB)", "theory_comm_bytes_total")
+
+
+def memory(data: pd.DataFrame) -> Figure:
+    """Peak memory of the highest rank over a step by kind, a bar for each cell."""
+    columns = {kind: f"peak_memory_{kind}_bytes" for kind in KINDS}
+    return _stacked(data, columns, "peak memory of a rank (MiB)")
+
+
+_FIGURES = {
+    "throughput": (throughput, ["tokens_per_s"]),
+    "traffic": (traffic, ["comm_bytes_total", "theory_comm_bytes_total"]),
+    "memory": (memory, ["peak_memory_activations_bytes"]),
+}
+
+
+def _stacked(
+    data: pd.DataFrame, columns: dict[str, str], unit: str, formula: str | None = None
+) -> Figure:
+    figure, panels = _panels(data, unit)
+    for axes, rows in panels:
+        places, labels = [], []
+        for at, row in _bars(rows):
+            bottom = 0.0
+            for style, column in zip(_STACK_STYLE, columns.values(), strict=False):
+                height = row[column] / _MIB
+                axes.bar(at, height, 0.8, bottom, edgecolor="white", linewidth=0.3, **style)
+                bottom += height
+            if formula is not None:
+                axes.hlines(row[formula] / _MIB, at - 0.5, at + 0.5, color="black", lw=1.2)
+            places.append(at)
+            labels.append(row["method"])
+        axes.set_xticks(places, labels, rotation=90, fontsize=7)
+        axes.tick_params(axis="x", length=0)
+        axes.grid(axis="x", visible=False)
+        group = len(_methods(rows)) + 1
+        for number, length in enumerate(sorted(rows["seq_len"].unique())):
+            middle = number * group + (group - 2) / 2
+            axes.annotate(
+                _length(length), (middle, -0.40), xycoords=("data", "axes fraction"), ha="center"
+            )
+    handles: list[Any] = [
+        Patch(label=name, edgecolor="white", **style)
+        for style, name in zip(_STACK_STYLE, columns, strict=False)
+    ]
+    if formula is not None:
+        handles.append(Line2D([], [], color="black", lw=1.2, label="formula (total)"))
+    return _finish(figure, data, handles)
+
+
+def _panels(data: pd.DataFrame, unit: str) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """One panel for each number of ranks, sharing the y axis."""
+    ranks = sorted(data["world_size"].unique())
+    figure = Figure(figsize=(1.2 + 3.4 * len(ranks), 3.6))
+    panels = figure.subplots(1, len(ranks), sharey=True, squeeze=False)[0]
+    panels[0].set_ylabel(unit)
+    for axes, count in zip(panels, ranks, strict=True):
+        axes.set_title(f"{int(count)} ranks" if count > 1 else "1 rank", fontsize=9)
+    return figure, [
+        (axes, data[data["world_size"] == count]) for axes, count in zip(panels, ranks, strict=True)
+    ]
+
+
+def _finish(figure: Figure, data: pd.DataFrame, handles: list[Any], bottom: float = 0.34) -> Figure:
+    figure.supxlabel("sequence length (tokens)", fontsize=9, y=0.03)
+    figure.legend(
+        handles=handles, loc="upper center", ncols=len(handles), frameon=False, fontsize=8
+    )
+    figure.text(0.995, 0.01, _source(data), ha="right", va="bottom", fontsize=6)
+    figure.subplots_adjust(
+        left=0.9 / figure.get_figwidth(), right=0.985, top=0.84, bottom=bottom, wspace=0.06
+    )
+    return figure
+
+
+def _bars(rows: pd.DataFrame) -> Iterator[tuple[int, pd.Series]]:
+    """(place, row): lengths as groups of bars, methods within."""
+    order = _methods(rows)
+    for number, length in enumerate(sorted(rows["seq_len"].unique())):
+        for _, row in rows[rows["seq_len"] == length].iterrows():
+            yield number * (len(order) + 1) + order.index(row["method"]), row
+
+
+def _methods(data: pd.DataFrame) -> list[str]:
+    return [name for name in METHODS if (data["method"] == name).any()]
+
+
+def _length(tokens: float) -> str:
+    return f"{tokens / 1024:g}K" if tokens % 1024 == 0 else f"{tokens:g}"
+
+
+def _source(data: pd.DataFrame) -> str:
+    """What the numbers are of: model, dtype, how they came about and where."""
+    columns = [c for c in ("model", "dtype", "mode", "hardware") if c in data]
+    return ", ".join(" / ".join(dict.fromkeys(map(str, data[c]))) for c in columns)
