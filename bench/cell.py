@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from statistics import fmean
 from typing import Any
@@ -31,30 +32,36 @@ def measure(run: RunConfig) -> dict[str, Any]:
         torch.set_num_threads(1)
     start_process_group(device, run.timeout_s)
     try:
-        mesh = make_mesh(device, run.sequence_size, run.architecture.num_key_value_heads)
-        trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.sequence.rank, device)
-        results, times_ms = _timed_steps(run, trainer, samples, device)
-        dist.barrier()
-        peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
-        step = run.warmup_steps + run.steps
-        traffic = _metered_traffic(trainer, samples, step)
-        memory = _metered_memory(trainer, samples, step + 1, device)
-        ranks = _gather({"ms": times_ms, "peak_flops": peak_flops, "memory": memory})
-        return (
-            _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
-            | {"peak_flops_source": source}
-            | traffic
-            | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
-            | _number_columns(results)
-            | {
-                "backend": dist.get_backend(),
-                "device": device.type,
-                "hardware": hardware_name(device),
-            }
-        )
+        return _measure(run, device)
     finally:
+        # What still refers to process groups goes before them, not while Python shuts down.
+        gc.collect()
         dist.destroy_process_group()
+
+
+def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
+    mesh = make_mesh(device, run.sequence_size, run.architecture.num_key_value_heads)
+    trainer = Trainer(run, METHODS[run.method], mesh)
+    samples = Samples(run, mesh.replica, mesh.sequence.rank, device)
+    results, times_ms = _timed_steps(run, trainer, samples, device)
+    dist.barrier()
+    peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
+    step = run.warmup_steps + run.steps
+    traffic = _metered_traffic(trainer, samples, step)
+    memory = _metered_memory(trainer, samples, step + 1, device)
+    ranks = _gather({"ms": times_ms, "peak_flops": peak_flops, "memory": memory})
+    return (
+        _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
+        | {"peak_flops_source": source}
+        | traffic
+        | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
+        | _number_columns(results)
+        | {
+            "backend": dist.get_backend(),
+            "device": device.type,
+            "hardware": hardware_name(device),
+        }
+    )
 
 
 def hardware_name(device: torch.device) -> str:

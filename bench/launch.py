@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -29,7 +32,7 @@ def run_cell(run: RunConfig) -> dict[str, Any]:
     """Run a checked cell in fresh processes; its whole row, whatever its status.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after the workers are gone.
+        SystemExit: Ctrl-C or a polite kill, after the workers are gone.
     """
     started = time.monotonic()
     try:
@@ -37,6 +40,8 @@ def run_cell(run: RunConfig) -> dict[str, Any]:
             outcome = {"status": "ok", "error": ""} | _launch(run)
     except ChildFailedError as failed:
         outcome = _failure(failed)
+    except SignalException as stopped:
+        raise SystemExit(128 + stopped.sigval) from None
     except TimeoutError as timeout:
         outcome = {"status": "timeout", "error": str(timeout)}
     return finish_row(run, outcome, time.monotonic() - started)
@@ -84,7 +89,8 @@ def launched_world_size() -> int | None:
 
 
 def _launch(run: RunConfig) -> dict[str, Any]:
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for talkative in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(talkative).setLevel(logging.CRITICAL)
     # Forked workers inherit the imports, which saves seconds; CUDA does not survive a fork.
     on_cpu = pick_device(run.device).type == "cpu"
     if on_cpu:
@@ -107,6 +113,7 @@ def _launch(run: RunConfig) -> dict[str, Any]:
 @record
 def _worker(run: RunConfig) -> dict[str, Any]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
+    _die_with_parent()
     try:
         return cell.measure(run)
     except Exception as error:
@@ -114,6 +121,12 @@ def _worker(run: RunConfig) -> dict[str, Any]:
             # Most likely another rank is gone: let that one be found first.
             time.sleep(2)
         raise
+
+
+def _die_with_parent() -> None:
+    """Linux: be killed when the parent is, even by SIGKILL (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _failure(failed: ChildFailedError) -> dict[str, Any]:

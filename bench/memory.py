@@ -7,6 +7,7 @@ when the optimizer takes it), and the peak is found by replaying the log.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from bench.watch import Watcher
@@ -44,9 +46,10 @@ class MemoryMeter(Watcher):
     """Follows tensor storage while it is entered.
 
     Kinds: *parameters*, *optimizer* and inputs are told by :meth:`watch`; *communication* is what
-    FSDP2 gathers and reduces, and what a method has gathered or is about to reduce-scatter;
-    *gradients* are the parameters' whole and sharded ones; everything else is *activations*.
-    Kernels' own workspace and gloo's buffers are not tensors and not seen.
+    FSDP2 gathers and reduces, and inside blocks what a method has gathered (also where it keeps
+    it, ``--regather false``) or is about to reduce-scatter; *gradients* are the parameters' whole
+    and sharded ones; everything else is *activations*. Kernels' own workspace and gloo's buffers
+    are not counted.
     """
 
     def __init__(self) -> None:
@@ -54,6 +57,7 @@ class MemoryMeter(Watcher):
         self._log: list[tuple[int, bool]] = []
         self._allocations: list[Allocation] = []
         self._live: dict[int, tuple[int, Any]] = {}
+        self._unsettled = 0
 
     def watch(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count these from now on as this kind, whether new to the meter or not."""
@@ -65,12 +69,14 @@ class MemoryMeter(Watcher):
             else:
                 self._allocations[index].kind = kind
 
-    def peak(self) -> Peak:
-        """Replay the log."""
+    def peak(self, *kinds: str) -> Peak:
+        """Replay the log; with kinds, as if there were no others."""
         alive: set[int] = set()
         best: set[int] = set()
         now = most = 0
         for index, made in self._log:
+            if kinds and self._allocations[index].kind not in kinds:
+                continue
             size = self._allocations[index].bytes
             if made:
                 alive.add(index)
@@ -104,19 +110,27 @@ class MemoryMeter(Watcher):
         setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
         super().__exit__(*exception)
 
-    def observe(self, name: str, args: tuple[Any, ...], result: Any) -> None:
-        kind = self._kind_here()
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if self._index(storage) is None:
-                    self._add(storage, kind, name)
+    def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
+        name, kind = func.name(), self._kind_here()
+        self._settle(name)
+        if not func.is_view:  # a view of what is not known shows a buffer of gloo's
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor) and self._index(leaf.untyped_storage()) is None:
+                    self._add(leaf.untyped_storage(), kind, name)
+        if self.region == "odysseus::edge":
+            return
         if name == "c10d::_allgather_base_":
             self.watch([args[0]], "communication")
         elif name == "c10d::_reduce_scatter_base_":
             self.watch([args[1]], "communication")
         elif name == "fsdp::chunk_cat":
             self.watch(args[0], "gradients")
+
+    def _settle(self, name: str) -> None:
+        """Let gloo's threads drop their references to tensors that a collective is done with."""
+        self._unsettled = 4 if name.startswith("c10d::") else self._unsettled - 1
+        if self._unsettled > 0:
+            time.sleep(2e-4)
 
     def _kind_here(self) -> str:
         if self.region.startswith("FSDP::"):

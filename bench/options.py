@@ -147,7 +147,7 @@ def _config_first(arguments: Sequence[str]) -> list[str]:
 
 def _suggestion(made: ArgumentParser, message: str) -> str:
     unknown = re.search(
-        r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message
+        r"unrecognized arguments: --([\w.]+)|option '([\w.]+)'", message, re.IGNORECASE
     )
     if unknown is None:
         return ""

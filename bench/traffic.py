@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._ops import OpOverload
 
 from bench.watch import Watcher
 
@@ -67,7 +68,8 @@ class TrafficMeter(Watcher):
         super().__init__()
         self.calls: list[Call] = []
 
-    def observe(self, name: str, args: tuple[Any, ...], result: Any) -> None:
+    def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
+        name = func.name()
         if name.startswith(("c10d::", "_c10d_functional::")) and name not in _SILENT:
             self._record(name, args)
 

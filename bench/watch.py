@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -22,12 +23,12 @@ class Watcher(TorchDispatchMode):
     def region(self) -> str:
         return self._regions[-1] if self._regions else ""
 
-    def observe(self, name: str, args: tuple[Any, ...], result: Any) -> None:
-        """One operation: its name (``aten::mm``), arguments and result."""
+    def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
+        """One operation, its arguments and its result."""
         raise NotImplementedError
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.name()
@@ -36,5 +37,5 @@ class Watcher(TorchDispatchMode):
         elif name.startswith("profiler::_record_function_exit"):
             self._regions.pop()
         else:
-            self.observe(name, args, result)
+            self.observe(func, args, result)
         return result

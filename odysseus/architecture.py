@@ -37,10 +37,12 @@ class Architecture:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        positive = [f.name for f in fields(self) if f.type == "int"]
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type == "int" and value < 1:
+                raise ValueError(f"model.{f.name} is {value}; it must be at least 1")
+            if f.type == "float" and not (value > 0 or (value == 0 and f.name == "rms_norm_eps")):
+                raise ValueError(f"model.{f.name} is {value}; it must be above 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"model.num_key_value_heads is {self.num_key_value_heads}; it must divide "

@@ -193,7 +193,7 @@ class _SumGradientRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        grad = grad.clone()
+        grad = grad.clone(memory_format=torch.contiguous_format)
         rows = grad[ctx.first_row :].to(ctx.dtype)
         all_reduce_plain(rows, ctx.axis)
         grad[ctx.first_row :] = rows

@@ -35,6 +35,9 @@ class ModelOptions:
         rms_norm_eps: Added to the mean square inside RMSNorm.
         rope_theta: Base of the rotary frequencies.
         rope_factor: Llama-3 frequency scaling; 1 is off.
+        rope_low_freq_factor: Wavelengths above original length / this are stretched by the factor.
+        rope_high_freq_factor: Wavelengths below original length / this are kept.
+        rope_original_max_position_embeddings: The original length, in tokens.
         attention_bias: Biases on the q, k and v projections.
         attention_output_bias: A bias on the attention's output projection.
         use_qk_norm: RMSNorm on each query and key head (Qwen3).
@@ -53,6 +56,9 @@ class ModelOptions:
     rms_norm_eps: float | None = None
     rope_theta: float | None = None
     rope_factor: float | None = None
+    rope_low_freq_factor: float | None = None
+    rope_high_freq_factor: float | None = None
+    rope_original_max_position_embeddings: int | None = None
     attention_bias: bool | None = None
     attention_output_bias: bool | None = None
     use_qk_norm: bool | None = None
@@ -200,29 +206,28 @@ class RunConfig:
                 f"optimizer.learning_rate is {self.optimizer.learning_rate}; it must be above 0"
             )
         model, n = self.architecture, self.sequence_size
+        heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+        fitting = [s for s in divisors(heads) if kv_heads % s == 0 or s % kv_heads == 0]
+        valid = [s for s in fitting if self.world_size % s == 0]
         if self.world_size % n:
             raise ValueError(
                 f"sequence_parallel_size = {n} does not divide world_size = {self.world_size}; "
-                f"valid: {divisors(self.world_size)}"
+                f"valid: {valid}"
             )
-        heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
-        fitting = [s for s in divisors(heads) if kv_heads % s == 0 or s % kv_heads == 0]
         if n > heads:
             raise ValueError(
                 f"sequence_parallel_size = {n} is more than model.num_attention_heads = {heads}; "
-                f"valid: {fitting}"
+                f"valid: {valid}"
             )
-        if n not in fitting:
+        if n not in valid:
             raise ValueError(
                 f"sequence_parallel_size = {n} does not fit model.num_attention_heads = {heads} "
-                f"with model.num_key_value_heads = {kv_heads}; valid: {fitting}"
+                f"with model.num_key_value_heads = {kv_heads}; valid: {valid}"
             )
         if self.seq_len % n:
-            below = self.seq_len // n * n
-            nearest = f"{below} or {below + n}" if below else f"{n}"
             raise ValueError(
                 f"seq_len = {self.seq_len} does not divide by sequence_parallel_size = {n}; "
-                f"nearest valid: {nearest}"
+                f"nearest valid: {nearest_multiples(self.seq_len, n)}"
             )
         if model.vocab_size < 256:
             raise ValueError(
@@ -243,3 +248,9 @@ class RunConfig:
 def divisors(number: int) -> list[int]:
     """The divisors of a positive number, ascending."""
     return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def nearest_multiples(number: int, of: int) -> str:
+    """The positive multiples on either side of a number that is none, as in "8 or 12"."""
+    below = number // of * of
+    return f"{below} or {below + of}" if below else f"{of}"

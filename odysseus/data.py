@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +35,10 @@ def open_tokens(path: str) -> np.ndarray:
     if not path:
         return _builtin_tokens()
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"data.path is {path!r}, which is not a file; valid: a UTF-8 text file")
+    if not (file.is_file() and os.access(file, os.R_OK)):
+        raise ValueError(
+            f"data.path is {path!r}, which is not a readable file; valid: a UTF-8 text file"
+        )
     if file.stat().st_size == 0:
         raise ValueError(f"data.path is {path!r}, which is empty; valid: a UTF-8 text file")
     return np.memmap(file, dtype=np.uint8, mode="r")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from odysseus.attention import Attend
-from odysseus.config import RunConfig
+from odysseus.config import RunConfig, nearest_multiples
 from odysseus.mesh import Mesh
 
 Edge = Callable[[Tensor, Mesh], Tensor]
@@ -63,5 +63,5 @@ def check_intermediate_size(run: RunConfig) -> None:
     if width % n:
         raise ValueError(
             f"model.intermediate_size = {width} does not divide by sequence_parallel_size = {n}, "
-            f"which method = {run.method} needs; nearest valid: {width // n * n or n}"
+            f"which method = {run.method} needs; nearest valid: {nearest_multiples(width, n)}"
         )

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Sets everything up on a fresh machine, then the main job: the four methods side by side on real
+# text. Leaves results/example.csv, figures in results/example/ and the table on the screen.
+set -euo pipefail
+cd "$(dirname "$0")"
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+if has_gpu; then
+    source scripts/setup_env.sh requirements.txt requirements-gpu.txt
+    gpus=$(nvidia-smi -L | wc -l)
+    config=(--config scripts/example_gpu.yml --world_size "$gpus")
+else
+    source scripts/setup_env.sh requirements.txt
+    config=(--config scripts/example.yml)
+fi
+
+python -m bench sweep "${config[@]}" --out results/example.csv
+python -m bench report --rows results/example.csv --out results/example

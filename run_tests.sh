@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Sets everything up on a fresh machine, then runs every check. Extra arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")"
+source scripts/setup_env.sh requirements-dev.txt
+
+export OMP_NUM_THREADS=1
+if [ $# -eq 0 ]; then
+    ruff check .
+    ruff format --check .
+    pyright
+fi
+python -m pytest "$@"

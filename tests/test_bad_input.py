@@ -1,0 +1,133 @@
+"""Bad input ends with exit status 2 and one line that names what would be valid; nothing starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import launch
+from bench.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError("a cell was started")
+
+    monkeypatch.setattr(launch, "elastic_launch", started)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--world_size 3", ["sequence_parallel_size = 3", "= 8", "valid: [1]"]),
+        ("--world_size 16", ["= 16 is more than model.num_attention_heads = 8", "[1, 2, 4, 8]"]),
+        ("--world_size 4 --sequence_parallel_size 3", ["= 3 does not divide", "[1, 2, 4]"]),
+        ("--world_size 4 --seq_len 1023", ["seq_len = 1023", "nearest valid: 1020 or 1024"]),
+        ("--model.name_or_path gpt5", ["'gpt5'", "tiny", "llama3-8b", "qwen3-32b"]),
+        ("--model.num_key_value_heads 3", ["num_key_value_heads is 3", "divide"]),
+        ("--method tp --world_size 4 --model.intermediate_size 767", ["767", "764 or 768"]),
+        ("--model.vocab_size 100", ["vocab_size is 100", "256"]),
+        ("--method pp", ["method", "pp", "'tp', 'tp_sp', 'ulysses', 'odysseus'"]),
+        ("--seqlen 5", ["--seqlen 5", "did you mean seq_len"]),
+        ("--model.hiden_size 5", ["model.hiden_size", "did you mean model.hidden_size"]),
+        ("--steps many", ["steps", "many", "int"]),
+        ("--steps 0", ["steps is 0", "at least 1"]),
+        ("--optimizer.learning_rate -1", ["learning_rate is -1", "above 0"]),
+        ("--regather perhaps", ["regather", "perhaps", "bool"]),
+        ("--device cuda", ["device is cuda", "valid here: auto, cpu"]),
+        ("--model.attn_implementation flash_attention_2", ["flash_attention_2", "auto, sdpa"]),
+        ("--data.path /nowhere.txt", ["'/nowhere.txt'", "UTF-8"]),
+        ("--config /nowhere.yml", ["/nowhere.yml"]),
+        ("--seq_len 1000000", ["1000001 tokens", "seq_len up to"]),
+        ("--out /proc/version/rows.csv", ["/proc/version/rows.csv", "a file you may write"]),
+    ],
+)
+def test_flags(capsys: pytest.CaptureFixture[str], flags: str, told: list[str]) -> None:
+    message = refused(capsys, "run", *flags.split())
+    assert message.startswith("python -m bench run: ")
+    assert [part for part in told if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "empty"),
+        (b"plain \xff bytes" * 100, "not UTF-8 at byte 6"),
+        (b"too short", "needs 1025 tokens"),
+    ],
+)
+def test_data_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, told: str
+) -> None:
+    file = tmp_path / "text"
+    file.write_bytes(content)
+    assert told in refused(capsys, "run", "--data.path", str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("model:\n  hiden_size: 3\n", "did you mean model.hidden_size"),
+        ("seqlen: 3\n", "did you mean seq_len"),
+        ("method: tpp\n", "'ulysses'"),
+        ("method: [\n", "config"),
+        ("model: !!python/object/apply:os.system ['false']\n", "could not determine"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "sweep"])
+def test_yaml_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str, content: str, told: str
+) -> None:
+    file = tmp_path / "run.yml"
+    file.write_text(content)
+    assert told in refused(capsys, verb, "--config", str(file))
+
+
+def test_an_output_that_is_another_csv_is_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = tmp_path / "budget.csv"
+    other.write_text("month,sum\nMay,3\n")
+    assert "without the columns" in refused(capsys, "run", "--out", str(other))
+    assert other.read_text() == "month,sum\nMay,3\n"
+
+
+def test_more_ranks_than_gpus(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    message = refused(capsys, "run", "--world_size", "4", "--model.attn_implementation", "sdpa")
+    assert "world_size = 4 is more than the 2 GPUs" in message
+
+
+def test_a_launcher_of_another_size(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    message = refused(capsys, "run", "--world_size", "2")
+    assert "world_size = 2, but the launcher started 4 processes" in message
+
+
+def test_unknown_verb_and_missing_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "valid: run, sweep" in refused(capsys, "rnu")
+    assert "no such file: nothing.csv" in refused(capsys, "report", "--rows", "nothing.csv")
+
+
+def test_a_length_that_is_legal_but_slow_gets_advice() -> None:
+    from odysseus.config import RunConfig
+
+    assert RunConfig(world_size=4, seq_len=1024).advice() == []
+    (line,) = RunConfig(world_size=4, seq_len=1000).advice()
+    assert "not a multiple of 256 x sequence_parallel_size = 1024" in line
