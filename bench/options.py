@@ -10,13 +10,11 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from bench import rows
 from methods import METHODS
 from odysseus.attention import choose_attention
 from odysseus.config import RunConfig
@@ -94,13 +92,6 @@ def check_gpus(run: RunConfig, launched: int | None) -> None:
             f"world_size = {run.world_size} is more than the {gpus} GPUs of this machine; "
             f"valid: up to {gpus}, or device = cpu"
         )
-
-
-def check_output(out: str) -> Path:
-    """The output file, writable. Raises ValueError."""
-    path = Path(out)
-    rows.check_writable(path)
-    return path
 
 
 def _grid_of(config: type) -> type:

@@ -7,6 +7,7 @@ new one. pandas reads and writes it, as text, so that no number changes on the w
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import subprocess
@@ -141,10 +142,10 @@ def check_writable(path: Path) -> None:
     """Raise ValueError unless rows can be added to this file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock_file(path).open("a"), path.open("a"):
+        with _lock_file(path).open("a"):
             pass
-        if path.stat().st_size == 0:
-            path.unlink()
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         reason = error.strerror
         raise ValueError(f"out is {str(path)!r}: {reason}; valid: a file you may write") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ def main(arguments: list[str]) -> int:
     run, launched = options.run_config(parsed), launch.launched_world_size()
     options.check(run)
     options.check_gpus(run, launched)
-    out = options.check_output(parsed.out)
+    out = Path(parsed.out)
+    if os.environ.get("RANK", "0") == "0":
+        rows.check_writable(out)
     if launched is None:
         for line in run.advice():
             print(f"advice: {line}", file=sys.stderr)

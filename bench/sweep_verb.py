@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> int:
         "--retry_failed", type=bool, default=False, help="Run cells again whose row is not ok."
     )
     parsed = options.parse(parser, arguments)
-    out = options.check_output(parsed.out)
+    out = Path(parsed.out)
+    rows.check_writable(out)
     if launch.launched_world_size() is not None:
         raise ValueError("sweep starts its own workers; run it without torchrun or srun")
     cells = options.expand(parsed)

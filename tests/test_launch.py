@@ -64,9 +64,7 @@ def one_row(path: Path) -> dict[str, str]:
 def test_run_appends_one_whole_row(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     flags = f"run {SMALL} --world_size 4 --seq_len 1024 --steps 2 --warmup_steps 1 --out {out}"
-    started = time.monotonic()
     status, said, err = finished(bench(*flags.split()))
-    wall_s = time.monotonic() - started
     assert (status, err) == (0, "")
     row = one_row(out)
     assert tuple(row) == rows.COLUMNS
@@ -78,9 +76,8 @@ def test_run_appends_one_whole_row(tmp_path: Path) -> None:
     assert sum(map(int, kinds)) == int(row["peak_memory_bytes"])
     assert float(row["loss_last"]) < float(row["loss_first"])
     assert "4 x cpu, 1024 tokens" in said
-    # What a cell costs beyond its steps; the bound is what the project promises for 4 ranks.
-    assert wall_s - 3 * float(row["step_ms_p50"]) / 1e3 < 30
-    assert float(row["wall_s"]) < wall_s
+    # What a cell costs beyond its 3 steps and the 2 metered ones.
+    assert float(row["wall_s"]) - 5 * float(row["step_ms_p80"]) / 1e3 < 8
 
 
 def test_a_killed_worker_is_an_error_row_and_leaves_nothing(tmp_path: Path) -> None:
@@ -112,9 +109,8 @@ def test_ctrl_c_leaves_no_process_and_no_row(tmp_path: Path, sent: signal.Signal
 
 def test_a_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
     process = bench("run", *ENDLESS.split(), "--out", str(tmp_path / "rows.csv"))
-    with workers_of(process, 2):
+    with workers_of(process, 2), process:  # closes its pipes, which the workers may still hold
         process.kill()
-        process.wait()
 
 
 def test_a_cell_that_takes_too_long_is_a_timeout_row(tmp_path: Path) -> None:

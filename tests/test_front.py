@@ -1,0 +1,89 @@
+"""The front: README, scripts and help agree with each other and with the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import options, rows
+from bench.__main__ import VERBS, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands(text: str) -> list[str]:
+    """The bench commands that a text shows, without their line's comment."""
+    found = re.findall(r"^python -m bench (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    return [re.sub(r'"\$\{config\[@\]\}"', "--config scripts/example.yml", c) for c in found]
+
+
+def test_the_example_runs_what_the_readme_shows() -> None:
+    readme = commands((ROOT / "README.md").read_text())
+    example = commands((ROOT / "run_example.sh").read_text())
+    assert example == [c for c in readme if "example.csv" in c]
+    assert len(example) == 2
+
+
+def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+
+    def stop(made: object, arguments: list[str]) -> None:
+        parsed.append(arguments)
+        real(made, arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    real = options.parse
+    monkeypatch.setattr(options, "parse", stop)
+    monkeypatch.chdir(ROOT)
+    shown = commands((ROOT / "README.md").read_text())
+    assert [main(command.split()) for command in shown] == [130] * len(shown)
+    assert len(parsed) == len(shown) == 4
+
+
+def test_the_readme_explains_every_column() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("## Reading the columns") :]
+    named = set()
+    for stem, middle, end in re.findall(r"`(\w*)\{([^}]*)\}(\w*)`", table):
+        named |= {stem + part.strip() + end for part in middle.split(",")}
+    named |= set(re.findall(r"`(\w+)`", table)) | {"step_ms_p20", "step_ms_p80"}
+    named |= {f"comm_bytes_{c}" for c in ("all_gather", "reduce_scatter", "all_to_all", "p2p")}
+    identity = rows.COLUMNS[: rows.COLUMNS.index("mode")]
+    later = {"flops_convention", "peak_host_bytes"}
+    assert set(rows.COLUMNS) - set(identity) - named - later == set()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_explains_every_flag(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    options_text = text[text.index("options:") :]
+    flags = re.findall(r"^  (--[\w.]+)[^\n]*\n?([^\n]*)", options_text, re.MULTILINE)
+    assert flags
+    assert [flag for flag, explained in flags if not explained.strip()] == []
+
+
+def test_help_of_the_front_door_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"  {verb} " not in shown] == []
+
+
+@pytest.mark.parametrize("script", ["run_example.sh", "run_tests.sh", ".ci/run"])
+def test_scripts_are_bash(script: str) -> None:
+    path = ROOT / script
+    assert path.stat().st_mode & 0o100
+    assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
+
+
+def test_requirements_are_pinned_exactly() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-gpu.txt"):
+        lines = (ROOT / name).read_text().splitlines()
+        packages = [line for line in lines if line and not line.startswith(("#", "-r "))]
+        assert [p for p in packages if not re.fullmatch(r"[\w\-\[\]]+==[\w.]+", p)] == []
+    assert "torch==2.13.0" in (ROOT / "requirements.txt").read_text().splitlines()

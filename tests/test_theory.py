@@ -1,0 +1,136 @@
+"""The derived table, the words and the verb, against the closed forms they come from."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import flops, published, theory
+from bench.__main__ import main
+from bench.theory_verb import crossovers
+from bench.traffic import bytes_sent
+from methods import METHODS
+from odysseus.config import ModelOptions, RunConfig
+
+RUN = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), world_size=8, seq_len=65536)
+
+
+def block_elements(run: RunConfig) -> float:
+    """What one block's activations send, in elements, over (n-1)/n."""
+    n = run.sequence_size
+    sent = sum(term.bytes for term in theory.block_activations(run))
+    return float(sent / run.compute_dtype.itemsize / bytes_sent("all_gather", n, n) * n)
+
+
+@pytest.mark.parametrize("name", ["llama2-7b", "llama3-8b"])
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("line", published.DERIVED.to_dict("records"), ids=lambda r: r["method"])
+def test_the_derived_table_is_what_the_formulas_give(name: str, size: int, line: dict) -> None:
+    model = ModelOptions(name_or_path=name)
+    method, *flags = line["method"].split()
+    run = replace(RUN, model=model, world_size=size, method=method, regather=not flags)
+    a = run.architecture
+    g = a.num_key_value_heads / a.num_attention_heads
+    volume = line["volume"].replace("Ld", f"*{run.seq_len * a.hidden_size}")
+    volume = volume.replace("N", str(size)).replace("(1+g)", f"*{1 + g}").replace(" ", "")
+    assert block_elements(run) == pytest.approx(eval(volume), rel=1e-12)
+    counted = re.findall(r"(\d+) (AllReduce|All2All|AG|RS)", line["activations"])
+    assert sum(int(number) for number, _ in counted) == sum(
+        term.count for term in theory.block_activations(run)
+    )
+
+
+def test_weights_move_three_times() -> None:
+    """2AG + RS of 2(1+g)d² + 3di, as the table says, plus the norms that it leaves out."""
+    run = replace(RUN, method="ulysses")
+    a = run.architecture
+    g, d, i = a.num_key_value_heads / a.num_attention_heads, a.hidden_size, a.intermediate_size
+    block = 6 * (1 + g) * d * d + 9 * d * i + 3 * 2 * d
+    deeper = replace(run, model=replace(run.model, num_hidden_layers=33))
+    moved = [theory.step_traffic(r) for r in (run, deeper)]
+    bytes_a_block = [
+        sum(t.bytes for t in m.terms if t.purpose in ("parameter", "gradient")) for m in moved
+    ]
+    # fp32 weights and gradients
+    assert float(bytes_a_block[1] - bytes_a_block[0]) == pytest.approx(4 * block * 7 / 8)
+
+
+def test_checkpointing_repeats_activations_and_no_weights() -> None:
+    for method in METHODS:
+        run = replace(RUN, method=method)
+        plain = theory.step_traffic(run)
+        again = theory.step_traffic(replace(run, activation_checkpointing=True))
+        assert again.bytes(purpose="activation") > plain.bytes(purpose="activation")
+        for purpose in ("parameter", "gradient", "edge"):
+            assert again.bytes(purpose=purpose) == plain.bytes(purpose=purpose)
+
+
+def test_crossovers_are_where_the_bytes_cross() -> None:
+    words = crossovers(RUN)
+    assert len(words) == 6
+    pattern = r"- (\w+) sends less than (\w+) from L = (\d+) on"
+    crossing = [match for match in (re.match(pattern, line) for line in words) if match]
+    assert crossing
+    for match in crossing:
+        long, short, length = match[1], match[2], int(match[3])
+        below, above = length // 8 * 8 - 8, math.ceil(length / 8) * 8 + 8
+        sent = {
+            (method, at): theory.step_traffic(replace(RUN, method=method, seq_len=at)).total
+            for method in (long, short)
+            for at in (below, above)
+        }
+        assert sent[long, above] < sent[short, above]
+        assert sent[long, below] > sent[short, below]
+
+
+def test_odysseus_beats_ulysses_only_below_the_length_that_the_findings_name() -> None:
+    run = replace(RUN, model=replace(RUN.model, num_hidden_layers=200))
+    a, n = run.architecture, run.sequence_size
+    g = a.num_key_value_heads / a.num_attention_heads
+    bound = 6 * (1 + g) * a.hidden_size / (5 - 4 * (1 + g) / n)
+
+    def sent(method: str, factor: float) -> int:
+        length = round(bound * factor / n) * n
+        return theory.step_traffic(replace(run, method=method, seq_len=length)).total
+
+    assert sent("odysseus", 0.98) < sent("ulysses", 0.98)
+    assert sent("odysseus", 1.02) > sent("ulysses", 1.02)
+
+
+def test_model_flops_by_hand() -> None:
+    """tiny: 4 layers of d = 256, i = 768, 8 heads of 32, 4 kv heads, vocabulary 256."""
+    matmuls = 4 * (256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 768) + 256 * 256
+    run = RunConfig(seq_len=1024, micro_batch_size=2)
+    attention = 4 * 6 * 1024**2 * 256 * 2
+    assert flops.step_flops(run) == 6 * matmuls * 2048 + attention
+    tied = replace(run, model=ModelOptions(tie_word_embeddings=True))
+    assert flops.step_flops(tied) == flops.step_flops(run)
+
+
+def test_the_verb_measures_what_it_derives() -> None:
+    # Not in this process: workers fork from it, and autograd's threads do not survive that.
+    flags = "theory --world_size 2 --seq_len 512 --model.num_hidden_layers 1".split()
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *flags],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
+    assert "measured = derived, to the byte" in printed
+    for title in ("README, first version", "README, June 2024", "tables are wrong", "sends less"):
+        assert title in printed
+
+
+def test_the_verb_derives_without_measuring(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--model.name_or_path llama3-70b --world_size 64 --seq_len 1048576 --measure false"
+    assert main(["theory", *flags.split()]) == 0
+    assert "As measured" not in capsys.readouterr().out
