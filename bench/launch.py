@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import multiprocessing
 import os
+import select
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +21,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench import cell, rows, theory
 from odysseus.config import RunConfig
-from odysseus.mesh import pick_device
 
 _OUT_OF_MEMORY = {
     "OutOfMemoryError": "oom_gpu",
@@ -28,8 +29,13 @@ _OUT_OF_MEMORY = {
 }
 
 
-def run_cell(run: RunConfig) -> dict[str, Any]:
+def run_cell(
+    run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = cell.measure
+) -> dict[str, Any]:
     """Run a checked cell in fresh processes; its whole row, whatever its status.
+
+    Args:
+        measure: What each worker does; a function of a module, to be found by name.
 
     Raises:
         SystemExit: Ctrl-C or a polite kill, after the workers are gone.
@@ -37,7 +43,7 @@ def run_cell(run: RunConfig) -> dict[str, Any]:
     started = time.monotonic()
     try:
         with _time_limit(run.timeout_s):
-            outcome = {"status": "ok", "error": ""} | _launch(run)
+            outcome = {"status": "ok", "error": ""} | _launch(run, measure)
     except ChildFailedError as failed:
         outcome = _failure(failed)
     except SignalException as stopped:
@@ -88,13 +94,12 @@ def launched_world_size() -> int | None:
     return tasks
 
 
-def _launch(run: RunConfig) -> dict[str, Any]:
+def _launch(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
     for talkative in ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(talkative).setLevel(logging.CRITICAL)
-    # Forked workers inherit the imports, which saves seconds; CUDA does not survive a fork.
-    on_cpu = pick_device(run.device).type == "cpu"
-    if on_cpu:
-        import torch._dynamo  # noqa: F401  (DTensor's first use imports it: once, before the fork)
+    # Workers fork from a server that has imported everything and runs no thread: milliseconds
+    # each, and safe with CUDA. (DTensor's first use imports torch._dynamo: once, in the server.)
+    multiprocessing.set_forkserver_preload(["bench.cell", "torch._dynamo"])
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -104,18 +109,20 @@ def _launch(run: RunConfig) -> dict[str, Any]:
         run_id=f"cell-{os.getpid()}",
         max_restarts=0,
         monitor_interval=0.1,
-        start_method="fork" if on_cpu else "spawn",
+        start_method="forkserver",
         shutdown_timeout=5,
     )
-    return elastic_launch(config, _worker)(run)[0]
+    return elastic_launch(config, _worker)(measure, run, os.getpid())[0]
 
 
 @record
-def _worker(run: RunConfig) -> dict[str, Any]:
+def _worker(
+    measure: Callable[[RunConfig], dict[str, Any]], run: RunConfig, launcher: int
+) -> dict[str, Any]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
-    _die_with_parent()
+    _die_with(launcher)
     try:
-        return cell.measure(run)
+        return measure(run)
     except Exception as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             # Most likely another rank is gone: let that one be found first.
@@ -123,10 +130,17 @@ def _worker(run: RunConfig) -> dict[str, Any]:
         raise
 
 
-def _die_with_parent() -> None:
-    """Linux: be killed when the parent is, even by SIGKILL (prctl(2), PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def _die_with(pid: int) -> None:
+    """Linux: be killed when that process ends, even if it was killed itself."""
+    if sys.platform != "linux":
+        return
+    launcher = os.pidfd_open(pid)
+
+    def wait() -> None:
+        select.select([launcher], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _failure(failed: ChildFailedError) -> dict[str, Any]:

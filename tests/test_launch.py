@@ -15,9 +15,10 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from bench import launch, rows
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config import DataOptions, ModelOptions, RunConfig
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--model.num_hidden_layers 1 --model.hidden_size 64 --model.intermediate_size 64"
@@ -46,13 +47,14 @@ def workers_of(process: subprocess.Popen[str], count: int) -> Iterator[list[psut
     """The workers, once they are at work; afterwards none of them may be left."""
     deadline = time.monotonic() + 60
     workers: list[psutil.Process] = []
-    while len(workers) < count or min(w.cpu_times().user for w in workers) < 0.3:
+    while len(workers) < count:
         assert time.monotonic() < deadline, "the workers did not start"
         assert process.poll() is None, process.communicate()
-        workers = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.1)
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        workers = [p for p in helpers if not p.children() and p.cpu_times().user > 0.3]
     yield workers
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(helpers, timeout=10)
     assert alive == []
 
 
@@ -122,17 +124,21 @@ def test_a_cell_that_takes_too_long_is_a_timeout_row(tmp_path: Path) -> None:
     assert "timeout_s = 4" in one_row(out)["error"]
 
 
-def _fail_on_rank_one(run: RunConfig) -> None:
+_FAILURES = {
+    "value": ValueError("the weights are not there"),
+    "memory": MemoryError("no more"),
+    "cuda": torch.OutOfMemoryError("CUDA out of memory."),
+}
+
+
+def _fail_on_rank_one(run: RunConfig) -> dict[str, object]:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
     if dist.get_rank() == 1:
-        raise {
-            "value": ValueError("the weights are not there"),
-            "memory": MemoryError("no more"),
-            "cuda": RuntimeError("unused"),
-        }[run.data.path]
+        raise _FAILURES[run.data.path]
     dist.barrier()
+    return {}
 
 
 @pytest.mark.parametrize(
@@ -140,16 +146,14 @@ def _fail_on_rank_one(run: RunConfig) -> None:
     [
         ("value", "error", "rank 1: ValueError: the weights are not there"),
         ("memory", "oom_cpu", "rank 1: MemoryError: no more"),
+        ("cuda", "oom_gpu", "rank 1: OutOfMemoryError: CUDA out of memory."),
     ],
 )
-def test_the_first_failing_rank_speaks(
-    monkeypatch: pytest.MonkeyPatch, kind: str, status: str, error: str
-) -> None:
+def test_the_first_failing_rank_speaks(kind: str, status: str, error: str) -> None:
     """Other ranks fail too, of a closed connection, and must not be the ones reported."""
-    monkeypatch.setattr(launch.cell, "measure", _fail_on_rank_one)
-    run = RunConfig(model=MODEL, world_size=3, sequence_parallel_size=1)
-    options = run.data.__class__(path=kind)
-    row = launch.run_cell(RunConfig(**{**vars(run), "data": options}))
+    data = DataOptions(path=kind)
+    run = RunConfig(model=MODEL, world_size=3, sequence_parallel_size=1, data=data)
+    row = launch.run_cell(run, _fail_on_rank_one)
     assert (row["status"], row["error"]) == (status, error)
 
 

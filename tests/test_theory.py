@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -113,18 +110,10 @@ def test_model_flops_by_hand() -> None:
     assert flops.step_flops(tied) == flops.step_flops(run)
 
 
-def test_the_verb_measures_what_it_derives() -> None:
-    # Not in this process: workers fork from it, and autograd's threads do not survive that.
-    flags = "theory --world_size 2 --seq_len 512 --model.num_hidden_layers 1".split()
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", *flags],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout
+def test_the_verb_measures_what_it_derives(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--world_size 2 --seq_len 512 --model.num_hidden_layers 1"
+    assert main(["theory", *flags.split()]) == 0
+    printed = capsys.readouterr().out
     assert "measured = derived, to the byte" in printed
     for title in ("README, first version", "README, June 2024", "tables are wrong", "sends less"):
         assert title in printed
