@@ -86,7 +86,7 @@ def throughput(data: pd.DataFrame) -> Figure:
         axes.set_xticks(sorted(rows["seq_len"].unique()))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _length(x)))
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * data["tokens_per_s"].max())
     handles = [Line2D([], [], label=m, **_METHOD_STYLE[m]) for m in _methods(data)]
     return _finish(figure, data, handles, bottom=0.2)
 

@@ -41,7 +41,7 @@ def peak_activation_bytes(run: RunConfig) -> int:
 
     It is unless logits come out on top (few blocks, a large vocabulary) or, for `tp` in bf16, a
     norm's fp32 work on the replicated stream. All blocks are saved, but for the last MLP's
-    product; SwiGLU's backward holds five tensors of its width; one gradient stream, the rotary
+    product; SwiGLU's backward holds four tensors of its width; one gradient stream, the rotary
     table and the batch come on top.
     """
     a, n = run.architecture, run.sequence_size
@@ -53,7 +53,7 @@ def peak_activation_bytes(run: RunConfig) -> int:
     batch = 8 * (2 * tokens // n + run.seq_len // n)
     blocks = a.num_hidden_layers * block_saved_bytes(run)
     scalars = 3 * 8 + 3 * _wide(run)  # token counts and loss in fp64, the micro step's losses
-    return blocks + 4 * mlp_unit_bytes(run) + stream + table + batch + scalars
+    return blocks + 3 * mlp_unit_bytes(run) + stream + table + batch + scalars
 
 
 def _wide(run: RunConfig) -> int:

@@ -1,0 +1,63 @@
+"""What only a GPU can show; skipped without one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench import launch
+from methods import METHODS
+from odysseus import kernels
+from odysseus.attention import choose_attention, sdpa
+from odysseus.config import RunConfig
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+DEVICE = torch.device("cuda", 0)
+
+
+def test_rms_norm_equals_the_cpus() -> None:
+    x, weight = torch.randn(2, 8, 64), torch.randn(64)
+    ours = kernels.rms_norm(x, weight, 1e-5)
+    # fp32 rounding of one row's mean and product
+    torch.testing.assert_close(kernels.rms_norm(x.cuda(), weight.cuda(), 1e-5).cpu(), ours)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "flash_attention_2", "flash_attention_3"])
+def test_attention_equals_the_formula(implementation: str) -> None:
+    try:
+        _, attend = choose_attention(implementation, DEVICE)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    q = torch.randn(2, 128, 8, 64, device=DEVICE, dtype=torch.bfloat16)
+    k, v = torch.randn(2, 2, 128, 2, 64, device=DEVICE, dtype=torch.bfloat16)
+    exact = sdpa(q.double().cpu(), k.double().cpu(), v.double().cpu())
+    # bf16 has 8 bits: 4e-3 of values of order 1, a few of them added up
+    torch.testing.assert_close(attend(q, k, v).double().cpu(), exact, atol=3e-2, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_cell_on_one_gpu(method: str, dtype: str) -> None:
+    run = RunConfig(method=method, dtype=dtype, device="cuda", steps=3)
+    row = launch.run_cell(run)
+    assert row["status"] == "ok", row["error"]
+    assert row["backend"] == "nccl"
+    assert row["comm_bytes_total"] == row["theory_comm_bytes_total"]
+    assert row["peak_reserved_bytes"] >= row["peak_memory_bytes"] > 0
+    reference = launch.run_cell(replace(run, device="cpu"))
+    tolerance = 1e-3 if dtype == "fp32" else 3e-2  # TF32 is off; bf16 sums in another order
+    assert row["loss_last"] == pytest.approx(reference["loss_last"], rel=tolerance)
+
+
+def test_cross_entropy_ignores_masked_labels() -> None:
+    logits = torch.randn(6, 10, device=DEVICE)
+    labels = torch.tensor([1, 2, -100, 3, -100, 4], device=DEVICE)
+    kept = labels != -100
+    expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")
+    torch.testing.assert_close(kernels.cross_entropy_sum(logits, labels), expected)
