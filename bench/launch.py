@@ -55,9 +55,13 @@ def run_cell(
 
 def join_cell(run: RunConfig) -> dict[str, Any] | None:
     """Be one of the workers that torchrun or srun started; on rank 0, the cell's row."""
-    started = time.monotonic()
-    outcome = {"status": "ok", "error": ""} | cell.measure(run)
-    is_first = os.environ["RANK"] == "0"
+    started, is_first = time.monotonic(), os.environ["RANK"] == "0"
+    try:
+        outcome = {"status": "ok", "error": ""} | cell.measure(run)
+    except Exception as error:
+        if not is_first:
+            raise
+        outcome = _failed(0, f"{type(error).__name__}: {error}")
     return finish_row(run, outcome, time.monotonic() - started) if is_first else None
 
 
@@ -149,6 +153,10 @@ def _failure(failed: ChildFailedError) -> dict[str, Any]:
     message = (told["message"] if isinstance(told, dict) else told).strip().splitlines()[0]
     if failure.exitcode < 0:
         message = f"killed by {signal.Signals(-failure.exitcode).name}"
+    return _failed(rank, message)
+
+
+def _failed(rank: int, message: str) -> dict[str, Any]:
     status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
     return {"status": status, "error": f"rank {rank}: {message}"}
 

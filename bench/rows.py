@@ -92,7 +92,8 @@ def provenance() -> dict[str, Any]:
     root = Path(__file__).parent.parent
     git = ["git", "-C", str(root)]
     commit = _output([*git, "rev-parse", "HEAD"])
-    changes = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    code = ["--untracked-files=no", "--", ":/", ":(top,exclude)results"]
+    changes = _output([*git, "status", "--porcelain", *code])
     return {
         "torch_version": torch.__version__,
         "git_commit": commit,

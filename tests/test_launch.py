@@ -97,6 +97,18 @@ def test_a_killed_worker_is_an_error_row_and_leaves_nothing(tmp_path: Path) -> N
     assert err.count("\n") == 1
 
 
+def test_a_sweep_goes_on_past_a_killed_cell(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    flags = f"{SMALL} --world_size 2 --seq_len 512 --steps [1000000,1] --out {out}"
+    process = bench("sweep", *flags.split())
+    with workers_of(process, 2) as workers:
+        workers[0].kill()
+        status, said, _ = finished(process)
+    assert status == 1
+    assert list(rows.read(out)["status"]) == ["error", "ok"]
+    assert "2 cells: 0 had rows, 1 ok, 1 failed" in said
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_no_process_and_no_row(tmp_path: Path, sent: signal.Signals) -> None:
     out = tmp_path / "rows.csv"
