@@ -209,6 +209,23 @@ def test_a_killed_sweep_loses_no_row(tmp_path: Path) -> None:
     assert f"4 cells: {len(kept)} had rows, {4 - len(kept)} ok, 0 failed" in said
 
 
+def test_a_joined_cell_that_fails_is_rank_zeros_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: RunConfig) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(launch.cell, "measure", fail)
+    monkeypatch.setenv("RANK", "0")
+    row = launch.join_cell(RunConfig())
+    assert row is not None
+    assert (row["status"], row["error"]) == (
+        "oom_gpu",
+        "rank 0: OutOfMemoryError: CUDA out of memory.",
+    )
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(torch.OutOfMemoryError):
+        launch.join_cell(RunConfig())
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_run_joins_workers_that_a_launcher_started(tmp_path: Path, launcher: str) -> None:
     out = tmp_path / "rows.csv"
