@@ -136,6 +136,23 @@ def test_a_cell_that_takes_too_long_is_a_timeout_row(tmp_path: Path) -> None:
     assert "timeout_s = 4" in one_row(out)["error"]
 
 
+def _hang_in_a_collective(run: RunConfig) -> dict[str, object]:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    if dist.get_rank() == 1:
+        time.sleep(600)
+    dist.barrier()
+    return {}
+
+
+def test_a_hung_collective_is_a_timeout_row() -> None:
+    run = RunConfig(model=MODEL, world_size=2, timeout_s=8)
+    row = launch.run_cell(run, _hang_in_a_collective)
+    assert (row["status"], row["error"]) == ("timeout", "stopped after timeout_s = 8")
+    assert float(row["wall_s"]) < 30
+
+
 _FAILURES = {
     "value": ValueError("the weights are not there"),
     "memory": MemoryError("no more"),
