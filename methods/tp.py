@@ -13,27 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odysseus import collectives
-from odysseus.attention import Attend
 from odysseus.config import RunConfig
+from odysseus.kernels import Kernels
 from odysseus.mesh import Mesh
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
 from odysseus.model import MLP, Attention
 from odysseus.tensor_parallel import linear_all_reduce, with_shared_kv_gradients
 
 
-def attention(run: RunConfig, mesh: Mesh, attend: Attend) -> nn.Module:
+def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
     return Attention(
         run.architecture,
-        attend,
+        kernels,
         shards=mesh.sequence.size,
         column=with_shared_kv_gradients(F.linear, run, mesh),
         row=partial(linear_all_reduce, axis=mesh.sequence),
     )
 
 
-def mlp(run: RunConfig, mesh: Mesh) -> nn.Module:
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
     return MLP(
         run.architecture,
+        kernels,
         shards=mesh.sequence.size,
         row=partial(linear_all_reduce, axis=mesh.sequence),
     )

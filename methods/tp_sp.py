@@ -12,8 +12,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from odysseus import collectives
-from odysseus.attention import Attend
 from odysseus.config import RunConfig
+from odysseus.kernels import Kernels
 from odysseus.mesh import Mesh
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
 from odysseus.model import MLP, Attention
@@ -24,22 +24,25 @@ from odysseus.tensor_parallel import (
 )
 
 
-def attention(run: RunConfig, mesh: Mesh, attend: Attend) -> nn.Module:
+def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
     column = partial(gather_linear, axis=mesh.sequence, regather=run.regather)
     return Attention(
         run.architecture,
-        attend,
+        kernels,
         shards=mesh.sequence.size,
         column=with_shared_kv_gradients(column, run, mesh),
         row=partial(linear_reduce_scatter, axis=mesh.sequence),
     )
 
 
-def mlp(run: RunConfig, mesh: Mesh) -> nn.Module:
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+    # A tile's backward follows its recomputed forward at once: what it gathered is still there.
+    regather = run.regather and not run.tiled_mlp_compute
     return MLP(
         run.architecture,
+        kernels,
         shards=mesh.sequence.size,
-        column=partial(gather_linear, axis=mesh.sequence, regather=run.regather),
+        column=partial(gather_linear, axis=mesh.sequence, regather=regather),
         row=partial(linear_reduce_scatter, axis=mesh.sequence),
     )
 

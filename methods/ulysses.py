@@ -8,25 +8,29 @@ g = G/n (at least 1), K elements of a head.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from odysseus import collectives
 from odysseus.attention import Attend
 from odysseus.config import RunConfig
+from odysseus.kernels import Kernels
 from odysseus.mesh import Axis, Mesh
 from odysseus.method import Method
 from odysseus.model import MLP, Attention
 
 
-def attention(run: RunConfig, mesh: Mesh, attend: Attend) -> nn.Module:
+def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
     exchange = {"native": all_to_all_attend, "yunchang": yunchang_attend}[run.ulysses_all_to_all]
-    axis = mesh.sequence
-    return Attention(run.architecture, attend if axis.size == 1 else exchange(attend, axis))
+    if mesh.sequence.size > 1:
+        kernels = replace(kernels, attend=exchange(kernels.attend, mesh.sequence))
+    return Attention(run.architecture, kernels)
 
 
-def mlp(run: RunConfig, mesh: Mesh) -> nn.Module:
-    return MLP(run.architecture)
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+    return MLP(run.architecture, kernels)
 
 
 def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:

@@ -23,6 +23,8 @@ class ModelOptions:
     Args:
         name_or_path: Preset of a published architecture: tiny, small (95 M parameters), llama2-7b,
             llama3-8b, llama3-70b or qwen3-32b.
+        type: Kernels of norm, rotary embedding, SwiGLU and loss: PyTorch's and this project's, or
+            liger-kernel's (CUDA).
         attn_implementation: Attention kernel. sdpa is PyTorch's; flash_attention_2 and
             flash_attention_3 need CUDA and their package; auto takes the best there is.
         vocab_size: Rows of the embedding; at least 256, the byte tokens.
@@ -45,6 +47,7 @@ class ModelOptions:
     """
 
     name_or_path: str = "tiny"
+    type: Literal["torch", "liger"] = "torch"
     attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
     vocab_size: int | None = None
     hidden_size: int | None = None
@@ -67,7 +70,7 @@ class ModelOptions:
     @property
     def overrides(self) -> dict[str, int | float | bool]:
         """The architecture fields that were given, by name."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        given = {f.name: getattr(self, f.name) for f in fields(self)[3:]}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -84,10 +87,13 @@ class OptimizerOptions:
     Args:
         type: AdamW, with PyTorch's default betas and weight decay.
         learning_rate: Constant learning rate.
+        offload: Where the optimizer's states and its own fp32 weights are kept and updated: none
+            is the device, cpu is host memory.
     """
 
     type: Literal["adamw"] = "adamw"
     learning_rate: float = 1e-3
+    offload: Literal["none", "cpu"] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +102,12 @@ class DataOptions:
 
     Args:
         path: UTF-8 text file, one token a byte; empty takes the English text every CPython carries.
+        repeat: Let a sample longer than the text read it over again, for lengths that no text at
+            hand has.
     """
 
     path: str = ""
+    repeat: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +126,31 @@ class RunConfig:
         dtype: Compute dtype of the parameters. With bf16 the optimizer keeps fp32 shards.
         seq_parallel_communication_data_type: Dtype in which gradients are reduced between
             ranks (fp64 runs reduce in fp64).
+        reduce_bucket_size: Elements of the largest gradient reduction; 0 reduces a whole ZeRO unit
+            (a block, the embedding, the head) at once. Bounds the memory that reducing in
+            another dtype takes.
         activation_checkpointing: Recompute each block in backward, keeping only its input.
+        activation_checkpoint_cpu_offload: Keep those inputs in host memory (implies the former).
+        host_memory_limit_bytes: Host memory that offloading may take on one node; 0 is 90% of what
+            the machine has. A cell that needs more becomes a row with status oom_cpu.
+        tiled_mlp_compute: Compute the MLP in ceil(tokens / hidden_size) tiles of the sequence, and
+            again in backward, so that its working set is one tile's.
+        tiled_loss_compute: Compute logits and loss in tiles of the sequence; auto does so
+            whenever the sequence is split.
+        tiled_loss_bytes: Size of one tile's logits in fp32.
+        tiled_loss_engine: What computes the tiles: fused takes the gradients in forward, checkpoint
+            recomputes each tile in backward, torch is F.linear_cross_entropy, liger is Liger's
+            fused linear cross-entropy; auto is liger with model.type liger, else fused.
         regather: tp_sp and odysseus: gather a block's input again in backward instead of keeping
             the gathered copy (one more all-gather a half-block, 1/N of the activation memory).
         ulysses_all_to_all: Who exchanges heads for tokens: this project's packed all-to-all,
             or yunchang's one for each of q, k, v and the output.
         optimizer: Optimizer.
+        parameter_offload: Where ZeRO-3's shards, their gradients and the optimizer live: none is
+            the device, cpu is host memory (implies optimizer.offload cpu).
+        expandable_segments: CUDA: have PyTorch's allocator use expandable segments, unless
+            PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF already says something.
+        compile: Run torch.compile on the blocks.
         data: Input text.
         steps: Measured steps.
         warmup_steps: Steps before them, not measured.
@@ -140,10 +168,20 @@ class RunConfig:
     gradient_accumulation_steps: int = 1
     dtype: Literal["fp32", "bf16", "fp64"] = "fp32"
     seq_parallel_communication_data_type: Literal["fp32", "bf16"] = "fp32"
+    reduce_bucket_size: int = 0
     activation_checkpointing: bool = False
+    activation_checkpoint_cpu_offload: bool = False
+    host_memory_limit_bytes: int = 0
+    tiled_mlp_compute: bool = False
+    tiled_loss_compute: Literal["auto"] | bool = "auto"
+    tiled_loss_bytes: int = 2**30
+    tiled_loss_engine: Literal["auto", "fused", "checkpoint", "torch", "liger"] = "auto"
     regather: bool = True
     ulysses_all_to_all: Literal["native", "yunchang"] = "native"
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    parameter_offload: Literal["none", "cpu"] = "none"
+    expandable_segments: bool = True
+    compile: bool = False
     data: DataOptions = field(default_factory=DataOptions)
     steps: int = 5
     warmup_steps: int = 2
@@ -177,6 +215,35 @@ class RunConfig:
         return self.samples_per_step * self.seq_len
 
     @property
+    def local_tokens(self) -> int:
+        """Tokens of one micro step in this rank's shard of the sequence."""
+        return self.micro_batch_size * self.seq_len // self.sequence_size
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks keep only their input and run again in backward."""
+        return self.activation_checkpointing or self.activation_checkpoint_cpu_offload
+
+    @property
+    def tiles_loss(self) -> bool:
+        """Whether logits and loss are computed in tiles."""
+        return (
+            self.sequence_size > 1 if self.tiled_loss_compute == "auto" else self.tiled_loss_compute
+        )
+
+    @property
+    def loss_engine(self) -> str:
+        """The engine of tiled loss that is meant."""
+        if self.tiled_loss_engine != "auto":
+            return self.tiled_loss_engine
+        return "liger" if self.model.type == "liger" else "fused"
+
+    @property
+    def optimizer_on_host(self) -> bool:
+        """Whether the optimizer's states live in host memory."""
+        return "cpu" in (self.optimizer.offload, self.parameter_offload)
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of activations and gathered parameters."""
         return DTYPES[self.dtype]
@@ -197,7 +264,8 @@ class RunConfig:
         """Raise ValueError, naming the value and what would be valid, unless the sizes fit."""
         lowest = {"world_size": 1, "sequence_parallel_size": 0, "seq_len": 1, "steps": 1}
         lowest |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "warmup_steps": 0}
-        lowest |= {"seed": 0, "timeout_s": 1}
+        lowest |= {"seed": 0, "timeout_s": 1, "reduce_bucket_size": 0}
+        lowest |= {"host_memory_limit_bytes": 0, "tiled_loss_bytes": 1}
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")

@@ -1,4 +1,4 @@
-"""Norm, rotary embedding, SwiGLU and cross-entropy: the pointwise kernels of a block.
+"""The kernels that one rank computes with, chosen once: this project's pointwise ones here.
 
 Each keeps for backward only what it cannot recompute cheaply. B batch, S tokens, D width,
 H heads, K elements of a head.
@@ -6,13 +6,36 @@ H heads, K elements of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED_LABEL = -100
+from odysseus.attention import Attend, choose_attention, sdpa
+from odysseus.config import ModelOptions
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What the modules of one rank compute with; the functions below say what each does."""
+
+    attend: Attend
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    swiglu: Callable[[Tensor], Tensor]
+    rotary: Callable[[Tensor, Tensor, int], Tensor]
+
+
+def choose_kernels(model: ModelOptions, device: torch.device) -> Kernels:
+    """The kernels that a model's options mean on a device.
+
+    Raises:
+        ValueError: one needs CUDA or a package that is not installed.
+    """
+    _, attend = choose_attention(model.attn_implementation, device)
+    return replace(TORCH, attend=attend)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -43,15 +66,7 @@ def rotary(x_BSHK: Tensor, table: Tensor, heads: int) -> Tensor:
     return _Rotary.apply(x_BSHK, table, heads)
 
 
-def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of token losses in at least fp32; labels of -100 count 0."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(
-        logits.flatten(0, -2).to(wide),
-        labels.flatten(),
-        ignore_index=IGNORED_LABEL,
-        reduction="sum",
-    )
+TORCH = Kernels(sdpa, rms_norm, swiglu, rotary)
 
 
 class _RMSNorm(torch.autograd.Function):

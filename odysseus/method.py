@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from odysseus.attention import Attend
 from odysseus.config import RunConfig, nearest_multiples
+from odysseus.kernels import Kernels
 from odysseus.mesh import Mesh
 
 Edge = Callable[[Tensor, Mesh], Tensor]
@@ -39,8 +39,8 @@ class Method:
     """
 
     name: str
-    attention: Callable[[RunConfig, Mesh, Attend], nn.Module]
-    mlp: Callable[[RunConfig, Mesh], nn.Module]
+    attention: Callable[[RunConfig, Mesh, Kernels], nn.Module]
+    mlp: Callable[[RunConfig, Mesh, Kernels], nn.Module]
     split: Mapping[str, int] = field(default_factory=dict)
     enter: Edge = unchanged
     leave: Edge = unchanged

@@ -1,14 +1,16 @@
 """A Llama-family decoder. With its defaults it is the single-process reference.
 
 What a method changes is passed in: how a cut weight meets its input (`column`, `row`), how
-attention is computed (`attend`), where the stream is gathered and sliced (`edges`). B batch,
-S tokens of this rank's stream, D width, H query heads, G kv heads, K elements of a head.
+attention is computed (`kernels.attend`), where the stream is gathered and sliced (`edges`). So are
+the memory tricks. B batch, S tokens of this rank's stream, D width, H query heads, G kv heads,
+K elements of a head, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from odysseus import kernels
 from odysseus.architecture import Architecture
-from odysseus.attention import Attend, sdpa
+from odysseus.kernels import TORCH, Kernels
+from odysseus.loss import Loss, whole_logits
+from odysseus.tiling import tiled
 
 Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """project(x, weight, bias) -> y: a linear map and whatever communication belongs to it."""
@@ -42,6 +45,21 @@ class Edges:
     enter: Callable[[Tensor], Tensor] = identity
     leave: Callable[[Tensor], Tensor] = identity
     positions: Callable[[Tensor], Tensor] = identity
+
+
+@dataclass(frozen=True)
+class Tricks:
+    """What a block does to need less memory, always in this order: tiles, checkpoint, offload.
+
+    Attributes:
+        tile_mlp: Compute the MLP in tiles of the sequence.
+        recompute: Keep only the block's input, and run the block again in backward.
+        keep: Context in which that input is saved, given it: where it waits for backward.
+    """
+
+    tile_mlp: bool = False
+    recompute: bool = False
+    keep: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
 
 
 class Linear(nn.Module):
@@ -70,14 +88,27 @@ class Embedding(nn.Module):
         return F.embedding(input_ids, self.weight)
 
 
+class Head(nn.Module):
+    """The projection to logits and the loss on them, which no caller ever sees apart."""
+
+    def __init__(self, width: int, vocabulary: int, loss: Loss) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocabulary, width))
+        self.loss = loss
+
+    def forward(self, x_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        return self.loss(x_BSD.flatten(0, 1), self.weight, labels_BS.flatten())
+
+
 class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, kernels: Kernels) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
         self.eps = eps
+        self.rms_norm = kernels.rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return self.rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -89,7 +120,7 @@ class Attention(nn.Module):
     def __init__(
         self,
         architecture: Architecture,
-        attend: Attend = sdpa,
+        kernels: Kernels,
         *,
         shards: int = 1,
         column: Project = F.linear,
@@ -97,27 +128,27 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         a = architecture
-        self.attend = attend
+        self.kernels = kernels
         self.heads = a.num_attention_heads // shards
         self.kv_heads = max(1, a.num_key_value_heads // shards)
         self.head_dim = a.head_dim
         width = (self.heads + 2 * self.kv_heads) * a.head_dim
         self.qkv_proj = Linear(a.hidden_size, width, a.attention_bias, column)
         self.o_proj = Linear(self.heads * a.head_dim, a.hidden_size, a.attention_output_bias, row)
-        self.q_norm = RMSNorm(a.head_dim, a.rms_norm_eps) if a.use_qk_norm else None
-        self.k_norm = RMSNorm(a.head_dim, a.rms_norm_eps) if a.use_qk_norm else None
+        self.q_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
+        self.k_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
 
     def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
         qkv_BSFK = self.qkv_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
         split = [self.heads, self.kv_heads, self.kv_heads]
         if self.q_norm is None or self.k_norm is None:
-            turned = kernels.rotary(qkv_BSFK, table, self.heads + self.kv_heads)
+            turned = self.kernels.rotary(qkv_BSFK, table, self.heads + self.kv_heads)
             q_BSHK, k_BSGK, v_BSGK = turned.split(split, dim=2)
         else:
             q_BSHK, k_BSGK, v_BSGK = qkv_BSFK.split(split, dim=2)
-            q_BSHK = kernels.rotary(self.q_norm(q_BSHK), table, self.heads)
-            k_BSGK = kernels.rotary(self.k_norm(k_BSGK), table, self.kv_heads)
-        return self.o_proj(self.attend(q_BSHK, k_BSGK, v_BSGK).flatten(2))
+            q_BSHK = self.kernels.rotary(self.q_norm(q_BSHK), table, self.heads)
+            k_BSGK = self.kernels.rotary(self.k_norm(k_BSGK), table, self.kv_heads)
+        return self.o_proj(self.kernels.attend(q_BSHK, k_BSGK, v_BSGK).flatten(2))
 
 
 class MLP(nn.Module):
@@ -126,51 +157,67 @@ class MLP(nn.Module):
     def __init__(
         self,
         architecture: Architecture,
+        kernels: Kernels,
         *,
         shards: int = 1,
         column: Project = F.linear,
         row: Project = F.linear,
     ) -> None:
         super().__init__()
+        self.swiglu = kernels.swiglu
         width, hidden = architecture.intermediate_size // shards, architecture.hidden_size
         self.gate_up_proj = Linear(hidden, 2 * width, False, column)
         self.down_proj = Linear(width, hidden, False, row)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.down_proj(kernels.swiglu(self.gate_up_proj(x_BSD)))
+        return self.down_proj(self.swiglu(self.gate_up_proj(x_BSD)))
 
 
 class Block(nn.Module):
     """One decoder layer: attention and MLP, each behind a norm and beside the residual stream."""
 
     def __init__(
-        self, architecture: Architecture, attention: nn.Module, mlp: nn.Module, recompute: bool
+        self,
+        architecture: Architecture,
+        attention: nn.Module,
+        mlp: nn.Module,
+        kernels: Kernels,
+        tricks: Tricks,
     ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps)
+        width, eps = architecture.hidden_size, architecture.rms_norm_eps
+        self.input_layernorm = RMSNorm(width, eps, kernels)
         self.self_attn = attention
-        self.post_attention_layernorm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(width, eps, kernels)
         self.mlp = mlp
-        self.recompute = recompute
+        self.tricks = tricks
 
     def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
-        if not self.recompute:
+        if not self.tricks.recompute:
             return self.layer(x_BSD, table)
-        return checkpoint(self.layer, x_BSD, table, use_reentrant=False, preserve_rng_state=False)
+        with self.tricks.keep(x_BSD):
+            return checkpoint(
+                self.layer, x_BSD, table, use_reentrant=False, preserve_rng_state=False
+            )
 
     def layer(self, x_BSD: Tensor, table: Tensor) -> Tensor:
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), table)
-        return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+        normed_BSD = self.post_attention_layernorm(x_BSD)
+        if self.tricks.tile_mlp:
+            return x_BSD + tiled(self.mlp, normed_BSD)
+        return x_BSD + self.mlp(normed_BSD)
 
 
 class Decoder(nn.Module):
     """Embedding and blocks."""
 
-    def __init__(self, architecture: Architecture, blocks: list[Block], edges: Edges) -> None:
+    def __init__(
+        self, architecture: Architecture, blocks: list[Block], kernels: Kernels, edges: Edges
+    ) -> None:
         super().__init__()
         self.embed_tokens = Embedding(architecture.vocab_size, architecture.hidden_size)
         self.layers = nn.ModuleList(blocks)
-        self.norm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps)
+        self.norm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps, kernels)
         self.architecture = architecture
         self.edges = edges
 
@@ -190,14 +237,16 @@ class CausalLM(nn.Module):
         architecture: Architecture,
         attention: Callable[[], nn.Module],
         mlp: Callable[[], nn.Module],
+        kernels: Kernels = TORCH,
         edges: Edges = Edges(),
-        recompute: bool = False,
+        tricks: Tricks = Tricks(),
+        loss: Loss = whole_logits,
     ) -> None:
         super().__init__()
         a = architecture
-        blocks = [Block(a, attention(), mlp(), recompute) for _ in range(a.num_hidden_layers)]
-        self.model = Decoder(a, blocks, edges)
-        self.lm_head = Linear(a.hidden_size, a.vocab_size)
+        blocks = [Block(a, attention(), mlp(), kernels, tricks) for _ in range(a.num_hidden_layers)]
+        self.model = Decoder(a, blocks, kernels, edges)
+        self.lm_head = Head(a.hidden_size, a.vocab_size, loss)
         if a.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -213,12 +262,14 @@ class CausalLM(nn.Module):
             A scalar, fp32 (fp64 in an fp64 model).
         """
         hidden = self.model.norm(self.model(input_ids, position_ids))
-        return kernels.cross_entropy_sum(self.lm_head(hidden), labels)
+        return self.lm_head(hidden, labels)
 
 
 def reference_model(architecture: Architecture) -> CausalLM:
     """The whole model in one process, without any method."""
-    return CausalLM(architecture, lambda: Attention(architecture), lambda: MLP(architecture))
+    return CausalLM(
+        architecture, lambda: Attention(architecture, TORCH), lambda: MLP(architecture, TORCH)
+    )
 
 
 def rotary_table(architecture: Architecture, position_ids: Tensor, dtype: torch.dtype) -> Tensor:

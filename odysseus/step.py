@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from odysseus import collectives, weights, zero
-from odysseus.attention import choose_attention
 from odysseus.config import RunConfig
 from odysseus.data import Batch
-from odysseus.kernels import IGNORED_LABEL
+from odysseus.kernels import choose_kernels
+from odysseus.loss import IGNORED_LABEL, choose_loss
 from odysseus.mesh import Mesh
 from odysseus.method import Method
-from odysseus.model import CausalLM, Edges
+from odysseus.model import CausalLM, Edges, Tricks
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh) -> CausalLM:
     ever holds a whole weight that it does not keep.
     """
     architecture = run.architecture
-    _, attend = choose_attention(run.model.attn_implementation, mesh.device)
+    kernels = choose_kernels(run.model, mesh.device)
     edges = Edges(
         enter=lambda x: method.enter(x, mesh),
         leave=lambda x: method.leave(x, mesh),
@@ -47,10 +47,12 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh) -> CausalLM:
     with torch.device("meta"):
         model = CausalLM(
             architecture,
-            attention=lambda: method.attention(run, mesh, attend),
-            mlp=lambda: method.mlp(run, mesh),
+            attention=lambda: method.attention(run, mesh, kernels),
+            mlp=lambda: method.mlp(run, mesh, kernels),
+            kernels=kernels,
             edges=edges,
-            recompute=run.activation_checkpointing,
+            tricks=Tricks(run.tiled_mlp_compute, run.recomputes),
+            loss=choose_loss(run),
         ).to(run.master_dtype)
     zero.shard(model, mesh, method.split, run.compute_dtype, run.reduce_dtype)
     model.to_empty(device=mesh.device)

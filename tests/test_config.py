@@ -251,7 +251,7 @@ def test_an_override_reaches_the_architecture(name: str, value: Any) -> None:
 
 def test_every_model_option_is_an_override_and_a_given_head_dim_stays() -> None:
     options = [f.name for f in fields(ModelOptions)]
-    assert options == ["name_or_path", "attn_implementation", *OVERRIDES]
+    assert options == ["name_or_path", "type", "attn_implementation", *OVERRIDES]
     assert RunConfig(model=model(**OVERRIDES)).architecture == replace(PRESETS["tiny"], **OVERRIDES)
 
 

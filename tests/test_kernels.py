@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from odysseus import kernels
+from odysseus.loss import IGNORED_LABEL, cross_entropy_sum
 
 EPS = 1e-5
 HEADS = 3  # Of four: the last head passes through the rotation.
@@ -47,7 +48,7 @@ def plain_rotary(x_BSHK: Tensor, table: Tensor) -> Tensor:
 
 def plain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     losses = logits.exp().sum(-1).log() - logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    return losses[labels != kernels.IGNORED_LABEL].sum()
+    return losses[labels != IGNORED_LABEL].sum()
 
 
 LABELS = torch.tensor([[0, 6, -100, 3, 3], [-100, -100, 1, 2, 5]])
@@ -61,7 +62,7 @@ KERNELS: dict[str, Kernel] = {
         [random(2, 5, 4, 6), angles_table()],
     ),
     "cross_entropy_sum": (
-        lambda logits: kernels.cross_entropy_sum(logits, LABELS),
+        lambda logits: cross_entropy_sum(logits, LABELS),
         lambda logits: plain_cross_entropy(logits, LABELS),
         [random(2, 5, 7)],
     ),
@@ -140,26 +141,24 @@ def test_bf16_losses_are_summed_in_fp32() -> None:
     logits, labels = torch.zeros(1, 3000, 2, dtype=torch.bfloat16), torch.zeros(1, 3000).long()
     # 3000 roundings of fp32 at the very most; bf16 cannot even count to 3000.
     exact = 3000 * math.log(2)
-    assert kernels.cross_entropy_sum(logits, labels).item() == pytest.approx(
-        exact, rel=3000 * 2**-24
-    )
+    assert cross_entropy_sum(logits, labels).item() == pytest.approx(exact, rel=3000 * 2**-24)
 
 
 def test_ignored_labels_count_nothing() -> None:
     logits = random(2, 5, 7)
-    some = kernels.cross_entropy_sum(logits, LABELS)
-    kept = LABELS != kernels.IGNORED_LABEL
-    alone = kernels.cross_entropy_sum(logits[kept], LABELS[kept])
+    some = cross_entropy_sum(logits, LABELS)
+    kept = LABELS != IGNORED_LABEL
+    alone = cross_entropy_sum(logits[kept], LABELS[kept])
     assert some.item() == pytest.approx(alone.item(), rel=1e-14)  # fp64, perhaps another order.
     logits.requires_grad_()
-    kernels.cross_entropy_sum(logits, LABELS).backward()
+    cross_entropy_sum(logits, LABELS).backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad.abs().sum(-1) > 0, kept)
 
 
 def test_all_labels_ignored_gives_zero_and_no_nan() -> None:
     logits = random(2, 5, 7).requires_grad_()
-    loss = kernels.cross_entropy_sum(logits, torch.full((2, 5), kernels.IGNORED_LABEL))
+    loss = cross_entropy_sum(logits, torch.full((2, 5), IGNORED_LABEL))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None

@@ -25,7 +25,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from odysseus import weights
 from odysseus.architecture import PRESETS, Architecture
-from odysseus.kernels import IGNORED_LABEL
+from odysseus.loss import IGNORED_LABEL
 from odysseus.model import CausalLM, reference_model
 
 BASE = Architecture(

@@ -1,0 +1,143 @@
+"""Sum of token losses from hidden states, whole or tile by tile without ever holding all logits.
+
+T tokens of this rank, t of one tile, D width, V vocabulary. Logits are the largest tensor of long
+sequences: 16K tokens of a 128K vocabulary are 8 GB in fp32, and a plain loss holds several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from odysseus.config import RunConfig
+
+IGNORED_LABEL = -100
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""loss(hidden_TD, weight_VD, labels_T) -> the sum of token losses, a scalar of at least fp32.
+
+Labels of -100 count nothing. Gradients are exact under any scale of the loss.
+"""
+
+
+def choose_loss(run: RunConfig) -> Loss:
+    """How a run computes its loss."""
+    if not run.tiles_loss:
+        return whole_logits
+    return partial(_ENGINES[run.loss_engine], tile=loss_tile_tokens(run))
+
+
+def loss_tile_tokens(run: RunConfig) -> int:
+    """Tokens whose fp32 logits take at most ``tiled_loss_bytes``; at least one."""
+    return min(run.local_tokens, max(1, run.tiled_loss_bytes // (4 * run.architecture.vocab_size)))
+
+
+def whole_logits(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
+    """All logits at once: the loss that the tiled ones equal."""
+    return cross_entropy_sum(F.linear(hidden_TD, weight_VD), labels_T)
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of token losses in at least fp32; labels of -100 count 0."""
+    return F.cross_entropy(
+        logits.flatten(0, -2).to(_wide(logits)),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
+
+
+def checkpointed(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int) -> Tensor:
+    """Each tile under activation checkpointing: its logits are computed again in backward."""
+    losses = [
+        checkpoint(whole_logits, h, weight_VD, y, use_reentrant=False, preserve_rng_state=False)
+        for h, y in zip(hidden_TD.split(tile), labels_T.split(tile), strict=True)
+    ]
+    return torch.stack(losses).sum()  # pyright: ignore[reportArgumentType]
+
+
+def linear_cross_entropy(
+    hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int
+) -> Tensor:
+    """PyTorch's own chunks (2.13); gradients taken in forward."""
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=tile)
+    return F.linear_cross_entropy(
+        hidden_TD, weight_VD, labels_T, reduction="sum", ignore_index=IGNORED_LABEL, options=options
+    )
+
+
+def fused(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int) -> Tensor:
+    """Gradients taken in forward while a tile's logits are there, as Liger-Kernel does
+    (arXiv 2410.10989 §3.2), and scaled by the loss's own gradient in backward."""
+    return _Fused.apply(hidden_TD, weight_VD, labels_T, tile)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int
+    ) -> Tensor:
+        needed = any(ctx.needs_input_grad)
+        loss = hidden_TD.new_zeros((), dtype=_wide(hidden_TD))
+        grad_hidden_TD = torch.empty_like(hidden_TD)
+        grad_weight_VD = None
+        for rows in _tiles(len(labels_T), tile):
+            hidden_tD, labels_t = hidden_TD[rows], labels_T[rows]
+            logits_tV = F.linear(hidden_tD, weight_VD).to(loss.dtype)
+            loss += _to_gradient_(logits_tV, labels_t)
+            if not needed:
+                continue
+            grad_logits_tV = logits_tV.to(weight_VD.dtype)
+            del logits_tV
+            grad_hidden_TD[rows] = grad_logits_tV @ weight_VD
+            grad_weight_VD = _add(grad_weight_VD, grad_logits_tV, hidden_tD)
+        ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (scale,) = grads
+        grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
+        dtype = grad_hidden_TD.dtype
+        return grad_hidden_TD.mul_(scale), grad_weight_VD.mul_(scale).to(dtype), None, None
+
+
+def _to_gradient_(logits_tV: Tensor, labels_t: Tensor) -> Tensor:
+    """The sum of token losses; in place, logits become its gradient: softmax minus one-hot."""
+    ignored_t = labels_t == IGNORED_LABEL
+    labels_t1 = labels_t.masked_fill(ignored_t, 0).unsqueeze(1)
+    picked_t = logits_tV.gather(1, labels_t1).squeeze(1)
+    normalizer_t = logits_tV.logsumexp(1)
+    logits_tV.sub_(normalizer_t.unsqueeze(1)).exp_()
+    logits_tV.scatter_add_(1, labels_t1, -torch.ones_like(logits_tV[:, :1]))
+    logits_tV.masked_fill_(ignored_t.unsqueeze(1), 0)
+    return (normalizer_t - picked_t).masked_fill(ignored_t, 0).sum()
+
+
+def _add(total_VD: Tensor | None, grad_logits_tV: Tensor, hidden_tD: Tensor) -> Tensor:
+    if total_VD is None:
+        return (grad_logits_tV.T @ hidden_tD).to(_wide(hidden_tD))
+    if total_VD.dtype == hidden_tD.dtype:
+        return total_VD.addmm_(grad_logits_tV.T, hidden_tD)
+    return total_VD.add_(grad_logits_tV.T @ hidden_tD)
+
+
+def _tiles(tokens: int, tile: int) -> Iterator[slice]:
+    return (slice(first, first + tile) for first in range(0, tokens, tile))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+_ENGINES = {
+    "fused": fused,
+    "checkpoint": checkpointed,
+    "torch": linear_cross_entropy,
+}
