@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 
 from bench import flops
-from bench.memory import KINDS, MemoryMeter
+from bench.memory import HOST, KINDS, MemoryMeter
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from odysseus import weights
 from odysseus.config import RunConfig
-from odysseus.data import Samples
+from odysseus.data import Batch, Samples
 from odysseus.mesh import make_mesh, pick_device, start_process_group
 from odysseus.step import StepResult, Trainer
 
@@ -97,14 +97,10 @@ def _metered_traffic(trainer: Trainer, samples: Samples, step: int) -> dict[str,
 def _metered_memory(
     trainer: Trainer, samples: Samples, step: int, device: torch.device
 ) -> dict[str, int]:
-    meter = watch_memory(trainer)
-    batches = samples.step(step)
-    meter.watch([t for b in batches for t in vars(b).values()], "activations")
     allocator = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with meter:
-        trainer.step(batches)
+    meter = memory_of_step(trainer, samples.step(step))
     peak = meter.peak()
     if device.type == "cuda":
         # The allocator knows of kernels' workspace, which the meter does not.
@@ -113,22 +109,31 @@ def _metered_memory(
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
         }
     kinds = {f"peak_memory_{kind}_bytes": peak.by_kind[kind] for kind in KINDS}
-    return {"peak_memory_bytes": peak.bytes, **kinds, **allocator}
+    activations = {"peak_activation_bytes": meter.peak("activations").bytes}
+    host = {"peak_host_bytes": meter.peak(HOST).bytes}
+    return {"peak_memory_bytes": peak.bytes, **kinds, **activations, **host, **allocator}
 
 
-def watch_memory(trainer: Trainer) -> MemoryMeter:
-    """A memory meter that knows a trainer's parameters, optimizer states and gradients."""
-    meter = MemoryMeter()
-    parameters = [weights.local_shard(p)[0] for p in trainer.model.parameters()]
-    states = [t for state in trainer.optimizer.state.values() for t in state.values()]
-    meter.watch(parameters, "parameters")
-    meter.watch(states, "optimizer")
+def memory_of_step(trainer: Trainer, batches: list[Batch]) -> MemoryMeter:
+    """One more step under a meter that knows the trainer's parameters, gradients and optimizer.
 
-    def take_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        held = (p.grad for group in optimizer.param_groups for p in group["params"])
-        meter.watch([gradient for gradient in held if gradient is not None], "gradients")
-
-    trainer.optimizer.register_step_pre_hook(take_gradients)
+    The trainer has made a step before, so that its optimizer is there.
+    """
+    meter, run = MemoryMeter(), trainer.run
+    shards = HOST if run.parameter_offload == "cpu" else "parameters"
+    states = [t for state in trainer.optimizer.torch.state.values() for t in state.values()]
+    meter.watch(trainer.optimizer.shards, shards)
+    meter.watch(states, HOST if run.optimizer_on_host else "optimizer")
+    meter.watch(trainer.host.tensors, HOST)
+    meter.watch([t for b in batches for t in vars(b).values()], "activations")
+    with meter:
+        trainer.forward_backward(batches)
+        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        kind = HOST if run.parameter_offload == "cpu" else "gradients"
+        meter.watch([weights.local_shard(gradient)[0] for gradient in gradients], kind)
+        del gradients
+        trainer.grad_norm()
+        trainer.optimizer.update()
     return meter
 
 

@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 from bench.watch import Watcher
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
+HOST = "host"
+"""What offloading holds: host memory, so no part of a device's peak."""
 
 
 @dataclass
@@ -70,12 +72,12 @@ class MemoryMeter(Watcher):
                 self._allocations[index].kind = kind
 
     def peak(self, *kinds: str) -> Peak:
-        """Replay the log; with kinds, as if there were no others."""
+        """Replay the log; with kinds, as if there were no others. The default is all but HOST."""
         alive: set[int] = set()
         best: set[int] = set()
         now = most = 0
         for index, made in self._log:
-            if kinds and self._allocations[index].kind not in kinds:
+            if self._allocations[index].kind not in (kinds or KINDS):
                 continue
             size = self._allocations[index].bytes
             if made:
@@ -135,6 +137,8 @@ class MemoryMeter(Watcher):
     def _kind_here(self) -> str:
         if self.region.startswith("FSDP::"):
             return "communication"
+        if self.region == "odysseus::host":
+            return HOST
         return "optimizer" if self.region.startswith("Optimizer.step") else "activations"
 
     def _index(self, storage: torch.UntypedStorage) -> int | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
@@ -15,10 +17,12 @@ from typing import Any, get_type_hints
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
+from bench import arctic
 from methods import METHODS
-from odysseus.attention import choose_attention
+from odysseus import liger
 from odysseus.config import RunConfig
 from odysseus.data import check_tokens
+from odysseus.kernels import choose_kernels
 from odysseus.mesh import pick_device
 
 
@@ -41,11 +45,16 @@ def parse(made: ArgumentParser, arguments: Sequence[str]) -> Any:
     Raises:
         ValueError: an unknown key or a wrong type, named with what would be valid.
     """
+    arguments, notes = arctic.translate(_config_first(arguments))
     try:
-        return made.instantiate(made.parse_args(_config_first(arguments)))
+        parsed = made.instantiate(made.parse_args(arguments))
     except ArgumentError as error:
         message = " ".join(str(error).split()).replace("typing.", "").rstrip(".")
         raise ValueError(message + _suggestion(made, message)) from None
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            print(note, file=sys.stderr)
+    return parsed
 
 
 def add_run_options(made: ArgumentParser) -> None:
@@ -75,7 +84,8 @@ def check(run: RunConfig) -> None:
     device = pick_device(run.device)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but there is no GPU; valid here: auto, cpu")
-    choose_attention(run.model.attn_implementation, device)
+    choose_kernels(run.model, device)
+    liger.check(run, device)
     check_tokens(run)
 
 

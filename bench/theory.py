@@ -7,13 +7,16 @@ DP replicas, w bytes of the compute dtype, r bytes of the reduction dtype.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from bench.traffic import COLLECTIVES, PURPOSES, bytes_sent
 from methods import METHODS
+from odysseus.buckets import bucket_widths
 from odysseus.config import RunConfig
+from odysseus.tiling import tile_count
 from odysseus.weights import pieces
 from odysseus.zero import is_cut
 
@@ -85,25 +88,46 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
     """One block's forward and backward of one micro step.
 
     With activation checkpointing the block's forward runs again in backward, up to the last
-    tensor that backward needs: not its closing all-reduce or reduce-scatter.
+    tensor that backward needs: not its closing all-reduce or reduce-scatter, nor a tiled MLP.
     """
-    again = int(run.activation_checkpointing)
+    again = int(run.recomputes)
     n = run.sequence_size
     if run.method == "ulysses":
         for size, calls in _ulysses_exchanges(run):
             yield Term("all_to_all", "activation", calls * (2 + again), size, n)
         return
     stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+    mlp = _mlp_tiles(run, stream)
     if run.method == "tp":
         # Megatron-LM (arXiv 1909.08053 §3): one all-reduce a half-block, forward and backward.
-        yield Term("all_reduce", "activation", 4 + again, stream, n)
+        yield Term("all_reduce", "activation", 2 + again, stream, n)
+        for size, count in mlp:
+            passes = 3 if run.tiled_mlp_compute else 2
+            yield Term("all_reduce", "activation", count * passes, size, n)
         return
     # Korthikanti et al. (arXiv 2205.05198 §4.2.2): a half-block gathers and scatters forward, does
     # the transposes backward, and gathers its input once more where it was not kept.
-    gathers, scatters = 2 + int(run.regather) + again, 2
-    halves = 2 if run.method == "tp_sp" else 1
-    yield Term("all_gather", "activation", halves * gathers, stream, n)
-    yield Term("reduce_scatter", "activation", halves * scatters + again, stream, n)
+    gathers = 2 + int(run.regather) + again
+    yield Term("all_gather", "activation", gathers, stream, n)
+    yield Term("reduce_scatter", "activation", 2 + again, stream, n)
+    if run.method == "odysseus":
+        return
+    # A tile runs forward, forward again, and backward, with what it gathered still there.
+    gathers, scatters = (3, 3) if run.tiled_mlp_compute else (gathers, 2)
+    for size, count in mlp:
+        yield Term("all_gather", "activation", count * gathers, size, n)
+        yield Term("reduce_scatter", "activation", count * scatters, size, n)
+
+
+def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
+    """(bytes of the stream, how many such) that the MLP works on at once, all tiles."""
+    tokens = run.seq_len if run.method == "tp" else run.seq_len // run.sequence_size
+    if not run.tiled_mlp_compute:
+        return [(stream, 1)]
+    tiles = tile_count(run.micro_batch_size, tokens, run.architecture.hidden_size)
+    size = -(-tokens // tiles)
+    full, rest = divmod(tokens, size)
+    return [(stream * size // tokens, full), (stream * rest // tokens, int(rest > 0))]
 
 
 def _ulysses_exchanges(run: RunConfig) -> list[tuple[int, int]]:
@@ -153,7 +177,16 @@ def _zero(run: RunConfig) -> Iterator[Term]:
                 continue
             width, reduced = run.compute_dtype.itemsize, run.reduce_dtype.itemsize
             yield Term("all_gather", "parameter", gathers * count, size * width, ranks)
-            yield Term("reduce_scatter", "gradient", count, size * reduced, ranks)
+            for elements, parts in _reductions(run, size, ranks):
+                yield Term("reduce_scatter", "gradient", count * parts, elements * reduced, ranks)
+
+
+def _reductions(run: RunConfig, elements: int, ranks: int) -> list[tuple[int, int]]:
+    """(elements, how many) of the reductions of a unit's gradients."""
+    if not run.reduce_bucket_size or ranks == 1:
+        return [(elements, 1)]
+    widths = bucket_widths(elements // ranks, run.reduce_bucket_size, ranks)
+    return [(width * ranks, count) for width, count in Counter(widths).items()]
 
 
 def _stream_edge(run: RunConfig) -> Iterator[Term]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from odysseus import liger
 from odysseus.attention import Attend, choose_attention, sdpa
 from odysseus.config import ModelOptions
 
@@ -35,6 +36,9 @@ def choose_kernels(model: ModelOptions, device: torch.device) -> Kernels:
         ValueError: one needs CUDA or a package that is not installed.
     """
     _, attend = choose_attention(model.attn_implementation, device)
+    if model.type == "liger":
+        liger.require("model.type", "torch", device)
+        return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary)
     return replace(TORCH, attend=attend)
 
 

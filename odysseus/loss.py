@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from odysseus import liger
 from odysseus.config import RunConfig
 
 IGNORED_LABEL = -100
@@ -140,4 +141,5 @@ _ENGINES = {
     "fused": fused,
     "checkpoint": checkpointed,
     "torch": linear_cross_entropy,
+    "liger": liger.fused_linear_cross_entropy,
 }

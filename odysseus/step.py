@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odysseus import collectives, weights, zero
 from odysseus.config import RunConfig
 from odysseus.data import Batch
+from odysseus.host_memory import HostMemory
 from odysseus.kernels import choose_kernels
 from odysseus.loss import IGNORED_LABEL, choose_loss
 from odysseus.mesh import Mesh
 from odysseus.method import Method
 from odysseus.model import CausalLM, Edges, Tricks
+from odysseus.offload import CheckpointOffload
+from odysseus.optimizer import ShardedAdamW
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,14 @@ class StepResult:
     grad_norm: Tensor
 
 
-def build_model(run: RunConfig, method: Method, mesh: Mesh) -> CausalLM:
+def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) -> CausalLM:
     """This rank's shards of the run's model, initialised.
 
     Built on the meta device, sharded there, then allocated and filled shard by shard: no rank
     ever holds a whole weight that it does not keep.
+
+    Args:
+        host: Where offloaded block inputs go.
     """
     architecture = run.architecture
     kernels = choose_kernels(run.model, mesh.device)
@@ -51,11 +57,11 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh) -> CausalLM:
             mlp=lambda: method.mlp(run, mesh, kernels),
             kernels=kernels,
             edges=edges,
-            tricks=Tricks(run.tiled_mlp_compute, run.recomputes),
+            tricks=tricks(run, mesh.device, host),
             loss=choose_loss(run),
         ).to(run.master_dtype)
-    zero.shard(model, mesh, method.split, run.compute_dtype, run.reduce_dtype)
-    model.to_empty(device=mesh.device)
+    zero.shard(model, mesh, method.split, run)
+    model.to_empty(device="cpu" if run.parameter_offload == "cpu" else mesh.device)
     held = weights.local_pieces(
         model, architecture, method.split, mesh.sequence.size, mesh.sequence.rank
     )
@@ -63,34 +69,46 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh) -> CausalLM:
     return model
 
 
+def tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tricks:
+    """The memory tricks of a run's blocks."""
+    if not run.activation_checkpoint_cpu_offload:
+        return Tricks(run.tiled_mlp_compute, run.recomputes)
+    offload = CheckpointOffload(host, device, run.architecture.num_hidden_layers)
+    return Tricks(run.tiled_mlp_compute, run.recomputes, offload.keep)
+
+
 class Trainer:
     """Model, optimizer and step of one run on one rank."""
 
     def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
         self.run, self.method, self.mesh = run, method, mesh
-        self.model = build_model(run, method, mesh)
+        self.host = HostMemory.of(run, mesh.device)
+        self.model = build_model(run, method, mesh, self.host)
 
     @cached_property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW on the plain shards: it is elementwise and needs no DTensor arithmetic.
-
-        Made at the first update, because FSDP2 may move a shard into a padded buffer before its
-        first forward.
-        """
-        shards = [nn.Parameter(weights.local_shard(p)[0]) for p in self.model.parameters()]
-        return torch.optim.AdamW(shards, lr=self.run.optimizer.learning_rate, fused=True)
+    def optimizer(self) -> ShardedAdamW:
+        """Made at the first update."""
+        return ShardedAdamW(self.model.parameters(), self.run, self.host)
 
     def step(self, batches: list[Batch]) -> StepResult:
         """Forward, backward and update over the micro batches of one step."""
         loss = self.forward_backward(batches)
         grad_norm = self.grad_norm()
-        self.update()
+        self.optimizer.update()
         return StepResult(loss, grad_norm)
 
     def forward_backward(self, batches: list[Batch]) -> Tensor:
-        """Accumulate the step's gradients; the step's loss, a scalar in fp64."""
+        """Accumulate the step's gradients; the step's loss, a scalar in fp64.
+
+        Raises:
+            ValueError: no token of the step has a label, on any rank.
+        """
         count = sum((batch.labels != IGNORED_LABEL).sum() for batch in batches)
         tokens = self._world_sum(torch.as_tensor(count, dtype=torch.float64))
+        if tokens == 0:
+            raise ValueError(
+                f"all labels of a step are {IGNORED_LABEL}, on every rank; its loss is undefined"
+            )
         loss = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for batch in batches:
             token_losses = self.model(batch.input_ids, batch.position_ids, batch.labels)
@@ -103,7 +121,8 @@ class Trainer:
         square = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for piece, gradient in self.gradients():
             if piece.owned:
-                square += torch.linalg.vector_norm(gradient, dtype=torch.float64) ** 2
+                norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+                square += norm.to(square.device) ** 2
         return self._world_sum(square).sqrt()
 
     def gradients(self):
@@ -115,15 +134,6 @@ class Trainer:
             )
             if parameter.grad is not None:
                 yield from weights.cut_rows(parameter.grad, of)
-
-    def update(self) -> None:
-        """Apply the accumulated gradients and let go of them."""
-        shards = self.optimizer.param_groups[0]["params"]
-        for parameter, shard in zip(self.model.parameters(), shards, strict=True):
-            if parameter.grad is not None:
-                shard.grad, parameter.grad = weights.local_shard(parameter.grad)[0], None
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _world_sum(self, value: Tensor) -> Tensor:
         collectives.all_reduce_plain(value, self.mesh.world)

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
 from torch.distributed.tensor import Shard
 
+from odysseus.buckets import reduce_in_buckets
+from odysseus.config import RunConfig
 from odysseus.mesh import Mesh
 from odysseus.model import CausalLM
 from odysseus.weights import PACKED
@@ -30,18 +37,11 @@ def is_cut(parameter: str, split: Mapping[str, int]) -> bool:
     return 0 in dims or (1 in dims and kind == "weight")
 
 
-def shard(
-    model: CausalLM,
-    mesh: Mesh,
-    split: Mapping[str, int],
-    compute_dtype: torch.dtype,
-    reduce_dtype: torch.dtype,
-) -> None:
+def shard(model: CausalLM, mesh: Mesh, split: Mapping[str, int], run: RunConfig) -> None:
     """Turn a model on the meta device into this rank's shards of it, still on the meta device.
 
-    Args:
-        compute_dtype: Dtype of gathered parameters; shards keep the dtype they have.
-        reduce_dtype: Dtype in which gradients are summed.
+    Parameters are gathered in the run's compute dtype, gradients summed in its reduction dtype;
+    shards keep the dtype they have.
     """
     cut = {p for name, p in model.named_parameters() if is_cut(name, split)}
     if mesh.sequence.size == 1:
@@ -53,14 +53,18 @@ def shard(
         return ShardPlacementResult(Shard(0), replicate if parameter in cut else full)
 
     policy = MixedPrecisionPolicy(
-        param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+        param_dtype=run.compute_dtype, reduce_dtype=run.reduce_dtype, cast_forward_inputs=False
     )
+    offload = OffloadPolicy()
+    if run.parameter_offload == "cpu":
+        offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
 
     def unit(module: nn.Module | list[nn.Module], reshard_after_forward: bool) -> None:
         fully_shard(
             module,  # pyright: ignore[reportArgumentType, reportCallIssue]
             mesh=mesh.full_mesh,
             mp_policy=policy,
+            offload_policy=offload,
             reshard_after_forward=reshard_after_forward,
             shard_placement_fn=placement,
         )
@@ -80,3 +84,6 @@ def shard(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            if run.reduce_bucket_size:
+                for group in module._get_fsdp_state()._fsdp_param_groups:
+                    reduce_in_buckets(group, run.reduce_bucket_size, run.compute_dtype)

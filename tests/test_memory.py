@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import theory_memory
-from bench.cell import watch_memory
+from bench.cell import memory_of_step
 from bench.memory import MemoryMeter
 from methods import METHODS
 from odysseus import weights
@@ -95,10 +95,7 @@ def measured_activations(runs: list[RunConfig]) -> list[int]:
         trainer = Trainer(run, METHODS[run.method], mesh)
         samples = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device)
         trainer.step(samples.step(0))
-        meter, batches = watch_memory(trainer), samples.step(1)
-        meter.watch([t for b in batches for t in vars(b).values()], "activations")
-        with meter:
-            trainer.step(batches)
+        meter = memory_of_step(trainer, samples.step(1))
         held = sum(p.nbytes for p, _ in map(weights.local_shard, trainer.model.parameters()))
         kinds = meter.peak().by_kind
         assert kinds["parameters"] == held

@@ -10,7 +10,7 @@ import torch
 from bench import theory
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus.config import RunConfig
+from odysseus.config import OptimizerOptions, RunConfig
 from odysseus.data import Samples
 from odysseus.mesh import make_mesh
 from odysseus.step import Trainer
@@ -52,6 +52,15 @@ def variants(world_size: int) -> list[RunConfig]:
             replace(run, model=VARIANTS["qwen"], activation_checkpointing=True),
             replace(run, model=VARIANTS["tied_llama3"]),
             replace(run, model=replace(MODEL, vocab_size=259)),
+            replace(run, seq_len=296, micro_batch_size=2, tiled_mlp_compute=True),
+            replace(run, tiled_mlp_compute=True, activation_checkpoint_cpu_offload=True),
+            replace(run, tiled_mlp_compute=True, regather=False, activation_checkpointing=True),
+            replace(run, reduce_bucket_size=4000, dtype="bf16"),
+            replace(run, reduce_bucket_size=2500, seq_parallel_communication_data_type="bf16"),
+            replace(run, tiled_loss_compute=False),
+            replace(run, tiled_loss_compute=True, tiled_loss_bytes=4 * 512 * 5),
+            replace(run, parameter_offload="cpu"),
+            replace(run, optimizer=OptimizerOptions(offload="cpu")),
         ]
         if world_size > 1:
             runs.append(replace(run, sequence_parallel_size=world_size // 2))

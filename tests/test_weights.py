@@ -16,7 +16,7 @@ from odysseus import weights
 from odysseus.config import ModelOptions, RunConfig
 from odysseus.mesh import make_mesh
 from odysseus.model import reference_model
-from odysseus.step import build_model
+from odysseus.step import Trainer
 from tests.ranks import run_ranks
 
 WIDE = ModelOptions(
@@ -63,7 +63,7 @@ def held_by_method(run: RunConfig) -> dict[tuple[str, str], list[Held]]:
             mesh = make_mesh(torch.device("cpu"), run.sequence_size, a.num_key_value_heads)
             axis = mesh.sequence
             local = weights.local_pieces(
-                build_model(cell, method, mesh), a, method.split, axis.size, axis.rank
+                Trainer(cell, method, mesh).model, a, method.split, axis.size, axis.rank
             )
             held[method.name, label] = [
                 (p.name, p.rows, p.columns, p.owned, view.numpy().tobytes()) for p, view in local
