@@ -94,7 +94,7 @@ def _note(file: str, ignored: list[str]) -> str:
     return (
         f"{file} is an ArcticTraining recipe; ignored: {', '.join(ignored) or 'nothing'}; in place "
         "of its data data.path or the built-in text, repeated; the learning rate is constant, "
-        "gradients are not clipped"
+        "weight decay 0.01, gradients are not clipped"
     )
 
 

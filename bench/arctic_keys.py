@@ -243,7 +243,7 @@ RULES: dict[str, Rule | None] = {
         "bf16.immediate_grad_update bf16.check_grad_overflow timers",
         None,
     ),
-    f"{_ZERO}stage": _just(2),
+    f"{_ZERO}stage": _just(3),
     f"{_ZERO}reduce_bucket_size": _to("reduce_bucket_size", _integer),
     f"{_ZERO}offload_optimizer.device": _choice("optimizer.offload", _HOST),
     f"{_ZERO}offload_optimizer.ratio": _just(1),

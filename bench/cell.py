@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from statistics import fmean
 from typing import Any
@@ -27,12 +28,14 @@ def measure(run: RunConfig) -> dict[str, Any]:
 
     Call it on every rank of a launched job. The process group is started and stopped here.
     """
+    allocator = configure_allocator(run)
     device = pick_device(run.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
     start_process_group(device, run.timeout_s)
     try:
-        return _measure(run, device)
+        settings = {"allocator_settings": allocator if device.type == "cuda" else None}
+        return _measure(run, device) | settings
     finally:
         # What still refers to process groups goes before them, not while Python shuts down.
         gc.collect()
@@ -62,6 +65,17 @@ def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
             "hardware": hardware_name(device),
         }
     )
+
+
+def configure_allocator(run: RunConfig) -> str:
+    """Ask PyTorch's CUDA allocator for expandable segments unless the user has asked for
+    something; the settings in force. Call it before anything touches CUDA."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    given = next((os.environ[name] for name in names if name in os.environ), "")
+    if given or not run.expandable_segments:
+        return given
+    os.environ[names[0]] = "expandable_segments:True"
+    return os.environ[names[0]]
 
 
 def hardware_name(device: torch.device) -> str:

@@ -19,11 +19,12 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from bench import cell, rows, theory
+from bench import cell, host_limit, rows, theory, theory_memory
 from odysseus.config import RunConfig
 
 _OUT_OF_MEMORY = {
     "OutOfMemoryError": "oom_gpu",
+    "HostMemoryError": "oom_cpu",
     "MemoryError": "oom_cpu",
     "RuntimeError: [enforce fail at alloc_cpu.cpp": "oom_cpu",
 }
@@ -40,12 +41,14 @@ def run_cell(
     Raises:
         SystemExit: Ctrl-C or a polite kill, after the workers are gone.
     """
+    if short := host_limit.shortage(run):
+        return finish_row(run, {"status": "oom_cpu", "error": short}, 0.0)
     started = time.monotonic()
     try:
         with _time_limit(run.timeout_s):
             outcome = {"status": "ok", "error": ""} | _launch(run, measure)
     except ChildFailedError as failed:
-        outcome = _failure(failed)
+        outcome = _failure(failed, run)
     except SignalException as stopped:
         raise SystemExit(128 + stopped.sigval) from None
     except TimeoutError as timeout:
@@ -56,12 +59,15 @@ def run_cell(
 def join_cell(run: RunConfig) -> dict[str, Any] | None:
     """Be one of the workers that torchrun or srun started; on rank 0, the cell's row."""
     started, is_first = time.monotonic(), os.environ["RANK"] == "0"
+    if short := host_limit.shortage(run):
+        outcome = {"status": "oom_cpu", "error": short}
+        return finish_row(run, outcome, 0.0) if is_first else None
     try:
         outcome = {"status": "ok", "error": ""} | cell.measure(run)
     except Exception as error:
         if not is_first:
             raise
-        outcome = _failed(0, f"{type(error).__name__}: {error}")
+        outcome = _failed(0, f"{type(error).__name__}: {error}", run)
     return finish_row(run, outcome, time.monotonic() - started) if is_first else None
 
 
@@ -74,7 +80,11 @@ def finish_row(run: RunConfig, outcome: dict[str, Any], wall_s: float) -> dict[s
     """A row from a cell's outcome: identity, provenance and theory added."""
     row = rows.identity(run) | rows.provenance() | outcome | {"wall_s": round(wall_s, 2)}
     if row["status"] == "ok":
-        row["theory_comm_bytes_total"] = theory.step_traffic(run).total
+        row |= {
+            "theory_comm_bytes_total": theory.step_traffic(run).total,
+            "theory_peak_activation_bytes": theory_memory.peak_activation_bytes(run),
+            "theory_peak_host_bytes": theory_memory.host_bytes(run),
+        }
     return row
 
 
@@ -147,17 +157,19 @@ def _die_with(pid: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _failure(failed: ChildFailedError) -> dict[str, Any]:
+def _failure(failed: ChildFailedError, run: RunConfig) -> dict[str, Any]:
     rank, failure = failed.get_first_failure()
     told: Any = failure.message
     message = (told["message"] if isinstance(told, dict) else told).strip().splitlines()[0]
     if failure.exitcode < 0:
         message = f"killed by {signal.Signals(-failure.exitcode).name}"
-    return _failed(rank, message)
+    return _failed(rank, message, run)
 
 
-def _failed(rank: int, message: str) -> dict[str, Any]:
+def _failed(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
     status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
+    if message.startswith("HostMemoryError"):
+        message += f"; {host_limit.longest(run)}"
     return {"status": status, "error": f"rank {rank}: {message}"}
 
 

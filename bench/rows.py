@@ -41,7 +41,8 @@ _KEY = (*_IDENTITY, "mode", "device")
 
 COLUMNS = (
     *_IDENTITY,
-    *["mode", "backend", "device", "hardware", "torch_version", "git_commit", "git_dirty", "utc"],
+    *["mode", "backend", "device", "hardware", "allocator_settings"],
+    *["torch_version", "git_commit", "git_dirty", "utc"],
     *["status", "error", "wall_s"],
     *["step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"],
     *["model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"],

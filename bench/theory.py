@@ -161,7 +161,7 @@ def _zero(run: RunConfig) -> Iterator[Term]:
     gathered forward and backward, the embedding's and the head's once; gradients scattered once.
     """
     a = run.architecture
-    block = [f"model.layers.0.{name}" for name in _block_parameters(run)]
+    block = _block_names(run)
     head = ["model.norm.weight"]
     table = ["model.embed_tokens.weight"]
     units = [(block, 2, a.num_hidden_layers)]
@@ -213,7 +213,8 @@ def _is_cut(run: RunConfig, parameter: str) -> bool:
     return run.sequence_size > 1 and is_cut(parameter, METHODS[run.method].split)
 
 
-def _block_parameters(run: RunConfig) -> list[str]:
+def _block_names(run: RunConfig) -> list[str]:
+    """The parameters of one block, by their names in the first."""
     a = run.architecture
     names = ["input_layernorm.weight", "post_attention_layernorm.weight"]
     names += ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]
@@ -221,7 +222,20 @@ def _block_parameters(run: RunConfig) -> list[str]:
     names += ["self_attn.qkv_proj.bias"] * a.attention_bias
     names += ["self_attn.o_proj.bias"] * a.attention_output_bias
     names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] * a.use_qk_norm
-    return names
+    return [f"model.layers.0.{name}" for name in names]
+
+
+def shard_elements(run: RunConfig) -> list[int]:
+    """Elements of each parameter that a rank keeps of it, ZeRO's padding counted."""
+    a = run.architecture
+    names = _block_names(run) * a.num_hidden_layers
+    names += ["model.norm.weight", "model.embed_tokens.weight"]
+    names += ["lm_head.weight"] * (not a.tie_word_embeddings)
+    found = []
+    for name in names:
+        ranks = run.data_parallel_size if _is_cut(run, name) else run.world_size
+        found.append(_padded(run, name, ranks) // ranks)
+    return found
 
 
 def _padded(run: RunConfig, parameter: str, ranks: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from bench.theory import shard_elements
 from odysseus.config import RunConfig
 
 
@@ -54,6 +55,29 @@ def peak_activation_bytes(run: RunConfig) -> int:
     blocks = a.num_hidden_layers * block_saved_bytes(run)
     scalars = 3 * 8 + 3 * _wide(run)  # token counts and loss in fp64, the micro step's losses
     return blocks + 3 * mlp_unit_bytes(run) + stream + table + batch + scalars
+
+
+def host_bytes(run: RunConfig) -> int:
+    """Host memory that offloading takes on one rank.
+
+    Every block's input but the last one's (arXiv 2506.13996 §3.3 counts that too), and four tensors
+    of a shard's size: the weights, their gradients and AdamW's two moments, with AdamW's step
+    count of 4 bytes a tensor.
+    """
+    total = 0
+    if run.activation_checkpoint_cpu_offload:
+        total += (run.architecture.num_hidden_layers - 1) * stream_bytes(run)
+    if run.optimizer_on_host:
+        shards = shard_elements(run)
+        total += 4 * sum(shards) * run.master_dtype.itemsize + 4 * len(shards)
+    return total
+
+
+def stream_bytes(run: RunConfig) -> int:
+    """Bytes of the stream between blocks on one rank: whole for `tp`, a shard for the others."""
+    tokens = run.micro_batch_size * run.seq_len
+    held = tokens if run.method == "tp" else tokens // run.sequence_size
+    return held * run.architecture.hidden_size * run.compute_dtype.itemsize
 
 
 def _wide(run: RunConfig) -> int:

@@ -47,11 +47,11 @@ def open_tokens(path: str) -> np.ndarray:
 def check_tokens(run: RunConfig) -> None:
     """Raise ValueError unless the run's text is UTF-8 and holds at least one whole sample."""
     tokens = open_tokens(run.data.path)
-    if len(tokens) < run.seq_len + 1:
+    if len(tokens) < run.seq_len + 1 and not run.data.repeat:
         raise ValueError(
             f"seq_len = {run.seq_len} needs {run.seq_len + 1} tokens, but data.path = "
             f"{run.data.path or 'the built-in text'!r} has {len(tokens)}; "
-            f"valid: seq_len up to {len(tokens) - 1}, or a longer text"
+            f"valid: seq_len up to {len(tokens) - 1}, a longer text, or data.repeat = true"
         )
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(tokens), _CHUNK_BYTES):

@@ -120,7 +120,8 @@ def test_a_whole_recipe(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         f"deepspeed.steps_per_print, {ZERO}.overlap_comm, {ZERO}.stage3_max_live_parameters, "
         f"{ZERO}.offload_optimizer.pin_memory, model.save_name, data.sources, data.pack_samples, "
         "data.cache_dir, logger, wandb, checkpoint; in place of its data data.path or the "
-        "built-in text, repeated; the learning rate is constant, gradients are not clipped\n"
+        "built-in text, repeated; the learning rate is constant, weight decay 0.01, gradients are "
+        "not clipped\n"
     )
 
 
@@ -225,7 +226,6 @@ def test_config_with_an_equals_sign_and_an_overlay(file: Path) -> None:
         ("type: sft", "type: dpo", "type is 'dpo'; valid: sft or causal"),
         ("type: sft", "!!python/object/apply:os.system ['false']: sft", "python/object"),
         ("[0, 1]", "[0, 1", "Problems parsing config"),
-        ("sequence_parallel_size: 4", "sequence_parallel_size: 128", "= 128 is more than"),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "sweep"])
@@ -239,13 +239,9 @@ def test_bad_files_end_in_one_line(
     told: str,
 ) -> None:
     file.write_text(RECIPE.replace(old, new, 1))
-    status = main([verb, "--config", str(file), "--out", str(tmp_path / "rows.csv")])
-    lines = [line for line in capsys.readouterr().err.splitlines() if "ignored:" not in line]
-    if told.startswith("= 128") and verb == "sweep":
-        assert status == 1  # a cell that cannot be is a row
-    else:
-        assert (status, len(lines)) == (2, 1)
-        assert told in lines[0]
+    assert main([verb, "--config", str(file), "--out", str(tmp_path / "rows.csv")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
 
 
 def test_native_files_are_left_alone(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from bench import launch
 from methods import METHODS
 from odysseus import kernels
 from odysseus.attention import choose_attention, sdpa
-from odysseus.config import RunConfig
+from odysseus.config import ModelOptions, RunConfig
 from odysseus.loss import cross_entropy_sum
+from tests.test_kernels import ROUNDINGS
+from tests.test_liger import KERNELS, kernel_errors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,3 +64,28 @@ def test_cross_entropy_ignores_masked_labels() -> None:
     kept = labels != -100
     expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")
     torch.testing.assert_close(cross_entropy_sum(logits, labels), expected)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ligers_kernels_equal_ours(name: str, dtype: torch.dtype) -> None:
+    pytest.importorskip("liger_kernel")
+    assert max(kernel_errors(name, dtype, DEVICE)) < ROUNDINGS * torch.finfo(dtype).eps / 2
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_liger_cell_equals_ours(dtype: str) -> None:
+    pytest.importorskip("liger_kernel")
+    run = RunConfig(
+        method="ulysses",
+        dtype=dtype,
+        device="cuda",
+        steps=3,
+        activation_checkpointing=True,
+        tiled_mlp_compute=True,
+        tiled_loss_compute=True,
+    )
+    row = launch.run_cell(replace(run, model=ModelOptions(type="liger")))
+    assert row["status"] == "ok", row["error"]
+    tolerance = 1e-3 if dtype == "fp32" else 3e-2  # As of one cell on two devices.
+    assert row["loss_last"] == pytest.approx(launch.run_cell(run)["loss_last"], rel=tolerance)

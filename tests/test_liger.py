@@ -40,10 +40,10 @@ from tests.test_kernels import EPS, ROUNDINGS, random, values_and_gradients
 from tests.test_parity import reference_gradients
 
 CPU = torch.device("cpu")
-TOLERANCE = 1e-5
-"""Of a model in fp32, relative to the largest element of a gradient. Some ten kernels and matmuls
-lie behind it, and each rounds a few times at eps / 2 = 6e-8; a wrong contribution changes the first
-digits."""
+TOLERANCE = 1e-4
+"""Of a model in fp32, relative to the largest element of a gradient. Some thirty kernels and matmuls
+lie behind it, and each rounds a few times at eps / 2 = 6e-8, which norms of small numbers enlarge;
+a wrong contribution changes the first digits."""
 
 LABELS = torch.tensor([0, 6, -100, 3, 3, -100, -100, 1, 2, 5, 18])
 Kernel = tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]
@@ -110,7 +110,7 @@ def interpret() -> None:
 
     interpreter._implicit_cvt = with_floats
     norms = sys.modules[LigerRMSNormFunction.__module__]
-    norms.rsqrt = lambda x: tl.math.rsqrt(x)  # pyright: ignore[reportAttributeAccessIssue]
+    norms.rsqrt = lambda x: tl.math.rsqrt(x)
     torch.set_num_threads(1)
 
 
@@ -287,7 +287,7 @@ def rank_errors(run: RunConfig, rank: int, store: str) -> list[float]:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["ulysses", "tp_sp"])
+@pytest.mark.parametrize("method", METHODS)
 def test_ranks_equal_the_reference(
     interpreters: ProcessPoolExecutor, tmp_path: Path, method: str
 ) -> None:
