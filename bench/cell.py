@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
 
@@ -29,29 +31,42 @@ def measure(run: RunConfig) -> dict[str, Any]:
     Call it on every rank of a launched job. The process group is started and stopped here.
     """
     allocator = configure_allocator(run)
+    with process_group(run) as device:
+        settings = {"allocator_settings": allocator if device.type == "cuda" else None}
+        return _measure(run, device) | settings
+
+
+@contextmanager
+def process_group(run: RunConfig) -> Iterator[torch.device]:
+    """Join the run's process group with this rank's device; leave it in order."""
     device = pick_device(run.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
     start_process_group(device, run.timeout_s)
     try:
-        settings = {"allocator_settings": allocator if device.type == "cuda" else None}
-        return _measure(run, device) | settings
+        yield device
     finally:
         # What still refers to process groups goes before them, not while Python shuts down.
         gc.collect()
         dist.destroy_process_group()
 
 
-def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
+def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
+    """A run's trainer on this rank, and what it reads."""
     mesh = make_mesh(device, run.sequence_size, run.architecture.num_key_value_heads)
     trainer = Trainer(run, METHODS[run.method], mesh)
-    samples = Samples(run, mesh.replica, mesh.sequence.rank, device)
+    return trainer, Samples(run, mesh.replica, mesh.sequence.rank, device)
+
+
+def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
+    trainer, samples = start(run, device)
     results, times_ms = _timed_steps(run, trainer, samples, device)
     dist.barrier()
     peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
     step = run.warmup_steps + run.steps
-    traffic = _metered_traffic(trainer, samples, step)
-    memory = _metered_memory(trainer, samples, step + 1, device)
+    with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
+        traffic = _metered_traffic(trainer, samples, step)
+        memory = _metered_memory(trainer, samples, step + 1, device)
     ranks = _gather({"ms": times_ms, "peak_flops": peak_flops, "memory": memory})
     return (
         _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))

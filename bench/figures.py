@@ -68,11 +68,38 @@ def draw_all(data: pd.DataFrame, folder: Path) -> list[str]:
             notes.append(f"{name}: left out, no {', '.join(absent)} in these rows")
             continue
         with mpl.rc_context(_STYLE):
-            figure = draw(shown)
-            figure.savefig(folder / f"{name}.png")
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            save(draw(shown), folder / name)
         notes.append(f"{name}: {folder / name}.png and .svg")
     return notes
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and SVG, whose suffixes are added to the path."""
+    with mpl.rc_context(_STYLE):
+        figure.savefig(f"{path}.png")
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+
+
+def overlay(steps: pd.DataFrame, title: str) -> Figure:
+    """Loss and gradient norm of a reference and a candidate, their difference on its own axis."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        panels = figure.subplots(2, 2, sharex=True, height_ratios=[2, 1])
+        for name, label, (above, below) in (
+            ("loss", "loss (nats/token)", panels[:, 0]),
+            ("grad_norm", "gradient norm", panels[:, 1]),
+        ):
+            above.plot(
+                steps["step"], steps[f"{name}_reference"], "#E69F00", lw=4, label="reference"
+            )
+            above.plot(steps["step"], steps[name], "#0072B2", lw=1.2, label="sequence split")
+            above.set_ylabel(label)
+            above.legend(frameon=False)
+            below.semilogy(steps["step"], steps[f"{name}_difference"], "k.", ms=4)
+            below.set_ylabel("relative difference")
+            below.set_xlabel("step")
+        figure.suptitle(title, fontsize=9)
+        return figure
 
 
 def throughput(data: pd.DataFrame) -> Figure:

@@ -41,19 +41,28 @@ def run_cell(
     Raises:
         SystemExit: Ctrl-C or a polite kill, after the workers are gone.
     """
-    if short := host_limit.shortage(run):
-        return finish_row(run, {"status": "oom_cpu", "error": short}, 0.0)
     started = time.monotonic()
+    outcome = run_workers(run, measure)
+    return finish_row(run, outcome, time.monotonic() - started)
+
+
+def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
+    """What rank 0 has measured, with status and error; those two alone if a rank failed.
+
+    Raises:
+        SystemExit: as :func:`run_cell`.
+    """
+    if short := host_limit.shortage(run):
+        return {"status": "oom_cpu", "error": short}
     try:
         with _time_limit(run.timeout_s):
-            outcome = {"status": "ok", "error": ""} | _launch(run, measure)
+            return {"status": "ok", "error": ""} | _launch(run, measure)
     except ChildFailedError as failed:
-        outcome = _failure(failed, run)
+        return _failure(failed, run)
     except SignalException as stopped:
         raise SystemExit(128 + stopped.sigval) from None
     except TimeoutError as timeout:
-        outcome = {"status": "timeout", "error": str(timeout)}
-    return finish_row(run, outcome, time.monotonic() - started)
+        return {"status": "timeout", "error": str(timeout)}
 
 
 def join_cell(run: RunConfig) -> dict[str, Any] | None:

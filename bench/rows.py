@@ -151,6 +151,17 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise ValueError unless rows can be added to this file."""
+    check_folder(path)
+    missing = {"method", "status"} - set(read(path).columns)
+    if missing:
+        raise ValueError(
+            f"out is {str(path)!r}, a CSV without the columns {sorted(missing)}; "
+            "valid: a new file, or one that this program wrote"
+        )
+
+
+def check_folder(path: Path) -> None:
+    """Raise ValueError unless this file can be written; its folder is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock_file(path).open("a"):
@@ -160,12 +171,6 @@ def check_writable(path: Path) -> None:
     except OSError as error:
         reason = error.strerror
         raise ValueError(f"out is {str(path)!r}: {reason}; valid: a file you may write") from None
-    missing = {"method", "status"} - set(read(path).columns)
-    if missing:
-        raise ValueError(
-            f"out is {str(path)!r}, a CSV without the columns {sorted(missing)}; "
-            "valid: a new file, or one that this program wrote"
-        )
 
 
 def _lock_file(path: Path) -> Path:

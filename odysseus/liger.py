@@ -101,7 +101,7 @@ def fused_linear_cross_entropy(
     Liger sizes its tiles itself, so `tile` is not used: min(T, p) tokens each, p the smallest power
     of two from ceil(T / ceil(V / D)) on. For V up to D that is one tile; else a tile's logits, in
     the dtype of hidden, have about as many elements as hidden, up to twice as many, whatever V is.
-    For long sequences that is more than ``tiled_loss_bytes``.
+    For long sequences that may be more than ``tiled_loss_bytes``.
 
     Weight gradients are summed over tiles in fp32 and rounded to the weight's dtype; there are none
     unless hidden has gradients too. Liger writes over its own logits, and in backward over the

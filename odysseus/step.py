@@ -16,7 +16,7 @@ from odysseus.kernels import choose_kernels
 from odysseus.loss import IGNORED_LABEL, choose_loss
 from odysseus.mesh import Mesh
 from odysseus.method import Method
-from odysseus.model import CausalLM, Edges, Tricks
+from odysseus.model import Block, CausalLM, Edges, Tricks
 from odysseus.offload import CheckpointOffload
 from odysseus.optimizer import ShardedAdamW
 
@@ -66,6 +66,10 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
         model, architecture, method.split, mesh.sequence.size, mesh.sequence.rank
     )
     weights.initialize(held, run.seed)
+    if run.compile:
+        for block in model.model.layers:
+            assert isinstance(block, Block)
+            block.layer = torch.compile(block.layer)
     return model
 
 
