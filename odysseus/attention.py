@@ -54,6 +54,11 @@ def sdpa(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
     return o_BHSK.transpose(1, 2)
 
 
+def by_head(x: Tensor, head_dim: int) -> Tensor:
+    """[B, S, F·K], heads side by side, as [B, S, F, K]; what has that shape stays as it is."""
+    return x if x.dim() == 4 else x.unflatten(-1, (-1, head_dim))
+
+
 def _is_installed(implementation: str) -> bool:
     return importlib.util.find_spec(_PACKAGES[implementation]) is not None
 

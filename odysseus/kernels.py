@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odysseus import liger
-from odysseus.attention import Attend, choose_attention, sdpa
+from odysseus.attention import Attend, by_head, choose_attention, sdpa
 from odysseus.config import ModelOptions
 
 
@@ -26,7 +26,7 @@ class Kernels:
     attend: Attend
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     swiglu: Callable[[Tensor], Tensor]
-    rotary: Callable[[Tensor, Tensor, int], Tensor]
+    rotary_: Callable[[Tensor, Tensor, int], Tensor]
 
 
 def choose_kernels(model: ModelOptions, device: torch.device) -> Kernels:
@@ -58,19 +58,20 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-def rotary(x_BSHK: Tensor, table: Tensor, heads: int) -> Tensor:
-    """Rotate the first heads of x by their positions' angles; the rest passes through.
+def rotary_(x: Tensor, table: Tensor, heads: int) -> Tensor:
+    """Rotate the first heads of x by their positions' angles, in place; the rest passes through.
 
-    One pass into one new tensor that holds rotated queries, rotated keys and values alike, so
-    that the projection's output need not stay. Pairs are (k, k + K/2), as in Hugging Face's Llama.
+    Queries, keys and values come packed out of one projection that nothing keeps, so they are
+    turned where they are. Pairs are (k, k + K/2), as in Hugging Face's Llama.
 
     Args:
+        x: [B, S, F, K], or [B, S, F·K] with the heads' elements side by side.
         table: cos and sin, [2, B or 1, S, 1, K/2], in the dtype of x.
     """
-    return _Rotary.apply(x_BSHK, table, heads)
+    return _Rotary.apply(x, table, heads)
 
 
-TORCH = Kernels(sdpa, rms_norm, swiglu, rotary)
+TORCH = Kernels(sdpa, rms_norm, swiglu, rotary_)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -117,20 +118,21 @@ class _Rotary(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, table: Tensor, heads: int) -> Tensor:
         ctx.save_for_backward(table)
         ctx.heads = heads
-        return _rotate(x, table[0], table[1], heads)
+        ctx.mark_dirty(x)
+        _rotate_(x, table[0], table[1], heads)
+        return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         (table,) = ctx.saved_tensors
-        return _rotate(grad, table[0], -table[1], ctx.heads), None, None
+        turned = grad.clone(memory_format=torch.contiguous_format)
+        _rotate_(turned, table[0], -table[1], ctx.heads)
+        return turned, None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
-    turned[..., heads:, :] = x[..., heads:, :]
-    first, second = x[..., :heads, :].chunk(2, dim=-1)
-    turned_first, turned_second = turned[..., :heads, :].chunk(2, dim=-1)
-    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
-    return turned
+def _rotate_(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+    first, second = by_head(x, 2 * cos.shape[-1])[..., :heads, :].chunk(2, dim=-1)
+    unturned = first.clone()
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).addcmul_(unturned, sin)

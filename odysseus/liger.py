@@ -16,6 +16,7 @@ import os
 import torch
 from torch import Tensor
 
+from odysseus.attention import by_head
 from odysseus.config import RunConfig
 
 
@@ -65,8 +66,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return LigerFusedGateUpSiLUMulFunction.apply(rows, True).view(*gate_up.shape[:-1], -1)
 
 
-def rotary(x_BSFK: Tensor, table: Tensor, heads: int) -> Tensor:
-    """As :func:`odysseus.kernels.rotary`; keeps the table alone and leaves x as it is.
+def rotary(x: Tensor, table: Tensor, heads: int) -> Tensor:
+    """As :func:`odysseus.kernels.rotary_`, but not in place; keeps the table alone.
 
     Liger turns two contiguous tensors, queries and keys, in place. What it turns is copied out of
     the packed tensor and then into the new one: three passes where this project's has one. Backward
@@ -76,6 +77,7 @@ def rotary(x_BSFK: Tensor, table: Tensor, heads: int) -> Tensor:
     from liger_kernel.ops import LigerRopeFunction
 
     # Liger pads the heads of each tensor to a power of two; this cut is q and k in most models.
+    x_BSFK = by_head(x, 2 * table.shape[-1])
     first = 2 ** max(0, (heads - 1).bit_length() - 1)
     q_BSHK, k_BSGK, passed = x_BSFK.split([first, heads - first, x_BSFK.shape[2] - heads], dim=2)
     if heads == 1:  # Liger needs heads in both: the one is turned twice.
@@ -85,7 +87,7 @@ def rotary(x_BSFK: Tensor, table: Tensor, heads: int) -> Tensor:
         _own(q_BSHK), _own(k_BSGK), cos_BSk, sin_BSk, None, 1, x_BSFK.shape[-1]
     )
     kept = [x_BHSK.transpose(1, 2) for x_BHSK in turned[: min(heads, 2)]]
-    return torch.cat([*kept, passed], dim=2)
+    return torch.cat([*kept, passed], dim=2).view_as(x)
 
 
 def _own(x_BSHK: Tensor) -> Tensor:

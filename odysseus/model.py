@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from odysseus.architecture import Architecture
+from odysseus.attention import by_head
 from odysseus.kernels import TORCH, Kernels
 from odysseus.loss import Loss, whole_logits
 from odysseus.tiling import tiled
@@ -139,15 +140,14 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
 
     def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
-        qkv_BSFK = self.qkv_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
+        qkv_BSW = self.qkv_proj(x_BSD)
+        if self.q_norm is None:
+            qkv_BSW = self.kernels.rotary_(qkv_BSW, table, self.heads + self.kv_heads)
         split = [self.heads, self.kv_heads, self.kv_heads]
-        if self.q_norm is None or self.k_norm is None:
-            turned = self.kernels.rotary(qkv_BSFK, table, self.heads + self.kv_heads)
-            q_BSHK, k_BSGK, v_BSGK = turned.split(split, dim=2)
-        else:
-            q_BSHK, k_BSGK, v_BSGK = qkv_BSFK.split(split, dim=2)
-            q_BSHK = self.kernels.rotary(self.q_norm(q_BSHK), table, self.heads)
-            k_BSGK = self.kernels.rotary(self.k_norm(k_BSGK), table, self.kv_heads)
+        q_BSHK, k_BSGK, v_BSGK = by_head(qkv_BSW, self.head_dim).split(split, dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BSHK = self.kernels.rotary_(self.q_norm(q_BSHK), table, self.heads)
+            k_BSGK = self.kernels.rotary_(self.k_norm(k_BSGK), table, self.kv_heads)
         return self.o_proj(self.kernels.attend(q_BSHK, k_BSGK, v_BSGK).flatten(2))
 
 

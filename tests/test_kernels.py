@@ -57,7 +57,7 @@ KERNELS: dict[str, Kernel] = {
     "rms_norm": (partial(kernels.rms_norm, eps=EPS), plain_rms_norm, [random(2, 5, 8), random(8)]),
     "swiglu": (kernels.swiglu, plain_swiglu, [random(2, 5, 8)]),
     "rotary": (
-        lambda x, table: kernels.rotary(x, table.detach(), HEADS),
+        lambda x, table: kernels.rotary_(x.clone(), table.detach(), HEADS),
         lambda x, table: plain_rotary(x, table.detach()),
         [random(2, 5, 4, 6), angles_table()],
     ),

@@ -57,7 +57,11 @@ def rotation(heads: int, turned: int, batch: int = 2) -> Kernel:
     def of(rotary: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda x_BSHK: rotary(x_BSHK, table.to(x_BSHK), turned)
 
-    return of(liger.rotary), of(kernels.rotary), [random(2, 5, heads, 6)]
+    return (
+        of(liger.rotary),
+        of(lambda x, *rest: kernels.rotary_(x.clone(), *rest)),
+        [random(2, 5, heads, 6)],
+    )
 
 
 def losses(labels: Tensor) -> Kernel:
