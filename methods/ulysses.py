@@ -37,13 +37,13 @@ def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
     """Attention over exchanged heads: q, k and v in one all-to-all, the output in another."""
 
     def exchanged(q_BsHK: Tensor, k_BsGK: Tensor, v_BsGK: Tensor) -> Tensor:
-        # One copy packs what each rank gets; receiving, ranks are the leading part of S.
-        packed_nBsFK = torch.cat(
-            [_by_rank(q_BsHK, axis), _by_rank(k_BsGK, axis), _by_rank(v_BsGK, axis)], dim=3
+        # One copy packs what each rank gets; receiving, ranks are the leading part of S. No name
+        # holds the copy, so that it is gone before attention begins.
+        received_nBsFK = collectives.all_to_all(
+            torch.cat([_by_rank(x, axis) for x in (q_BsHK, k_BsGK, v_BsGK)], dim=3), axis
         )
         heads = [q_BsHK.shape[2] // axis.size] + 2 * [max(1, k_BsGK.shape[2] // axis.size)]
-        received_BSFK = collectives.unstack(collectives.all_to_all(packed_nBsFK, axis), 1)
-        o_BShK = attend(*received_BSFK.split(heads, dim=2))
+        o_BShK = attend(*collectives.unstack(received_nBsFK, 1).split(heads, dim=2))
         o_nBshK = collectives.all_to_all(collectives.stack(o_BShK, axis.size, 1), axis)
         return o_nBshK.movedim(0, 2).flatten(2, 3)
 

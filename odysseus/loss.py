@@ -6,7 +6,7 @@ sequences: 16K tokens of a 128K vocabulary are 8 GB in fp32, and a plain loss ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -84,20 +84,17 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int
     ) -> Tensor:
-        needed = any(ctx.needs_input_grad)
         loss = hidden_TD.new_zeros((), dtype=_wide(hidden_TD))
-        grad_hidden_TD = torch.empty_like(hidden_TD)
-        grad_weight_VD = None
-        for rows in _tiles(len(labels_T), tile):
-            hidden_tD, labels_t = hidden_TD[rows], labels_T[rows]
-            logits_tV = F.linear(hidden_tD, weight_VD).to(loss.dtype)
-            loss += _to_gradient_(logits_tV, labels_t)
-            if not needed:
-                continue
-            grad_logits_tV = logits_tV.to(weight_VD.dtype)
-            del logits_tV
-            grad_hidden_TD[rows] = grad_logits_tV @ weight_VD
-            grad_weight_VD = _add(grad_weight_VD, grad_logits_tV, hidden_tD)
+        grad_hidden_TD, grad_weight_VD = torch.empty_like(hidden_TD), None
+        for first in range(0, len(labels_T), tile):
+            rows = slice(first, first + tile)
+            grad_logits_tV = F.linear(hidden_TD[rows], weight_VD).to(loss.dtype)
+            loss += _to_gradient_(grad_logits_tV, labels_T[rows])
+            if any(ctx.needs_input_grad):
+                grad_logits_tV = grad_logits_tV.to(weight_VD.dtype)
+                torch.mm(grad_logits_tV, weight_VD, out=grad_hidden_TD[rows])
+                grad_weight_VD = _add(grad_weight_VD, grad_logits_tV, hidden_TD[rows])
+            del grad_logits_tV  # before the next tile's logits
         ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
         return loss
 
@@ -110,15 +107,19 @@ class _Fused(torch.autograd.Function):
 
 
 def _to_gradient_(logits_tV: Tensor, labels_t: Tensor) -> Tensor:
-    """The sum of token losses; in place, logits become its gradient: softmax minus one-hot."""
+    """The sum of token losses; in place, logits become its gradient: softmax minus one-hot.
+
+    Without `logsumexp`, which would hold another copy of the logits.
+    """
     ignored_t = labels_t == IGNORED_LABEL
     labels_t1 = labels_t.masked_fill(ignored_t, 0).unsqueeze(1)
-    picked_t = logits_tV.gather(1, labels_t1).squeeze(1)
-    normalizer_t = logits_tV.logsumexp(1)
-    logits_tV.sub_(normalizer_t.unsqueeze(1)).exp_()
-    logits_tV.scatter_add_(1, labels_t1, -torch.ones_like(logits_tV[:, :1]))
+    logits_tV.sub_(logits_tV.amax(1, keepdim=True))
+    picked_t1 = logits_tV.gather(1, labels_t1)
+    total_t1 = logits_tV.exp_().sum(1, keepdim=True)
+    logits_tV.div_(total_t1)
+    logits_tV.scatter_add_(1, labels_t1, -torch.ones_like(picked_t1))
     logits_tV.masked_fill_(ignored_t.unsqueeze(1), 0)
-    return (normalizer_t - picked_t).masked_fill(ignored_t, 0).sum()
+    return (total_t1.log_() - picked_t1).squeeze(1).masked_fill(ignored_t, 0).sum()
 
 
 def _add(total_VD: Tensor | None, grad_logits_tV: Tensor, hidden_tD: Tensor) -> Tensor:
@@ -127,10 +128,6 @@ def _add(total_VD: Tensor | None, grad_logits_tV: Tensor, hidden_tD: Tensor) -> 
     if total_VD.dtype == hidden_tD.dtype:
         return total_VD.addmm_(grad_logits_tV.T, hidden_tD)
     return total_VD.add_(grad_logits_tV.T @ hidden_tD)
-
-
-def _tiles(tokens: int, tile: int) -> Iterator[slice]:
-    return (slice(first, first + tile) for first in range(0, tokens, tile))
 
 
 def _wide(x: Tensor) -> torch.dtype:

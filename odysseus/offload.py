@@ -62,10 +62,10 @@ class CheckpointOffload:
 
     def keep(self, x: Tensor) -> saved_tensors_hooks:
         """Context in which a block's input `x` is saved by moving it, everything else as usual."""
+        place = x.data_ptr(), x.shape  # x itself would stay: autograd keeps the hooks
 
         def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
-            is_input = saved.data_ptr() == x.data_ptr() and saved.shape == x.shape
-            return self._put(saved) if is_input else saved
+            return self._put(saved) if (saved.data_ptr(), saved.shape) == place else saved
 
         def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
             return packed if isinstance(packed, Tensor) else packed()

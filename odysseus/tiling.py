@@ -32,7 +32,7 @@ def tiled(module: nn.Module, x_BSD: Tensor) -> Tensor:
 
 
 class _Tiles:
-    """The module of one call, its parameters, and how its input is cut."""
+    """One call: the module, its parameters, and how its input is cut."""
 
     def __init__(self, module: nn.Module, parameters: list[nn.Parameter], count: int) -> None:
         self.module, self.parameters, self.count = module, parameters, count
@@ -40,6 +40,22 @@ class _Tiles:
     def of(self, *tensors: Tensor) -> Any:
         size = -(-tensors[0].shape[1] // self.count)
         return zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True)
+
+    def backward(
+        self, x_BtD: Tensor, grad_y_BtD: Tensor, grad_x_BtD: Tensor, sums: list[Tensor]
+    ) -> None:
+        """One tile: fill in the gradient of x, add those of the parameters to their sums."""
+        with torch.enable_grad():
+            x_BtD = x_BtD.detach().requires_grad_()
+            y_BtD = self.module(x_BtD)
+        grad, *found = torch.autograd.grad(y_BtD, [x_BtD, *self.parameters], grad_y_BtD)
+        grad_x_BtD.copy_(grad)
+        for index, gradient in enumerate(found):
+            if index < len(sums):
+                sums[index].add_(gradient)
+            else:  # A bf16 sum of many tiles would lose what each adds.
+                wide = torch.float32 if self.count > 1 else gradient.dtype
+                sums.append(gradient.to(torch.promote_types(gradient.dtype, wide)))
 
 
 class _Keep(torch.autograd.Function):
@@ -62,13 +78,7 @@ class _Keep(torch.autograd.Function):
         grad_x_BSD = torch.empty_like(x_BSD)
         sums: list[Tensor] = []
         for x_BtD, grad_y_BtD, grad_x_BtD in tiles.of(x_BSD, grad_y_BSD, grad_x_BSD):
-            with torch.enable_grad():
-                x_BtD = x_BtD.detach().requires_grad_()
-                y_BtD = tiles.module(x_BtD)
-            found = torch.autograd.grad(y_BtD, [x_BtD, *tiles.parameters], grad_y_BtD)
-            del y_BtD
-            grad_x_BtD.copy_(found[0])
-            sums = _add(sums, found[1:], tiles.count)
+            tiles.backward(x_BtD, grad_y_BtD, grad_x_BtD, sums)
         parameter_grads = (s.to(p.dtype) for s, p in zip(sums, tiles.parameters, strict=True))
         return grad_x_BSD, None, *parameter_grads
 
@@ -86,14 +96,3 @@ class _Compute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
-
-
-def _add(sums: list[Tensor], found: tuple[Tensor, ...], count: int) -> list[Tensor]:
-    """Add a tile's gradients; a bf16 sum of many tiles would lose what each adds."""
-    if count == 1:
-        return list(found)
-    if not sums:
-        return [g.to(torch.promote_types(g.dtype, torch.float32)) for g in found]
-    for total, gradient in zip(sums, found, strict=True):
-        total.add_(gradient)
-    return sums
