@@ -15,3 +15,4 @@ fi
 
 python -m bench sweep "${config[@]}" --out results/example.csv
 python -m bench report --rows results/example.csv --out results/example
+python -m bench verify --config scripts/verify.yml --steps 5 --out results/example/verify.csv

@@ -45,7 +45,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "figure.dpi": 150,
 }
-_MIB = 2**20
+MIB = 2**20
 
 
 def draw_all(data: pd.DataFrame, folder: Path) -> list[str]:
@@ -106,15 +106,15 @@ def throughput(data: pd.DataFrame) -> Figure:
     """Tokens per second over sequence length, a panel for each number of ranks."""
     figure, panels = _panels(data, "throughput (tokens/s)")
     for axes, rows in panels:
-        for method in _methods(rows):
+        for method in methods_of(rows):
             line = rows[rows["method"] == method]
             axes.plot(line["seq_len"], line["tokens_per_s"], label=method, **_METHOD_STYLE[method])
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows["seq_len"].unique()))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _length(x)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: length_label(x)))
         axes.minorticks_off()
         axes.set_ylim(0, 1.06 * data["tokens_per_s"].max())
-    handles = [Line2D([], [], label=m, **_METHOD_STYLE[m]) for m in _methods(data)]
+    handles = [Line2D([], [], label=m, **_METHOD_STYLE[m]) for m in methods_of(data)]
     return _finish(figure, data, handles, bottom=0.2)
 
 
@@ -146,21 +146,24 @@ def _stacked(
         for at, row in _bars(rows):
             bottom = 0.0
             for style, column in zip(_STACK_STYLE, columns.values(), strict=False):
-                height = row[column] / _MIB
+                height = row[column] / MIB
                 axes.bar(at, height, 0.8, bottom, edgecolor="white", linewidth=0.3, **style)
                 bottom += height
             if formula is not None:
-                axes.hlines(row[formula] / _MIB, at - 0.5, at + 0.5, color="black", lw=1.2)
+                axes.hlines(row[formula] / MIB, at - 0.5, at + 0.5, color="black", lw=1.2)
             places.append(at)
             labels.append(row["method"])
         axes.set_xticks(places, labels, rotation=90, fontsize=7)
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="x", visible=False)
-        group = len(_methods(rows)) + 1
+        group = len(methods_of(rows)) + 1
         for number, length in enumerate(sorted(rows["seq_len"].unique())):
             middle = number * group + (group - 2) / 2
             axes.annotate(
-                _length(length), (middle, -0.40), xycoords=("data", "axes fraction"), ha="center"
+                length_label(length),
+                (middle, -0.40),
+                xycoords=("data", "axes fraction"),
+                ha="center",
             )
     handles: list[Any] = [
         Patch(label=name, edgecolor="white", **style)
@@ -189,7 +192,7 @@ def _finish(figure: Figure, data: pd.DataFrame, handles: list[Any], bottom: floa
     figure.legend(
         handles=handles, loc="upper center", ncols=len(handles), frameon=False, fontsize=8
     )
-    figure.text(0.995, 0.01, _source(data), ha="right", va="bottom", fontsize=6)
+    figure.text(0.995, 0.01, source_of(data), ha="right", va="bottom", fontsize=6)
     figure.subplots_adjust(
         left=0.9 / figure.get_figwidth(), right=0.985, top=0.84, bottom=bottom, wspace=0.06
     )
@@ -198,21 +201,23 @@ def _finish(figure: Figure, data: pd.DataFrame, handles: list[Any], bottom: floa
 
 def _bars(rows: pd.DataFrame) -> Iterator[tuple[int, pd.Series]]:
     """(place, row): lengths as groups of bars, methods within."""
-    order = _methods(rows)
+    order = methods_of(rows)
     for number, length in enumerate(sorted(rows["seq_len"].unique())):
         for _, row in rows[rows["seq_len"] == length].iterrows():
             yield number * (len(order) + 1) + order.index(row["method"]), row
 
 
-def _methods(data: pd.DataFrame) -> list[str]:
+def methods_of(data: pd.DataFrame) -> list[str]:
+    """The methods that rows are of, in the order of the table."""
     return [name for name in METHODS if (data["method"] == name).any()]
 
 
-def _length(tokens: float) -> str:
+def length_label(tokens: float) -> str:
+    """A sequence length for an axis: 4K, 1000."""
     return f"{tokens / 1024:g}K" if tokens % 1024 == 0 else f"{tokens:g}"
 
 
-def _source(data: pd.DataFrame) -> str:
+def source_of(data: pd.DataFrame) -> str:
     """What the numbers are of: model, dtype, how they came about and where."""
     columns = [c for c in ("model", "dtype", "mode", "hardware") if c in data]
     return ", ".join(" / ".join(dict.fromkeys(map(str, data[c]))) for c in columns)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench import figures, options, rows
+from bench import ablation, figures, options, rows
 
 _TABLE = {
     "method": "method",
@@ -36,9 +36,23 @@ def main(arguments: list[str]) -> int:
     parsed = options.parse(parser, arguments)
     data = load([Path(name) for name in parsed.rows])
     print(table(data))
-    for note in figures.draw_all(data, Path(parsed.out)):
+    out = Path(parsed.out)
+    for note in figures.draw_all(data, out):
         print(note)
+    print(draw_ablation(data, out / "ablation"))
     return 0
+
+
+def draw_ablation(data: pd.DataFrame, path: Path) -> str:
+    """Draw the ablation of memory tricks if the rows have one; a line that says so or why not."""
+    columns = ["theory_peak_activation_bytes", *(t for on in ablation.LADDER.values() for t in on)]
+    if missing := [c for c in columns if c not in data or data[c].isna().all()]:
+        return f"ablation: left out, no {', '.join(missing)} in these rows"
+    drawn = ablation.figure(data)
+    if drawn is None:
+        return f"ablation: left out, these rows are no ladder of {', '.join(ablation.LADDER)}"
+    figures.save(drawn, path)
+    return f"ablation: {path}.png and .svg"
 
 
 def load(paths: list[Path]) -> pd.DataFrame:
