@@ -24,6 +24,8 @@ from odysseus.data import Batch, Samples
 from odysseus.mesh import make_mesh, pick_device, start_process_group
 from odysseus.step import StepResult, Trainer
 
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
 
 def measure(run: RunConfig) -> dict[str, Any]:
     """Run a cell on this rank; the measured columns of its row, the same on every rank.
@@ -85,12 +87,14 @@ def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
 def configure_allocator(run: RunConfig) -> str:
     """Ask PyTorch's CUDA allocator for expandable segments unless the user has asked for
     something; the settings in force. Call it before anything touches CUDA."""
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    given = next((os.environ[name] for name in names if name in os.environ), "")
-    if given or not run.expandable_segments:
-        return given
-    os.environ[names[0]] = "expandable_segments:True"
-    return os.environ[names[0]]
+    if run.expandable_segments and not allocator_settings():
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
+    return allocator_settings()
+
+
+def allocator_settings() -> str:
+    """What the environment tells PyTorch's allocator: the newer variable, or the older one."""
+    return next((os.environ[name] for name in _ALLOCATOR if name in os.environ), "")
 
 
 def hardware_name(device: torch.device) -> str:

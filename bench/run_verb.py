@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import launch, options, rows
+from bench.advice import advice
+from odysseus.mesh import pick_device
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         rows.check_writable(out)
     if launched is None:
-        for line in run.advice():
+        for line in advice(run, pick_device(run.device)):
             print(f"advice: {line}", file=sys.stderr)
         row = launch.run_cell(run)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -128,3 +129,41 @@ def test_activations_equal_their_closed_form(size: int) -> None:
     whole = theory_memory.peak_activation_bytes(replace(RUN, world_size=1))
     shard = closed[runs.index(replace(RUN, world_size=size))]
     assert shard * size == pytest.approx(whole, rel=0.02)
+
+
+VOCABULARY = replace(MODEL, vocab_size=1024, num_hidden_layers=3)
+THIN = replace(VOCABULARY, intermediate_size=64, num_key_value_heads=2)
+WHOLE_LOSS = {"tiled_loss_compute": False}
+TILED_LOSS = {"tiled_loss_compute": True, "tiled_loss_bytes": 1024 * 4 * 64}
+TRICKS: list[dict[str, Any]] = [
+    WHOLE_LOSS,
+    WHOLE_LOSS | {"activation_checkpointing": True},
+    TILED_LOSS | {"activation_checkpointing": True},
+    TILED_LOSS | {"tiled_mlp_compute": True},
+    TILED_LOSS | {"tiled_mlp_compute": True, "activation_checkpointing": True},
+    WHOLE_LOSS | {"activation_checkpoint_cpu_offload": True},
+    TILED_LOSS | {"activation_checkpoint_cpu_offload": True},
+    TILED_LOSS | {"activation_checkpoint_cpu_offload": True, "tiled_mlp_compute": True},
+]
+
+
+@pytest.mark.parametrize("model", [VOCABULARY, THIN], ids=["wide_mlp", "thin_mlp"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_tricks_leave_equals_its_closed_form(method: str, model: ModelOptions) -> None:
+    """To the byte; the peak is now at the MLP, now at a norm, at attention or at the loss."""
+    base = replace(RUN, method=method, model=model, world_size=4, seq_len=1024)
+    runs = [replace(base, **tricks) for tricks in TRICKS]
+    closed = [theory_memory.peak_activation_bytes(run) for run in runs]
+    assert None not in closed
+    assert run_ranks(measured_activations, 4, runs)[0] == closed
+
+
+def test_no_closed_form_is_claimed_for_what_was_not_derived() -> None:
+    tricks = {"activation_checkpointing": True}
+    for run in (
+        replace(RUN, dtype="bf16", **tricks),
+        replace(RUN, model=replace(MODEL, use_qk_norm=True)),
+        replace(RUN, tiled_loss_compute=True, tiled_loss_engine="torch"),
+        replace(RUN, compile=True),
+    ):
+        assert theory_memory.peak_activation_bytes(run) is None

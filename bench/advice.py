@@ -1,0 +1,34 @@
+"""What runs but could run better, said before it does, a line each."""
+
+from __future__ import annotations
+
+import torch
+
+from bench import host_limit
+from bench.cell import allocator_settings
+from odysseus.config import RunConfig
+from odysseus.host_memory import node_limit_bytes
+
+
+def advice(run: RunConfig, device: torch.device) -> list[str]:
+    """Advice on lengths, CUDA's allocator and host memory, where each applies."""
+    return [*run.advice(), *_on_allocator(run, device), *_on_host_memory(run)]
+
+
+def _on_allocator(run: RunConfig, device: torch.device) -> list[str]:
+    settings = allocator_settings()
+    wanted = "expandable_segments:True"
+    if device.type != "cuda" or wanted in settings or (run.expandable_segments and not settings):
+        return []
+    found = f"PYTORCH_ALLOC_CONF is {settings!r}" if settings else "expandable_segments is false"
+    return [f"{found}; long sequences fragment CUDA memory less with {wanted}"]
+
+
+def _on_host_memory(run: RunConfig) -> list[str]:
+    need, limit = host_limit.node_bytes(run), node_limit_bytes(run)
+    if need <= limit * 3 // 4:
+        return []
+    return [
+        f"offloading takes {need} of the {limit} bytes of host memory that it may take on this "
+        f"node; {host_limit.longest(run)}"
+    ]

@@ -1,0 +1,47 @@
+"""Advice is given where it applies, and only there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.advice import advice
+from odysseus.config import OptimizerOptions, RunConfig
+from tests.test_parity import RUN
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+QUIET = RunConfig(seq_len=1024)
+
+
+@pytest.fixture(autouse=True)
+def _no_allocator_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+
+
+def test_none_where_all_is_well() -> None:
+    assert advice(QUIET, CPU) == advice(QUIET, CUDA) == []
+
+
+def test_on_lengths() -> None:
+    (line,) = advice(RUN, CPU)
+    assert "seq_len = 32 is not a multiple of 256" in line
+
+
+def test_on_the_allocator_of_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    off = RunConfig(seq_len=1024, expandable_segments=False)
+    assert advice(off, CPU) == []
+    (line,) = advice(off, CUDA)
+    assert "expandable_segments is false" in line
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    (line,) = advice(QUIET, CUDA)
+    assert "'max_split_size_mb:64'" in line
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    assert advice(QUIET, CUDA) == []
+
+
+def test_on_host_memory_that_is_nearly_full() -> None:
+    offload = {"seq_len": 1024, "optimizer": OptimizerOptions(offload="cpu")}
+    assert advice(RunConfig(**offload), CPU) == []
+    (line,) = advice(RunConfig(**offload, host_memory_limit_bytes=60_000_000), CPU)
+    assert "of the 60000000 bytes of host memory" in line
