@@ -6,9 +6,11 @@ Whatever is wrong ends as one ValueError of one line before any process starts.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import itertools
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
@@ -86,7 +88,19 @@ def check(run: RunConfig) -> None:
         raise ValueError("device is cuda, but there is no GPU; valid here: auto, cpu")
     choose_kernels(run.model, device)
     liger.check(run, device)
+    check_compiler(run, device)
     check_tokens(run)
+
+
+def check_compiler(run: RunConfig, device: torch.device) -> None:
+    """Raise ValueError if torch.compile is asked for where it has nothing to build with."""
+    compiler = os.environ.get("CXX", "g++")
+    if not run.compile:
+        return
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(f"compile = true needs a C++ compiler, no {compiler} here; valid: false")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ValueError("compile = true needs the package triton; valid without it: false")
 
 
 def check_gpus(run: RunConfig, launched: int | None) -> None:

@@ -59,5 +59,5 @@ class _BucketedReduceScatter(ReduceScatter):
         widths = bucket_widths(output_tensor.numel(), self.bucket, group.size())
         parts = input_tensor.view(group.size(), -1).split(widths, dim=1)
         for part, shard in zip(parts, output_tensor.split(widths), strict=True):
-            widened = part.to(shard.dtype).contiguous()
-            dist.reduce_scatter_single(shard, widened.flatten(), group=group, op=op)
+            # Without a name, so that a widened part is gone before the next is made.
+            dist.reduce_scatter_single(shard, part.to(shard.dtype).flatten(), group=group, op=op)

@@ -1,10 +1,11 @@
-"""Advice is given where it applies, and only there."""
+"""Advice is given where it applies, and only there; what cannot compile is refused."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from bench import options
 from bench.advice import advice
 from odysseus.config import OptimizerOptions, RunConfig
 from tests.test_parity import RUN
@@ -45,3 +46,14 @@ def test_on_host_memory_that_is_nearly_full() -> None:
     assert advice(RunConfig(**offload), CPU) == []
     (line,) = advice(RunConfig(**offload, host_memory_limit_bytes=60_000_000), CPU)
     assert "of the 60000000 bytes of host memory" in line
+
+
+def test_compile_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    options.check_compiler(RunConfig(compile=True), CPU)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    options.check_compiler(RunConfig(), CPU)
+    with pytest.raises(ValueError, match="compile = true needs a C.. compiler, no no-such"):
+        options.check_compiler(RunConfig(compile=True), CPU)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package triton; valid without it: false"):
+        options.check_compiler(RunConfig(compile=True), CUDA)

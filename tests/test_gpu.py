@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import launch
+from bench import launch, theory_memory
 from methods import METHODS
 from odysseus import kernels
 from odysseus.attention import choose_attention, sdpa
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config import DataOptions, ModelOptions, OptimizerOptions, RunConfig
 from odysseus.loss import cross_entropy_sum
 from tests.test_kernels import ROUNDINGS
 from tests.test_liger import KERNELS, kernel_errors
@@ -89,3 +89,50 @@ def test_a_liger_cell_equals_ours(dtype: str) -> None:
     assert row["status"] == "ok", row["error"]
     tolerance = 1e-3 if dtype == "fp32" else 3e-2  # As of one cell on two devices.
     assert row["loss_last"] == pytest.approx(launch.run_cell(run)["loss_last"], rel=tolerance)
+
+
+TRICKS = RunConfig(
+    method="ulysses",
+    model=ModelOptions(name_or_path="small"),
+    seq_len=16384,
+    dtype="bf16",
+    device="cuda",
+    steps=3,
+    activation_checkpointing=True,
+    tiled_mlp_compute=True,
+    tiled_loss_compute=True,
+)
+
+
+def test_offloaded_inputs_leave_the_gpu_and_nothing_else_changes() -> None:
+    kept = launch.run_cell(TRICKS)
+    moved = launch.run_cell(replace(TRICKS, activation_checkpoint_cpu_offload=True))
+    assert kept["status"] == moved["status"] == "ok", (kept["error"], moved["error"])
+    assert moved["loss_last"] == kept["loss_last"]
+    assert moved["peak_host_bytes"] == moved["theory_peak_host_bytes"]
+    saved = (TRICKS.architecture.num_hidden_layers - 2) * theory_memory.stream_bytes(TRICKS)
+    # The allocator rounds; what is saved is many megabytes.
+    assert kept["peak_memory_bytes"] - moved["peak_memory_bytes"] == pytest.approx(saved, rel=0.05)
+    assert kept["allocator_settings"] == "expandable_segments:True"
+
+
+@pytest.mark.parametrize("where", ["optimizer", "parameters"])
+def test_offloaded_states_leave_the_gpu_and_nothing_else_changes(where: str) -> None:
+    kept = launch.run_cell(TRICKS)
+    optimizer = OptimizerOptions(offload="cpu")
+    moved = launch.run_cell(
+        replace(TRICKS, parameter_offload="cpu")
+        if where == "parameters"
+        else replace(TRICKS, optimizer=optimizer)
+    )
+    assert moved["status"] == "ok", moved["error"]
+    # AdamW's own rounding on another device, over a few steps of fp32
+    assert moved["loss_last"] == pytest.approx(kept["loss_last"], rel=1e-3)
+    assert moved["peak_host_bytes"] == moved["theory_peak_host_bytes"]
+    assert moved["peak_memory_optimizer_bytes"] == 0
+    assert moved["peak_memory_bytes"] < kept["peak_memory_bytes"]
+
+
+def test_a_gpu_that_runs_out_is_told_apart() -> None:
+    run = replace(TRICKS, tiled_loss_compute=False, seq_len=1 << 22, data=DataOptions(repeat=True))
+    assert launch.run_cell(run)["status"] == "oom_gpu"
