@@ -273,6 +273,11 @@ class RunConfig:
             raise ValueError(
                 f"optimizer.learning_rate is {self.optimizer.learning_rate}; it must be above 0"
             )
+        if self.compile and self.model.type == "liger":
+            raise ValueError(
+                "compile = true is not known to be right with model.type = liger, whose kernels "
+                "write over their inputs; valid: model.type = torch, or compile = false"
+            )
         model, n = self.architecture, self.sequence_size
         heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
         fitting = [s for s in divisors(heads) if kv_heads % s == 0 or s % kv_heads == 0]

@@ -68,6 +68,9 @@ def rotary_(x: Tensor, table: Tensor, heads: int) -> Tensor:
         x: [B, S, F, K], or [B, S, F·K] with the heads' elements side by side.
         table: cos and sin, [2, B or 1, S, 1, K/2], in the dtype of x.
     """
+    if torch.compiler.is_compiling():
+        # torch.compile (2.13) loses gradients of what comes into a graph and is changed there.
+        x = x.clone()
     return _Rotary.apply(x, table, heads)
 
 

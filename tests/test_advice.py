@@ -7,7 +7,7 @@ import torch
 
 from bench import options
 from bench.advice import advice
-from odysseus.config import OptimizerOptions, RunConfig
+from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
 from tests.test_parity import RUN
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -52,8 +52,10 @@ def test_compile_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     options.check_compiler(RunConfig(compile=True), CPU)
     monkeypatch.setenv("CXX", "no-such-compiler")
     options.check_compiler(RunConfig(), CPU)
-    with pytest.raises(ValueError, match="compile = true needs a C.. compiler, no no-such"):
+    with pytest.raises(ValueError, match=r"compile = true needs a C\+\+ compiler, no no-such"):
         options.check_compiler(RunConfig(compile=True), CPU)
+    with pytest.raises(ValueError, match="compile = true is not known to be right with model.type"):
+        RunConfig(compile=True, model=ModelOptions(type="liger")).check()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package triton; valid without it: false"):
         options.check_compiler(RunConfig(compile=True), CUDA)
