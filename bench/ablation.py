@@ -63,6 +63,7 @@ def figure(rows: pd.DataFrame) -> Figure | None:
             [length_label(tokens) for tokens in lengths],
         )
         axes.tick_params(axis="x", length=0)
+    panels[0].set_ylim(0, 1.05 * rungs["peak_activation_bytes"].max() / MIB)
     panels[0].set_ylabel("peak activations of a rank (MiB)")
     drawn.supxlabel(f"sequence length (tokens)\n{source_of(rungs)}", fontsize=7)
     handles: list[Any] = [

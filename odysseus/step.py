@@ -57,7 +57,7 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
             mlp=lambda: method.mlp(run, mesh, kernels),
             kernels=kernels,
             edges=edges,
-            tricks=tricks(run, mesh.device, host),
+            tricks=choose_tricks(run, mesh.device, host),
             loss=choose_loss(run),
         ).to(run.master_dtype)
     zero.shard(model, mesh, method.split, run)
@@ -73,7 +73,7 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
     return model
 
 
-def tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tricks:
+def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tricks:
     """The memory tricks of a run's blocks."""
     if not run.activation_checkpoint_cpu_offload:
         return Tricks(run.tiled_mlp_compute, run.recomputes)
