@@ -26,7 +26,7 @@ def _on_allocator(run: RunConfig, device: torch.device) -> list[str]:
 
 def _on_host_memory(run: RunConfig) -> list[str]:
     need, limit = host_limit.node_bytes(run), node_limit_bytes(run)
-    if need <= limit * 3 // 4:
+    if not limit * 3 // 4 < need <= limit:
         return []
     return [
         f"offloading takes {need} of the {limit} bytes of host memory that it may take on this "

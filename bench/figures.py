@@ -95,7 +95,10 @@ def overlay(steps: pd.DataFrame, title: str) -> Figure:
             above.plot(steps["step"], steps[name], "#0072B2", lw=1.2, label="sequence split")
             above.set_ylabel(label)
             above.legend(frameon=False)
-            below.semilogy(steps["step"], steps[f"{name}_difference"], "k.", ms=4)
+            difference = steps[f"{name}_difference"]
+            below.plot(steps["step"], difference, "k.", ms=4)
+            if (difference > 0).any():  # all may be 0, of which a logarithmic axis has none
+                below.set_yscale("log")
             below.set_ylabel("relative difference")
             below.set_xlabel("step")
         figure.suptitle(title, fontsize=9)

@@ -16,6 +16,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a cell was started")
 
     monkeypatch.setattr(launch, "elastic_launch", started)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # with which Liger's kernels run on CPU
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -50,6 +51,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--config /nowhere.yml", ["/nowhere.yml"]),
         ("--seq_len 1000000", ["1000001 tokens", "seq_len up to"]),
         ("--out /proc/version/rows.csv", ["/proc/version/rows.csv", "a file you may write"]),
+        ("--reduce_bucket_size -1", ["reduce_bucket_size is -1", "at least 0"]),
+        ("--host_memory_limit_bytes -1", ["host_memory_limit_bytes is -1", "at least 0"]),
+        ("--tiled_loss_bytes 0", ["tiled_loss_bytes is 0", "at least 1"]),
+        ("--tiled_loss_compute maybe", ["tiled_loss_compute", "maybe", "'auto'", "bool"]),
+        ("--tiled_loss_engine apple", ["apple", "'fused', 'checkpoint', 'torch', 'liger'"]),
+        ("--tiled_loss_engine liger --device cpu", ["tiled_loss_engine = liger", "on cpu: auto"]),
+        ("--model.type liger --device cpu", ["model.type = liger", "valid on cpu: torch"]),
+        ("--optimizer.offload nvme", ["optimizer.offload", "nvme", "'none', 'cpu'"]),
+        ("--parameter_offload nvme", ["parameter_offload", "nvme", "'none', 'cpu'"]),
+        ("--seq_len 1000000 --data.repeat false", ["1000001 tokens", "data.repeat = true"]),
     ],
 )
 def test_flags(capsys: pytest.CaptureFixture[str], flags: str, told: list[str]) -> None:

@@ -143,6 +143,9 @@ def test_only_methods_that_cut_the_mlp_refuse_its_width(
         "warmup_steps": 0,
         "seed": 0,
         "timeout_s": 1,
+        "reduce_bucket_size": 0,
+        "host_memory_limit_bytes": 0,
+        "tiled_loss_bytes": 1,
     }.items(),
 )
 def test_lowest_values(name: str, least: int) -> None:
@@ -217,6 +220,20 @@ def test_dtypes(
 ) -> None:
     run = RunConfig(dtype=dtype, seq_parallel_communication_data_type=travels)
     assert (run.compute_dtype, run.master_dtype, run.reduce_dtype) == (compute, master, reduce)
+
+
+def test_what_implies_what() -> None:
+    """Offloaded inputs are checkpoints, and the loss is tiled where the sequence is split."""
+    default, split = RunConfig(), RunConfig(world_size=4, sequence_parallel_size=2)
+    assert (default.recomputes, default.optimizer_on_host, default.tiles_loss) == (False,) * 3
+    assert RunConfig(activation_checkpoint_cpu_offload=True).recomputes
+    assert RunConfig(parameter_offload="cpu").optimizer_on_host
+    assert split.tiles_loss
+    assert not replace(split, tiled_loss_compute=False).tiles_loss
+    engines = {("auto", "torch"): "fused", ("auto", "liger"): "liger", ("torch", "liger"): "torch"}
+    for (engine, kind), meant in engines.items():
+        run = RunConfig(tiled_loss_engine=engine, model=model(type=kind))
+        assert run.loss_engine == meant
 
 
 OVERRIDES: dict[str, Any] = {

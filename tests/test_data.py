@@ -128,6 +128,20 @@ def test_text_shorter_than_a_sample(run: RunConfig) -> None:
         check_tokens(replace(run, seq_len=211))
 
 
+def test_a_repeated_text_serves_a_longer_sample(run: RunConfig) -> None:
+    """Without data.repeat the same is refused, and the message names it."""
+    long = replace(run, seq_len=500)
+    with pytest.raises(ValueError, match=r"valid: seq_len up to 210, .* or data\.repeat = true"):
+        check_tokens(long)
+    repeated = replace(long, data=replace(run.data, repeat=True))
+    check_tokens(repeated)
+    for k in (0, 3):
+        (batch,) = Samples(repeated, 0, 0, CPU).step(k)
+        expected = [TEXT[i % len(TEXT)] for i in range(k * 500, (k + 1) * 500 + 1)]
+        assert batch.input_ids[0].tolist() == expected[:-1]
+        assert batch.labels[0].tolist() == expected[1:]
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 4, 5, 7, 16, 1 << 20])
 @pytest.mark.parametrize(
     ("text", "bad_byte"),

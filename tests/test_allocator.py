@@ -1,0 +1,46 @@
+"""CUDA's allocator: expandable segments are asked for unless the user has asked for something."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bench.cell import configure_allocator
+from odysseus.config import RunConfig
+
+NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+ON, OFF = RunConfig(), RunConfig(expandable_segments=False)
+OURS = "expandable_segments:True"
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, "")  # so that what a test sets is undone after it
+        monkeypatch.delenv(name)
+
+
+def told() -> dict[str, str]:
+    return {name: os.environ[name] for name in NAMES if name in os.environ}
+
+
+def test_it_is_on_by_default() -> None:
+    assert configure_allocator(ON) == OURS
+    assert told() == {"PYTORCH_ALLOC_CONF": OURS}
+    assert configure_allocator(ON) == OURS  # a second time too
+
+
+def test_off_leaves_the_allocator_as_it_is() -> None:
+    assert configure_allocator(OFF) == ""
+    assert told() == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("run", [ON, OFF], ids=["on", "off"])
+def test_what_the_user_says_stays(
+    monkeypatch: pytest.MonkeyPatch, name: str, run: RunConfig
+) -> None:
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    assert configure_allocator(run) == "max_split_size_mb:64"
+    assert told() == {name: "max_split_size_mb:64"}

@@ -1,0 +1,191 @@
+"""Host memory as a limit: what is said before a cell starts and when one runs into it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import host_limit, launch, rows
+from bench.__main__ import main
+from methods import METHODS
+from odysseus import host_memory
+from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.host_memory import HostMemory, machine_bytes, node_limit_bytes, ranks_a_node
+
+MODEL = ModelOptions(
+    num_hidden_layers=3,
+    hidden_size=64,
+    intermediate_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+)
+RUN = RunConfig(
+    model=MODEL, world_size=4, seq_len=256, dtype="bf16", activation_checkpoint_cpu_offload=True
+)
+TOKEN = 2 * 64 * 2
+"""Bytes of host memory for a token of the stream: of 3 blocks 2 inputs leave, 64 wide, in bf16."""
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("optimizer", ["none", "cpu"])
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_longest_length_fits_and_the_next_does_not(method: Any, optimizer: Any, n: int) -> None:
+    """`tp` moves the whole stream on every rank, the others a shard of it."""
+    run = replace(RUN, method=method, sequence_parallel_size=n)
+    run = replace(run, optimizer=OptimizerOptions(offload=optimizer))
+    fixed = host_limit.node_bytes(replace(run, activation_checkpoint_cpu_offload=False))
+    assert (fixed > 0) == (optimizer == "cpu")
+    a_token = TOKEN * (4 if method == "tp" else 4 // n)
+    need = fixed + 256 * a_token
+    assert host_limit.node_bytes(run) == need
+    assert host_limit.shortage(replace(run, host_memory_limit_bytes=need)) == ""
+    for limit in (need - 1, fixed + 100 * a_token, fixed + 100 * a_token - 1, fixed + n * a_token):
+        short = replace(run, host_memory_limit_bytes=limit)
+        longest = (limit - fixed) // (n * a_token) * n
+        assert host_limit.shortage(short) == (
+            f"offloading needs {need} bytes of host memory on this node, "
+            f"host_memory_limit_bytes is {limit}; the longest seq_len that fits is {longest}"
+        )
+        assert host_limit.shortage(replace(short, seq_len=longest)) == ""
+        assert host_limit.shortage(replace(short, seq_len=longest + n)) != ""
+    nothing = replace(run, host_memory_limit_bytes=fixed + n * a_token - 1)
+    assert host_limit.shortage(nothing).endswith(
+        f"; no seq_len fits, {n} would need {fixed + n * a_token}"
+    )
+
+
+def test_what_does_not_offload_needs_nothing() -> None:
+    plain = replace(RUN, activation_checkpoint_cpu_offload=False, host_memory_limit_bytes=1)
+    assert host_limit.shortage(plain) == ""
+
+
+def test_ranks_of_this_node_are_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks_a_node(4) == 4
+    needed = host_limit.node_bytes(RUN)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert ranks_a_node(4) == 2
+    assert host_limit.node_bytes(RUN) == needed // 2
+    limited = replace(RUN, host_memory_limit_bytes=1000)
+    assert HostMemory.of(limited, torch.device("cpu")).limit_bytes == 500
+
+
+def test_the_machine_is_the_control_group_where_that_is_smaller(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < machine_bytes() <= physical
+    group = tmp_path / "memory.max"
+    asked = []
+
+    def path(name: str) -> Path:
+        asked.append(name)
+        return group
+
+    monkeypatch.setattr(host_memory, "Path", path)
+    assert machine_bytes() == physical  # there is no such file
+    for text, expected in (
+        ("max\n", physical),
+        ("1000001\n", 1000001),
+        (f"{2 * physical}\n", physical),
+    ):
+        group.write_text(text)
+        assert machine_bytes() == expected
+    assert set(asked) == {"/sys/fs/cgroup/memory.max"}
+    group.write_text("1000001\n")
+    assert node_limit_bytes(RunConfig()) == 900000
+    assert node_limit_bytes(RunConfig(host_memory_limit_bytes=5)) == 5
+
+
+def test_a_cell_that_cannot_fit_is_a_row_and_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError("a cell was started")
+
+    monkeypatch.setattr(launch, "elastic_launch", started)
+    row = launch.run_cell(replace(RUN, host_memory_limit_bytes=100 * TOKEN))
+    assert (row["status"], row["error"]) == (
+        "oom_cpu",
+        f"offloading needs {256 * TOKEN} bytes of host memory on this node, "
+        f"host_memory_limit_bytes is {100 * TOKEN}; the longest seq_len that fits is 100",
+    )
+    assert set(row) <= set(rows.COLUMNS)
+
+
+def _takes_a_byte_too_many(run: RunConfig) -> dict[str, object]:
+    HostMemory.of(run, torch.device("cpu")).claim(run.host_memory_limit_bytes // 2 + 1)
+    return {}
+
+
+def test_running_into_the_limit_is_a_row_that_says_what_fits() -> None:
+    limit = 2**20
+    run = replace(RUN, world_size=2, host_memory_limit_bytes=limit)
+    row = launch.run_cell(run, _takes_a_byte_too_many)
+    assert row["status"] == "oom_cpu"
+    told = re.fullmatch(
+        r"rank [01]: HostMemoryError: offloading needs (\d+) bytes of host memory on this rank, "
+        r"whose share of host_memory_limit_bytes is (\d+); the longest seq_len that fits is (\d+)",
+        row["error"],
+    )
+    assert told is not None, row["error"]
+    assert [int(number) for number in told.groups()] == [limit // 2 + 1, limit // 2, limit // TOKEN]
+
+
+FLAGS = (
+    "--model.num_hidden_layers 3 --model.hidden_size 64 --model.intermediate_size 64 "
+    "--steps 1 --warmup_steps 0 --activation_checkpoint_cpu_offload true"
+)
+
+
+def test_run_says_so_in_a_line_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.csv"
+    flags = f"run {FLAGS} --seq_len 256 --host_memory_limit_bytes 1000 --out {out}"
+    assert main(flags.split()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1] == (
+        f"oom_cpu: offloading needs {256 * 2 * TOKEN} bytes of host memory on this node, "
+        "host_memory_limit_bytes is 1000; the longest seq_len that fits is 1"
+    )
+    assert list(rows.read(out)["status"]) == ["oom_cpu"]
+
+
+def _out_of_device_memory(run: RunConfig) -> dict[str, object]:
+    if run.seq_len == 512:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    from bench import cell
+
+    return cell.measure(run)
+
+
+def test_a_sweep_goes_on_past_cells_that_run_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The longest needs more host memory than there is; the one before it, of the device."""
+    run_cell = launch.run_cell
+    monkeypatch.setattr(launch, "run_cell", lambda run: run_cell(run, _out_of_device_memory))
+    out, limit = tmp_path / "rows.csv", 512 * 2 * TOKEN
+    flags = f"sweep {FLAGS} --seq_len [1024,512,64] --host_memory_limit_bytes {limit} --out {out}"
+    assert main(flags.split()) == 1
+    printed = capfd.readouterr()
+    assert "3 cells: 0 had rows, 1 ok, 2 failed" in printed.out
+    assert "the longest seq_len that fits is 512" in printed.err
+    table = rows.read(out)
+    assert list(table["status"]) == ["oom_cpu", "oom_gpu", "ok"]
+    assert list(table["seq_len"]) == ["1024", "512", "64"]
+    assert table["error"][1] == "rank 0: OutOfMemoryError: CUDA out of memory."
+    assert table["peak_host_bytes"][2] == table["theory_peak_host_bytes"][2] == str(64 * 2 * TOKEN)

@@ -1,0 +1,297 @@
+"""verify: the split training agrees with the plain one, and a wrong gradient does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pandas as pd
+import pytest
+import torch
+
+from bench import launch, verify
+from bench.__main__ import main
+from methods import METHODS
+from odysseus import weights
+from odysseus.config import DataOptions, ModelOptions, OptimizerOptions, RunConfig
+from odysseus.data import Samples
+from odysseus.step import Trainer
+
+FLAGS = (
+    "--model.num_hidden_layers 2 --model.hidden_size 32 --model.intermediate_size 48 "
+    "--world_size 4 --seq_len 68 --dtype fp64 --steps 3"
+)
+TRICKS = (
+    "--activation_checkpoint_cpu_offload true --tiled_mlp_compute true "
+    "--tiled_loss_compute true --tiled_loss_bytes 10240 "
+    "--reduce_bucket_size 1000 --parameter_offload cpu"
+)
+COLUMNS = ["step"]
+COLUMNS += [f"{name}{of}" for of in ("_reference", "") for name in ("loss", "grad_norm")]
+COLUMNS += [f"{name}_difference" for name in ("loss", "grad_norm")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trained_once() -> Iterator[None]:
+    """All runs here have the same reference: it is trained once."""
+    with patch.object(launch, "run_workers", cache(launch.run_workers)):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(("method", "size"), [*((name, 4) for name in METHODS), ("tp_sp", 2)])
+def test_all_tricks_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, size: int
+) -> None:
+    """4 ranks, the sequence split over all of them or over 2 in 2 replicas."""
+    out = tmp_path / "deep" / "verify.csv"
+    flags = f"{FLAGS} {TRICKS} --method {method} --sequence_parallel_size {size} --out {out}"
+    assert main(["verify", *flags.split()]) == 0
+    of, said = capsys.readouterr().out.splitlines()
+    assert of == (
+        f"{method}, DP {4 // size} x SP {size} x GAS {size}, against DP 4 x SP 1 x GAS 1: "
+        "tiny(hidden_size=32, intermediate_size=48, num_hidden_layers=2), 68 tokens, fp64"
+    )
+    told = re.fullmatch(
+        r"agree over 3 steps; largest relative difference: loss (\S+), grad_norm (\S+); "
+        r"tolerance 1e-10 \(fp64 sums in another order differ by 1e-16, which training enlarges\)",
+        said,
+    )
+    assert told is not None, said
+    steps = pd.read_csv(out)
+    assert list(steps.columns) == COLUMNS
+    assert list(steps["step"]) == [0, 1, 2]
+    for name, largest in zip(verify.QUANTITIES, told.groups(), strict=True):
+        difference = (steps[name] - steps[f"{name}_reference"]).abs() / steps[f"{name}_reference"]
+        pd.testing.assert_series_equal(
+            steps[f"{name}_difference"], difference, check_names=False, rtol=1e-6
+        )
+        assert f"{difference.max():.1e}"[:3] == f"{float(largest):.1e}"[:3]
+        assert difference.max() < 1e-11  # far below what is tolerated
+    assert steps["loss"].is_monotonic_decreasing
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in out.with_suffix(".svg").read_text()
+
+
+def _with_one_gradient_scaled(run: RunConfig) -> dict[str, Any]:
+    """Training whose gradient of one weight is half as much again as it should be."""
+    forward_backward = Trainer.forward_backward
+
+    def scaled(trainer: Trainer, batches: Any) -> torch.Tensor:
+        loss = forward_backward(trainer, batches)
+        gradient = trainer.model.get_parameter("model.layers.0.mlp.down_proj.weight").grad
+        assert gradient is not None
+        weights.local_shard(gradient)[0].mul_(1.5)
+        return loss
+
+    with patch.object(Trainer, "forward_backward", scaled):
+        return verify.history(run)
+
+
+def test_one_wrong_gradient_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts = []
+
+    def wrong(run: RunConfig) -> verify.Verdict:
+        verdicts.append(real(run, _with_one_gradient_scaled))
+        return verdicts[-1]
+
+    real = verify.verify
+    monkeypatch.setattr(verify, "verify", wrong)
+    out = tmp_path / "verify.csv"
+    assert main(["verify", *FLAGS.split(), "--out", str(out)]) == 1
+    assert "DIFFER over 3 steps" in capsys.readouterr().out
+    (verdict,) = verdicts
+    assert not verdict.passed
+    assert (verdict.steps["grad_norm_difference"] > 1e-5).all()
+    assert verdict.largest["loss"] < 1e-9  # AdamW is blind to a gradient's scale
+    assert {path.suffix for path in tmp_path.glob("verify.*")} == {".csv", ".png", ".svg"}
+
+
+def outcomes(*given: Any) -> Any:
+    """A `run_workers` that starts nothing: what the reference and the candidate come to."""
+    left = list(given)
+    return lambda run, measure: left.pop(0)
+
+
+FINE = {"status": "ok", "error": "", "loss": [2.0, 1.0], "grad_norm": [4.0, 2.0]}
+
+
+@pytest.mark.parametrize("name", verify.QUANTITIES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_fails(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    run = RunConfig(steps=2)
+    broken = FINE | {name: [*FINE[name][:1], value]}
+    for pair in ((FINE, broken), (broken, FINE), (broken, broken)):
+        monkeypatch.setattr(launch, "run_workers", outcomes(*pair))
+        assert not verify.verify(run).passed
+
+
+def test_a_verdict_of_no_number_is_drawn_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "verify.csv"
+    for loss, status, word in (([2.0, 1.0], 0, "agree"), ([float("nan")] * 2, 1, "DIFFER")):
+        monkeypatch.setattr(launch, "run_workers", outcomes(FINE, FINE | {"loss": loss}))
+        assert main(["verify", "--steps", "2", "--out", str(out)]) == status
+        assert capsys.readouterr().out.splitlines()[1].startswith(f"{word} over 2 steps; ")
+        assert out.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("dtype", verify.TOLERANCES)
+@pytest.mark.parametrize("name", verify.QUANTITIES)
+def test_the_tolerance_is_relative_and_of_the_dtype(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, name: str
+) -> None:
+    tolerance, why = verify.TOLERANCES[dtype]
+    for factor, passed in ((0.9, True), (-0.9, True), (1.1, False), (-1.1, False)):
+        off = FINE | {name: [FINE[name][0], FINE[name][1] * (1 + factor * tolerance)]}
+        monkeypatch.setattr(launch, "run_workers", outcomes(FINE, off))
+        verdict = verify.verify(RunConfig(steps=2, dtype=dtype))
+        assert verdict.passed == passed
+        assert (verdict.tolerance, verdict.why) == (tolerance, why)
+        assert verdict.largest[name] == pytest.approx(abs(factor) * tolerance, rel=1e-5)
+
+
+def _fails(run: RunConfig) -> dict[str, Any]:
+    raise ValueError("this worker fails")
+
+
+@pytest.mark.parametrize("which", ["reference", "method odysseus"])
+def test_a_failing_worker_is_one_line_and_1(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    which: str,
+) -> None:
+    failed = {"status": "oom_gpu", "error": "rank 0: OutOfMemoryError: out of memory"}
+    given = (failed, FINE) if which == "reference" else (FINE, failed)
+    monkeypatch.setattr(launch, "run_workers", outcomes(*given))
+    out = tmp_path / "verify.csv"
+    assert main(["verify", "--steps", "2", "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"verify: {which}: oom_gpu: rank 0: OutOfMemoryError: out of memory\n"
+    assert not out.exists()
+
+
+def test_a_worker_that_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunConfig(model=ModelOptions(num_hidden_layers=1), seq_len=32, steps=1)
+    with pytest.raises(RuntimeError) as error:
+        verify.verify(run, _fails)
+    assert str(error.value) == ("method odysseus: error: rank 0: ValueError: this worker fails")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "told"),
+    [
+        ("--method pp", {}, "'tp', 'tp_sp', 'ulysses', 'odysseus'"),
+        ("--steps 0", {}, "steps is 0; it must be at least 1"),
+        ("--world_size 4 --seq_len 1023", {}, "nearest valid: 1020 or 1024"),
+        ("--out /proc/version/verify.csv", {}, "valid: a file you may write"),
+        ("--world_size 2", {"RANK": "0", "WORLD_SIZE": "2"}, "without torchrun or srun"),
+    ],
+)
+def test_bad_input_starts_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    environment: dict[str, str],
+    told: str,
+) -> None:
+    monkeypatch.setattr(launch, "run_workers", outcomes())
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", *flags.split()]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith("python -m bench verify: ")
+    assert told in printed.err
+
+
+OTHER = RunConfig(
+    method="ulysses",
+    model=ModelOptions(name_or_path="small", type="liger", num_hidden_layers=2),
+    world_size=4,
+    sequence_parallel_size=2,
+    seq_len=16,
+    micro_batch_size=3,
+    gradient_accumulation_steps=2,
+    dtype="bf16",
+    seq_parallel_communication_data_type="bf16",
+    reduce_bucket_size=5,
+    activation_checkpointing=True,
+    activation_checkpoint_cpu_offload=True,
+    host_memory_limit_bytes=10**9,
+    tiled_mlp_compute=True,
+    tiled_loss_compute=True,
+    tiled_loss_bytes=9,
+    tiled_loss_engine="torch",
+    regather=False,
+    ulysses_all_to_all="yunchang",
+    optimizer=OptimizerOptions(learning_rate=0.5, offload="cpu"),
+    parameter_offload="cpu",
+    expandable_segments=False,
+    compile=True,
+    data=DataOptions(path="somewhere", repeat=True),
+    steps=7,
+    warmup_steps=9,
+    seed=3,
+    timeout_s=11,
+    device="cpu",
+)
+SAME_TRAINING = {"world_size", "seq_len", "micro_batch_size", "gradient_accumulation_steps"}
+SAME_TRAINING |= {"dtype", "data", "steps", "seed", "timeout_s", "device"}
+
+
+def test_the_reference_is_the_same_training_with_every_trick_off() -> None:
+    """Field by field: the run's own, or the default, which is off."""
+    found, default = verify.reference_of(OTHER), RunConfig()
+    for name in (f.name for f in fields(RunConfig)):
+        assert getattr(OTHER, name) != getattr(default, name), name
+        if name in SAME_TRAINING:
+            assert getattr(found, name) == getattr(OTHER, name), name
+        elif name not in ("model", "optimizer", "sequence_parallel_size"):
+            assert getattr(found, name) == getattr(default, name), name
+    assert found.model == replace(OTHER.model, type="torch")
+    assert found.optimizer == OptimizerOptions(learning_rate=0.5)
+    assert (found.sequence_size, found.data_parallel_size) == (1, 4)
+    assert (found.tiles_loss, found.recomputes, found.optimizer_on_host) == (False,) * 3
+    assert verify.candidate_of(OTHER) == replace(OTHER, gradient_accumulation_steps=4)
+
+
+def read_in_a_step(run: RunConfig, step: int) -> list[list[int]]:
+    """The samples that all replicas of a run read, shards put together, in any order."""
+    found: list[list[int]] = []
+    for replica in range(run.data_parallel_size):
+        shards = [
+            Samples(run, replica, shard, torch.device("cpu")).step(step)
+            for shard in range(run.sequence_size)
+        ]
+        for micro in zip(*shards, strict=True):
+            found += torch.cat([batch.input_ids for batch in micro], 1).tolist()
+    return sorted(found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_both_read_the_same_samples(size: int) -> None:
+    run = replace(OTHER, data=DataOptions(), sequence_parallel_size=size)
+    for step in (0, 1, 5):
+        samples = read_in_a_step(verify.reference_of(run), step)
+        assert len(samples) == 4 * 3 * 2
+        assert read_in_a_step(verify.candidate_of(run), step) == samples
