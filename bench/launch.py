@@ -122,7 +122,7 @@ def _launch(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> d
         logging.getLogger(talkative).setLevel(logging.CRITICAL)
     # Workers fork from a server that has imported everything and runs no thread: milliseconds
     # each, and safe with CUDA. (DTensor's first use imports torch._dynamo: once, in the server.)
-    multiprocessing.set_forkserver_preload(["bench.launch", "torch._dynamo"])
+    multiprocessing.set_forkserver_preload(["bench.cell", "torch._dynamo"])
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
