@@ -21,10 +21,11 @@ from methods import METHODS
 from odysseus import weights
 from odysseus.config import RunConfig
 from odysseus.data import Batch, Samples
+from odysseus.host_memory import ranks_a_node
 from odysseus.mesh import make_mesh, pick_device, start_process_group
 from odysseus.step import StepResult, Trainer
 
-_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def measure(run: RunConfig) -> dict[str, Any]:
@@ -32,18 +33,21 @@ def measure(run: RunConfig) -> dict[str, Any]:
 
     Call it on every rank of a launched job. The process group is started and stopped here.
     """
-    allocator = configure_allocator(run)
     with process_group(run) as device:
-        settings = {"allocator_settings": allocator if device.type == "cuda" else None}
-        return _measure(run, device) | settings
+        settings = allocator_settings() if device.type == "cuda" else None
+        return _measure(run, device) | {"allocator_settings": settings}
 
 
 @contextmanager
 def process_group(run: RunConfig) -> Iterator[torch.device]:
     """Join the run's process group with this rank's device; leave it in order."""
+    configure_allocator(run)
     device = pick_device(run.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
+    elif run.optimizer_on_host:  # ranks share the cores that AdamW runs on
+        cores = len(os.sched_getaffinity(0)) // ranks_a_node(run.world_size)
+        torch.set_num_threads(max(1, cores))
     start_process_group(device, run.timeout_s)
     try:
         yield device
@@ -85,15 +89,20 @@ def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
 
 
 def configure_allocator(run: RunConfig) -> str:
-    """Ask PyTorch's CUDA allocator for expandable segments unless the user has asked for
-    something; the settings in force. Call it before anything touches CUDA."""
-    if run.expandable_segments and not allocator_settings():
-        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
+    """Tell PyTorch's CUDA allocators what a run wants, unless the user has told them something;
+    the settings in force. Call it before anything touches CUDA.
+
+    Page-locked memory would be rounded up to powers of two, up to twice what offloading counts.
+    """
+    wanted = ["expandable_segments:True"] * run.expandable_segments
+    wanted += ["pinned_max_round_threshold_mb:1"] * run.offloads
+    if wanted and not allocator_settings():
+        os.environ[_ALLOCATOR[1]] = ",".join(wanted)
     return allocator_settings()
 
 
 def allocator_settings() -> str:
-    """What the environment tells PyTorch's allocator: the newer variable, or the older one."""
+    """What the environment tells PyTorch's allocator: CUDA's own variable goes first."""
     return next((os.environ[name] for name in _ALLOCATOR if name in os.environ), "")
 
 

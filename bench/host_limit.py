@@ -31,6 +31,8 @@ def longest(run: RunConfig) -> str:
     shortest, next_one = (node_bytes(replace(run, seq_len=tokens)) for tokens in (n, 2 * n))
     if shortest > limit:
         return f"no seq_len fits, {n} would need {shortest}"
-    # Need grows by the same for every n tokens (only checkpoints depend on the length).
-    steps = (limit - shortest) // max(1, next_one - shortest)
+    if next_one == shortest:
+        return "what is needed does not depend on seq_len"
+    # Need grows by the same for every n tokens.
+    steps = (limit - shortest) // (next_one - shortest)
     return f"the longest seq_len that fits is {n + steps * n}"

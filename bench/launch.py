@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import select
 import signal
 import sys
@@ -21,6 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench import cell, host_limit, rows, theory, theory_memory
 from odysseus.config import RunConfig
+from odysseus.host_memory import HostMemoryError
 
 _OUT_OF_MEMORY = {
     "OutOfMemoryError": "oom_gpu",
@@ -69,8 +71,9 @@ def join_cell(run: RunConfig) -> dict[str, Any] | None:
     """Be one of the workers that torchrun or srun started; on rank 0, the cell's row."""
     started, is_first = time.monotonic(), os.environ["RANK"] == "0"
     if short := host_limit.shortage(run):
-        outcome = {"status": "oom_cpu", "error": short}
-        return finish_row(run, outcome, 0.0) if is_first else None
+        if not is_first:
+            raise HostMemoryError(short)  # so that the launcher ends every rank
+        return finish_row(run, {"status": "oom_cpu", "error": short}, 0.0)
     try:
         outcome = {"status": "ok", "error": ""} | cell.measure(run)
     except Exception as error:
@@ -112,9 +115,19 @@ def launched_world_size() -> int | None:
     env.setdefault("RANK", env["SLURM_PROCID"])
     env.setdefault("LOCAL_RANK", env["SLURM_LOCALID"])
     env.setdefault("WORLD_SIZE", str(tasks))
+    env.setdefault("LOCAL_WORLD_SIZE", str(_tasks_on_this_node(tasks)))
     env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
     env.setdefault("MASTER_PORT", str(port))
     return tasks
+
+
+def _tasks_on_this_node(tasks: int) -> int:
+    """Slurm's list of tasks a node, like ``8(x2),4``, at this node's place."""
+    listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
+        counts += [int(count)] * int(times or 1)
+    return counts[min(int(os.environ.get("SLURM_NODEID", 0)), len(counts) - 1)]
 
 
 def _launch(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:

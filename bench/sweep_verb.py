@@ -56,7 +56,8 @@ def _one(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:
         return None
     row = row or launch.run_cell(run)
     rows.append(out, row)
-    known.add(rows.key(row))  # two cells of a grid may mean the same
-    if row["status"] != "ok":
+    if row["status"] == "ok":
+        known.add(rows.key(row))  # two cells of a grid may mean the same
+    else:
         tqdm.write(f"{row['status']}: {run.method}: {row['error']}", file=sys.stderr)
     return row["status"]

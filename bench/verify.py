@@ -64,6 +64,7 @@ def reference_of(run: RunConfig) -> RunConfig:
         seed=run.seed,
         timeout_s=run.timeout_s,
         device=run.device,
+        expandable_segments=run.expandable_segments,
     )
 
 

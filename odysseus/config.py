@@ -151,6 +151,11 @@ class RunConfig:
         return "cpu" in (self.optimizer.offload, self.parameter_offload)
 
     @property
+    def offloads(self) -> bool:
+        """Whether anything is kept in host memory."""
+        return self.activation_checkpoint_cpu_offload or self.optimizer_on_host
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of activations and gathered parameters."""
         return DTYPES[self.dtype]

@@ -11,6 +11,8 @@ from torch.profiler import record_function
 
 from odysseus.config import RunConfig
 
+_ALL_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
 
 class HostMemoryError(MemoryError):
     """Offloading needs more host memory than it may take."""
@@ -23,10 +25,20 @@ def node_limit_bytes(run: RunConfig) -> int:
 
 def machine_bytes() -> int:
     """Memory of this machine, or of the control group that this process is confined to."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    group = Path("/sys/fs/cgroup/memory.max")
-    text = group.read_text().strip() if group.is_file() else "max"
-    return min(physical, int(text)) if text.isdigit() else physical
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for folder in _control_groups():
+        file = folder / "memory.max"
+        text = file.read_text().strip() if file.is_file() else "max"
+        found += [int(text)] if text.isdigit() else []
+    return min(found)
+
+
+def _control_groups() -> list[Path]:
+    """The folders of this process's control group (version 2) and of those that it lies in."""
+    lines = _OWN_GROUP.read_text().splitlines() if _OWN_GROUP.is_file() else []
+    path = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    folder = _ALL_GROUPS / path
+    return [folder, *(p for p in folder.parents if p.is_relative_to(_ALL_GROUPS))]
 
 
 def ranks_a_node(world_size: int) -> int:
@@ -76,6 +88,12 @@ class HostMemory:
         """
         self.claim(like.numel() * like.element_size())
         with record_function("odysseus::host"):
-            made = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=self.pinned)
+            made = self._allocate(like)
         self.tensors.append(made)
         return made
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        try:
+            return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=self.pinned)
+        except RuntimeError as error:  # as CUDA says it when memory cannot be page-locked
+            raise HostMemoryError(f"allocating {like.nbytes} bytes on the host: {error}") from error

@@ -35,8 +35,6 @@ class ShardedAdamW:
         if self.copies:
             self.gradients = [host.empty(shard) for shard in held]
             held = [host.empty(shard).copy_(shard) for shard in held]
-        if run.parameter_offload == "cpu":
-            host.claim(2 * sum(shard.nbytes for shard in held))  # the shards, their gradients
         if run.optimizer_on_host:
             host.claim(2 * sum(shard.nbytes for shard in held))  # two moments
         own = [nn.Parameter(tensor) for tensor in held]
@@ -48,10 +46,10 @@ class ShardedAdamW:
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
-            own[index].grad = weights.local_shard(parameter.grad)[0]
+            gradient = weights.local_shard(parameter.grad)[0]
             if self.copies:
-                own[index].grad = self.gradients[index].copy_(own[index].grad)
-            parameter.grad = None
+                gradient = self.gradients[index].copy_(gradient)
+            own[index].grad, parameter.grad = gradient, None
         self.torch.step()
         self.torch.zero_grad(set_to_none=True)
         if self.copies:

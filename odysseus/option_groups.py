@@ -13,8 +13,8 @@ class ModelOptions:
     Args:
         name_or_path: Preset of a published architecture: tiny, small (95 M parameters), llama2-7b,
             llama3-8b, llama3-70b or qwen3-32b.
-        type: Kernels of norm, rotary embedding, SwiGLU and loss: PyTorch's and this project's, or
-            liger-kernel's (CUDA).
+        type: Kernels of norm, rotary embedding, SwiGLU and tiled loss: PyTorch's and this
+            project's, or liger-kernel's (CUDA).
         attn_implementation: Attention kernel. sdpa is PyTorch's; flash_attention_2 and
             flash_attention_3 need CUDA and their package; auto takes the best there is.
         vocab_size: Rows of the embedding; at least 256, the byte tokens.

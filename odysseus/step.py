@@ -41,7 +41,10 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
     ever holds a whole weight that it does not keep.
 
     Args:
-        host: Where offloaded block inputs go.
+        host: The account of what goes to host memory.
+
+    Raises:
+        HostMemoryError: the shards are to live in host memory, and there is too little.
     """
     architecture = run.architecture
     kernels = choose_kernels(run.model, mesh.device)
@@ -61,6 +64,8 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
             loss=choose_loss(run),
         ).to(run.master_dtype)
     zero.shard(model, mesh, method.split, run)
+    if run.parameter_offload == "cpu":  # the shards, and later their gradients
+        host.claim(2 * sum(weights.local_shard(p)[0].nbytes for p in model.parameters()))
     model.to_empty(device="cpu" if run.parameter_offload == "cpu" else mesh.device)
     held = weights.local_pieces(
         model, architecture, method.split, mesh.sequence.size, mesh.sequence.rank

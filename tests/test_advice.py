@@ -37,7 +37,7 @@ def test_on_the_allocator_of_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
     (line,) = advice(QUIET, CUDA)
     assert "'max_split_size_mb:64'" in line
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     assert advice(QUIET, CUDA) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -44,3 +45,14 @@ def test_what_the_user_says_stays(
     monkeypatch.setenv(name, "max_split_size_mb:64")
     assert configure_allocator(run) == "max_split_size_mb:64"
     assert told() == {name: "max_split_size_mb:64"}
+
+
+def test_offloading_is_not_rounded_up_to_powers_of_two() -> None:
+    offload = replace(ON, activation_checkpoint_cpu_offload=True)
+    assert configure_allocator(offload) == f"{OURS},pinned_max_round_threshold_mb:1"
+
+
+def test_cudas_own_variable_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:32")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    assert configure_allocator(ON) == "max_split_size_mb:64"

@@ -86,26 +86,39 @@ def test_the_machine_is_the_control_group_where_that_is_smaller(
 ) -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < machine_bytes() <= physical
-    group = tmp_path / "memory.max"
-    asked = []
-
-    def path(name: str) -> Path:
-        asked.append(name)
-        return group
-
-    monkeypatch.setattr(host_memory, "Path", path)
+    monkeypatch.setattr(host_memory, "_ALL_GROUPS", tmp_path)
+    monkeypatch.setattr(host_memory, "_OWN_GROUP", tmp_path / "own")
     assert machine_bytes() == physical  # there is no such file
+    (tmp_path / "own").write_text("1:cpu:/elsewhere\n0::/job/step\n")
+    (tmp_path / "job" / "step").mkdir(parents=True)
+    group = tmp_path / "job" / "memory.max"
+    (tmp_path / "job" / "step" / "memory.max").write_text("max\n")
     for text, expected in (
         ("max\n", physical),
-        ("1000001\n", 1000001),
         (f"{2 * physical}\n", physical),
+        ("1000001\n", 1000001),
     ):
         group.write_text(text)
         assert machine_bytes() == expected
-    assert set(asked) == {"/sys/fs/cgroup/memory.max"}
-    group.write_text("1000001\n")
     assert node_limit_bytes(RunConfig()) == 900000
     assert node_limit_bytes(RunConfig(host_memory_limit_bytes=5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("listed", "node", "expected"), [("8(x2)", "1", 8), ("8(x2),4", "2", 4), ("3", "0", 3)]
+)
+def test_slurm_tells_how_many_ranks_share_a_node(
+    monkeypatch: pytest.MonkeyPatch, listed: str, node: str, expected: int
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", listed)
+    monkeypatch.setenv("SLURM_NODEID", node)
+    assert launch._tasks_on_this_node(20) == expected
+
+
+def test_what_does_not_depend_on_the_length_says_so() -> None:
+    optimizer = replace(RUN, activation_checkpoint_cpu_offload=False)
+    optimizer = replace(optimizer, optimizer=OptimizerOptions(offload="cpu"))
+    assert host_limit.longest(optimizer) == "what is needed does not depend on seq_len"
 
 
 def test_a_cell_that_cannot_fit_is_a_row_and_starts_nothing(

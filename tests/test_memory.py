@@ -151,7 +151,8 @@ TRICKS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("method", METHODS)
 def test_what_tricks_leave_equals_its_closed_form(method: str, model: ModelOptions) -> None:
     """To the byte; the peak is now at the MLP, now at a norm, at attention or at the loss."""
-    base = replace(RUN, method=method, model=model, world_size=4, seq_len=1024)
+    length = 1024 if model is VOCABULARY else 2048  # thinner ones peak elsewhere when short
+    base = replace(RUN, method=method, model=model, world_size=4, seq_len=length)
     runs = [replace(base, **tricks) for tricks in TRICKS]
     closed = [theory_memory.peak_activation_bytes(run) for run in runs]
     assert None not in closed
