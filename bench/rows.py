@@ -56,7 +56,7 @@ COLUMNS = (
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
-    """What makes this cell the cell it is. Columns of features that do not exist yet are off."""
+    """What makes this cell the cell it is."""
     device, attention = pick_device(run.device), run.model.attn_implementation
     with contextlib.suppress(ValueError):  # an impossible kernel keeps its name
         attention = choose_attention(attention, device)[0]
