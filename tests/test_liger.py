@@ -7,7 +7,6 @@ H heads, K elements of a head.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,18 +23,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench import options
 from methods import METHODS
 from odysseus import kernels, liger
 from odysseus.architecture import Architecture
 from odysseus.config import ModelOptions, RunConfig
 from odysseus.data import Samples
 from odysseus.kernels import TORCH, Kernels, choose_kernels
-from odysseus.loss import Loss, choose_loss, whole_logits
+from odysseus.loss import Loss, whole_logits
 from odysseus.mesh import make_mesh
 from odysseus.model import MLP, Attention, CausalLM, Tricks
 from odysseus.step import Trainer
-from tests.ranks import run_ranks
 from tests.test_kernels import EPS, ROUNDINGS, random, values_and_gradients
 from tests.test_parity import reference_gradients
 
@@ -304,75 +301,3 @@ def test_two_ranks_equal_the_reference(interpreters: ProcessPoolExecutor, tmp_pa
     ranks = [interpreters.submit(errors_by_method, rank, store) for rank in range(2)]
     for errors in (rank.result() for rank in ranks):
         assert {method: e for method, e in errors.items() if not e < TOLERANCE} == {}
-
-
-def imported_by_a_step() -> bool:
-    """Whether the command line and a step without Liger import it."""
-    options.check(replace(RUN, model=ModelOptions(), world_size=1, device="cpu"))
-    mesh = make_mesh(CPU, 1, 1)
-    run = replace(RUN, model=replace(RUN.model, type="torch"), world_size=1)
-    Trainer(run, METHODS[run.method], mesh).forward_backward(Samples(run, 0, 0, CPU).step(0))
-    return "liger_kernel" in sys.modules
-
-
-def test_nothing_else_imports_liger() -> None:
-    assert run_ranks(imported_by_a_step, 1) == [False]
-
-
-def test_model_type_liger_means_ligers_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    options.check(replace(RUN, device="cpu"))
-    chosen = choose_kernels(RUN.model, CPU)
-    assert chosen == Kernels(TORCH.attend, liger.rms_norm, liger.swiglu, liger.rotary)
-    tiled = choose_loss(RUN)
-    assert isinstance(tiled, partial)
-    assert tiled.func is liger.fused_linear_cross_entropy
-    assert choose_loss(replace(RUN, tiled_loss_compute=False)) is whole_logits
-
-
-ENGINE = replace(RUN, model=ModelOptions(), tiled_loss_engine="liger", device="cpu")
-MODEL = replace(RUN, device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("run", "told"),
-    [
-        (MODEL, "model.type = liger needs CUDA; valid on cpu: torch"),
-        (
-            ENGINE,
-            "tiled_loss_engine = liger needs CUDA; valid on cpu: auto, fused, checkpoint, torch",
-        ),
-    ],
-)
-def test_refused_on_a_cpu(run: RunConfig, told: str) -> None:
-    with pytest.raises(ValueError, match="needs") as refused:
-        options.check(run)
-    assert str(refused.value) == told
-
-
-@pytest.mark.parametrize(
-    ("run", "told"),
-    [
-        (MODEL, "model.type = liger needs the package liger-kernel; valid without it: torch"),
-        (
-            ENGINE,
-            "tiled_loss_engine = liger needs the package liger-kernel; "
-            "valid without it: auto, fused, checkpoint, torch",
-        ),
-    ],
-)
-def test_refused_without_the_package(
-    monkeypatch: pytest.MonkeyPatch, run: RunConfig, told: str
-) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs") as refused:
-        options.check(run)
-    assert str(refused.value) == told
-
-
-@pytest.mark.parametrize("run", [MODEL, ENGINE])
-def test_refused_in_fp64(monkeypatch: pytest.MonkeyPatch, run: RunConfig) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(ValueError, match=r"^dtype = fp64 is .*; valid: fp32, bf16$"):
-        options.check(replace(run, dtype="fp64"))
