@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench.figures import MIB, length_label, methods_of, source_of
+from bench.figures import MIB, STACK_STYLE, length_label, methods_of, source_of
 
 LADDER: dict[str, dict[str, bool]] = {
     "no trick": {},
@@ -19,15 +19,6 @@ LADDER: dict[str, dict[str, bool]] = {
     "+ checkpoint offload": {"activation_checkpoint_cpu_offload": True},
 }
 """Each rung adds to those before it."""
-
-# Okabe and Ito's palette, hatched so that it reads without colour.
-_STYLES: list[dict[str, Any]] = [
-    {"facecolor": "#999999", "hatch": ""},
-    {"facecolor": "#0072B2", "hatch": "//"},
-    {"facecolor": "#E69F00", "hatch": ".."},
-    {"facecolor": "#009E73", "hatch": "xx"},
-    {"facecolor": "#CC79A7", "hatch": "--"},
-]
 
 
 def ladder(rows: pd.DataFrame) -> pd.DataFrame:
@@ -54,7 +45,7 @@ def figure(rows: pd.DataFrame) -> Figure | None:
         for _, row in rungs[rungs["method"] == method].iterrows():
             at = lengths.index(row["seq_len"]) * (len(LADDER) + 1) + row["rung"]
             measured, host = row["peak_activation_bytes"], row["peak_host_bytes"]
-            axes.bar(at, measured / MIB, 0.8, edgecolor="white", lw=0.3, **_STYLES[row["rung"]])
+            axes.bar(at, measured / MIB, 0.8, edgecolor="white", lw=0.3, **STACK_STYLE[row["rung"]])
             axes.bar(at, host / MIB, 0.8, measured / MIB, fill=False, ec="black", ls=":", lw=0.8)
             axes.hlines(row["theory_peak_activation_bytes"] / MIB, at - 0.5, at + 0.5, "black")
         axes.set_title(method, fontsize=9)
@@ -68,7 +59,7 @@ def figure(rows: pd.DataFrame) -> Figure | None:
     drawn.supxlabel(f"sequence length (tokens)\n{source_of(rungs)}", fontsize=7)
     handles: list[Any] = [
         Patch(label=name, edgecolor="white", **style)
-        for style, name in zip(_STYLES, LADDER, strict=True)
+        for style, name in zip(STACK_STYLE, LADDER, strict=True)
     ]
     handles.append(Patch(label="in host memory", fill=False, ec="black", ls=":"))
     handles.append(Line2D([], [], color="black", label="formula"))

@@ -25,7 +25,7 @@ _METHOD_STYLE: dict[str, dict[str, Any]] = {
     "ulysses": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
     "odysseus": {"color": "#009E73", "marker": "D", "linestyle": ":"},
 }
-_STACK_STYLE: list[dict[str, Any]] = [
+STACK_STYLE: list[dict[str, Any]] = [
     {"facecolor": "#0072B2", "hatch": ""},
     {"facecolor": "#E69F00", "hatch": "//"},
     {"facecolor": "#009E73", "hatch": ".."},
@@ -148,7 +148,7 @@ def _stacked(
         places, labels = [], []
         for at, row in _bars(rows):
             bottom = 0.0
-            for style, column in zip(_STACK_STYLE, columns.values(), strict=False):
+            for style, column in zip(STACK_STYLE, columns.values(), strict=False):
                 height = row[column] / MIB
                 axes.bar(at, height, 0.8, bottom, edgecolor="white", linewidth=0.3, **style)
                 bottom += height
@@ -170,7 +170,7 @@ def _stacked(
             )
     handles: list[Any] = [
         Patch(label=name, edgecolor="white", **style)
-        for style, name in zip(_STACK_STYLE, columns, strict=False)
+        for style, name in zip(STACK_STYLE, columns, strict=False)
     ]
     if formula is not None:
         handles.append(Line2D([], [], color="black", lw=1.2, label="formula (total)"))

@@ -94,7 +94,7 @@ def _at_loss(run: RunConfig) -> int:
     """
     a, scales = run.architecture, run.local_tokens * _wide(run)
     shard = run.local_tokens * a.hidden_size * run.compute_dtype.itemsize
-    held = _inputs(run, a.num_hidden_layers) + stream_bytes(run) + scales
+    held = _inputs(run) + stream_bytes(run) + scales
     logits = 3 * run.local_tokens * a.vocab_size * _wide(run)
     if run.tiles_loss:
         logits = shard + loss_tile_tokens(run) * a.vocab_size * _wide(run)
@@ -151,11 +151,11 @@ def _before(run: RunConfig) -> int:
     return (layers - 1) * block_saved_bytes(run) + own
 
 
-def _inputs(run: RunConfig, layers: int) -> int:
+def _inputs(run: RunConfig) -> int:
     """What blocks keep when the last one's forward is over."""
     if run.activation_checkpoint_cpu_offload:
         return stream_bytes(run)
-    return layers * block_saved_bytes(run)
+    return run.architecture.num_hidden_layers * block_saved_bytes(run)
 
 
 def _attention_part(run: RunConfig) -> int:
