@@ -119,9 +119,9 @@ def test_every_pair_of_tricks(method: str, world_size: int) -> None:
             assert {name: e for name, e in worst.items() if not e < TOLERANCE} == {}, run
 
 
-@pytest.mark.parametrize("method", ["tp", "tp_sp"])
+@pytest.mark.parametrize("method", METHODS)
 def test_compiled_blocks(method: str) -> None:
-    """The two whose collectives break a block up in most places, one of them in place."""
+    """Blocks break up around collectives, some of them in place: what comes after them is right."""
     run = replace(BASE, method=method, world_size=2, compile=True, activation_checkpointing=True)
     for (worst,) in run_ranks(errors, 2, [run]):
         assert worst.pop("weights") < 1e-8
