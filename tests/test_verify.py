@@ -256,7 +256,7 @@ OTHER = RunConfig(
     device="cpu",
 )
 SAME_TRAINING = {"world_size", "seq_len", "micro_batch_size", "gradient_accumulation_steps"}
-SAME_TRAINING |= {"dtype", "data", "steps", "seed", "timeout_s", "device"}
+SAME_TRAINING |= {"dtype", "data", "steps", "seed", "timeout_s", "device", "expandable_segments"}
 
 
 def test_the_reference_is_the_same_training_with_every_trick_off() -> None:
