@@ -59,9 +59,9 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
 
 def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
     """A run's trainer on this rank, and what it reads."""
-    mesh = make_mesh(device, run.sequence_size, run.architecture.num_key_value_heads)
+    mesh = make_mesh(device, run)
     trainer = Trainer(run, METHODS[run.method], mesh)
-    return trainer, Samples(run, mesh.replica, mesh.sequence.rank, device)
+    return trainer, Samples(run, mesh.replica, mesh.shard, device)
 
 
 def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:

@@ -27,12 +27,12 @@ def node_bytes(run: RunConfig) -> int:
 
 def longest(run: RunConfig) -> str:
     """The longest sequence whose offloading would fit, in words."""
-    n, limit = run.sequence_size, node_limit_bytes(run)
-    shortest, next_one = (node_bytes(replace(run, seq_len=tokens)) for tokens in (n, 2 * n))
+    unit, limit = run.seq_len_unit, node_limit_bytes(run)
+    shortest, next_one = (node_bytes(replace(run, seq_len=k * unit)) for k in (1, 2))
     if shortest > limit:
-        return f"no seq_len fits, {n} would need {shortest}"
+        return f"no seq_len fits, {unit} would need {shortest}"
     if next_one == shortest:
         return "what is needed does not depend on seq_len"
-    # Need grows by the same for every n tokens.
+    # Need grows by the same with every unit.
     steps = (limit - shortest) // (next_one - shortest)
-    return f"the longest seq_len that fits is {n + steps * n}"
+    return f"the longest seq_len that fits is {unit + steps * unit}"

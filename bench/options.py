@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from bench import arctic
 from methods import METHODS
-from odysseus import liger
+from odysseus import liger, ring
 from odysseus.config import RunConfig
 from odysseus.data import check_tokens
 from odysseus.kernels import choose_kernels
@@ -88,6 +88,7 @@ def check(run: RunConfig) -> None:
         raise ValueError("device is cuda, but there is no GPU; valid here: auto, cpu")
     choose_kernels(run.model, device)
     liger.check(run, device)
+    ring.check(run, device)
     check_compiler(run, device)
     check_tokens(run)
 

@@ -67,7 +67,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "attn_implementation": attention,
         "world_size": run.world_size,
         "sequence_parallel_size": run.sequence_size,
-        "ring_parallel_size": 1,
+        "ring_parallel_size": run.ring_parallel_size,
         "data_parallel_size": run.data_parallel_size,
         "seq_len": run.seq_len,
         "micro_batch_size": run.micro_batch_size,

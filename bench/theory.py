@@ -1,8 +1,9 @@
 """Closed forms: what every method sends in a step, to the byte.
 
-Symbols: L sequence length, B micro batch, T = B·L tokens of one replica's micro step, d hidden
-size, i intermediate size, H query heads, G kv heads, K head_dim, n ranks of the sequence axis,
-DP replicas, w bytes of the compute dtype, r bytes of the reduction dtype.
+Symbols: L sequence length, B micro batch, R places of the ring, T = B·L/R tokens of a micro step
+that one sequence axis has, d hidden size, i intermediate size, H query heads, G kv heads, K
+head_dim, n ranks of the sequence axis, DP replicas, w bytes of the compute dtype, r bytes of the
+reduction dtype.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+
+import torch
 
 from bench.traffic import COLLECTIVES, PURPOSES, bytes_sent
 from methods import METHODS
@@ -26,7 +29,7 @@ class Term:
     """`count` collectives of one size on one group, in one optimizer step.
 
     Attributes:
-        size_bytes: The whole (gathered) tensor's bytes; of an all-to-all, this rank's.
+        size_bytes: The whole (gathered) tensor's bytes; of all_to_all and p2p, this rank's.
         ranks: Size of the group.
     """
 
@@ -77,7 +80,7 @@ def step_traffic(run: RunConfig) -> Traffic:
     micro, layers = run.gradient_accumulation_steps, run.architecture.num_hidden_layers
     terms = [*_edge(run)]
     for repeat, part in (
-        (micro * layers, [*block_activations(run), *_shared_kv_gradients(run)]),
+        (micro * layers, [*block_activations(run), *_ring(run), *_shared_kv_gradients(run)]),
         (micro, [*_zero(run), *_stream_edge(run)]),
     ):
         terms += [replace(term, count=term.count * repeat) for term in part]
@@ -121,7 +124,7 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
 
 def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
     """(bytes of the stream, how many such) that the MLP works on at once, all tiles."""
-    tokens = run.seq_len if run.method == "tp" else run.seq_len // run.sequence_size
+    tokens = run.ring_seq_len // (1 if run.method == "tp" else run.sequence_size)
     if not run.tiled_mlp_compute:
         return [(stream, 1)]
     tiles = tile_count(run.micro_batch_size, tokens, run.architecture.hidden_size)
@@ -142,6 +145,28 @@ def _ulysses_exchanges(run: RunConfig) -> list[tuple[int, int]]:
     if run.ulysses_all_to_all == "yunchang":
         return [(token * queries, 2), (token * keys, 2)]
     return [(token * (queries + 2 * keys), 1), (token * queries, 1)]
+
+
+def _ring(run: RunConfig) -> Iterator[Term]:
+    """One block's keys and values going round the ring, forward (twice with checkpointing) and
+    backward, and their gradients in at least fp32.
+
+    Liu et al. (arXiv 2310.01889 §3), with grouped-query attention. yunchang sends k and v apart,
+    and gradients all the way round: R hops instead of R - 1.
+    """
+    a, ring = run.architecture, run.ring_parallel_size
+    heads = max(1, a.num_key_value_heads // run.sequence_size)
+    elements = 2 * _tokens(run) * heads * a.head_dim
+    passes, width = 2 + int(run.recomputes), run.compute_dtype.itemsize
+    wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
+    if run.ring_backend == "allgather":
+        yield Term("all_gather", "activation", passes, ring * elements * width, ring)
+        yield Term("reduce_scatter", "activation", 1, ring * elements * wide, ring)
+        return
+    parts, homeward = (2, 1) if run.ring_backend == "yunchang" else (1, 0)
+    hops = ring - 1
+    yield Term("p2p", "activation", parts * hops * passes, elements * width // parts, ring)
+    yield Term("p2p", "activation", parts * (hops + homeward), elements * wide // parts, ring)
 
 
 def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
@@ -170,7 +195,8 @@ def _zero(run: RunConfig) -> Iterator[Term]:
     else:
         units += [([*head, "lm_head.weight"], 1, 1), (table, 1, 1)]
     for names, gathers, count in units:
-        for is_cut_group, ranks in ((True, run.data_parallel_size), (False, run.world_size)):
+        for is_cut_group in (True, False):
+            ranks = _zero_ranks(run, is_cut_group)
             members = [p for p in names if _is_cut(run, p) == is_cut_group]
             size = sum(_padded(run, p, ranks) for p in members)
             if not members:
@@ -191,7 +217,7 @@ def _reductions(run: RunConfig, elements: int, ranks: int) -> list[tuple[int, in
 
 def _stream_edge(run: RunConfig) -> Iterator[Term]:
     """One micro step outside the blocks: position ids, and the replicated stream of `tp`."""
-    n, positions = run.sequence_size, run.seq_len * 8
+    n, positions = run.sequence_size, run.ring_seq_len * 8
     if run.method != "ulysses":
         yield Term("all_gather", "edge", 1, positions, n)
     if run.method == "tp":
@@ -206,7 +232,12 @@ def _edge(run: RunConfig) -> Iterator[Term]:
 
 
 def _tokens(run: RunConfig) -> int:
-    return run.micro_batch_size * run.seq_len
+    return run.micro_batch_size * run.ring_seq_len
+
+
+def _zero_ranks(run: RunConfig, is_cut: bool) -> int:
+    """Ranks over which ZeRO shards what the method cuts, or does not cut."""
+    return run.world_size // run.sequence_size if is_cut else run.world_size
 
 
 def _is_cut(run: RunConfig, parameter: str) -> bool:
@@ -233,7 +264,7 @@ def shard_elements(run: RunConfig) -> list[int]:
     names += ["lm_head.weight"] * (not a.tie_word_embeddings)
     found = []
     for name in names:
-        ranks = run.data_parallel_size if _is_cut(run, name) else run.world_size
+        ranks = _zero_ranks(run, _is_cut(run, name))
         found.append(_padded(run, name, ranks) // ranks)
     return found
 

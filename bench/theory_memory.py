@@ -21,13 +21,14 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     its MLP, at the norm before it, or at its attention; or it is at the loss. Claimed for fp32 and
     fp64 with this project's own kernels and loss, without biases and q/k norms, and in bf16 for
     what is neither `tp` nor tiled nor recomputed (a norm's fp32 work may be the moment there).
+    Not claimed for a ring.
     """
     if not _is_claimed(run):
         return None
     moments = [_at_mlp(run), _at_loss(run)]
     if run.recomputes or run.tiled_mlp_compute:
         moments += [_at_norm(run), _at_attention(run)]
-    batch = 8 * (2 * run.local_tokens + run.seq_len // run.sequence_size)
+    batch = 8 * (2 * run.local_tokens + run.seq_len // run.shards)
     table_tokens = run.seq_len
     if run.method == "ulysses":
         table_tokens //= run.sequence_size
@@ -79,6 +80,7 @@ def host_bytes(run: RunConfig) -> int:
 def _is_claimed(run: RunConfig) -> bool:
     a = run.architecture
     plain = not (a.use_qk_norm or a.attention_bias or a.attention_output_bias or run.compile)
+    plain = plain and run.ring_parallel_size == 1
     own = run.model.type == "torch" and run.ulysses_all_to_all == "native"
     own = own and (not run.tiles_loss or run.loss_engine == "fused")
     wide = run.dtype != "bf16"

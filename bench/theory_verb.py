@@ -89,12 +89,12 @@ def crossovers(base: RunConfig) -> list[str]:
 
 def _line(run: RunConfig) -> tuple[Fraction, Fraction]:
     """Bytes of a step as slope·L + fixed."""
-    n = run.sequence_size
+    unit = run.seq_len_unit
+    lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
     low, high = (
-        sum((t.bytes for t in theory.step_traffic(replace(run, seq_len=k * n)).terms), Fraction())
-        for k in (1, 2)
+        sum((t.bytes for t in theory.step_traffic(of).terms), Fraction()) for of in lengths
     )
-    return (high - low) / n, 2 * low - high
+    return (high - low) / unit, 2 * low - high
 
 
 def _derived(run: RunConfig) -> dict[str, str | int]:

@@ -70,7 +70,7 @@ def reference_of(run: RunConfig) -> RunConfig:
 
 def candidate_of(run: RunConfig) -> RunConfig:
     """The run itself, with the micro steps that make it read what the reference reads."""
-    steps = run.gradient_accumulation_steps * run.sequence_size
+    steps = run.gradient_accumulation_steps * run.shards
     return replace(run, gradient_accumulation_steps=steps)
 
 

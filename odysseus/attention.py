@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,100 @@ def sdpa(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
         enable_gqa=q_BSHK.shape[2] != k_BSGK.shape[2],
     )
     return o_BHSK.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class BlockAttention:
+    """Attention to one block of the keys, to be merged with others by its log-sum-exp.
+
+    Attributes:
+        forward: (q_BSHK, k_BTGK, v_BTGK, causal) -> (o_BSHK, logsumexp_BHS), the latter in at
+            least fp32. `causal` masks the keys after a query's own; S = T then.
+        backward: (grad_o, q, k, v, o, logsumexp, causal) -> gradients of q, k and v. With `o` and
+            the log-sum-exp of attention to more keys, these are this block's part of them.
+    """
+
+    forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def choose_block_attention(implementation: str, device: torch.device) -> BlockAttention:
+    """The attention kernel with log-sum-exp that a setting means on a device.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name, _ = choose_attention(implementation, device)
+    if device.type == "cpu":
+        return BlockAttention(_cpu_forward, _cpu_backward)
+    if name == "sdpa":
+        return BlockAttention(_cuda_forward, _cuda_backward)
+    if name == "flash_attention_2":
+        return BlockAttention(_flash_2_forward, _flash_2_backward)
+    raise ValueError(
+        f"model.attn_implementation = {name} gives no log-sum-exp here, which ring attention "
+        "needs; valid: auto, sdpa, flash_attention_2"
+    )
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    return o.transpose(1, 2), logsumexp
+
+
+def _cpu_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
+    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_o, q, k, v, o, logsumexp, 0.0, causal
+    )
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    return grad_q, grad_k, grad_v
+
+
+def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
+    return o.transpose(1, 2), logsumexp
+
+
+def _cuda_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, keys = q.shape[1], k.shape[1]
+    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none of
+    grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        *(grad_o, q, k, v, o, logsumexp.contiguous()),
+        *(None, None, tokens, keys, 0.0, causal, seed, seed[0]),
+    )
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    return grad_q, grad_k, grad_v
+
+
+def _flash_2_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    kernels = importlib.import_module("flash_attn.flash_attn_interface")
+    scale = q.shape[-1] ** -0.5
+    o, logsumexp, *_ = kernels._flash_attn_forward(
+        *(q, k, v, 0.0, scale, causal),
+        **{"window_size_left": -1, "window_size_right": -1, "softcap": 0.0},
+        **{"alibi_slopes": None, "return_softmax": False},
+    )
+    return o, logsumexp
+
+
+def _flash_2_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = importlib.import_module("flash_attn.flash_attn_interface")
+    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    kernels._flash_attn_backward(
+        *(grad_o.contiguous(), q, k, v, o, logsumexp.contiguous(), *grads),
+        *(0.0, q.shape[-1] ** -0.5, causal, -1, -1, 0.0, None, False),
+    )
+    return grads
 
 
 def by_head(x: Tensor, head_dim: int) -> Tensor:

@@ -11,6 +11,7 @@ outside (a profiler, the traffic meter) can tell what it was for.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,6 +104,38 @@ def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> tuple[Tensor, dist.
         )
     assert work is not None
     return shard, work
+
+
+@dataclass(frozen=True)
+class Hop:
+    """Something on its way to the next rank of an axis, and what comes from the previous one."""
+
+    sent: Tensor
+    received: Tensor
+    works: list[dist.Work]
+
+    def wait(self) -> Tensor:
+        """What came, when it has come and what was sent has gone."""
+        for work in self.works:
+            work.wait()
+        return self.received
+
+
+def start_hop(x: Tensor, axis: Axis) -> Hop:
+    """Forward: begin passing a contiguous tensor round the axis, each rank's to the next one.
+    Backward: none.
+    Bytes: the tensor.
+    Meaning: a block of the sequence visits every rank in turn."""
+    received = torch.empty_like(x)
+    after, before = (axis.rank + 1) % axis.size, (axis.rank - 1) % axis.size
+    with region(axis):
+        works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, x, group=axis.group, group_peer=after),
+                dist.P2POp(dist.irecv, received, group=axis.group, group_peer=before),
+            ]
+        )
+    return Hop(x, received, works)
 
 
 def unstack(x_n: Tensor, dim: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from odysseus import checks
 from odysseus.architecture import Architecture, resolve
 from odysseus.option_groups import DataOptions, ModelOptions, OptimizerOptions
 
@@ -25,8 +26,18 @@ class RunConfig:
         method: How a block is spread over the ranks of the sequence axis.
         model: Which model.
         world_size: Processes; one GPU each where there are GPUs.
-        sequence_parallel_size: Ranks of the method's own axis; 0 takes all of world_size.
-            The rest, world_size / sequence_parallel_size, are data-parallel replicas.
+        sequence_parallel_size: Ranks of the method's own axis; 0 takes all that
+            ring_parallel_size leaves of world_size.
+        ring_parallel_size: Ranks of the ring-attention axis. What both axes leave of world_size
+            are data-parallel replicas.
+        ring_order: Which tokens a rank of the ring has. With zigzag the sequence is 2R chunks and
+            rank r of R has chunks r and 2R-1-r, so that all have the same causal work; with
+            contiguous it is R chunks in order.
+        ring_backend: How keys and values get around: native passes them on while it computes,
+            allgather gathers them once a pass (as Llama 3 did), yunchang is that package's ring
+            (CUDA with flash-attn).
+        axis_order: How ranks are numbered, the slowest axis first: ranks of the last axis are
+            neighbours, so that the sequence axis stays inside a node and the ring goes across.
         seq_len: Tokens of one whole sample.
         micro_batch_size: Samples a data-parallel replica takes per micro step.
         gradient_accumulation_steps: Micro steps per optimizer step.
@@ -70,6 +81,12 @@ class RunConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     world_size: int = 1
     sequence_parallel_size: int = 0
+    ring_parallel_size: int = 1
+    ring_order: Literal["zigzag", "contiguous"] = "zigzag"
+    ring_backend: Literal["native", "allgather", "yunchang"] = "native"
+    axis_order: Literal[
+        "dp-ring-sp", "dp-sp-ring", "ring-dp-sp", "ring-sp-dp", "sp-dp-ring", "sp-ring-dp"
+    ] = "dp-ring-sp"
     seq_len: int = 1024
     micro_batch_size: int = 1
     gradient_accumulation_steps: int = 1
@@ -104,12 +121,17 @@ class RunConfig:
     @property
     def sequence_size(self) -> int:
         """Ranks of the sequence axis, n."""
-        return self.sequence_parallel_size or self.world_size
+        return self.sequence_parallel_size or max(1, self.world_size // self.ring_parallel_size)
+
+    @property
+    def shards(self) -> int:
+        """Ranks that one sample is split over, by ring and sequence axis."""
+        return self.ring_parallel_size * self.sequence_size
 
     @property
     def data_parallel_size(self) -> int:
         """Replicas of the data-parallel axis."""
-        return self.world_size // self.sequence_size
+        return self.world_size // self.shards
 
     @property
     def samples_per_step(self) -> int:
@@ -122,9 +144,20 @@ class RunConfig:
         return self.samples_per_step * self.seq_len
 
     @property
+    def ring_seq_len(self) -> int:
+        """Tokens of one sample that the ranks of one sequence axis hold together."""
+        return self.seq_len // self.ring_parallel_size
+
+    @property
+    def seq_len_unit(self) -> int:
+        """What seq_len is a multiple of: every rank has as much of each chunk as every other."""
+        halves = 2 if self.ring_order == "zigzag" and self.ring_parallel_size > 1 else 1
+        return halves * self.shards
+
+    @property
     def local_tokens(self) -> int:
         """Tokens of one micro step in this rank's shard of the sequence."""
-        return self.micro_batch_size * self.seq_len // self.sequence_size
+        return self.micro_batch_size * self.seq_len // self.shards
 
     @property
     def recomputes(self) -> bool:
@@ -134,9 +167,7 @@ class RunConfig:
     @property
     def tiles_loss(self) -> bool:
         """Whether logits and loss are computed in tiles."""
-        return (
-            self.sequence_size > 1 if self.tiled_loss_compute == "auto" else self.tiled_loss_compute
-        )
+        return self.shards > 1 if self.tiled_loss_compute == "auto" else self.tiled_loss_compute
 
     @property
     def loss_engine(self) -> str:
@@ -174,68 +205,16 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise ValueError, naming the value and what would be valid, unless the sizes fit."""
-        lowest = {"world_size": 1, "sequence_parallel_size": 0, "seq_len": 1, "steps": 1}
-        lowest |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "warmup_steps": 0}
-        lowest |= {"seed": 0, "timeout_s": 1, "reduce_bucket_size": 0}
-        lowest |= {"host_memory_limit_bytes": 0, "tiled_loss_bytes": 1}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.optimizer.learning_rate <= 0:
-            raise ValueError(
-                f"optimizer.learning_rate is {self.optimizer.learning_rate}; it must be above 0"
-            )
-        if self.compile and self.model.type == "liger":
-            raise ValueError(
-                "compile = true is not known to be right with model.type = liger, whose kernels "
-                "write over their inputs; valid: model.type = torch, or compile = false"
-            )
-        model, n = self.architecture, self.sequence_size
-        heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
-        fitting = [s for s in divisors(heads) if kv_heads % s == 0 or s % kv_heads == 0]
-        valid = [s for s in fitting if self.world_size % s == 0]
-        if self.world_size % n:
-            raise ValueError(
-                f"sequence_parallel_size = {n} does not divide world_size = {self.world_size}; "
-                f"valid: {valid}"
-            )
-        if n > heads:
-            raise ValueError(
-                f"sequence_parallel_size = {n} is more than model.num_attention_heads = {heads}; "
-                f"valid: {valid}"
-            )
-        if n not in valid:
-            raise ValueError(
-                f"sequence_parallel_size = {n} does not fit model.num_attention_heads = {heads} "
-                f"with model.num_key_value_heads = {kv_heads}; valid: {valid}"
-            )
-        if self.seq_len % n:
-            raise ValueError(
-                f"seq_len = {self.seq_len} does not divide by sequence_parallel_size = {n}; "
-                f"nearest valid: {nearest_multiples(self.seq_len, n)}"
-            )
-        if model.vocab_size < 256:
-            raise ValueError(
-                f"model.vocab_size is {model.vocab_size}; byte tokens need at least 256"
-            )
+        checks.check(self)
 
     def advice(self) -> list[str]:
         """What runs but could run better, a line each."""
-        unit = 256 * self.sequence_size
+        unit = 256 * self.shards
         if self.seq_len % unit == 0:
             return []
+        ring = " x ring_parallel_size" if self.ring_parallel_size > 1 else ""
         return [
-            f"seq_len = {self.seq_len} is not a multiple of 256 x sequence_parallel_size = {unit}; "
+            f"seq_len = {self.seq_len} is not a multiple of "
+            f"256 x sequence_parallel_size{ring} = {unit}; "
             f"kernels are fastest at {max(1, round(self.seq_len / unit)) * unit}"
         ]
-
-
-def divisors(number: int) -> list[int]:
-    """The divisors of a positive number, ascending."""
-    return [d for d in range(1, number + 1) if number % d == 0]
-
-
-def nearest_multiples(number: int, of: int) -> str:
-    """The positive multiples on either side of a number that is none, as in "8 or 12"."""
-    below = number // of * of
-    return f"{below} or {below + of}" if below else f"{of}"

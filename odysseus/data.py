@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from odysseus.config import RunConfig
+from odysseus.ring_order import tokens_of
 
 _CHUNK_BYTES = 1 << 24
 
@@ -85,8 +86,9 @@ class Samples:
     def __init__(self, run: RunConfig, replica: int, shard: int, device: torch.device) -> None:
         self.run, self.replica, self.device = run, replica, device
         self.tokens = open_tokens(run.data.path)
-        width = run.seq_len // run.sequence_size
-        self.positions = np.arange(shard * width, (shard + 1) * width)
+        place, part = divmod(shard, run.sequence_size)
+        tokens = tokens_of(run.ring_order, run.seq_len, run.ring_parallel_size, place)
+        self.positions = np.split(tokens, run.sequence_size)[part]
 
     def step(self, step: int) -> list[Batch]:
         """The micro batches of one step."""

@@ -1,7 +1,7 @@
-"""Ranks as a grid: data-parallel replicas times the sequence axis.
+"""Ranks as a grid: data-parallel replicas times the ring axis times the sequence axis.
 
-A rank's place is (replicate, sequence); ranks of one sequence axis are neighbours, so that on a
-cluster the axis that talks most stays inside a node.
+A sample is split over ring and sequence. Unless the run orders the axes otherwise, ranks of one
+sequence axis are neighbours, so that on a cluster the axis that talks most stays inside a node.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from odysseus.config import RunConfig
+
+_NAMES = {"dp": "replicate", "ring": "ring", "sp": "sequence"}
 
 
 @dataclass(frozen=True)
@@ -43,28 +47,32 @@ class Mesh:
 
     Attributes:
         device: This rank's device.
+        replica: Which data-parallel replica this rank belongs to.
+        ring: The axis of ring attention.
         sequence: The method's own axis.
         edge: The same ranks, for what happens before the first block and after the last.
         world: All ranks.
         key_value_copies: The ranks that hold a copy of the same kv heads; size 1 where each
             kv head has one owner.
-        replicate_mesh: One-dimensional mesh over the data-parallel replicas: what ZeRO shards
-            the weights over that a method cuts.
+        uncut_mesh: One-dimensional mesh over replicas and ring: what ZeRO shards the weights
+            over that a method cuts along the sequence axis.
         full_mesh: One-dimensional mesh over all ranks: what ZeRO shards everything else over.
     """
 
     device: torch.device
+    replica: int
+    ring: Axis
     sequence: Axis
     edge: Axis
     world: Axis
     key_value_copies: Axis
-    replicate_mesh: DeviceMesh
+    uncut_mesh: DeviceMesh
     full_mesh: DeviceMesh
 
     @property
-    def replica(self) -> int:
-        """Which data-parallel replica this rank belongs to."""
-        return self.world.rank // self.sequence.size
+    def shard(self) -> int:
+        """Which of its sample's shards this rank has: those of one place of the ring in a row."""
+        return self.ring.rank * self.sequence.size + self.sequence.rank
 
 
 def pick_device(choice: str) -> torch.device:
@@ -84,28 +92,29 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
         dist.init_process_group("gloo", timeout=timeout)
 
 
-def make_mesh(device: torch.device, sequence_size: int, num_key_value_heads: int) -> Mesh:
-    """Lay the started ranks out as (replicate, sequence).
-
-    Args:
-        sequence_size: Ranks of the sequence axis; divides the world size.
-        num_key_value_heads: Fewer kv heads than ``sequence_size`` make groups of ranks that
-            share one; see :attr:`Mesh.key_value_copies`.
-    """
-    world = dist.distributed_c10d._get_default_group()
-    world_size = world.size()
-    shape = (world_size // sequence_size, sequence_size)
-    grid = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "sequence"))
-    copies = max(1, sequence_size // num_key_value_heads)
-    runs = [list(range(first, first + copies)) for first in range(0, world_size, copies)]
-    shared, _ = dist.new_subgroups_by_enumeration(runs)
+def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
+    """Lay the started ranks, as many as the run's, out on its axes."""
+    order = run.axis_order.split("-")
+    sizes = {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
+    grid = init_device_mesh(
+        device.type,
+        tuple(sizes[axis] for axis in order),
+        mesh_dim_names=tuple(_NAMES[axis] for axis in order),
+    )
+    uncut = tuple(_NAMES[axis] for axis in order if axis != "sp")
+    # Fewer kv heads than ranks of the sequence axis: so many of them in a row share one.
+    copies = max(1, run.sequence_size // run.architecture.num_key_value_heads)
+    runs = grid.mesh.movedim(order.index("sp"), -1).reshape(-1, copies)
+    shared, _ = dist.new_subgroups_by_enumeration(runs.tolist())
     assert isinstance(shared, dist.ProcessGroup), "every rank is in one of the runs"
     return Mesh(
         device=device,
+        replica=grid.get_local_rank("replicate"),
+        ring=Axis(grid.get_group("ring"), "activation"),
         sequence=Axis(grid.get_group("sequence"), "activation"),
         edge=Axis(grid.get_group("sequence"), "edge"),
-        world=Axis(world, "edge"),
+        world=Axis(dist.distributed_c10d._get_default_group(), "edge"),
         key_value_copies=Axis(shared, "gradient"),
-        replicate_mesh=grid["replicate"],
+        uncut_mesh=grid[uncut]._flatten("uncut"),
         full_mesh=grid._flatten("full"),
     )

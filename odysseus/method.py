@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from odysseus.config import RunConfig, nearest_multiples
+from odysseus.checks import nearest_multiples
+from odysseus.config import RunConfig
 from odysseus.kernels import Kernels
 from odysseus.mesh import Mesh
 

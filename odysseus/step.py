@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,6 +19,7 @@ from odysseus.method import Method
 from odysseus.model import Block, CausalLM, Edges, Tricks
 from odysseus.offload import CheckpointOffload
 from odysseus.optimizer import ShardedAdamW
+from odysseus.ring import choose_ring
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
     """
     architecture = run.architecture
     kernels = choose_kernels(run.model, mesh.device)
+    if mesh.ring.size > 1:
+        kernels = replace(kernels, attend=choose_ring(run, mesh))
     edges = Edges(
         enter=lambda x: method.enter(x, mesh),
         leave=lambda x: method.leave(x, mesh),

@@ -1,6 +1,6 @@
 """ZeRO-3 for whatever a method leaves replicated, with PyTorch's fully_shard (FSDP2).
 
-A weight that the method cuts is sharded over the data-parallel replicas, every other one over all
+A weight that the method cuts is sharded over the replicas and the ring, every other one over all
 ranks (rule 3 of docs/architecture.md): no parameter, gradient or optimizer state is held twice
 (but for kv heads fewer than ranks, whose copies Megatron-style methods need). Units: the
 embedding, each block, and the head with its norm. Gradients are summed, never averaged.
@@ -47,10 +47,10 @@ def shard(model: CausalLM, mesh: Mesh, split: Mapping[str, int], run: RunConfig)
     if mesh.sequence.size == 1:
         cut = set()  # Nothing is cut, and both meshes would be the same ranks.
     full = FSDPMeshInfo(mesh.full_mesh, shard_mesh_dim=0)
-    replicate = FSDPMeshInfo(mesh.replicate_mesh, shard_mesh_dim=0)
+    uncut = FSDPMeshInfo(mesh.uncut_mesh, shard_mesh_dim=0)
 
     def placement(parameter: nn.Parameter) -> ShardPlacementResult:
-        return ShardPlacementResult(Shard(0), replicate if parameter in cut else full)
+        return ShardPlacementResult(Shard(0), uncut if parameter in cut else full)
 
     policy = MixedPrecisionPolicy(
         param_dtype=run.compute_dtype, reduce_dtype=run.reduce_dtype, cast_forward_inputs=False

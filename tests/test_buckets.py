@@ -65,9 +65,9 @@ def reductions(runs: list[RunConfig]) -> list[tuple[Counter[tuple[int, str]], st
     """Of each run's first step on this rank: its reductions, and a digest of its gradients."""
     found = []
     for run in runs:
-        mesh = make_mesh(torch.device("cpu"), run.sequence_size, 4)
+        mesh = make_mesh(torch.device("cpu"), run)
         trainer = Trainer(run, METHODS[run.method], mesh)
-        batches = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device).step(0)
+        batches = Samples(run, mesh.replica, mesh.shard, mesh.device).step(0)
         with Reductions() as watcher:
             trainer.forward_backward(batches)
         digest = hashlib.sha256()
@@ -136,9 +136,9 @@ def memory_of_reductions(runs: list[RunConfig]) -> list[list[tuple[int, int, int
     ):
         for run in runs:
             found.append([])
-            mesh = make_mesh(torch.device("cpu"), run.sequence_size, 4)
+            mesh = make_mesh(torch.device("cpu"), run)
             trainer = Trainer(run, METHODS[run.method], mesh)
-            samples = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device)
+            samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
             trainer.forward_backward(samples.step(0))
     return found
 

@@ -10,7 +10,8 @@ import torch
 
 from methods import METHODS
 from odysseus.architecture import PRESETS, Architecture
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig, divisors
+from odysseus.checks import divisors
+from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
 
 
 def check(run: RunConfig) -> None:

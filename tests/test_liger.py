@@ -284,9 +284,9 @@ def errors_by_method(rank: int, store: str) -> dict[str, float]:
 
 def step_error(run: RunConfig) -> float:
     """Of this rank's loss and gradients, against the single-process reference."""
-    mesh = make_mesh(CPU, run.sequence_size, run.architecture.num_key_value_heads)
+    mesh = make_mesh(CPU, run)
     trainer = Trainer(run, METHODS[run.method], mesh)
-    samples = Samples(run, mesh.replica, mesh.sequence.rank, CPU)
+    samples = Samples(run, mesh.replica, mesh.shard, CPU)
     found = trainer.forward_backward(samples.step(0)).item()
     exact, _, gradients = reference_gradients(run)
     errors = [abs(found - exact) / exact]

@@ -25,8 +25,8 @@ from tests.test_liger import CPU, RUN
 def imported_by_a_step() -> bool:
     """Whether the command line and a step without Liger import it."""
     options.check(replace(RUN, model=ModelOptions(), world_size=1, device="cpu"))
-    mesh = make_mesh(CPU, 1, 1)
     run = replace(RUN, model=replace(RUN.model, type="torch"), world_size=1)
+    mesh = make_mesh(CPU, run)
     Trainer(run, METHODS[run.method], mesh).forward_backward(Samples(run, 0, 0, CPU).step(0))
     return "liger_kernel" in sys.modules
 

@@ -160,11 +160,11 @@ def masked_steps(runs: list[RunConfig]) -> list[str | tuple[float, float]]:
     """
     found: list[Any] = []
     run = runs[0]
-    mesh = make_mesh(torch.device("cpu"), run.sequence_size, run.architecture.num_key_value_heads)
+    mesh = make_mesh(torch.device("cpu"), run)
     expected_loss, expected = _reference_of_second_half(run)
     for run in runs:
         trainer = Trainer(run, METHODS[run.method], mesh)
-        (batch,) = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device).step(0)
+        (batch,) = Samples(run, mesh.replica, mesh.shard, mesh.device).step(0)
         nothing = replace(batch, labels=torch.full_like(batch.labels, IGNORED_LABEL))
         try:
             found.append(str(trainer.forward_backward([nothing])))

@@ -90,11 +90,9 @@ def measured_activations(runs: list[RunConfig]) -> list[int]:
     """Each run's peak of activations; parameters and optimizer states checked on the way."""
     found = []
     for run in runs:
-        mesh = make_mesh(
-            torch.device("cpu"), run.sequence_size, run.architecture.num_key_value_heads
-        )
+        mesh = make_mesh(torch.device("cpu"), run)
         trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         trainer.step(samples.step(0))
         meter = memory_of_step(trainer, samples.step(1))
         held = sum(p.nbytes for p, _ in map(weights.local_shard, trainer.model.parameters()))

@@ -139,9 +139,9 @@ def bytes_held(runs: list[RunConfig]) -> list[dict[str, int]]:
     """Of the second step of each run on this rank: peaks on the host and of the device's kinds."""
     found = []
     for run in runs:
-        mesh = make_mesh(CPU, run.sequence_size, run.architecture.num_key_value_heads)
+        mesh = make_mesh(CPU, run)
         trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.sequence.rank, CPU)
+        samples = Samples(run, mesh.replica, mesh.shard, CPU)
         trainer.step(samples.step(0))
         meter = cell.memory_of_step(trainer, samples.step(1))
         kinds = ("parameters", "gradients", "optimizer", "activations")
@@ -199,9 +199,9 @@ def trained_shards(runs: list[RunConfig]) -> list[str]:
     """A digest of this rank's shards after three steps of each run."""
     found = []
     for run in runs:
-        mesh = make_mesh(CPU, run.sequence_size, run.architecture.num_key_value_heads)
+        mesh = make_mesh(CPU, run)
         trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.sequence.rank, CPU)
+        samples = Samples(run, mesh.replica, mesh.shard, CPU)
         for step in range(3):
             trainer.step(samples.step(step))
         shards = [weights.local_shard(p)[0] for p in trainer.model.parameters()]

@@ -73,6 +73,7 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
         run,
         world_size=1,
         sequence_parallel_size=0,
+        ring_parallel_size=1,
         gradient_accumulation_steps=run.gradient_accumulation_steps * run.data_parallel_size,
     )
     batches = Samples(alone, replica=0, shard=0, device=torch.device("cpu")).step(0)
@@ -94,10 +95,10 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
 def compare(run: RunConfig) -> tuple[float, dict[str, float]]:
     """One step on this rank against the reference: loss error, largest gradient error by tensor."""
     torch.set_num_threads(1)
-    mesh = make_mesh(torch.device("cpu"), run.sequence_size, run.architecture.num_key_value_heads)
+    mesh = make_mesh(torch.device("cpu"), run)
     trainer = Trainer(run, METHODS[run.method], mesh)
     expected_loss, expected_norm, expected = reference_gradients(run)
-    samples = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device)
+    samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
     loss = trainer.forward_backward(samples.step(0)).item()
     norm = trainer.grad_norm().item()
     errors: dict[str, float] = {}

@@ -59,13 +59,13 @@ def errors(runs: list[RunConfig]) -> list[dict[str, float]]:
     """Each run's largest errors on this rank; all runs share their reference and their mesh."""
     torch.set_num_threads(1)
     run = runs[0]
-    mesh = make_mesh(torch.device("cpu"), run.sequence_size, run.architecture.num_key_value_heads)
+    mesh = make_mesh(torch.device("cpu"), run)
     loss, _, gradients = reference_gradients(run)
     updated = reference_weights(run, gradients)
     found = []
     for run in runs:
         trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         of_loss = abs(trainer.forward_backward(samples.step(0)).item() - loss)
         of_gradients = largest(trainer.gradients(), gradients)
         trainer.optimizer.update()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -23,11 +24,11 @@ def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
     meshes = {}
     columns = []
     for run in runs:
-        shape = (run.sequence_size, run.architecture.num_key_value_heads)
-        mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), *shape)
+        shape = (run.ring_parallel_size, run.sequence_size, run.architecture.num_key_value_heads)
+        mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), run)
         meshes[shape] = mesh
         trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         trainer.step(samples.step(0))
         with TrafficMeter() as meter:
             trainer.step(samples.step(1))
@@ -71,6 +72,37 @@ def variants(world_size: int) -> list[RunConfig]:
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_traffic_equals_theory(world_size: int) -> None:
     runs = variants(world_size)
+    expected = [theory.step_traffic(run).columns for run in runs]
+    for measured in run_ranks(measured_columns, world_size, runs):
+        for run, columns, formula in zip(runs, measured, expected, strict=True):
+            assert columns == formula, run
+
+
+def ring_variants(world_size: int) -> list[RunConfig]:
+    """Every method on every ring that fits, with what changes a ring's traffic."""
+    base = replace(RUN, dtype="fp32", world_size=world_size, micro_batch_size=1, seq_len=64)
+    rings = [ring for ring in (2, 4, 8) if ring <= world_size]
+    runs = []
+    for method, ring in itertools.product(METHODS, rings):
+        run = replace(base, method=method, ring_parallel_size=ring)
+        runs += [
+            run,
+            replace(run, ring_order="contiguous", dtype="bf16"),
+            replace(run, ring_backend="allgather", dtype="bf16", activation_checkpointing=True),
+            replace(run, ring_backend="allgather", ring_order="contiguous", micro_batch_size=2),
+            replace(run, activation_checkpoint_cpu_offload=True, tiled_mlp_compute=True),
+            replace(run, model=VARIANTS["kv_heads_fewer_than_ranks"], parameter_offload="cpu"),
+            replace(run, model=VARIANTS["qwen"], gradient_accumulation_steps=2),
+            replace(run, sequence_parallel_size=1, reduce_bucket_size=4000),
+        ]
+    return runs
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_traffic_of_rings_equals_theory(world_size: int) -> None:
+    runs = ring_variants(world_size)
+    for run in runs:
+        run.check()
     expected = [theory.step_traffic(run).columns for run in runs]
     for measured in run_ranks(measured_columns, world_size, runs):
         for run, columns, formula in zip(runs, measured, expected, strict=True):

@@ -23,9 +23,9 @@ def losses(runs: list[RunConfig]) -> list[list[tuple[float, float]]]:
     """(loss, gradient norm) of every step of every run."""
     found = []
     for run in runs:
-        mesh = make_mesh(torch.device("cpu"), run.sequence_size, MODEL.num_key_value_heads or 1)
+        mesh = make_mesh(torch.device("cpu"), run)
         trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.sequence.rank, mesh.device)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         results = [trainer.step(samples.step(step)) for step in range(STEPS)]
         found.append([(r.loss.item(), r.grad_norm.item()) for r in results])
     return found

@@ -60,7 +60,7 @@ def held_by_method(run: RunConfig) -> dict[tuple[str, str], list[Held]]:
         for label, model in MODELS.items():
             cell = replace(run, method=method.name, model=model)
             a = cell.architecture
-            mesh = make_mesh(torch.device("cpu"), run.sequence_size, a.num_key_value_heads)
+            mesh = make_mesh(torch.device("cpu"), cell)
             axis = mesh.sequence
             local = weights.local_pieces(
                 Trainer(cell, method, mesh).model, a, method.split, axis.size, axis.rank

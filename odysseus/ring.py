@@ -1,0 +1,265 @@
+"""Ring attention: causal attention over a sequence that is split over the places of a ring.
+
+Keys and values travel, queries stay (Liu et al., arXiv 2310.01889). Each place merges what its
+queries find in one block after another by their log-sum-exp (Dao et al., arXiv 2205.14135 §3.1),
+in at least fp32; gradients of keys and values travel in that too, or the error would grow with the
+ring. B batch, S tokens of this place, T of some keys, H query heads, G kv heads, K elements of a
+head; 2 is keys and values.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from odysseus import collectives
+from odysseus.attention import Attend, BlockAttention, choose_block_attention
+from odysseus.config import RunConfig
+from odysseus.mesh import Axis, Mesh
+from odysseus.ring_order import Look, look_at_place, look_at_whole
+
+Visit = Callable[[Look, Tensor], None]
+"""visit(look, kv_2BTGK): let this place's tokens look at these keys and values."""
+Differentiate = Callable[[Look, Tensor], Tensor]
+"""differentiate(look, kv_2BTGK) -> the gradient of these, in at least fp32."""
+
+
+class Exchange(Protocol):
+    """How the keys and values of all places and this place's queries come together."""
+
+    def forward(self, kv_2BSGK: Tensor, visit: Visit) -> None:
+        """Visit this place's own keys and values first, then all others that its tokens see."""
+        ...
+
+    def backward(self, kv_2BSGK: Tensor, differentiate: Differentiate) -> Tensor:
+        """Visit them again; the gradient of this place's own, from all places together."""
+        ...
+
+
+def check(run: RunConfig, device: torch.device) -> None:
+    """Raise ValueError if a run's ring has no kernel on a device.
+
+    Sizes are :meth:`RunConfig.check`'s to check.
+    """
+    if run.ring_parallel_size == 1:
+        return
+    if run.ring_backend == "yunchang" and device.type != "cuda":
+        raise ValueError(
+            f"ring_backend = yunchang needs CUDA; valid on {device.type}: native, allgather"
+        )
+    if run.ring_backend == "yunchang" and importlib.util.find_spec("flash_attn") is None:
+        raise ValueError(
+            "ring_backend = yunchang needs the package flash_attn; "
+            "valid without it: native, allgather"
+        )
+    if device.type == "cuda" and run.dtype != "bf16":
+        raise ValueError(
+            f"dtype = {run.dtype} has no attention kernel with a log-sum-exp on CUDA, which "
+            "ring attention needs; valid: bf16"
+        )
+    choose_block_attention(run.model.attn_implementation, device)
+
+
+def choose_ring(run: RunConfig, mesh: Mesh) -> Attend:
+    """A run's attention over the ring axis of its mesh.
+
+    Raises:
+        ValueError: as :func:`check`.
+    """
+    if run.ring_backend == "yunchang":
+        return yunchang_attend(mesh.ring, run.ring_order)
+    blocks = choose_block_attention(run.model.attn_implementation, mesh.device)
+    exchange = {"native": PassOn, "allgather": AllGather}[run.ring_backend]
+    return attend_with(exchange(mesh.ring, run.ring_order), blocks)
+
+
+def yunchang_attend(axis: Axis, order: str) -> Attend:
+    """The ring that yunchang's LongContextAttention goes round, with flash-attn's kernels.
+
+    Its own all-to-all around that is `--ulysses_all_to_all yunchang`.
+    """
+    from yunchang.hybrid.utils import RING_IMPL_DICT
+    from yunchang.kernels import AttnType
+
+    ring = RING_IMPL_DICT["zigzag" if order == "zigzag" else "basic"]
+
+    def attend(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+        with collectives.region(axis):
+            return ring(
+                *(q_BSHK, k_BSGK, v_BSGK), causal=True, group=axis.group, attn_type=AttnType.FA
+            )
+
+    return torch.compiler.disable(attend)
+
+
+def attend_with(exchange: Exchange, blocks: BlockAttention) -> Attend:
+    """attend(q_BSHK, k_BSGK, v_BSGK) -> o_BSHK over all places; torch.compile goes around it."""
+
+    def attend(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+        return _RingAttention.apply(q_BSHK, k_BSGK, v_BSGK, exchange, blocks)
+
+    return torch.compiler.disable(attend)
+
+
+@dataclass(frozen=True)
+class PassOn:
+    """Each place passes on what it has to the next one while it computes with it: R-1 hops.
+
+    Bytes a place sends: (R-1)·|kv| forward, as much backward, and (R-1)·|kv| in fp32.
+    """
+
+    axis: Axis
+    order: str
+
+    def forward(self, kv_2BSGK: Tensor, visit: Visit) -> None:
+        for look, block in self._come_round(kv_2BSGK):
+            if look is not None:
+                visit(look, block[:, :, look.keys])
+
+    def backward(self, kv_2BSGK: Tensor, differentiate: Differentiate) -> Tensor:
+        own = torch.zeros_like(kv_2BSGK, dtype=_wide(kv_2BSGK))
+        hop = None
+        for look, block in self._come_round(kv_2BSGK):
+            found = None if look is None else differentiate(look, block[:, :, look.keys])
+            if look is not None and look.causal:
+                own += found
+                continue
+            # A block's gradient follows it round, one step behind, from the first other place on.
+            sum_2BSGK = torch.zeros_like(own) if hop is None else hop.wait()
+            if look is not None:
+                sum_2BSGK[:, :, look.keys] += found
+            hop = collectives.start_hop(sum_2BSGK, self.axis)
+        return own if hop is None else own.add_(hop.wait())
+
+    def _come_round(self, kv_2BSGK: Tensor) -> Iterator[tuple[Look | None, Tensor]]:
+        """Every place's keys and values, own ones first, the next on their way meanwhile."""
+        place, ring = self.axis.rank, self.axis.size
+        for step in range(ring):
+            hop = collectives.start_hop(kv_2BSGK, self.axis) if step < ring - 1 else None
+            source = (place - step) % ring
+            yield look_at_place(self.order, place, source, kv_2BSGK.shape[2]), kv_2BSGK
+            if hop is not None:
+                kv_2BSGK = hop.wait()
+
+
+@dataclass(frozen=True)
+class AllGather:
+    """Gather all keys and values at once, forward and again backward (Llama 3, arXiv 2407.21783
+    §3.3.2): the same bytes, fewer and larger calls, R times the memory.
+    """
+
+    axis: Axis
+    order: str
+
+    def forward(self, kv_2BSGK: Tensor, visit: Visit) -> None:
+        gathered, work = collectives.start_all_gather(kv_2BSGK, self.axis)
+        tokens = slice(0, kv_2BSGK.shape[2])
+        visit(Look(tokens, tokens, causal=True), kv_2BSGK)
+        work.wait()
+        kv_2BTGK = self._in_order(gathered)
+        for look in self._looks(kv_2BSGK):
+            visit(look, kv_2BTGK[:, :, look.keys])
+
+    def backward(self, kv_2BSGK: Tensor, differentiate: Differentiate) -> Tensor:
+        gathered, work = collectives.start_all_gather(kv_2BSGK, self.axis)
+        tokens = slice(0, kv_2BSGK.shape[2])
+        own = differentiate(Look(tokens, tokens, causal=True), kv_2BSGK)
+        work.wait()
+        kv_2BTGK = self._in_order(gathered)
+        del gathered
+        sum_2BTGK = torch.zeros_like(kv_2BTGK, dtype=own.dtype)
+        for look in self._looks(kv_2BSGK):
+            sum_2BTGK[:, :, look.keys] += differentiate(look, kv_2BTGK[:, :, look.keys])
+        others, work = collectives.start_reduce_scatter(
+            self._by_place(sum_2BTGK).flatten(0, 1), self.axis, 0
+        )
+        work.wait()
+        return others.add_(own)
+
+    def _looks(self, kv_2BSGK: Tensor) -> list[Look]:
+        return look_at_whole(self.order, self.axis.size, self.axis.rank, kv_2BSGK.shape[2])
+
+    def _in_order(self, places_R2BSGK: Tensor) -> Tensor:
+        """The sequence in order from what every place has of it."""
+        if self.order == "contiguous":
+            return collectives.unstack(places_R2BSGK, 2)
+        fronts, backs = places_R2BSGK.chunk(2, dim=3)
+        return torch.cat([collectives.unstack(x, 2) for x in (fronts, backs.flip(0))], dim=2)
+
+    def _by_place(self, whole_2BTGK: Tensor) -> Tensor:
+        """The inverse of :meth:`_in_order`."""
+        ring = self.axis.size
+        if self.order == "contiguous":
+            return collectives.stack(whole_2BTGK, ring, 2)
+        chunks = collectives.stack(whole_2BTGK, 2 * ring, 2)
+        return torch.cat([chunks[:ring], chunks[ring:].flip(0)], dim=3)
+
+
+class _RingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, exchange: Exchange, blocks: BlockAttention
+    ) -> Tensor:
+        merged = _Merged()
+
+        def visit(look: Look, kv_2BTGK: Tensor) -> None:
+            found = blocks.forward(q[:, look.queries], *kv_2BTGK, look.causal)
+            merged.add(look.queries, *found)
+
+        exchange.forward(torch.stack((k, v)), visit)
+        out = merged.out_BSHK.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, merged.logsumexp_BHS)
+        ctx.exchange, ctx.blocks = exchange, blocks
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v, out, logsumexp_BHS = ctx.saved_tensors
+        (grad_out,) = grads
+        grad_q = torch.zeros_like(q, dtype=_wide(q))
+
+        def differentiate(look: Look, kv_2BTGK: Tensor) -> Tensor:
+            queries, of = look.queries, (slice(None), look.queries)
+            # With the log-sum-exp of all keys, a block's backward is its part of the whole one.
+            grad, *grad_kv = ctx.blocks.backward(
+                grad_out[of],
+                q[of],
+                *kv_2BTGK,
+                out[of],
+                logsumexp_BHS[:, :, queries],
+                look.causal,
+            )
+            grad_q[of].add_(grad)
+            return torch.stack(grad_kv).to(grad_q.dtype)
+
+        grad_kv = ctx.exchange.backward(torch.stack((k, v)), differentiate)
+        return grad_q.to(q.dtype), *grad_kv.to(k.dtype), None, None
+
+
+class _Merged:
+    """What queries have found in the blocks so far: the softmax over all keys seen."""
+
+    out_BSHK: Tensor
+    logsumexp_BHS: Tensor
+
+    def add(self, queries: slice, out_BtHK: Tensor, logsumexp_BHt: Tensor) -> None:
+        """Merge in what some queries found in one more block; all queries come first."""
+        if not hasattr(self, "out_BSHK"):
+            self.out_BSHK = out_BtHK.to(_wide(out_BtHK))
+            self.logsumexp_BHS = logsumexp_BHt
+            return
+        before = self.logsumexp_BHS[:, :, queries]
+        share_BHt = torch.sigmoid(logsumexp_BHt - before)
+        self.out_BSHK[:, queries].lerp_(
+            out_BtHK.to(self.out_BSHK.dtype), share_BHt.transpose(1, 2).unsqueeze(-1)
+        )
+        before.copy_(torch.logaddexp(before, logsumexp_BHt))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
