@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bench import flops
+from bench.attention_flops import AttentionMeter
 from bench.memory import HOST, KINDS, MemoryMeter
 from bench.traffic import TrafficMeter
 from methods import METHODS
@@ -71,13 +72,16 @@ def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
     peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
     step = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
-        traffic = _metered_traffic(trainer, samples, step)
+        traffic, attention = _metered_traffic(trainer, samples, step)
         memory = _metered_memory(trainer, samples, step + 1, device)
-    ranks = _gather({"ms": times_ms, "peak_flops": peak_flops, "memory": memory})
+    ranks = _gather(
+        {"ms": times_ms, "peak_flops": peak_flops, "memory": memory, "attention": attention}
+    )
     return (
         _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
         | {"peak_flops_source": source}
         | traffic
+        | _attention_columns([r["attention"] for r in ranks])
         | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
         | _number_columns(results)
         | {
@@ -129,11 +133,12 @@ def _timed_steps(
     return results, times_ms[run.warmup_steps :]
 
 
-def _metered_traffic(trainer: Trainer, samples: Samples, step: int) -> dict[str, int]:
+def _metered_traffic(trainer: Trainer, samples: Samples, step: int) -> tuple[dict[str, int], int]:
+    """Columns of what this rank sent in a step, and its attention FLOPs."""
     batches = samples.step(step)
-    with TrafficMeter() as meter:
+    with TrafficMeter() as meter, AttentionMeter() as attention:
         trainer.step(batches)
-    return meter.totals()
+    return meter.totals(), attention.flops
 
 
 def _metered_memory(
@@ -200,6 +205,11 @@ def _time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float
         "mfu": flops_per_s_per_gpu / peak_flops,
         "flops_convention": flops.CONVENTION,
     }
+
+
+def _attention_columns(of_ranks: list[int]) -> dict[str, float]:
+    """FLOPs of attention kernels in a step: the rank with the most, and the mean."""
+    return {"attention_flops_max": max(of_ranks), "attention_flops_mean": fmean(of_ranks)}
 
 
 def _number_columns(results: list[StepResult]) -> dict[str, float]:

@@ -49,7 +49,8 @@ class MemoryMeter(Watcher):
 
     Kinds: *parameters*, *optimizer* and inputs are told by :meth:`watch`; *communication* is what
     FSDP2 gathers and reduces, and inside blocks what a method has gathered (also where it keeps
-    it, ``--regather false``) or is about to reduce-scatter; *gradients* are the parameters' whole
+    it, ``--regather false``) or is about to reduce-scatter, and what goes round a ring; *gradients*
+    are the parameters' whole
     and sharded ones; everything else is *activations*. Kernels' own workspace and gloo's buffers
     are not counted.
     """
@@ -123,6 +124,8 @@ class MemoryMeter(Watcher):
             return
         if name == "c10d::_allgather_base_":
             self.watch([args[0]], "communication")
+        elif name in ("c10d::send", "c10d::recv_"):
+            self.watch(args[0], "communication")
         elif name == "c10d::_reduce_scatter_base_":
             self.watch([args[1]], "communication")
         elif name == "fsdp::chunk_cat":

@@ -35,6 +35,7 @@ _IDENTITY = (
     *("optimizer", "optimizer_offload", "parameter_offload", "seed"),
     *("tiled_loss_engine", "tiled_loss_bytes", "host_memory_limit_bytes"),
     *("expandable_segments", "compile"),
+    *("ring_order", "ring_backend", "axis_order"),
     *("regather", "ulysses_all_to_all", "learning_rate", "data_path"),
 )
 _KEY = (*_IDENTITY, "mode", "device")
@@ -46,6 +47,7 @@ COLUMNS = (
     *["status", "error", "wall_s"],
     *["step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"],
     *["model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"],
+    *["attention_flops_max", "attention_flops_mean"],
     *(f"comm_bytes_{name}" for name in ("total", *COLLECTIVES, *PURPOSES)),
     *["comm_calls_total", "theory_comm_bytes_total"],
     *("peak_memory_bytes", *(f"peak_memory_{kind}_bytes" for kind in KINDS)),
@@ -88,6 +90,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "host_memory_limit_bytes": run.host_memory_limit_bytes or None,
         "expandable_segments": run.expandable_segments,
         "compile": run.compile,
+        "ring_order": run.ring_order if run.ring_parallel_size > 1 else None,
+        "ring_backend": run.ring_backend if run.ring_parallel_size > 1 else None,
+        "axis_order": run.axis_order,
         "regather": run.regather,
         "ulysses_all_to_all": run.ulysses_all_to_all,
         "learning_rate": run.optimizer.learning_rate,

@@ -11,9 +11,14 @@ from typing import Literal
 
 import torch
 
-from odysseus import checks
 from odysseus.architecture import Architecture, resolve
 from odysseus.option_groups import DataOptions, ModelOptions, OptimizerOptions
+from odysseus.sizes import check_axes, check_multiple
+
+_LOWEST = {"world_size": 1, "sequence_parallel_size": 0, "ring_parallel_size": 1, "seq_len": 1}
+_LOWEST |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "reduce_bucket_size": 0}
+_LOWEST |= {"host_memory_limit_bytes": 0, "tiled_loss_bytes": 1}
+_LOWEST |= {"steps": 1, "warmup_steps": 0, "seed": 0, "timeout_s": 1}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -205,7 +210,28 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise ValueError, naming the value and what would be valid, unless the sizes fit."""
-        checks.check(self)
+        for name, least in _LOWEST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.optimizer.learning_rate <= 0:
+            raise ValueError(
+                f"optimizer.learning_rate is {self.optimizer.learning_rate}; it must be above 0"
+            )
+        if self.compile and self.model.type == "liger":
+            raise ValueError(
+                "compile = true is not known to be right with model.type = liger, whose kernels "
+                "write over their inputs; valid: model.type = torch, or compile = false"
+            )
+        a, ring = self.architecture, self.ring_parallel_size
+        heads = a.num_attention_heads, a.num_key_value_heads
+        check_axes(self.world_size, ring, self.sequence_size, *heads)
+        product = "sequence_parallel_size"
+        if ring > 1:
+            halves = "2 x " if self.seq_len_unit > self.shards else ""
+            product = f"{halves}ring_parallel_size x {product}"
+        check_multiple(self.seq_len, self.seq_len_unit, product)
+        if a.vocab_size < 256:
+            raise ValueError(f"model.vocab_size is {a.vocab_size}; byte tokens need at least 256")
 
     def advice(self) -> list[str]:
         """What runs but could run better, a line each."""

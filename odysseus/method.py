@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from odysseus.checks import nearest_multiples
 from odysseus.config import RunConfig
 from odysseus.kernels import Kernels
 from odysseus.mesh import Mesh
+from odysseus.sizes import nearest_multiples
 
 Edge = Callable[[Tensor, Mesh], Tensor]
 

@@ -94,7 +94,7 @@ def yunchang_attend(axis: Axis, order: str) -> Attend:
                 *(q_BSHK, k_BSGK, v_BSGK), causal=True, group=axis.group, attn_type=AttnType.FA
             )
 
-    return torch.compiler.disable(attend)
+    return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
 
 
 def attend_with(exchange: Exchange, blocks: BlockAttention) -> Attend:
@@ -103,7 +103,7 @@ def attend_with(exchange: Exchange, blocks: BlockAttention) -> Attend:
     def attend(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
         return _RingAttention.apply(q_BSHK, k_BSGK, v_BSGK, exchange, blocks)
 
-    return torch.compiler.disable(attend)
+    return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)
@@ -122,19 +122,19 @@ class PassOn:
                 visit(look, block[:, :, look.keys])
 
     def backward(self, kv_2BSGK: Tensor, differentiate: Differentiate) -> Tensor:
-        own = torch.zeros_like(kv_2BSGK, dtype=_wide(kv_2BSGK))
+        blocks = self._come_round(kv_2BSGK)
+        home, block = next(blocks)
+        assert home is not None, "own keys are always seen"
+        own_2BSGK = differentiate(home, block)
         hop = None
-        for look, block in self._come_round(kv_2BSGK):
+        for look, block in blocks:
             found = None if look is None else differentiate(look, block[:, :, look.keys])
-            if look is not None and look.causal:
-                own += found
-                continue
             # A block's gradient follows it round, one step behind, from the first other place on.
-            sum_2BSGK = torch.zeros_like(own) if hop is None else hop.wait()
-            if look is not None:
+            sum_2BSGK = torch.zeros_like(own_2BSGK) if hop is None else hop.wait()
+            if look is not None and found is not None:
                 sum_2BSGK[:, :, look.keys] += found
             hop = collectives.start_hop(sum_2BSGK, self.axis)
-        return own if hop is None else own.add_(hop.wait())
+        return own_2BSGK if hop is None else own_2BSGK.add_(hop.wait())
 
     def _come_round(self, kv_2BSGK: Tensor) -> Iterator[tuple[Look | None, Tensor]]:
         """Every place's keys and values, own ones first, the next on their way meanwhile."""
@@ -208,7 +208,8 @@ class _RingAttention(torch.autograd.Function):
         merged = _Merged()
 
         def visit(look: Look, kv_2BTGK: Tensor) -> None:
-            found = blocks.forward(q[:, look.queries], *kv_2BTGK, look.causal)
+            k_BTGK, v_BTGK = kv_2BTGK
+            found = blocks.forward(q[:, look.queries], k_BTGK, v_BTGK, look.causal)
             merged.add(look.queries, *found)
 
         exchange.forward(torch.stack((k, v)), visit)

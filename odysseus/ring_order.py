@@ -29,7 +29,7 @@ class Look:
 
 def tokens_of(order: str, seq_len: int, ring: int, place: int) -> np.ndarray:
     """Positions in the sample of the tokens of one place of R, ascending, int64."""
-    if order == "contiguous":
+    if order == "contiguous" or ring == 1:
         return np.arange(seq_len // ring) + place * (seq_len // ring)
     width = seq_len // (2 * ring)
     return np.concatenate([np.arange(width) + c * width for c in (place, 2 * ring - 1 - place)])

@@ -10,8 +10,8 @@ import torch
 
 from methods import METHODS
 from odysseus.architecture import PRESETS, Architecture
-from odysseus.checks import divisors
 from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.sizes import divisors
 
 
 def check(run: RunConfig) -> None:
@@ -97,13 +97,52 @@ SIZES: dict[str, tuple[RunConfig, str, list[int]]] = {
 @pytest.mark.parametrize("name", SIZES)
 def test_refused_sizes(name: str) -> None:
     run, said, valid = SIZES[name]
-    assert refusal(run).partition("; ")[::2] == (said, f"valid: {valid}")
+    told = refusal(run).removesuffix("; ring_parallel_size splits a sample over more")
+    assert told.partition("; ")[::2] == (said, f"valid: {valid}")
     for size in range(1, run.world_size + 1):
         other = replace(run, sequence_parallel_size=size, seq_len=27_720)  # Divides by 1 to 12.
         if size in valid:
             check(other)
         else:
             refusal(other)
+
+
+RINGS = {
+    "ring": (
+        RunConfig(world_size=4, ring_parallel_size=3),
+        "ring_parallel_size = 3 does not divide world_size = 4; valid: [1, 2, 4]",
+    ),
+    "ring larger than the world": (
+        RunConfig(world_size=2, ring_parallel_size=4),
+        "ring_parallel_size = 4 does not divide world_size = 2; valid: [1, 2]",
+    ),
+    "what the ring leaves": (
+        RunConfig(world_size=8, ring_parallel_size=4, sequence_parallel_size=4),
+        "sequence_parallel_size = 4 does not divide world_size = 8 / ring_parallel_size = 4; "
+        "valid: [1, 2]",
+    ),
+    "heads beside a ring": (
+        RunConfig(world_size=6, ring_parallel_size=2),
+        "sequence_parallel_size = 3 does not fit model.num_attention_heads = 8 "
+        "with model.num_key_value_heads = 4; valid: [1]",
+    ),
+    "zigzag": (
+        RunConfig(world_size=4, ring_parallel_size=2, seq_len=1020),
+        "seq_len = 1020 does not divide by 2 x ring_parallel_size x sequence_parallel_size = 8; "
+        "nearest valid: 1016 or 1024",
+    ),
+    "contiguous": (
+        RunConfig(world_size=4, ring_parallel_size=2, ring_order="contiguous", seq_len=1022),
+        "seq_len = 1022 does not divide by ring_parallel_size x sequence_parallel_size = 4; "
+        "nearest valid: 1020 or 1024",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RINGS)
+def test_refused_rings(name: str) -> None:
+    run, message = RINGS[name]
+    assert refusal(run) == message
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,10 @@ OTHER = RunConfig(
     model=ModelOptions(name_or_path="small", type="liger", num_hidden_layers=2),
     world_size=4,
     sequence_parallel_size=2,
+    ring_parallel_size=2,
+    ring_order="contiguous",
+    ring_backend="allgather",
+    axis_order="sp-ring-dp",
     seq_len=16,
     micro_batch_size=3,
     gradient_accumulation_steps=2,
@@ -272,7 +276,7 @@ def test_the_reference_is_the_same_training_with_every_trick_off() -> None:
     assert found.optimizer == OptimizerOptions(learning_rate=0.5)
     assert (found.sequence_size, found.data_parallel_size) == (1, 4)
     assert (found.tiles_loss, found.recomputes, found.optimizer_on_host) == (False,) * 3
-    assert verify.candidate_of(OTHER) == replace(OTHER, gradient_accumulation_steps=4)
+    assert verify.candidate_of(OTHER) == replace(OTHER, gradient_accumulation_steps=8)
 
 
 def read_in_a_step(run: RunConfig, step: int) -> list[list[int]]:
@@ -281,16 +285,17 @@ def read_in_a_step(run: RunConfig, step: int) -> list[list[int]]:
     for replica in range(run.data_parallel_size):
         shards = [
             Samples(run, replica, shard, torch.device("cpu")).step(step)
-            for shard in range(run.sequence_size)
+            for shard in range(run.shards)
         ]
         for micro in zip(*shards, strict=True):
             found += torch.cat([batch.input_ids for batch in micro], 1).tolist()
     return sorted(found)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_both_read_the_same_samples(size: int) -> None:
-    run = replace(OTHER, data=DataOptions(), sequence_parallel_size=size)
+@pytest.mark.parametrize("axes", [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
+def test_both_read_the_same_samples(axes: tuple[int, int]) -> None:
+    ring, size = axes
+    run = replace(OTHER, data=DataOptions(), ring_parallel_size=ring, sequence_parallel_size=size)
     for step in (0, 1, 5):
         samples = read_in_a_step(verify.reference_of(run), step)
         assert len(samples) == 4 * 3 * 2
