@@ -19,6 +19,7 @@ LADDER: dict[str, dict[str, bool]] = {
     "+ checkpoint offload": {"activation_checkpoint_cpu_offload": True},
 }
 """Each rung adds to those before it."""
+COLUMNS = ["theory_peak_activation_bytes", *(trick for rung in LADDER.values() for trick in rung)]
 
 
 def ladder(rows: pd.DataFrame) -> pd.DataFrame:

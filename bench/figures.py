@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _METHOD_STYLE: dict[str, dict[str, Any]] = {
     "ulysses": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
     "odysseus": {"color": "#009E73", "marker": "D", "linestyle": ":"},
 }
+_PURE_RING = {"color": "#CC79A7", "marker": "*", "linestyle": (0, (3, 1, 1, 1, 1, 1))}
 STACK_STYLE: list[dict[str, Any]] = [
     {"facecolor": "#0072B2", "hatch": ""},
     {"facecolor": "#E69F00", "hatch": "//"},
@@ -56,12 +57,13 @@ def draw_all(data: pd.DataFrame, folder: Path) -> list[str]:
             (say, the dtype), the last is drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cells = ["method", "world_size", "seq_len"]
+    cells = ["layout", "world_size", "seq_len"]
+    data = data.assign(layout=[layout(row) for row in data.to_dict("records")])
     shown = data.drop_duplicates(cells, keep="last").sort_values(cells)
     notes = []
     if len(shown) < len(data):
         repeated = len(data) - len(shown)
-        notes.append(f"{repeated} rows left out: same method, ranks and length as a later one")
+        notes.append(f"{repeated} rows left out: same layout, ranks and length as a later one")
     for name, (draw, needed) in _FIGURES.items():
         absent = [c for c in needed if c not in shown or shown[c].isna().all()]
         if absent:
@@ -109,15 +111,15 @@ def throughput(data: pd.DataFrame) -> Figure:
     """Tokens per second over sequence length, a panel for each number of ranks."""
     figure, panels = _panels(data, "throughput (tokens/s)")
     for axes, rows in panels:
-        for method in methods_of(rows):
-            line = rows[rows["method"] == method]
-            axes.plot(line["seq_len"], line["tokens_per_s"], label=method, **_METHOD_STYLE[method])
+        for name in layouts_of(rows):
+            line = rows[rows["layout"] == name]
+            axes.plot(line["seq_len"], line["tokens_per_s"], label=name, **_style(name))
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows["seq_len"].unique()))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: length_label(x)))
         axes.minorticks_off()
         axes.set_ylim(0, 1.06 * data["tokens_per_s"].max())
-    handles = [Line2D([], [], label=m, **_METHOD_STYLE[m]) for m in methods_of(data)]
+    handles = [Line2D([], [], label=name, **_style(name)) for name in layouts_of(data)]
     return _finish(figure, data, handles, bottom=0.2)
 
 
@@ -155,11 +157,11 @@ def _stacked(
             if formula is not None:
                 axes.hlines(row[formula] / MIB, at - 0.5, at + 0.5, color="black", lw=1.2)
             places.append(at)
-            labels.append(row["method"])
+            labels.append(row["layout"])
         axes.set_xticks(places, labels, rotation=90, fontsize=7)
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="x", visible=False)
-        group = len(methods_of(rows)) + 1
+        group = len(layouts_of(rows)) + 1
         for number, length in enumerate(sorted(rows["seq_len"].unique())):
             middle = number * group + (group - 2) / 2
             axes.annotate(
@@ -193,7 +195,7 @@ def _panels(data: pd.DataFrame, unit: str) -> tuple[Figure, list[tuple[Axes, pd.
 def _finish(figure: Figure, data: pd.DataFrame, handles: list[Any], bottom: float = 0.34) -> Figure:
     figure.supxlabel("sequence length (tokens)", fontsize=9, y=0.03)
     figure.legend(
-        handles=handles, loc="upper center", ncols=len(handles), frameon=False, fontsize=8
+        handles=handles, loc="upper center", ncols=min(5, len(handles)), frameon=False, fontsize=8
     )
     figure.text(0.995, 0.01, source_of(data), ha="right", va="bottom", fontsize=6)
     figure.subplots_adjust(
@@ -203,11 +205,38 @@ def _finish(figure: Figure, data: pd.DataFrame, handles: list[Any], bottom: floa
 
 
 def _bars(rows: pd.DataFrame) -> Iterator[tuple[int, pd.Series]]:
-    """(place, row): lengths as groups of bars, methods within."""
-    order = methods_of(rows)
+    """(place, row): lengths as groups of bars, layouts within."""
+    order = layouts_of(rows)
     for number, length in enumerate(sorted(rows["seq_len"].unique())):
         for _, row in rows[rows["seq_len"] == length].iterrows():
-            yield number * (len(order) + 1) + order.index(row["method"]), row
+            yield number * (len(order) + 1) + order.index(row["layout"]), row
+
+
+def layout(row: Mapping[Any, Any]) -> str:
+    """A row's method and the ring that crosses it; all methods are one in a pure ring."""
+    ring, sequence = (row.get(f"{axis}_parallel_size") for axis in ("ring", "sequence"))
+    if ring is None or not ring > 1:  # no such column, or not filled in
+        return row["method"]
+    return f"{row['method']} x ring {int(ring)}" if sequence != 1 else f"ring {int(ring)}"
+
+
+def layouts_of(data: pd.DataFrame) -> list[str]:
+    """The layouts that rows are of: by ring size, then in the order of the methods, pure last."""
+
+    def place(name: str) -> tuple[int, int]:
+        method, _, ring = name.removeprefix("ring ").partition(" x ring ")
+        if method in METHODS:
+            return int(ring or 1), list(METHODS).index(method)
+        return int(method), len(METHODS)
+
+    return sorted(dict.fromkeys(data["layout"]), key=place)
+
+
+def _style(name: str) -> dict[str, Any]:
+    """The method's own; with a ring across it, hollow."""
+    method, _, ring = name.partition(" x ring ")
+    style = _METHOD_STYLE.get(method, _PURE_RING)
+    return style | {"markerfacecolor": "white", "alpha": 0.8} if ring else style
 
 
 def methods_of(data: pd.DataFrame) -> list[str]:

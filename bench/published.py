@@ -49,6 +49,16 @@ DERIVED = pd.DataFrame(
     columns=["method", "activations", "volume", "parameters, gradients", "volume "],
 )
 
+# As above, for --ring_backend; N ranks of the sequence axis share the kv heads. Gradients of keys
+# and values, 2g Ld/N of it, travel in at least fp32.
+DERIVED_RING = pd.DataFrame(
+    [
+        ("native", "3(R-1) P2P", "6g Ld/N"),
+        ("allgather", "2 AG + 1 RS", "6g Ld/N"),
+    ],
+    columns=["ring_backend", "activations", "volume"],
+)
+
 FINDINGS = """\
 - The two published tables contradict each other: 4, 4, 4, 2 times Ld became 8, 10, 8/N, 5.
 - TP: "2 AllReduce" counts one direction and its 8 Ld both; forward and backward make 4.
@@ -57,6 +67,8 @@ FINDINGS = """\
 - Ulysses moves 1/N of the sequence a rank (the first table forgets the division), and with
   grouped-query attention less: k and v count kv heads, not query heads. q, k and v travel in one
   all-to-all here, so there are 4 a block, not 8, with the same bytes.
+- Ring: "4 Ld" is keys and values forward and backward; their gradients come on top (6), in fp32,
+  and with grouped-query attention all of it is g times that.
 - ZeRO-3 gathers weights twice and scatters gradients once: three passes, 12 d2 + 9 di with as
   many kv heads as query heads, where the 2024 table counts one and the first table also leaves
   out the gate matrix.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from bench import ablation, figures, options, rows
+from bench import ablation, figures, options, ring_balance, rows
 
 _TABLE = {
     "method": "method",
     "world_size": "ranks",
+    "ring_parallel_size": "ring",
     "seq_len": "tokens",
     "step_ms_p50": "step ms",
     "tokens_per_s": "tokens/s",
@@ -19,6 +21,11 @@ _TABLE = {
     "theory_mib": "formula MiB",
     "peak_mib": "peak MiB",
     "loss_last": "loss",
+}
+
+_STUDIES: dict[str, tuple[Any, str]] = {
+    "ablation": (ablation, f"ladder of {', '.join(ablation.LADDER)}"),
+    "balance": (ring_balance, "rings of both orders"),
 }
 
 
@@ -39,20 +46,21 @@ def main(arguments: list[str]) -> int:
     out = Path(parsed.out)
     for note in figures.draw_all(data, out):
         print(note)
-    print(draw_ablation(data, out / "ablation"))
+    for name in _STUDIES:
+        print(draw_study(name, data, out / name))
     return 0
 
 
-def draw_ablation(data: pd.DataFrame, path: Path) -> str:
-    """Draw the ablation of memory tricks if the rows have one; a line that says so or why not."""
-    columns = ["theory_peak_activation_bytes", *(t for on in ablation.LADDER.values() for t in on)]
-    if missing := [c for c in columns if c not in data or data[c].isna().all()]:
-        return f"ablation: left out, no {', '.join(missing)} in these rows"
-    drawn = ablation.figure(data)
+def draw_study(name: str, data: pd.DataFrame, path: Path) -> str:
+    """Draw a study if the rows have one; a line that says so or why not."""
+    study, wanted = _STUDIES[name]
+    if missing := [c for c in study.COLUMNS if c not in data or data[c].isna().all()]:
+        return f"{name}: left out, no {', '.join(missing)} in these rows"
+    drawn = study.figure(data)
     if drawn is None:
-        return f"ablation: left out, these rows are no ladder of {', '.join(ablation.LADDER)}"
+        return f"{name}: left out, these rows are no {wanted}"
     figures.save(drawn, path)
-    return f"ablation: {path}.png and .svg"
+    return f"{name}: {path}.png and .svg"
 
 
 def load(paths: list[Path]) -> pd.DataFrame:
@@ -75,14 +83,15 @@ def load(paths: list[Path]) -> pd.DataFrame:
 
 
 def table(data: pd.DataFrame) -> str:
-    """The rows side by side, sorted by ranks, tokens and method."""
+    """The rows side by side, sorted by ranks, tokens, ring and method."""
     shown = data.assign(
         comm_mib=data["comm_bytes_total"] / 2**20,
         theory_mib=data["theory_comm_bytes_total"] / 2**20,
         peak_mib=data["peak_memory_bytes"] / 2**20,
         mfu=data["mfu"] * 100,
     )
-    shown = shown.sort_values(["world_size", "seq_len", "method"])[list(_TABLE)]
+    order = ["world_size", "seq_len", "ring_parallel_size", "method"]
+    shown = shown.sort_values(order)[list(_TABLE)]
     formats = {"step_ms_p50": "{:.0f}", "tokens_per_s": "{:.0f}", "loss_last": "{:.4f}"}
     formats |= dict.fromkeys(("comm_mib", "theory_mib"), "{:.2f}")
     formats |= dict.fromkeys(("peak_mib", "mfu"), "{:.1f}")

@@ -9,6 +9,8 @@ from typing import Any
 
 from bench import launch, options, rows
 from bench.advice import advice
+from bench.placement import placement
+from odysseus.host_memory import ranks_a_node
 from odysseus.mesh import pick_device
 
 
@@ -28,6 +30,11 @@ def main(arguments: list[str]) -> int:
     out = Path(parsed.out)
     if os.environ.get("RANK", "0") == "0":
         rows.check_writable(out)
+    local = ranks_a_node(run.world_size)
+    if os.environ.get("RANK", "0") == "0" and (
+        run.ring_parallel_size > 1 or local < run.world_size
+    ):
+        print(f"placement: {placement(run, local)}", file=sys.stderr)
     if launched is None:
         for line in advice(run, pick_device(run.device)):
             print(f"advice: {line}", file=sys.stderr)
@@ -48,8 +55,9 @@ def _finish(out: Path, row: dict[str, Any]) -> int:
 
 def summary(row: dict[str, Any]) -> str:
     """A row in one line."""
+    ring = f" x ring {row['ring_parallel_size']}" if row["ring_parallel_size"] > 1 else ""
     return (
-        f"{row['method']} on {row['world_size']} x {row['device']}, {row['seq_len']} tokens: "
+        f"{row['method']}{ring} on {row['world_size']} x {row['device']}, {row['seq_len']} tokens: "
         f"{row['step_ms_p50']:.1f} ms a step, {row['tokens_per_s']:.0f} tokens/s, "
         f"{row['comm_bytes_total'] / 2**20:.2f} MiB sent a rank, "
         f"peak {row['peak_memory_bytes'] / 2**20:.1f} MiB, "

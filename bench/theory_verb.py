@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
     _print(published.ODYSSEUS_2024)
     _title("As derived, in elements x (N-1)/N a block")
     _print(published.DERIVED)
+    _title("What a ring of R places adds, in elements x (R-1)/R a block; L above becomes L/R")
+    _print(published.DERIVED_RING)
     _title("Where the published tables are wrong")
     print(published.FINDINGS)
     _title(f"As derived, bytes a rank and step: {describe(base)}")
@@ -56,8 +58,9 @@ def main(arguments: list[str]) -> int:
 def describe(run: RunConfig) -> str:
     """The sizes that decide the traffic."""
     return (
-        f"{run.model.label}, L = {run.seq_len}, {run.data_parallel_size} x {run.sequence_size} "
-        f"ranks, micro batch {run.micro_batch_size}, {run.dtype}"
+        f"{run.model.label}, L = {run.seq_len}, DP {run.data_parallel_size} x "
+        f"ring {run.ring_parallel_size} x SP {run.sequence_size}, "
+        f"micro batch {run.micro_batch_size}, {run.dtype}"
     )
 
 

@@ -50,8 +50,9 @@ def main(arguments: list[str]) -> int:
 def title(run: RunConfig) -> str:
     """Which run was compared with which."""
     n, accumulated = run.sequence_size, verify.candidate_of(run).gradient_accumulation_steps
+    ring = f" x ring {run.ring_parallel_size}" if run.ring_parallel_size > 1 else ""
     return (
-        f"{run.method}, DP {run.data_parallel_size} x SP {n} x GAS {accumulated}, against "
+        f"{run.method}, DP {run.data_parallel_size}{ring} x SP {n} x GAS {accumulated}, against "
         f"DP {run.world_size} x SP 1 x GAS {run.gradient_accumulation_steps}: "
         f"{run.model.label}, {run.seq_len} tokens, {run.dtype}"
     )

@@ -18,14 +18,17 @@ ROOT = Path(__file__).parent.parent
 def commands(text: str) -> list[str]:
     """The bench commands that a text shows, without their line's comment."""
     found = re.findall(r"^python -m bench (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
-    return [re.sub(r'"\$\{config\[@\]\}"', "--config scripts/example.yml", c) for c in found]
+    files = {"config": "example.yml", "rings": "hybrids.yml"}
+    for name, file in files.items():
+        found = [c.replace(f'"${{{name}[@]}}"', f"--config scripts/{file}") for c in found]
+    return found
 
 
 def test_the_example_runs_what_the_readme_shows() -> None:
     readme = commands((ROOT / "README.md").read_text())
     example = commands((ROOT / "run_example.sh").read_text())
-    assert example[:2] == [c for c in readme if "example.csv" in c]
-    assert [c.partition(" ")[0] for c in example] == ["sweep", "report", "verify"]
+    assert example[:3] == [c for c in readme if "example.csv" in c]
+    assert [c.partition(" ")[0] for c in example] == ["sweep", "sweep", "report", "verify"]
 
 
 def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +44,7 @@ def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(ROOT)
     shown = commands((ROOT / "README.md").read_text() + (ROOT / "run_example.sh").read_text())
     assert [main(command.split()) for command in shown] == [130] * len(shown)
-    assert len(parsed) == len(shown) == 8
+    assert len(parsed) == len(shown) == 10
 
 
 def test_the_readme_explains_every_column() -> None:

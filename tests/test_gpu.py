@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from bench import launch, theory_memory
 from methods import METHODS
 from odysseus import kernels
-from odysseus.attention import choose_attention, sdpa
+from odysseus.attention import (
+    BlockAttention,
+    choose_attention,
+    choose_block_attention,
+    sdpa,
+)
 from odysseus.config import DataOptions, ModelOptions, OptimizerOptions, RunConfig
 from odysseus.loss import cross_entropy_sum
 from tests.test_kernels import ROUNDINGS
@@ -42,6 +47,32 @@ def test_attention_equals_the_formula(implementation: str) -> None:
     exact = sdpa(q.double().cpu(), k.double().cpu(), v.double().cpu())
     # bf16 has 8 bits: 4e-3 of values of order 1, a few of them added up
     torch.testing.assert_close(attend(q, k, v).double().cpu(), exact, atol=3e-2, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_block_attention_equals_the_cpus(implementation: str, causal: bool) -> None:
+    """Output, log-sum-exp and gradients; without a mask, of half as many queries as keys."""
+    try:
+        blocks = choose_block_attention(implementation, DEVICE)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    q, grad = torch.randn(2, 2, 128, 8, 64).bfloat16()[:, :, slice(None if causal else 64)]
+    k, v = torch.randn(2, 2, 128, 2, 64).bfloat16()
+
+    def results(kernels: BlockAttention, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        *qkv, grad_o = inputs
+        o, logsumexp = kernels.forward(*qkv, causal)
+        grads = kernels.backward(grad_o, *qkv, o, logsumexp, causal)
+        return [x.double().cpu() for x in (o, logsumexp, *grads)]
+
+    found = results(blocks, *(x.to(DEVICE) for x in (q, k, v, grad)))
+    exact = results(
+        choose_block_attention("sdpa", torch.device("cpu")), *(x.double() for x in (q, k, v, grad))
+    )
+    # bf16 has 8 bits: 4e-3 of values of order 1, of which up to 64 queries a head are added up
+    for name, a, b in zip(("o", "logsumexp", "dq", "dk", "dv"), found, exact, strict=True):
+        assert ((a - b).norm() / b.norm()).item() < 1e-2, name
 
 
 @pytest.mark.parametrize("method", METHODS)

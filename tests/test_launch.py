@@ -82,6 +82,29 @@ def test_run_appends_one_whole_row(tmp_path: Path) -> None:
     assert float(row["wall_s"]) - 5 * float(row["step_ms_p80"]) / 1e3 < 8
 
 
+def test_a_hybrid_says_where_its_axes_lie(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    flags = (
+        f"run {SMALL} --world_size 4 --ring_parallel_size 2 --seq_len 1024 --steps 1 --out {out}"
+    )
+    status, said, err = finished(bench(*flags.split()))
+    assert (status, err) == (
+        0,
+        "placement: 4 ranks on one node = dp 1 x ring 2 x sp 2: "
+        "sequence axis inside a node, ring inside a node\n",
+    )
+    assert "odysseus x ring 2 on 4 x cpu" in said
+    row = one_row(out)
+    assert (row["ring_parallel_size"], row["ring_order"], row["ring_backend"]) == (
+        "2",
+        "zigzag",
+        "native",
+    )
+    assert row["comm_bytes_total"] == row["theory_comm_bytes_total"]
+    assert int(row["comm_bytes_p2p"]) > 0
+    assert float(row["attention_flops_max"]) == float(row["attention_flops_mean"]) > 0
+
+
 def test_a_killed_worker_is_an_error_row_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     process = bench("run", *ENDLESS.split(), "--out", str(out))

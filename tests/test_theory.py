@@ -43,6 +43,26 @@ def test_the_derived_table_is_what_the_formulas_give(name: str, size: int, line:
     )
 
 
+@pytest.mark.parametrize(("ring", "size"), [(2, 1), (4, 1), (2, 4), (8, 2)])
+@pytest.mark.parametrize(
+    "line", published.DERIVED_RING.to_dict("records"), ids=lambda r: r["ring_backend"]
+)
+def test_the_derived_ring_is_what_the_formulas_give(line: dict, ring: int, size: int) -> None:
+    run = replace(RUN, world_size=ring * size, ring_parallel_size=ring, method="ulysses")
+    run = replace(run, ring_backend=line["ring_backend"])
+    with_ring, a = theory.step_traffic(run), run.architecture
+    terms = [
+        t for t in with_ring.terms if t.purpose == "activation" and t.collective != "all_to_all"
+    ]
+    g = a.num_key_value_heads / a.num_attention_heads
+    volume = 6 * g * run.seq_len * a.hidden_size / size * (ring - 1) / ring
+    sent = sum(term.bytes for term in terms) / a.num_hidden_layers
+    assert line["volume"] == "6g Ld/N"
+    assert float(sent) == 4 * volume  # fp32
+    calls = sum(term.count for term in terms) // a.num_hidden_layers
+    assert calls == (3 * (ring - 1) if line["ring_backend"] == "native" else 3)
+
+
 def test_weights_move_three_times() -> None:
     """2AG + RS of 2(1+g)d² + 3di, as the table says, plus the norms that it leaves out."""
     run = replace(RUN, method="ulysses")

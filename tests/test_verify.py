@@ -24,7 +24,7 @@ from odysseus.step import Trainer
 
 FLAGS = (
     "--model.num_hidden_layers 2 --model.hidden_size 32 --model.intermediate_size 48 "
-    "--world_size 4 --seq_len 68 --dtype fp64 --steps 3"
+    "--world_size 4 --seq_len 72 --dtype fp64 --steps 3"
 )
 TRICKS = (
     "--activation_checkpoint_cpu_offload true --tiled_mlp_compute true "
@@ -49,18 +49,24 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize(("method", "size"), [*((name, 4) for name in METHODS), ("tp_sp", 2)])
+SPLIT = [(name, ring, 4 // ring) for name in METHODS for ring in (1, 2)]
+SPLIT += [("tp_sp", 1, 2), ("ulysses", 4, 1)]
+
+
+@pytest.mark.parametrize(("method", "ring", "size"), SPLIT)
 def test_all_tricks_agree(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, size: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, ring: int, size: int
 ) -> None:
-    """4 ranks, the sequence split over all of them or over 2 in 2 replicas."""
+    """4 ranks, the sequence split over all of them, by heads or a ring, or over 2 in 2 replicas."""
     out = tmp_path / "deep" / "verify.csv"
     flags = f"{FLAGS} {TRICKS} --method {method} --sequence_parallel_size {size} --out {out}"
+    flags += f" --ring_parallel_size {ring}"
     assert main(["verify", *flags.split()]) == 0
     of, said = capsys.readouterr().out.splitlines()
+    n, crossed = ring * size, f" x ring {ring}" if ring > 1 else ""
     assert of == (
-        f"{method}, DP {4 // size} x SP {size} x GAS {size}, against DP 4 x SP 1 x GAS 1: "
-        "tiny(hidden_size=32, intermediate_size=48, num_hidden_layers=2), 68 tokens, fp64"
+        f"{method}, DP {4 // n}{crossed} x SP {size} x GAS {n}, against DP 4 x SP 1 x GAS 1: "
+        "tiny(hidden_size=32, intermediate_size=48, num_hidden_layers=2), 72 tokens, fp64"
     )
     told = re.fullmatch(
         r"agree over 3 steps; largest relative difference: loss (\S+), grad_norm (\S+); "
