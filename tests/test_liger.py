@@ -7,10 +7,12 @@ H heads, K elements of a head.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -35,6 +37,7 @@ from odysseus.model import MLP, Attention, CausalLM, Tricks
 from odysseus.step import Trainer
 from tests.test_kernels import EPS, ROUNDINGS, random, values_and_gradients
 from tests.test_parity import reference_gradients
+from tests.test_toggles import ALL_ON, TOGGLES
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
@@ -115,13 +118,19 @@ def interpret() -> None:
     torch.set_num_threads(1)
 
 
+@contextmanager
+def interpreting(count: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes in which Liger computes on the CPU."""
+    with ProcessPoolExecutor(count, get_context("spawn"), initializer=interpret) as pool:
+        with patch.dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"):
+            started = [pool.submit(os.getpid) for _ in range(count)]
+        assert all(process.result() for process in started)
+        yield pool
+
+
 @pytest.fixture(scope="module")
 def interpreters() -> Iterator[ProcessPoolExecutor]:
-    """Two processes in which Liger computes on the CPU."""
-    with ProcessPoolExecutor(2, get_context("spawn"), initializer=interpret) as pool:
-        with patch.dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"):
-            started = [pool.submit(os.getpid) for _ in range(2)]
-        assert all(process.result() for process in started)
+    with interpreting(2) as pool:
         yield pool
 
 
@@ -264,20 +273,21 @@ RUN = RunConfig(
 )
 
 
-def errors_by_method(rank: int, store: str) -> dict[str, float]:
-    """The largest error of this rank's step by two methods that share no linear layer.
+def step_errors(rank: int, store: str, runs: list[RunConfig]) -> list[float]:
+    """The largest error of this rank's step of each run.
 
-    One process group serves both: PyTorch's meshes do not outlive theirs, but are kept by shape.
+    One process group serves all: PyTorch's meshes do not outlive theirs, but are kept by shape.
     """
+    world_size = runs[0].world_size
     dist.init_process_group(
         "gloo",
-        store=dist.FileStore(store, 2),
+        store=dist.FileStore(store, world_size),
         rank=rank,
-        world_size=2,
+        world_size=world_size,
         timeout=timedelta(seconds=60),
     )
     try:
-        return {method: step_error(replace(RUN, method=method)) for method in ("ulysses", "tp_sp")}
+        return [step_error(run) for run in runs]
     finally:
         dist.destroy_process_group()
 
@@ -296,8 +306,31 @@ def step_error(run: RunConfig) -> float:
     return max(errors)
 
 
-def test_two_ranks_equal_the_reference(interpreters: ProcessPoolExecutor, tmp_path: Path) -> None:
-    store = str(tmp_path / "store")
-    ranks = [interpreters.submit(errors_by_method, rank, store) for rank in range(2)]
+def check_steps(pool: ProcessPoolExecutor, folder: Path, runs: list[RunConfig]) -> None:
+    store = str(folder / "store")
+    ranks = [pool.submit(step_errors, rank, store, runs) for rank in range(runs[0].world_size)]
     for errors in (rank.result() for rank in ranks):
-        assert {method: e for method, e in errors.items() if not e < TOLERANCE} == {}
+        assert [(run, e) for run, e in zip(runs, errors, strict=True) if not e < TOLERANCE] == []
+
+
+def test_two_ranks_equal_the_reference(interpreters: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """By two methods that share no linear layer."""
+    check_steps(interpreters, tmp_path, [replace(RUN, method=m) for m in ("ulysses", "tp_sp")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_liger_with_every_trick(tmp_path: Path, world_size: int) -> None:
+    """By every method, with each trick, all of them, and across a ring."""
+    base = replace(
+        RUN,
+        world_size=world_size,
+        seq_len=16,
+        activation_checkpointing=False,
+        tiled_mlp_compute=False,
+    )
+    own = [tricks for tricks in TOGGLES.values() if "tiled_loss_engine" not in tricks]
+    own += [ALL_ON, ALL_ON | {"ring_parallel_size": 2}]
+    runs = [replace(base, method=m, **tricks) for m, tricks in itertools.product(METHODS, own)]
+    with interpreting(world_size) as pool:
+        check_steps(pool, tmp_path, runs)

@@ -24,29 +24,14 @@ from odysseus.mesh import Axis
 from odysseus.ring import AllGather, PassOn, attend_with, yunchang_attend
 from odysseus.ring_order import tokens_of
 from tests.ranks import run_ranks
-from tests.test_parity import RUN, TOLERANCE, VARIANTS, assert_parity
-from tests.test_toggles import LOSS_TILES, errors
+from tests.test_parity import RUN, VARIANTS, assert_parity
+from tests.test_toggles import ALL_ON, check_all
 
 ORDERS = ("zigzag", "contiguous")
 BACKENDS = ("native", "allgather")
 BASE = replace(RUN, seq_len=80, tiled_loss_compute=False)
 """Two blocks, batch 2, twice as many query heads as kv heads; 10 tokens a rank at the most ranks:
 five of each chunk."""
-ALL_ON: dict[str, Any] = LOSS_TILES | {
-    "activation_checkpoint_cpu_offload": True,
-    "tiled_mlp_compute": True,
-    "reduce_bucket_size": 1000,
-    "parameter_offload": "cpu",
-}
-
-
-def check_all(runs: list[RunConfig]) -> None:
-    for run in runs:
-        run.check()
-    for rank in run_ranks(errors, runs[0].world_size, runs):
-        for run, worst in zip(runs, rank, strict=True):
-            assert worst.pop("weights") < 1e-8, run
-            assert {name: e for name, e in worst.items() if not e < TOLERANCE} == {}, run
 
 
 @pytest.mark.parametrize("method", METHODS)
