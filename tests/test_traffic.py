@@ -79,9 +79,9 @@ def test_traffic_equals_theory(world_size: int) -> None:
 
 
 def ring_variants(world_size: int) -> list[RunConfig]:
-    """Every method on every ring that fits, with what changes a ring's traffic."""
+    """Every method on a ring or two, with what changes a ring's traffic."""
     base = replace(RUN, dtype="fp32", world_size=world_size, micro_batch_size=1, seq_len=64)
-    rings = [ring for ring in (2, 4, 8) if ring <= world_size]
+    rings = {2: [2], 4: [2, 4], 8: [4]}[world_size]
     runs = []
     for method, ring in itertools.product(METHODS, rings):
         run = replace(base, method=method, ring_parallel_size=ring)
