@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from odysseus import collectives, weights, zero
 from odysseus.config import RunConfig
@@ -56,7 +59,7 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
         leave=lambda x: method.leave(x, mesh),
         positions=lambda ids: method.positions(ids, mesh),
     )
-    with torch.device("meta"):
+    with torch.device("meta"), _default_dtype(run.master_dtype):
         model = CausalLM(
             architecture,
             attention=lambda: method.attention(run, mesh, kernels),
@@ -65,7 +68,7 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
             edges=edges,
             tricks=choose_tricks(run, mesh.device, host),
             loss=choose_loss(run),
-        ).to(run.master_dtype)
+        )
     zero.shard(model, mesh, method.split, run)
     if run.parameter_offload == "cpu":  # the shards, and later their gradients
         host.claim(2 * sum(weights.local_shard(p)[0].nbytes for p in model.parameters()))
@@ -79,6 +82,17 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
             assert isinstance(block, Block)
             block.layer = torch.compile(block.layer)
     return model
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tricks:
@@ -117,7 +131,7 @@ class Trainer:
         """
         count = sum((batch.labels != IGNORED_LABEL).sum() for batch in batches)
         tokens = self._world_sum(torch.as_tensor(count, dtype=torch.float64))
-        if tokens == 0:
+        if not isinstance(tokens, FakeTensor) and tokens == 0:  # a dry run's have no value
             raise ValueError(
                 f"all labels of a step are {IGNORED_LABEL}, on every rank; its loss is undefined"
             )
