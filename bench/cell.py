@@ -148,25 +148,32 @@ def _metered_memory(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     meter = memory_of_step(trainer, samples.step(step))
-    peak = meter.peak()
     if device.type == "cuda":
         # The allocator knows of kernels' workspace, which the meter does not.
         allocator = {
             "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
         }
+    return memory_columns(meter) | allocator
+
+
+def memory_columns(meter: MemoryMeter) -> dict[str, int]:
+    """The row's columns of what a meter has seen of a step."""
+    peak = meter.peak()
     kinds = {f"peak_memory_{kind}_bytes": peak.by_kind[kind] for kind in KINDS}
     activations = {"peak_activation_bytes": meter.peak("activations").bytes}
     host = {"peak_host_bytes": meter.peak(HOST).bytes}
-    return {"peak_memory_bytes": peak.bytes, **kinds, **activations, **host, **allocator}
+    return {"peak_memory_bytes": peak.bytes, **kinds, **activations, **host}
 
 
-def memory_of_step(trainer: Trainer, batches: list[Batch]) -> MemoryMeter:
+def memory_of_step(
+    trainer: Trainer, batches: list[Batch], meter: MemoryMeter | None = None
+) -> MemoryMeter:
     """One more step under a meter that knows the trainer's parameters, gradients and optimizer.
 
     The trainer has made a step before, so that its optimizer is there.
     """
-    meter, run = MemoryMeter(), trainer.run
+    meter, run = meter or MemoryMeter(), trainer.run
     shards = HOST if run.parameter_offload == "cpu" else "parameters"
     states = [t for state in trainer.optimizer.torch.state.values() for t in state.values()]
     meter.watch(trainer.optimizer.shards, shards)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +70,27 @@ def draw_all(data: pd.DataFrame, folder: Path) -> list[str]:
         if absent:
             notes.append(f"{name}: left out, no {', '.join(absent)} in these rows")
             continue
-        with mpl.rc_context(_STYLE):
+        with styled():
             save(draw(shown), folder / name)
         notes.append(f"{name}: {folder / name}.png and .svg")
     return notes
 
 
+def styled() -> AbstractContextManager[None]:
+    """The one style, for whatever is drawn inside."""
+    return mpl.rc_context(_STYLE)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG and SVG, whose suffixes are added to the path."""
-    with mpl.rc_context(_STYLE):
+    with styled():
         figure.savefig(f"{path}.png")
         figure.savefig(f"{path}.svg", metadata={"Date": None})
 
 
 def overlay(steps: pd.DataFrame, title: str) -> Figure:
     """Loss and gradient norm of a reference and a candidate, their difference on its own axis."""
-    with mpl.rc_context(_STYLE):
+    with styled():
         figure = Figure(figsize=(8, 4.6), layout="constrained")
         panels = figure.subplots(2, 2, sharex=True, height_ratios=[2, 1])
         for name, label, (above, below) in (
@@ -120,7 +126,7 @@ def throughput(data: pd.DataFrame) -> Figure:
         axes.minorticks_off()
         axes.set_ylim(0, 1.06 * data["tokens_per_s"].max())
     handles = [Line2D([], [], label=name, **_style(name)) for name in layouts_of(data)]
-    return _finish(figure, data, handles, bottom=0.2)
+    return _finish(figure, data, handles, "sequence length (tokens)", bottom=0.2)
 
 
 def traffic(data: pd.DataFrame) -> Figure:
@@ -145,7 +151,9 @@ _FIGURES = {
 def _stacked(
     data: pd.DataFrame, columns: dict[str, str], unit: str, formula: str | None = None
 ) -> Figure:
-    figure, panels = _panels(data, unit)
+    figure, panels = _panels(data, unit, by_layouts=True)
+    highest = max(data[columns.values()].sum(axis=1)) / MIB
+    panels[0][0].set_ylim(0, 1.15 * highest)  # room for the lengths
     for axes, rows in panels:
         places, labels = [], []
         for at, row in _bars(rows):
@@ -166,9 +174,10 @@ def _stacked(
             middle = number * group + (group - 2) / 2
             axes.annotate(
                 length_label(length),
-                (middle, -0.40),
+                (middle, 0.99),
                 xycoords=("data", "axes fraction"),
                 ha="center",
+                va="top",
             )
     handles: list[Any] = [
         Patch(label=name, edgecolor="white", **style)
@@ -176,14 +185,18 @@ def _stacked(
     ]
     if formula is not None:
         handles.append(Line2D([], [], color="black", lw=1.2, label="formula (total)"))
-    return _finish(figure, data, handles)
+    return _finish(figure, data, handles, "layout, by sequence length (tokens)")
 
 
-def _panels(data: pd.DataFrame, unit: str) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """One panel for each number of ranks, sharing the y axis."""
+def _panels(
+    data: pd.DataFrame, unit: str, by_layouts: bool = False
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """One panel for each number of ranks, sharing the y axis; all alike or by their layouts."""
     ranks = sorted(data["world_size"].unique())
     figure = Figure(figsize=(1.2 + 3.4 * len(ranks), 3.6))
-    panels = figure.subplots(1, len(ranks), sharey=True, squeeze=False)[0]
+    layouts = [data[data["world_size"] == count]["layout"].nunique() for count in ranks]
+    widths = [number + 2 for number in layouts] if by_layouts else None
+    panels = figure.subplots(1, len(ranks), sharey=True, squeeze=False, width_ratios=widths)[0]
     panels[0].set_ylabel(unit)
     for axes, count in zip(panels, ranks, strict=True):
         axes.set_title(f"{int(count)} ranks" if count > 1 else "1 rank", fontsize=9)
@@ -192,14 +205,16 @@ def _panels(data: pd.DataFrame, unit: str) -> tuple[Figure, list[tuple[Axes, pd.
     ]
 
 
-def _finish(figure: Figure, data: pd.DataFrame, handles: list[Any], bottom: float = 0.34) -> Figure:
-    figure.supxlabel("sequence length (tokens)", fontsize=9, y=0.03)
+def _finish(
+    figure: Figure, data: pd.DataFrame, handles: list[Any], along: str, bottom: float = 0.34
+) -> Figure:
+    figure.supxlabel(along, fontsize=9, y=0.03)
     figure.legend(
         handles=handles, loc="upper center", ncols=min(5, len(handles)), frameon=False, fontsize=8
     )
     figure.text(0.995, 0.01, source_of(data), ha="right", va="bottom", fontsize=6)
     figure.subplots_adjust(
-        left=0.9 / figure.get_figwidth(), right=0.985, top=0.84, bottom=bottom, wspace=0.06
+        left=0.9 / figure.get_figwidth(), right=0.985, top=0.82, bottom=bottom, wspace=0.06
     )
     return figure
 
@@ -214,29 +229,39 @@ def _bars(rows: pd.DataFrame) -> Iterator[tuple[int, pd.Series]]:
 
 def layout(row: Mapping[Any, Any]) -> str:
     """A row's method and the ring that crosses it; all methods are one in a pure ring."""
-    ring, sequence = (row.get(f"{axis}_parallel_size") for axis in ("ring", "sequence"))
-    if ring is None or not ring > 1:  # no such column, or not filled in
+    ring = int(row.get("ring_parallel_size") or 1)  # rows from before there were rings have none
+    if ring == 1:
         return row["method"]
-    return f"{row['method']} x ring {int(ring)}" if sequence != 1 else f"ring {int(ring)}"
+    name = f"ring {ring}"
+    name += " contiguous" * (row.get("ring_order") == "contiguous")
+    name += f" {row['ring_backend']}" * (row.get("ring_backend") not in (None, "", "native"))
+    return name if row["sequence_parallel_size"] == 1 else f"{row['method']} x {name}"
 
 
 def layouts_of(data: pd.DataFrame) -> list[str]:
     """The layouts that rows are of: by ring size, then in the order of the methods, pure last."""
 
-    def place(name: str) -> tuple[int, int]:
-        method, _, ring = name.removeprefix("ring ").partition(" x ring ")
-        if method in METHODS:
-            return int(ring or 1), list(METHODS).index(method)
-        return int(method), len(METHODS)
+    def place(name: str) -> tuple[int, int, str]:
+        method, size, how = _parts(name)
+        return size, [*METHODS, ""].index(method), how
 
     return sorted(dict.fromkeys(data["layout"]), key=place)
 
 
 def _style(name: str) -> dict[str, Any]:
-    """The method's own; with a ring across it, hollow."""
-    method, _, ring = name.partition(" x ring ")
+    """The method's own; with a ring across it hollow, the larger the ring the smaller."""
+    method, size, _ = _parts(name)
     style = _METHOD_STYLE.get(method, _PURE_RING)
-    return style | {"markerfacecolor": "white", "alpha": 0.8} if ring else style
+    if size == 1:
+        return style
+    return style | {"markerfacecolor": "white", "markersize": 8 - size.bit_length(), "alpha": 0.8}
+
+
+def _parts(name: str) -> tuple[str, int, str]:
+    """Method (empty in a pure ring), places of the ring, and how they go round, of a layout."""
+    method, ring, rest = name.partition("ring ")
+    size, _, how = rest.partition(" ")
+    return method.removesuffix(" x "), int(size) if ring else 1, how
 
 
 def methods_of(data: pd.DataFrame) -> list[str]:

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from bench import cell, host_limit, rows, theory, theory_memory
+from bench import cell, dryrun, host_limit, rows, theory, theory_memory
 from odysseus.config import RunConfig
 from odysseus.host_memory import HostMemoryError
 
@@ -35,7 +35,8 @@ _OUT_OF_MEMORY = {
 def run_cell(
     run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = cell.measure
 ) -> dict[str, Any]:
-    """Run a checked cell in fresh processes; its whole row, whatever its status.
+    """Run a checked cell in fresh processes, or count it in this one if it is a dry run; its whole
+    row, whatever its status.
 
     Args:
         measure: What each worker does; a function of a module, to be found by name.
@@ -44,7 +45,7 @@ def run_cell(
         SystemExit: Ctrl-C or a polite kill, after the workers are gone.
     """
     started = time.monotonic()
-    outcome = run_workers(run, measure)
+    outcome = _count(run) if run.dry_run else run_workers(run, measure)
     return finish_row(run, outcome, time.monotonic() - started)
 
 
@@ -91,13 +92,21 @@ def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
 def finish_row(run: RunConfig, outcome: dict[str, Any], wall_s: float) -> dict[str, Any]:
     """A row from a cell's outcome: identity, provenance and theory added."""
     row = rows.identity(run) | rows.provenance() | outcome | {"wall_s": round(wall_s, 2)}
-    if row["status"] == "ok":
+    if "comm_bytes_total" in row:
         row |= {
             "theory_comm_bytes_total": theory.step_traffic(run).total,
             "theory_peak_activation_bytes": theory_memory.peak_activation_bytes(run),
             "theory_peak_host_bytes": theory_memory.host_bytes(run),
         }
     return row
+
+
+def _count(run: RunConfig) -> dict[str, Any]:
+    """A dry run's columns."""
+    try:
+        return dryrun.columns(run, dryrun.counted(run))
+    except Exception as error:
+        return {"status": "error", "error": f"{type(error).__name__}: {error}"}
 
 
 def launched_world_size() -> int | None:

@@ -28,20 +28,26 @@ HOST = "host"
 
 @dataclass
 class Allocation:
-    """One storage's life: bytes, what for, and the operation that made it."""
+    """One storage's life: bytes, what for, and the operation that made it, in which ZeRO unit."""
 
     bytes: int
     kind: str
     made_by: str
+    unit: str
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most bytes alive at once, by kind, and the allocations alive then, largest first."""
+    """The most bytes alive at once, by kind, and the allocations alive then, largest first.
+
+    Attributes:
+        last: The allocation that made it the most; None if there was none.
+    """
 
     bytes: int
     by_kind: dict[str, int]
     alive: list[Allocation]
+    last: Allocation | None
 
 
 class MemoryMeter(Watcher):
@@ -53,10 +59,14 @@ class MemoryMeter(Watcher):
     are the parameters' whole
     and sharded ones; everything else is *activations*. Kernels' own workspace and gloo's buffers
     are not counted.
+
+    Args:
+        rounding_bytes: What the device's allocator rounds every size up to a multiple of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rounding_bytes: int = 1) -> None:
         super().__init__()
+        self.rounding_bytes = rounding_bytes
         self._log: list[tuple[int, bool]] = []
         self._allocations: list[Allocation] = []
         self._live: dict[int, tuple[int, Any]] = {}
@@ -77,10 +87,11 @@ class MemoryMeter(Watcher):
         alive: set[int] = set()
         best: set[int] = set()
         now = most = 0
+        last = None
         for index, made in self._log:
             if self._allocations[index].kind not in (kinds or KINDS):
                 continue
-            size = self._allocations[index].bytes
+            size = self._bytes(index)
             if made:
                 alive.add(index)
                 now += size
@@ -88,12 +99,19 @@ class MemoryMeter(Watcher):
                 alive.remove(index)
                 now -= size
             if now > most:
-                most, best = now, set(alive)
-        held = sorted((self._allocations[i] for i in best), key=lambda a: -a.bytes)
+                most, best, last = now, set(alive), self._allocations[index]
         by_kind: Counter[str] = Counter()
-        for allocation in held:
-            by_kind[allocation.kind] += allocation.bytes
-        return Peak(most, {kind: by_kind[kind] for kind in KINDS}, held)
+        for index in best:
+            by_kind[self._allocations[index].kind] += self._bytes(index)
+        held = sorted((self._allocations[i] for i in best), key=lambda a: -a.bytes)
+        return Peak(most, {kind: by_kind[kind] for kind in KINDS}, held, last)
+
+    def _bytes(self, index: int) -> int:
+        """What an allocation takes: on the device, rounded up."""
+        size = self._allocations[index].bytes
+        if self._allocations[index].kind == HOST:
+            return size
+        return -(-size // self.rounding_bytes) * self.rounding_bytes
 
     def __enter__(self) -> MemoryMeter:
         # FSDP2 frees and refills gathered parameters by resizing their storage, which no
@@ -150,7 +168,7 @@ class MemoryMeter(Watcher):
 
     def _add(self, storage: torch.UntypedStorage, kind: str, made_by: str) -> None:
         index, key = len(self._allocations), storage._cdata
-        self._allocations.append(Allocation(storage.nbytes(), kind, made_by))
+        self._allocations.append(Allocation(storage.nbytes(), kind, made_by, self.unit))
         self._log.append((index, True))
 
         def gone(_: Any) -> None:

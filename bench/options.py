@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from bench import arctic
+from bench import arctic, dryrun
 from methods import METHODS
 from odysseus import liger, ring
 from odysseus.config import RunConfig
@@ -83,10 +83,13 @@ def check(run: RunConfig) -> None:
     """Raise ValueError unless the cell can be started: sizes, method, text, devices."""
     run.check()
     METHODS[run.method].check(run)
+    dryrun.check(run)
+    if run.dry_run:
+        return
     device = pick_device(run.device)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but there is no GPU; valid here: auto, cpu")
-    choose_kernels(run.model, device)
+    choose_kernels(run.model, device, run.compute_dtype)
     liger.check(run, device)
     ring.check(run, device)
     check_compiler(run, device)
@@ -111,6 +114,10 @@ def check_gpus(run: RunConfig, launched: int | None) -> None:
             f"world_size = {run.world_size}, but the launcher started {launched} processes; "
             f"valid: {launched}"
         )
+    if run.dry_run and launched is not None:
+        raise ValueError("dry_run = true has no peers; run it without torchrun or srun")
+    if run.dry_run:
+        return
     gpus = torch.cuda.device_count()
     if launched is None and pick_device(run.device).type == "cuda" and run.world_size > gpus:
         raise ValueError(

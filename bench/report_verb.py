@@ -10,9 +10,8 @@ import pandas as pd
 from bench import ablation, figures, options, ring_balance, rows
 
 _TABLE = {
-    "method": "method",
+    "layout": "layout",
     "world_size": "ranks",
-    "ring_parallel_size": "ring",
     "seq_len": "tokens",
     "step_ms_p50": "step ms",
     "tokens_per_s": "tokens/s",
@@ -56,7 +55,8 @@ def draw_study(name: str, data: pd.DataFrame, path: Path) -> str:
     study, wanted = _STUDIES[name]
     if missing := [c for c in study.COLUMNS if c not in data or data[c].isna().all()]:
         return f"{name}: left out, no {', '.join(missing)} in these rows"
-    drawn = study.figure(data)
+    with figures.styled():
+        drawn = study.figure(data)
     if drawn is None:
         return f"{name}: left out, these rows are no {wanted}"
     figures.save(drawn, path)
@@ -89,8 +89,9 @@ def table(data: pd.DataFrame) -> str:
         theory_mib=data["theory_comm_bytes_total"] / 2**20,
         peak_mib=data["peak_memory_bytes"] / 2**20,
         mfu=data["mfu"] * 100,
+        layout=[figures.layout(row) for row in data.to_dict("records")],
     )
-    order = ["world_size", "seq_len", "ring_parallel_size", "method"]
+    order = ["world_size", "seq_len", "ring_parallel_size", "layout"]
     shown = shown.sort_values(order)[list(_TABLE)]
     formats = {"step_ms_p50": "{:.0f}", "tokens_per_s": "{:.0f}", "loss_last": "{:.4f}"}
     formats |= dict.fromkeys(("comm_mib", "theory_mib"), "{:.2f}")

@@ -32,7 +32,8 @@ def figure(rows: pd.DataFrame) -> Figure | None:
         share = of["attention_flops_max"] / of["attention_flops_mean"]
         axes.plot(of["ring_parallel_size"], share, label=order, **style)
         for size, value in zip(of["ring_parallel_size"], share, strict=True):
-            axes.annotate(f"{value:.2f}", (size, value), (0, 6), textcoords="offset points")
+            above: dict[str, Any] = {"textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{value:.2f}", (size, value), (0, 6), **above)
     axes.set_xscale("log", base=2)
     axes.set_xticks(
         sizes := sorted(rings["ring_parallel_size"].unique()), [f"{s:g}" for s in sizes]

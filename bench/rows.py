@@ -42,7 +42,7 @@ _KEY = (*_IDENTITY, "mode", "device")
 
 COLUMNS = (
     *_IDENTITY,
-    *["mode", "backend", "device", "hardware", "allocator_settings"],
+    *["mode", "rank", "backend", "device", "hardware", "allocator_settings"],
     *["torch_version", "git_commit", "git_dirty", "utc"],
     *["status", "error", "wall_s"],
     *["step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"],
@@ -60,8 +60,10 @@ COLUMNS = (
 def identity(run: RunConfig) -> dict[str, Any]:
     """What makes this cell the cell it is."""
     device, attention = pick_device(run.device), run.model.attn_implementation
+    if run.hardware:
+        attention = "flash_attention_2"
     with contextlib.suppress(ValueError):  # an impossible kernel keeps its name
-        attention = choose_attention(attention, device)[0]
+        attention = choose_attention(attention, device, run.compute_dtype)[0]
     return {
         "method": run.method,
         "model": run.model.label,
@@ -97,8 +99,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "ulysses_all_to_all": run.ulysses_all_to_all,
         "learning_rate": run.optimizer.learning_rate,
         "data_path": run.data.path,
-        "mode": "measured",
-        "device": device.type,
+        "mode": "dry_run" if run.dry_run else "measured",
+        "device": ("cuda" if run.hardware else "cpu") if run.dry_run else device.type,
+        "hardware": run.hardware or None,
     }
 
 
@@ -119,7 +122,9 @@ def provenance() -> dict[str, Any]:
 
 def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """A row's identity as text, the same before and after a trip through a file."""
-    return tuple(_text(row.get(column)) for column in _KEY)
+    # A measured row says on what it was measured, a dry run's for what it was asked.
+    asked = row.get("hardware") if row.get("mode") == "dry_run" else None
+    return (*(_text(row.get(column)) for column in _KEY), _text(asked))
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from bench import launch, options, rows
+from bench import dryrun, launch, options, rows
 from bench.advice import advice
 from bench.placement import placement
+from odysseus.config import RunConfig
 from odysseus.host_memory import ranks_a_node
 from odysseus.mesh import pick_device
 
@@ -23,6 +25,12 @@ def main(arguments: list[str]) -> int:
     parser = options.parser("run", "Measure one cell and append its row to a CSV file.")
     options.add_run_options(parser)
     parser.add_argument("--out", type=str, default="results/runs.csv", help="CSV file of rows.")
+    parser.add_argument(
+        "--explain_peak",
+        type=bool,
+        default=False,
+        help="dry_run: also print where the peak is, and the ten largest tensors alive then.",
+    )
     parsed = options.parse(parser, arguments)
     run, launched = options.run_config(parsed), launch.launched_world_size()
     options.check(run)
@@ -30,6 +38,8 @@ def main(arguments: list[str]) -> int:
     out = Path(parsed.out)
     if os.environ.get("RANK", "0") == "0":
         rows.check_writable(out)
+    if run.dry_run:
+        return _dry_run(run, out, parsed.explain_peak)
     local = ranks_a_node(run.world_size)
     if os.environ.get("RANK", "0") == "0" and (
         run.ring_parallel_size > 1 or local < run.world_size
@@ -44,6 +54,16 @@ def main(arguments: list[str]) -> int:
     return 0 if row is None else _finish(out, row)
 
 
+def _dry_run(run: RunConfig, out: Path, explain: bool) -> int:
+    started = time.monotonic()
+    counted = dryrun.counted(run)
+    outcome = dryrun.columns(run, counted)
+    row = launch.finish_row(run, outcome, time.monotonic() - started)
+    if explain:
+        print(dryrun.explain(counted))
+    return _finish(out, row)
+
+
 def _finish(out: Path, row: dict[str, Any]) -> int:
     rows.append(out, row)
     if row["status"] != "ok":
@@ -55,11 +75,14 @@ def _finish(out: Path, row: dict[str, Any]) -> int:
 
 def summary(row: dict[str, Any]) -> str:
     """A row in one line."""
+    of, time_of, loss = row["hardware"] or row["device"], "", ""
+    if row["mode"] == "measured":
+        of = row["device"]
+        time_of = f"{row['step_ms_p50']:.1f} ms a step, {row['tokens_per_s']:.0f} tokens/s, "
+        loss = f", loss {row['loss_first']:.4f} -> {row['loss_last']:.4f}"
     ring = f" x ring {row['ring_parallel_size']}" if row["ring_parallel_size"] > 1 else ""
     return (
-        f"{row['method']}{ring} on {row['world_size']} x {row['device']}, {row['seq_len']} tokens: "
-        f"{row['step_ms_p50']:.1f} ms a step, {row['tokens_per_s']:.0f} tokens/s, "
+        f"{row['method']}{ring} on {row['world_size']} x {of}, {row['seq_len']} tokens: {time_of}"
         f"{row['comm_bytes_total'] / 2**20:.2f} MiB sent a rank, "
-        f"peak {row['peak_memory_bytes'] / 2**20:.1f} MiB, "
-        f"loss {row['loss_first']:.4f} -> {row['loss_last']:.4f}"
+        f"peak {row['peak_memory_bytes'] / 2**20:.1f} MiB{loss}"
     )

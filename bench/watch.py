@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_UNIT = re.compile(r"FSDP::pre_(forward|backward) \((.+)\)")
 
 
 class Watcher(TorchDispatchMode):
@@ -13,11 +16,15 @@ class Watcher(TorchDispatchMode):
 
     This project's collectives, FSDP2 and optimizers name their regions with
     ``torch.profiler.record_function``; `region` is the innermost name.
+
+    Attributes:
+        unit: The ZeRO unit that began last, as ``forward model.layers.0``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._regions: list[str] = []
+        self.unit = ""
 
     @property
     def region(self) -> str:
@@ -34,6 +41,8 @@ class Watcher(TorchDispatchMode):
         name = func.name()
         if name.startswith("profiler::_record_function_enter"):
             self._regions.append(args[0])
+            if found := _UNIT.match(args[0]):
+                self.unit = " ".join(found.groups())
         elif name.startswith("profiler::_record_function_exit"):
             self._regions.pop()
         else:

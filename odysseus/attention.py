@@ -19,14 +19,19 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 _PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
-def choose_attention(implementation: str, device: torch.device) -> tuple[str, Attend]:
+def choose_attention(
+    implementation: str, device: torch.device, dtype: torch.dtype
+) -> tuple[str, Attend]:
     """The name and the function of the attention kernel that a setting means on a device.
 
+    FlashAttention's packages compute in bf16 only; auto takes them where they can.
+
     Raises:
-        ValueError: the kernel needs CUDA or a package that is not installed.
+        ValueError: the kernel needs CUDA, another dtype or a package that is not installed.
     """
     if implementation == "auto":
         fitting = device.type == "cuda" and _is_installed("flash_attention_2")
+        fitting = fitting and dtype == torch.bfloat16
         implementation = "flash_attention_2" if fitting else "sdpa"
     if implementation == "sdpa":
         return implementation, sdpa
@@ -34,6 +39,11 @@ def choose_attention(implementation: str, device: torch.device) -> tuple[str, At
         raise ValueError(
             f"model.attn_implementation = {implementation} needs CUDA; "
             f"valid on {device.type}: auto, sdpa"
+        )
+    if dtype != torch.bfloat16:
+        raise ValueError(
+            f"model.attn_implementation = {implementation} computes in bf16, not in "
+            f"{str(dtype).removeprefix('torch.')}; valid: auto, sdpa"
         )
     if not _is_installed(implementation):
         raise ValueError(
@@ -70,23 +80,15 @@ class BlockAttention:
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def choose_block_attention(implementation: str, device: torch.device) -> BlockAttention:
-    """The attention kernel with log-sum-exp that a setting means on a device.
-
-    Raises:
-        ValueError: there is none.
-    """
-    name, _ = choose_attention(implementation, device)
+def choose_block_attention(name: str, device: torch.device) -> BlockAttention | None:
+    """The kernel with log-sum-exp beside the one that :func:`choose_attention` names, if any."""
     if device.type == "cpu":
         return BlockAttention(_cpu_forward, _cpu_backward)
-    if name == "sdpa":
-        return BlockAttention(_cuda_forward, _cuda_backward)
-    if name == "flash_attention_2":
-        return BlockAttention(_flash_2_forward, _flash_2_backward)
-    raise ValueError(
-        f"model.attn_implementation = {name} gives no log-sum-exp here, which ring attention "
-        "needs; valid: auto, sdpa, flash_attention_2"
-    )
+    found = {
+        "sdpa": BlockAttention(_cuda_forward, _cuda_backward),
+        "flash_attention_2": BlockAttention(_flash_2_forward, _flash_2_backward),
+    }
+    return found.get(name)
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:

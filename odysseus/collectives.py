@@ -108,7 +108,7 @@ def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> tuple[Tensor, dist.
 
 @dataclass(frozen=True)
 class Hop:
-    """Something on its way to the next rank of an axis, and what comes from the previous one."""
+    """Something on its way to the next rank of an axis, kept alive here, and what comes."""
 
     sent: Tensor
     received: Tensor

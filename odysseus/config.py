@@ -18,7 +18,7 @@ from odysseus.sizes import check_axes, check_multiple
 _LOWEST = {"world_size": 1, "sequence_parallel_size": 0, "ring_parallel_size": 1, "seq_len": 1}
 _LOWEST |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "reduce_bucket_size": 0}
 _LOWEST |= {"host_memory_limit_bytes": 0, "tiled_loss_bytes": 1}
-_LOWEST |= {"steps": 1, "warmup_steps": 0, "seed": 0, "timeout_s": 1}
+_LOWEST |= {"steps": 1, "warmup_steps": 0, "seed": 0, "timeout_s": 1, "rank": -1}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -80,6 +80,11 @@ class RunConfig:
         seed: Decides all initial weights, whatever the method and the number of processes.
         timeout_s: Seconds after which a cell is stopped and becomes a row with status timeout.
         device: Where to compute; auto takes CUDA where there is a GPU.
+        dry_run: Count instead of measure: one rank's step without values and without peers, the
+            same code, any world_size. The row has mode dry_run, traffic, memory and FLOPs.
+        hardware: dry_run: the GPU that it is for, a100-80g, h100-80g, h200-141g, b200-180g or a
+            YAML file; without one, what this project's CPU cells do.
+        rank: dry_run: which rank; -1 is the one with the most memory.
     """
 
     method: Literal["tp", "tp_sp", "ulysses", "odysseus"] = "odysseus"
@@ -117,6 +122,9 @@ class RunConfig:
     seed: int = 0
     timeout_s: int = 1800
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dry_run: bool = False
+    hardware: str = ""
+    rank: int = -1
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -155,7 +163,8 @@ class RunConfig:
 
     @property
     def seq_len_unit(self) -> int:
-        """What seq_len is a multiple of: every rank has as much of each chunk as every other."""
+        """What seq_len is a multiple of: two chunks a place in zigzag order, and every rank's shard
+        a whole number of half chunks."""
         halves = 2 if self.ring_order == "zigzag" and self.ring_parallel_size > 1 else 1
         return halves * self.shards
 
@@ -230,6 +239,11 @@ class RunConfig:
             halves = "2 x " if self.seq_len_unit > self.shards else ""
             product = f"{halves}ring_parallel_size x {product}"
         check_multiple(self.seq_len, self.seq_len_unit, product)
+        if self.rank >= self.world_size:
+            raise ValueError(
+                f"rank = {self.rank} is none of world_size = {self.world_size}; "
+                f"valid: -1 to {self.world_size - 1}"
+            )
         if a.vocab_size < 256:
             raise ValueError(f"model.vocab_size is {a.vocab_size}; byte tokens need at least 256")
 

@@ -15,31 +15,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odysseus import liger
-from odysseus.attention import Attend, by_head, choose_attention, sdpa
+from odysseus.attention import (
+    Attend,
+    BlockAttention,
+    by_head,
+    choose_attention,
+    choose_block_attention,
+    sdpa,
+)
 from odysseus.config import ModelOptions
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the modules of one rank compute with; the functions below say what each does."""
+    """What the modules of one rank compute with; the functions below say what each does.
+
+    Attributes:
+        blocks: Attention to a block of the keys, which a ring needs; None where there is none.
+    """
 
     attend: Attend
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     swiglu: Callable[[Tensor], Tensor]
     rotary_: Callable[[Tensor, Tensor, int], Tensor]
+    blocks: BlockAttention | None = None
 
 
-def choose_kernels(model: ModelOptions, device: torch.device) -> Kernels:
-    """The kernels that a model's options mean on a device.
+def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype) -> Kernels:
+    """The kernels that a model's options mean on a device, computing in this dtype.
 
     Raises:
-        ValueError: one needs CUDA or a package that is not installed.
+        ValueError: one needs CUDA, another dtype or a package that is not installed.
     """
-    _, attend = choose_attention(model.attn_implementation, device)
+    name, attend = choose_attention(model.attn_implementation, device, dtype)
+    blocks = choose_block_attention(name, device)
     if model.type == "liger":
         liger.require("model.type", "torch", device)
-        return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary)
-    return replace(TORCH, attend=attend)
+        return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks)
+    return replace(TORCH, attend=attend, blocks=blocks)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

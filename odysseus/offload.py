@@ -62,10 +62,10 @@ class CheckpointOffload:
 
     def keep(self, x: Tensor) -> saved_tensors_hooks:
         """Context in which a block's input `x` is saved by moving it, everything else as usual."""
-        place = x.data_ptr(), x.shape  # x itself would stay: autograd keeps the hooks
+        place = _place(x)  # x itself would stay: autograd keeps the hooks
 
         def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
-            return self._put(saved) if (saved.data_ptr(), saved.shape) == place else saved
+            return self._put(saved) if _place(saved) == place else saved
 
         def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
             return packed if isinstance(packed, Tensor) else packed()
@@ -99,3 +99,8 @@ class CheckpointOffload:
         if kept.on_device is None and kept.on_host is not None:
             kept.on_device = torch.empty_like(like)
             self.back.copy(kept.on_device, kept.on_host)
+
+
+def _place(x: Tensor) -> tuple[object, ...]:
+    """Which memory a tensor looks at, also where it has none, on fake tensors."""
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from odysseus import collectives
-from odysseus.attention import Attend, BlockAttention, choose_block_attention
+from odysseus.attention import Attend, BlockAttention
 from odysseus.config import RunConfig
-from odysseus.mesh import Axis, Mesh
+from odysseus.kernels import Kernels, choose_kernels
+from odysseus.mesh import Axis
 from odysseus.ring_order import Look, look_at_place, look_at_whole
 
 Visit = Callable[[Look, Tensor], None]
@@ -41,6 +42,9 @@ class Exchange(Protocol):
         ...
 
 
+_FLASH = ("auto", "flash_attention_2")
+
+
 def check(run: RunConfig, device: torch.device) -> None:
     """Raise ValueError if a run's ring has no kernel on a device.
 
@@ -57,25 +61,36 @@ def check(run: RunConfig, device: torch.device) -> None:
             "ring_backend = yunchang needs the package flash_attn; "
             "valid without it: native, allgather"
         )
+    if run.ring_backend == "yunchang" and run.model.attn_implementation not in _FLASH:
+        raise ValueError(
+            f"model.attn_implementation = {run.model.attn_implementation} is not what "
+            f"ring_backend = yunchang computes with; valid: {', '.join(_FLASH)}"
+        )
     if device.type == "cuda" and run.dtype != "bf16":
         raise ValueError(
-            f"dtype = {run.dtype} has no attention kernel with a log-sum-exp on CUDA, which "
-            "ring attention needs; valid: bf16"
+            f"dtype = {run.dtype} is none that ring attention's kernels compute in on CUDA; "
+            "valid: bf16"
         )
-    choose_block_attention(run.model.attn_implementation, device)
+    width = run.architecture.head_dim
+    if device.type == "cuda" and (width % 8 or width > 256):
+        raise ValueError(
+            f"model.head_dim = {width} is none that ring attention's kernels compute in on CUDA; "
+            "valid: multiples of 8 up to 256"
+        )
+    if choose_kernels(run.model, device, run.compute_dtype).blocks is None:
+        raise ValueError(
+            f"model.attn_implementation = {run.model.attn_implementation} gives no log-sum-exp "
+            "here, which ring attention needs; valid: auto, sdpa, flash_attention_2"
+        )
 
 
-def choose_ring(run: RunConfig, mesh: Mesh) -> Attend:
-    """A run's attention over the ring axis of its mesh.
-
-    Raises:
-        ValueError: as :func:`check`.
-    """
+def choose_ring(run: RunConfig, axis: Axis, kernels: Kernels) -> Attend:
+    """A run's attention over the ring axis of its mesh, with the block kernel of these."""
     if run.ring_backend == "yunchang":
-        return yunchang_attend(mesh.ring, run.ring_order)
-    blocks = choose_block_attention(run.model.attn_implementation, mesh.device)
+        return yunchang_attend(axis, run.ring_order)
+    assert kernels.blocks is not None, "as check has made sure"
     exchange = {"native": PassOn, "allgather": AllGather}[run.ring_backend]
-    return attend_with(exchange(mesh.ring, run.ring_order), blocks)
+    return attend_with(exchange(axis, run.ring_order), kernels.blocks)
 
 
 def yunchang_attend(axis: Axis, order: str) -> Attend:
@@ -109,6 +124,8 @@ def attend_with(exchange: Exchange, blocks: BlockAttention) -> Attend:
 @dataclass(frozen=True)
 class PassOn:
     """Each place passes on what it has to the next one while it computes with it: R-1 hops.
+
+    Only the last hop of the gradients has nothing to hide behind.
 
     Bytes a place sends: (R-1)·|kv| forward, as much backward, and (R-1)·|kv| in fp32.
     """
@@ -145,44 +162,48 @@ class PassOn:
             yield look_at_place(self.order, place, source, kv_2BSGK.shape[2]), kv_2BSGK
             if hop is not None:
                 kv_2BSGK = hop.wait()
+                del hop  # and with it what was sent
 
 
 @dataclass(frozen=True)
 class AllGather:
     """Gather all keys and values at once, forward and again backward (Llama 3, arXiv 2407.21783
-    §3.3.2): the same bytes, fewer and larger calls, R times the memory.
+    §3.3.2): the same bytes, fewer and larger calls, R times the keys and values, twice that while
+    they are put in order.
     """
 
     axis: Axis
     order: str
 
     def forward(self, kv_2BSGK: Tensor, visit: Visit) -> None:
-        gathered, work = collectives.start_all_gather(kv_2BSGK, self.axis)
-        tokens = slice(0, kv_2BSGK.shape[2])
-        visit(Look(tokens, tokens, causal=True), kv_2BSGK)
-        work.wait()
-        kv_2BTGK = self._in_order(gathered)
-        for look in self._looks(kv_2BSGK):
-            visit(look, kv_2BTGK[:, :, look.keys])
+        for look, block in self._come_together(kv_2BSGK):
+            visit(look, block)
 
     def backward(self, kv_2BSGK: Tensor, differentiate: Differentiate) -> Tensor:
-        gathered, work = collectives.start_all_gather(kv_2BSGK, self.axis)
-        tokens = slice(0, kv_2BSGK.shape[2])
-        own = differentiate(Look(tokens, tokens, causal=True), kv_2BSGK)
-        work.wait()
-        kv_2BTGK = self._in_order(gathered)
-        del gathered
-        sum_2BTGK = torch.zeros_like(kv_2BTGK, dtype=own.dtype)
-        for look in self._looks(kv_2BSGK):
-            sum_2BTGK[:, :, look.keys] += differentiate(look, kv_2BTGK[:, :, look.keys])
+        blocks = self._come_together(kv_2BSGK)
+        home, block = next(blocks)
+        own_2BSGK = differentiate(home, block)
+        shape = [2, kv_2BSGK.shape[1], self.axis.size * kv_2BSGK.shape[2], *kv_2BSGK.shape[3:]]
+        sum_2BTGK = own_2BSGK.new_zeros(shape)
+        for look, block in blocks:
+            sum_2BTGK[:, :, look.keys] += differentiate(look, block)
+        del block  # and with it all keys and values
         others, work = collectives.start_reduce_scatter(
             self._by_place(sum_2BTGK).flatten(0, 1), self.axis, 0
         )
         work.wait()
-        return others.add_(own)
+        return others.add_(own_2BSGK)
 
-    def _looks(self, kv_2BSGK: Tensor) -> list[Look]:
-        return look_at_whole(self.order, self.axis.size, self.axis.rank, kv_2BSGK.shape[2])
+    def _come_together(self, kv_2BSGK: Tensor) -> Iterator[tuple[Look, Tensor]]:
+        """This place's keys and values while all are on their way, then what else is seen."""
+        gathered, work = collectives.start_all_gather(kv_2BSGK, self.axis)
+        tokens = slice(0, kv_2BSGK.shape[2])
+        yield Look(tokens, tokens, causal=True), kv_2BSGK
+        work.wait()
+        kv_2BTGK = self._in_order(gathered)
+        del gathered, work
+        for look in look_at_whole(self.order, self.axis.size, self.axis.rank, tokens.stop):
+            yield look, kv_2BTGK[:, :, look.keys]
 
     def _in_order(self, places_R2BSGK: Tensor) -> Tensor:
         """The sequence in order from what every place has of it."""

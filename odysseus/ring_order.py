@@ -9,6 +9,7 @@ A place's own tokens are in order, so at home the mask is the plain causal one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -50,6 +51,11 @@ def look_at_place(order: str, place: int, source: int, tokens: int) -> Look | No
     if source < place:
         return Look(everything, slice(0, tokens // 2))
     return Look(slice(tokens // 2, tokens), everything)
+
+
+def share_of_attention(order: str, ring: int, place: int) -> Fraction:
+    """A place's part of the causal scores, over the mean."""
+    return Fraction(1) if order == "zigzag" else Fraction(2 * place + 1, ring)
 
 
 def look_at_whole(order: str, ring: int, place: int, tokens: int) -> list[Look]:

@@ -15,7 +15,7 @@ from odysseus import collectives, weights, zero
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.host_memory import HostMemory
-from odysseus.kernels import choose_kernels
+from odysseus.kernels import Kernels, choose_kernels
 from odysseus.loss import IGNORED_LABEL, choose_loss
 from odysseus.mesh import Mesh
 from odysseus.method import Method
@@ -38,7 +38,9 @@ class StepResult:
     grad_norm: Tensor
 
 
-def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) -> CausalLM:
+def build_model(
+    run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
+) -> CausalLM:
     """This rank's shards of the run's model, initialised.
 
     Built on the meta device, sharded there, then allocated and filled shard by shard: no rank
@@ -46,14 +48,14 @@ def build_model(run: RunConfig, method: Method, mesh: Mesh, host: HostMemory) ->
 
     Args:
         host: The account of what goes to host memory.
+        kernels: What one rank computes with, but for a ring's attention.
 
     Raises:
         HostMemoryError: the shards are to live in host memory, and there is too little.
     """
     architecture = run.architecture
-    kernels = choose_kernels(run.model, mesh.device)
     if mesh.ring.size > 1:
-        kernels = replace(kernels, attend=choose_ring(run, mesh))
+        kernels = replace(kernels, attend=choose_ring(run, mesh.ring, kernels))
     edges = Edges(
         enter=lambda x: method.enter(x, mesh),
         leave=lambda x: method.leave(x, mesh),
@@ -104,12 +106,19 @@ def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tri
 
 
 class Trainer:
-    """Model, optimizer and step of one run on one rank."""
+    """Model, optimizer and step of one run on one rank.
 
-    def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
+    Args:
+        kernels: What to compute with; by default what the run's model options mean here.
+    """
+
+    def __init__(
+        self, run: RunConfig, method: Method, mesh: Mesh, kernels: Kernels | None = None
+    ) -> None:
         self.run, self.method, self.mesh = run, method, mesh
         self.host = HostMemory.of(run, mesh.device)
-        self.model = build_model(run, method, mesh, self.host)
+        kernels = kernels or choose_kernels(run.model, mesh.device, run.compute_dtype)
+        self.model = build_model(run, method, mesh, self.host, kernels)
 
     @cached_property
     def optimizer(self) -> ShardedAdamW:

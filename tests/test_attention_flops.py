@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.attention_flops import AttentionMeter
+from bench.attention_flops import _KERNELS, AttentionMeter
 from methods import METHODS
 from odysseus.attention import choose_attention, choose_block_attention
 from odysseus.config import RunConfig
@@ -25,7 +25,7 @@ def test_kernels_by_hand() -> None:
     q, k = torch.randn(2, 6, 4, 8, requires_grad=True), torch.randn(2, 6, 2, 8)
     blocks = choose_block_attention("sdpa", CPU)
     with AttentionMeter() as causal:
-        o = choose_attention("sdpa", CPU)[1](q, k, k)
+        o = choose_attention("sdpa", CPU, torch.float32)[1](q, k, k)
     assert causal.flops == 2 * (2 * 2 * 4 * 6 * 6 * 8) // 2
     with AttentionMeter() as backward:
         o.sum().backward()
@@ -33,6 +33,14 @@ def test_kernels_by_hand() -> None:
     with AttentionMeter() as block:
         blocks.forward(q[:, 2:], k, k, False)
     assert block.flops == 2 * (2 * 2 * 4 * 4 * 6 * 8)
+
+
+@pytest.mark.parametrize("name", [name for name in _KERNELS if name.startswith("aten::")])
+def test_arguments_are_where_the_schema_has_them(name: str) -> None:
+    query_at, key_at, causal_at, *_ = _KERNELS[name]
+    arguments = getattr(torch.ops.aten, name.removeprefix("aten::")).default._schema.arguments
+    names = [arguments[at].name for at in (query_at, key_at, causal_at)]
+    assert names == ["query", "key", "is_causal"]
 
 
 def measured(runs: list[RunConfig]) -> list[int]:

@@ -231,7 +231,7 @@ def model_results(variant: str, lent: Kernels, loss: Loss, tricks: Tricks) -> li
 
 def model_errors(variant: str, recompute: bool, tile_mlp: bool) -> list[float]:
     """Of the loss and gradients with all of Liger's kernels, against plain ones in fp64."""
-    lent = choose_kernels(ModelOptions(type="liger"), CPU)
+    lent = choose_kernels(ModelOptions(type="liger"), CPU, torch.float32)
     loss = partial(liger.fused_linear_cross_entropy, tile=3)
     found = model_results(variant, lent, loss, Tricks(tile_mlp, recompute))
     return largest_errors(found, model_results(variant, TORCH, whole_logits, Tricks()))

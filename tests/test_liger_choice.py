@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
 from bench import options
 from methods import METHODS
@@ -38,8 +39,10 @@ def test_nothing_else_imports_liger() -> None:
 def test_model_type_liger_means_ligers_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     options.check(replace(RUN, device="cpu"))
-    chosen = choose_kernels(RUN.model, CPU)
-    assert chosen == Kernels(TORCH.attend, liger.rms_norm, liger.swiglu, liger.rotary)
+    chosen = choose_kernels(RUN.model, CPU, torch.float32)
+    assert chosen == Kernels(
+        TORCH.attend, liger.rms_norm, liger.swiglu, liger.rotary, chosen.blocks
+    )
     tiled = choose_loss(RUN)
     assert isinstance(tiled, partial)
     assert tiled.func is liger.fused_linear_cross_entropy

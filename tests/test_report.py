@@ -33,10 +33,32 @@ def test_the_shipped_rows_make_every_figure(
 
 def test_the_shipped_rows_are_what_they_should_be() -> None:
     data = report_verb.load([EXAMPLE])
-    assert len(data) == 4 * 2 * 3
+    alone = data[data["ring_parallel_size"] == 1]
+    assert (len(alone), len(data) - len(alone)) == (4 * 2 * 3, 4 * 2 * 3)  # ring 2 and 4
     assert (data["comm_bytes_total"] == data["theory_comm_bytes_total"]).all()
     for _, cells in data.groupby(["world_size", "seq_len"]):
         assert cells["loss_last"].max() - cells["loss_last"].min() < 1e-4  # fp32
+
+
+def test_layouts_are_named_and_in_order() -> None:
+    data = report_verb.load([EXAMPLE])
+    data["layout"] = [figures.layout(row) for row in data.to_dict("records")]
+    plain = ["tp", "tp_sp", "ulysses", "odysseus"]
+    assert figures.layouts_of(data) == [*plain, *(f"{m} x ring 2" for m in plain), "ring 4"]
+    assert figures.layout({"method": "tp"}) == "tp"  # rows from before there were rings
+
+
+def test_the_shipped_rings_make_the_balance_figure(tmp_path: Path) -> None:
+    rows = EXAMPLE.with_name("ring.csv")
+    assert main(["report", "--rows", str(rows), "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "balance.svg").read_text()
+    assert "attention FLOPs, busiest rank / mean" in text
+    assert "1.88" in text
+    data = report_verb.load([rows])
+    share = data["attention_flops_max"] / data["attention_flops_mean"]
+    assert (share[data["ring_order"] == "zigzag"] == 1).all()
+    ring = data["ring_parallel_size"][data["ring_order"] == "contiguous"]
+    assert (share[ring.index] == (2 * ring - 1) / ring).all()
 
 
 def test_missing_columns_leave_a_figure_out(tmp_path: Path) -> None:

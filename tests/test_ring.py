@@ -17,8 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bench import theory
+from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus.attention import Attend, choose_block_attention, sdpa
+from odysseus.attention import Attend, BlockAttention, choose_block_attention, sdpa
 from odysseus.config import RunConfig
 from odysseus.mesh import Axis
 from odysseus.ring import AllGather, PassOn, attend_with, yunchang_attend
@@ -30,8 +32,7 @@ from tests.test_toggles import ALL_ON, check_all
 ORDERS = ("zigzag", "contiguous")
 BACKENDS = ("native", "allgather")
 BASE = replace(RUN, seq_len=80, tiled_loss_compute=False)
-"""Two blocks, batch 2, twice as many query heads as kv heads; 10 tokens a rank at the most ranks:
-five of each chunk."""
+"""Two blocks, batch 2, two query heads a kv head; 10 tokens a rank at the most ranks."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -51,6 +52,13 @@ def test_parity_of_every_hybrid(method: str, axes: tuple[int, int]) -> None:
             for order, backend, tricks in itertools.product(ORDERS, BACKENDS, ({}, ALL_ON))
         ]
     )
+
+
+@pytest.mark.parametrize("method", ["tp_sp", "ulysses"])
+def test_an_odd_ring(method: str) -> None:
+    base = replace(BASE, method=method, world_size=3, ring_parallel_size=3, seq_len=84)
+    orders = itertools.product(ORDERS, BACKENDS)
+    check_all([replace(base, ring_order=order, ring_backend=backend) for order, backend in orders])
 
 
 @pytest.mark.parametrize("axis_order", get_args(get_type_hints(RunConfig)["axis_order"]))
@@ -79,6 +87,7 @@ def local(whole_BSHK: Tensor, order: str, ring: int, place: int) -> Tensor:
 def attend_by(backend: str, axis: Axis, order: str) -> Attend:
     """The ring of a backend; yunchang's with this project's CPU kernel in flash-attn's place."""
     blocks = choose_block_attention("sdpa", torch.device("cpu"))
+    assert blocks is not None
     if backend != "yunchang":
         return attend_with({"native": PassOn, "allgather": AllGather}[backend](axis, order), blocks)
 
@@ -98,6 +107,28 @@ def attend_by(backend: str, axis: Axis, order: str) -> Attend:
             "bwd-only": backward,
         }[stage]
     return yunchang_attend(axis, order)
+
+
+def yunchang_traffic(order: str) -> dict[str, int]:
+    """What its ring sends for a block's forward and backward on this rank."""
+    axis = Axis(dist.distributed_c10d._get_default_group(), "activation")
+    attend = attend_by("yunchang", axis, order)
+    q, k, v = (torch.randn(2, 10, n, 8).bfloat16().requires_grad_() for n in (8, 4, 4))
+    with TrafficMeter() as meter:
+        attend(q, k, v).sum().backward()
+    return meter.totals()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_yunchangs_traffic_equals_theory(order: str) -> None:
+    model = replace(RUN.model, num_hidden_layers=1)
+    run = replace(BASE, model=model, method="ulysses", dtype="bf16", seq_len=30, world_size=3)
+    run = replace(run, ring_parallel_size=3, ring_backend="yunchang")
+    terms = [term for term in theory.step_traffic(run).terms if term.collective == "p2p"]
+    for measured in run_ranks(yunchang_traffic, 3, order):
+        assert measured["comm_bytes_p2p"] == measured["comm_bytes_activation"]
+        assert measured["comm_bytes_p2p"] == sum(term.bytes for term in terms)
+        assert measured["comm_calls_total"] == sum(term.count for term in terms)
 
 
 def attention_errors(backend: str, order: str, dtype: torch.dtype) -> list[tuple[float, float]]:
@@ -130,9 +161,50 @@ def attention_errors(backend: str, order: str, dtype: torch.dtype) -> list[tuple
 def test_bf16_errs_little_more_than_plain_attention(backend: str, order: str) -> None:
     """Eight places: the root mean square error of o, dq, dk, dv is at most 1.2 x attention's own.
 
+    The bounds are tighter: merging and adding up in bf16 makes 1.22, 1.19, 1.20, 1.13.
+
     Every block's result is rounded to bf16 once more than plain attention's; what is merged and
     summed in fp32 adds next to nothing.
     """
     ranks = run_ranks(attention_errors, 8, backend, order, torch.bfloat16)
-    for ring, plain in np.sqrt(np.sum(ranks, axis=0)):
-        assert ring <= 1.2 * plain
+    ring, plain = np.sqrt(np.sum(ranks, axis=0)).T
+    assert (ring / plain <= [1.18, 1.15, 1.12, 1.08]).all(), ring / plain
+
+
+def in_two_blocks(blocks: BlockAttention, packed: Tensor, grad: Tensor) -> list[Tensor]:
+    """Output and gradients of the second half of the queries, of a packed projection as a ring has
+    it: their own keys under the mask, then the first half of the keys, with what both found."""
+    q, k, v = packed.split([8, 2, 2], dim=2)
+    half = slice(packed.shape[1] // 2, None)
+    home = q[:, half], k[:, half], v[:, half]
+    before = q[:, half], k[:, : half.start], v[:, : half.start]
+    (o, logsumexp), (o_before, logsumexp_before) = (
+        blocks.forward(*home, True),
+        blocks.forward(*before, False),
+    )
+    share = torch.sigmoid(logsumexp_before - logsumexp).transpose(1, 2)[..., None]
+    o = o.to(share.dtype).lerp(o_before.to(share.dtype), share).to(q.dtype)
+    whole = torch.cat([logsumexp] * 2, dim=2)  # of more queries than these: a slice is strided
+    whole[:, :, half] = torch.logaddexp(logsumexp, logsumexp_before)
+    of = grad[:, half], whole[:, :, half]
+    (dq, *dkv), (dq_before, *dkv_before) = (
+        blocks.backward(of[0], *home, o, of[1], True),
+        blocks.backward(of[0], *before, o, of[1], False),
+    )
+    return [x.double().cpu() for x in (o, dq + dq_before, *dkv, *dkv_before)]
+
+
+def test_two_blocks_are_the_whole_on_the_cpu() -> None:
+    """As on the GPU, and here exact."""
+    blocks = choose_block_attention("sdpa", torch.device("cpu"))
+    assert blocks is not None
+    packed = torch.randn(2, 256, 12, 64, dtype=torch.float64, requires_grad=True)
+    grad = torch.zeros(2, 256, 8, 64, dtype=torch.float64)
+    grad[:, 128:] = torch.randn(2, 128, 8, 64, dtype=torch.float64)
+    o = sdpa(*packed.split([8, 2, 2], dim=2))
+    (exact,) = torch.autograd.grad(o, packed, grad)
+    found = in_two_blocks(blocks, packed.detach(), grad)
+    q, k, v = exact.split([8, 2, 2], dim=2)
+    parts = (o[:, 128:], q[:, 128:], k[:, 128:], v[:, 128:], k[:, :128], v[:, :128])
+    for a, b in zip(found, parts, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)

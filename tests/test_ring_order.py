@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odysseus.ring_order import Look, look_at_place, look_at_whole, tokens_of
+from odysseus.ring_order import Look, look_at_place, look_at_whole, share_of_attention, tokens_of
 
 ORDERS = ("zigzag", "contiguous")
 RINGS = (1, 2, 3, 4, 8)
@@ -51,5 +51,11 @@ def test_looks_are_the_causal_mask(order: str, ring: int) -> None:
         mark(by_whole, home, queries, queries)
         for look in look_at_whole(order, ring, place, len(queries)):
             mark(by_whole, look, queries, np.arange(48))
+    scores = np.array(
+        [by_place[queries].sum() - 24 / ring for queries in places]
+    )  # no diagonal's half
+    assert scores / scores.mean() == pytest.approx(
+        [float(share_of_attention(order, ring, place)) for place in range(ring)]
+    )
     assert (by_place == np.tril(np.ones((48, 48)))).all()
     assert (by_whole == by_place).all()

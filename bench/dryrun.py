@@ -1,0 +1,197 @@
+"""The dry run: one rank's step on fake tensors and a fake process group, of any world size.
+
+The code is the one that runs on real ranks, so its collectives, allocations and kernels come in
+their true order; there is no arithmetic and there are no peers. On a GPU profile the kernels are
+those of bench/cuda_kernels.py and allocations are rounded as CUDA's allocator does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from bench import cuda_kernels, hardware
+from bench.attention_flops import AttentionMeter
+from bench.cell import memory_columns, memory_of_step
+from bench.memory import HOST, MemoryMeter, Peak
+from bench.traffic import TrafficMeter
+from methods import METHODS
+from odysseus.config import RunConfig
+from odysseus.data import Samples
+from odysseus.mesh import make_mesh
+from odysseus.ring_order import share_of_attention
+from odysseus.step import Trainer
+
+CUDA_ROUNDING_BYTES = 512
+"""PyTorch's caching allocator rounds every size up to a multiple (CUDACachingAllocator.cpp)."""
+_CPU = torch.device("cpu")
+_FLASH = ("auto", "sdpa", "flash_attention_2")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one rank does in one optimizer step.
+
+    Attributes:
+        place: The rank's place in its ring.
+    """
+
+    rank: int
+    place: int
+    traffic: dict[str, int]
+    attention_flops: int
+    memory: MemoryMeter
+
+    @property
+    def peak(self) -> Peak:
+        return self.memory.peak()
+
+
+def check(run: RunConfig) -> None:
+    """Raise ValueError if a dry run cannot count this, or another run is told what only it uses."""
+    if not run.dry_run:
+        for name, unset in (("hardware", ""), ("rank", -1)):
+            if getattr(run, name) != unset:
+                raise ValueError(f"{name} = {getattr(run, name)} is for dry_run = true only")
+        return
+    refused = [
+        ("compile", run.compile, "false: compiled code hides its operations"),
+        ("model.type", run.model.type != "torch", "torch: Liger's kernels need real tensors"),
+        ("ring_backend", run.ring_backend == "yunchang", "native, allgather"),
+        ("tiled_loss_engine", run.tiled_loss_engine == "liger", "auto, fused, checkpoint, torch"),
+    ]
+    for name, wrong, valid in refused:
+        if wrong:
+            raise ValueError(f"dry_run = true does not know this {name}; valid: {valid}")
+    if not run.hardware:
+        return
+    hardware.find(run.hardware)
+    if run.dtype != "bf16":
+        raise ValueError(
+            f"dtype = {run.dtype} has no flash attention on hardware = {run.hardware}; valid: bf16"
+        )
+    if run.model.attn_implementation not in _FLASH:
+        raise ValueError(
+            f"model.attn_implementation = {run.model.attn_implementation} is not known to "
+            f"hardware = {run.hardware}; valid: {', '.join(_FLASH)}"
+        )
+
+
+def counted(run: RunConfig) -> Counted:
+    """The step of the rank that is asked for, or of the one with the most memory."""
+    return count(run, run.rank if run.rank >= 0 else heaviest_rank(run))
+
+
+def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
+    """The columns of a dry run's row."""
+    found = {
+        "rank": counted.rank,
+        "backend": "fake",
+        **_of_all_ranks(run, counted),
+        **counted.traffic,
+        **memory_columns(counted.memory),
+    }
+    return found | {"status": "ok", "error": ""} | unfit(run, counted)
+
+
+def _of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
+    """Attention FLOPs of the busiest rank and the mean, from those of one."""
+    order, ring = run.ring_order, run.ring_parallel_size
+    mean = counted.attention_flops / share_of_attention(order, ring, counted.place)
+    busiest = max(share_of_attention(order, ring, place) for place in range(ring))
+    return {"attention_flops_max": round(mean * busiest), "attention_flops_mean": float(mean)}
+
+
+def explain(counted: Counted) -> str:
+    """Where a rank's peak is: when, and the ten largest tensors alive then, equal ones together."""
+    peak = counted.peak
+    assert peak.last is not None, "a step allocates"
+    alike = Counter((a.bytes, a.kind, a.made_by, a.unit) for a in peak.alive)
+    largest = sorted(alike.items(), key=lambda item: -item[0][0] * item[1])[:10]
+    lines = [
+        f"rank {counted.rank}: {peak.bytes} bytes at {peak.last.made_by} in {peak.last.unit}",
+        f"{'MiB':>10} {'tensors':>8}  {'kind':14} made by",
+    ]
+    lines += [
+        f"{size * count / 2**20:10.1f} {count:8}  {kind:14} {made_by} in {unit or 'no unit'}"
+        for (size, kind, made_by, unit), count in largest
+    ]
+    return "\n".join(lines)
+
+
+def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
+    """Status and error where the profile's GPU or host has too little memory; empty if it fits."""
+    if not run.hardware:
+        return {}
+    profile = hardware.find(run.hardware)
+    need, host = counted.peak.bytes, counted.memory.peak(HOST).bytes * profile.gpus_a_node
+    if need > profile.usable_bytes:
+        return {
+            "status": "oom_gpu",
+            "error": f"{need} bytes on the GPU, of which {profile.usable_bytes} are to be had",
+        }
+    limit = host_limit_bytes(run, profile)
+    if host > limit:
+        return {"status": "oom_cpu", "error": f"{host} bytes on a host, which may give {limit}"}
+    return {}
+
+
+def host_limit_bytes(run: RunConfig, profile: hardware.Hardware) -> int:
+    """Host memory that offloading may take on one node of a profile."""
+    return run.host_memory_limit_bytes or profile.host_memory_bytes * 9 // 10
+
+
+def heaviest_rank(run: RunConfig) -> int:
+    """The rank with the highest peak, found on a shallow model among ranks that differ in role.
+
+    Of the ranks on one place of a ring the first is among the heaviest: ZeRO gives the first ranks
+    the most rows. Places differ in what they see; those between the first and the last are alike.
+    """
+    ring = run.ring_parallel_size
+    places = sorted({0, min(1, ring - 1), ring - 1})
+    sizes = {"dp": run.data_parallel_size, "ring": ring, "sp": run.sequence_size}
+    order = run.axis_order.split("-")
+    grid = np.arange(run.world_size).reshape([sizes[axis] for axis in order])
+    ranks = [int(grid[tuple(p if axis == "ring" else 0 for axis in order)]) for p in places]
+    if len(ranks) == 1:
+        return ranks[0]
+    layers = min(2, run.architecture.num_hidden_layers)
+    shallow = replace(run, model=replace(run.model, num_hidden_layers=layers))
+    return max(ranks, key=lambda rank: count(shallow, rank).peak.bytes)
+
+
+def count(run: RunConfig, rank: int) -> Counted:
+    """One step of one rank, after one that makes what the first step makes."""
+    on_gpu = bool(run.hardware)
+    kernels = cuda_kernels.KERNELS if on_gpu else None
+    meter = MemoryMeter(CUDA_ROUNDING_BYTES if on_gpu else 1)
+    # The limit is judged afterwards, on the profile's host and not on this one.
+    run = replace(run, host_memory_limit_bytes=2**62)
+    with _fake_world(rank, run.world_size):
+        mesh = make_mesh(_CPU, run)
+        with FakeTensorMode():
+            trainer = Trainer(run, METHODS[run.method], mesh, kernels)
+            samples = Samples(run, mesh.replica, mesh.shard, _CPU)
+            trainer.step(samples.step(0))
+            with TrafficMeter() as traffic, AttentionMeter() as attention:
+                memory_of_step(trainer, samples.step(1), meter)
+            return Counted(rank, mesh.ring.rank, traffic.totals(), attention.flops, meter)
+
+
+@contextmanager
+def _fake_world(rank: int, world_size: int) -> Iterator[None]:
+    """A process group whose collectives move nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
