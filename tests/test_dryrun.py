@@ -1,0 +1,109 @@
+"""A dry run's rank does what the real one does: bytes sent, bytes held, FLOPs, to the last one.
+
+The real ranks are gloo's on this CPU; the dry run has neither values nor peers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import dryrun, theory, theory_memory
+from bench.attention_flops import AttentionMeter
+from bench.cell import memory_columns, memory_of_step
+from bench.traffic import TrafficMeter
+from methods import METHODS
+from odysseus.config import OptimizerOptions, RunConfig
+from odysseus.data import Samples
+from odysseus.mesh import make_mesh
+from odysseus.step import Trainer
+from tests.ranks import run_ranks
+from tests.test_parity import RUN, VARIANTS
+from tests.test_toggles import ALL_ON, LOSS_TILES
+
+BASE = replace(RUN, dtype="fp32", seq_len=80, tiled_loss_compute=False)
+TOGGLES: list[dict[str, Any]] = [
+    {},
+    {"activation_checkpointing": True},
+    {"activation_checkpoint_cpu_offload": True},
+    {"tiled_mlp_compute": True},
+    LOSS_TILES,
+    LOSS_TILES | {"tiled_loss_engine": "checkpoint"},
+    {"reduce_bucket_size": 1000},
+    {"optimizer": OptimizerOptions(offload="cpu")},
+    {"parameter_offload": "cpu"},
+    {"regather": False},
+    {"gradient_accumulation_steps": 2},
+    ALL_ON,
+]
+
+
+def measured(runs: list[RunConfig]) -> list[dict[str, Any]]:
+    """Columns of each run on this rank."""
+    torch.set_num_threads(1)
+    found = []
+    mesh = make_mesh(torch.device("cpu"), runs[0])
+    for run in runs:
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
+        trainer.step(samples.step(0))
+        with TrafficMeter() as traffic, AttentionMeter() as attention:
+            trainer.step(samples.step(1))
+        columns = memory_columns(memory_of_step(trainer, samples.step(2)))
+        found.append({**traffic.totals(), **columns, "attention_flops": attention.flops})
+    return found
+
+
+def counted(run: RunConfig, rank: int) -> dict[str, Any]:
+    """The same columns of the dry run."""
+    found = dryrun.count(run, rank)
+    columns = memory_columns(found.memory)
+    return {**found.traffic, **columns, "attention_flops": found.attention_flops}
+
+
+def check_all(runs: list[RunConfig], ranks: list[int]) -> None:
+    """The runs share a mesh. The first step of the real ones is another one than the dry run's."""
+    real = run_ranks(measured, runs[0].world_size, runs)
+    for rank in ranks:
+        for run, expected in zip(runs, real[rank], strict=True):
+            assert counted(run, rank) == expected, (rank, run)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_toggle_of_every_method(method: str) -> None:
+    base = replace(BASE, method=method, world_size=2)
+    wide = [replace(base, **toggles) for toggles in TOGGLES]
+    check_all(wide + [replace(base, dtype="bf16", **toggles) for toggles in ({}, ALL_ON)], [0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_toggle_in_bf16(method: str) -> None:
+    base = replace(BASE, method=method, world_size=2, dtype="bf16")
+    check_all([replace(base, **toggles) for toggles in TOGGLES], [0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("world_size", [4, 8])
+def test_every_rank_of_larger_worlds(method: str, world_size: int) -> None:
+    base = replace(BASE, method=method, world_size=world_size, model=VARIANTS["ragged_rows"])
+    check_all([base, replace(base, **ALL_ON)], [0, 1, world_size - 1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", ["native", "allgather"])
+def test_every_hybrid(method: str, backend: str) -> None:
+    base = replace(BASE, method=method, world_size=4, ring_parallel_size=2, ring_backend=backend)
+    contiguous = replace(base, ring_order="contiguous", dtype="bf16")
+    check_all([base, contiguous, replace(base, **ALL_ON)], [0, 3])
+
+
+def test_a_world_of_thousands_sends_what_theory_says() -> None:
+    run = replace(BASE, method="odysseus", world_size=4096, sequence_parallel_size=8)
+    run = replace(run, ring_parallel_size=4, seq_len=1024)
+    found = dryrun.count(run, 4095)
+    assert found.traffic == theory.step_traffic(run).columns
+    assert dryrun.count(run, 0).memory.peak("host").bytes == theory_memory.host_bytes(run) == 0
