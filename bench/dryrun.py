@@ -179,7 +179,7 @@ def count(run: RunConfig, rank: int) -> Counted:
     run = replace(run, host_memory_limit_bytes=2**62)
     with _fake_world(rank, run.world_size):
         mesh = make_mesh(_CPU, run)
-        with FakeTensorMode():
+        with FakeTensorMode(allow_non_fake_inputs=True):
             trainer = Trainer(run, METHODS[run.method], mesh, kernels)
             samples = Samples(run, mesh.replica, mesh.shard, _CPU)
             trainer.step(samples.step(0))

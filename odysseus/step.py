@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from odysseus import collectives, weights, zero
 from odysseus.config import RunConfig
@@ -61,17 +61,19 @@ def build_model(
         leave=lambda x: method.leave(x, mesh),
         positions=lambda ids: method.positions(ids, mesh),
     )
-    with torch.device("meta"), _default_dtype(run.master_dtype):
-        model = CausalLM(
-            architecture,
-            attention=lambda: method.attention(run, mesh, kernels),
-            mlp=lambda: method.mlp(run, mesh, kernels),
-            kernels=kernels,
-            edges=edges,
-            tricks=choose_tricks(run, mesh.device, host),
-            loss=choose_loss(run),
-        )
-    zero.shard(model, mesh, method.split, run)
+    # Meta tensors hold nothing already, and a dry run's thousands of ranks make many of them.
+    with unset_fake_temporarily():
+        with torch.device("meta"), _default_dtype(run.master_dtype):
+            model = CausalLM(
+                architecture,
+                attention=lambda: method.attention(run, mesh, kernels),
+                mlp=lambda: method.mlp(run, mesh, kernels),
+                kernels=kernels,
+                edges=edges,
+                tricks=choose_tricks(run, mesh.device, host),
+                loss=choose_loss(run),
+            )
+        zero.shard(model, mesh, method.split, run)
     if run.parameter_offload == "cpu":  # the shards, and later their gradients
         host.claim(2 * sum(weights.local_shard(p)[0].nbytes for p in model.parameters()))
     model.to_empty(device="cpu" if run.parameter_offload == "cpu" else mesh.device)
