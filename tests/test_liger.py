@@ -322,15 +322,14 @@ def test_two_ranks_equal_the_reference(interpreters: ProcessPoolExecutor, tmp_pa
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_liger_with_every_trick(tmp_path: Path, world_size: int) -> None:
     """By every method, with each trick, all of them, and across a ring."""
-    base = replace(
-        RUN,
-        world_size=world_size,
-        seq_len=16,
-        activation_checkpointing=False,
-        tiled_mlp_compute=False,
-    )
+    off = {"activation_checkpointing": False, "tiled_mlp_compute": False}
+    base = replace(RUN, world_size=world_size, seq_len=16, **off)
+    base = replace(base, model=replace(RUN.model, intermediate_size=8))
     own = [tricks for tricks in TOGGLES.values() if "tiled_loss_engine" not in tricks]
     own += [ALL_ON, ALL_ON | {"ring_parallel_size": 2}]
     runs = [replace(base, method=m, **tricks) for m, tricks in itertools.product(METHODS, own)]
+    for run in runs:
+        run.check()
+        METHODS[run.method].check(run)
     with interpreting(world_size) as pool:
         check_steps(pool, tmp_path, runs)
