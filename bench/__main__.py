@@ -11,6 +11,7 @@ VERBS = {
     "sweep": "a grid of cells from YAML; resumes, keeps going past a failed cell",
     "verify": "the correctness experiment: reference against method, step by step",
     "theory": "the cost table: as published, as derived, as measured",
+    "plan": "what fits: memory by method, and the longest sequence of each",
     "report": "CSV rows in, figures and a table out",
 }
 

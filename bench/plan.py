@@ -1,0 +1,111 @@
+"""The longest sequence that fits on a profile's GPU and host, by dry runs.
+
+Memory grows with every block alike, so a run of any depth is two shallow ones and a straight line
+through them; and it is piecewise linear in the length, so the limit is found by secants. One dry
+run of all blocks confirms what they found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from bench import dryrun, hardware, theory_memory
+from odysseus.config import RunConfig
+
+_SHALLOW = (3, 4)
+"""Blocks of the two shallow runs: the last, the first, and one between that is gathered ahead."""
+_CLOSE = 256
+"""The search ends when what fits and what does not are nearer than one in so many."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run takes of what there is, in bytes: on one GPU, and of one node's host."""
+
+    gpu: int
+    gpu_limit: int
+    host: int
+    host_limit: int
+
+    @property
+    def limit(self) -> str:
+        """What is short; empty if it fits."""
+        return "GPU" if self.gpu > self.gpu_limit else "host" if self.host > self.host_limit else ""
+
+    @cached_property
+    def share(self) -> float:
+        """Of the scarcer of the two; above 1 it does not fit."""
+        return max(self.gpu / self.gpu_limit, self.host / self.host_limit)
+
+
+def counted_need(run: RunConfig) -> Need:
+    """By a dry run of all blocks."""
+    return _need(run, dryrun.counted(run).peak.bytes)
+
+
+def predicted_need(run: RunConfig) -> Need:
+    """By two shallow dry runs; as :func:`counted_need` for a model that is no deeper."""
+    layers = run.architecture.num_hidden_layers
+    if layers <= _SHALLOW[1]:
+        return counted_need(run)
+    few, more = (
+        dryrun.counted(replace(run, model=replace(run.model, num_hidden_layers=n))).peak.bytes
+        for n in _SHALLOW
+    )
+    return _need(run, more + (more - few) * (layers - _SHALLOW[1]))
+
+
+def longest(run: RunConfig, tell: Callable[[int, Need], None]) -> tuple[int, str]:
+    """The longest sequence that fits, within 0.4 %, a multiple of 256 tokens a rank (as kernels
+    like it), and whether it is the GPU or the host that is short of more; 0 where none fits.
+
+    Args:
+        tell: Called with every length that is tried and what it takes.
+    """
+    unit = 256 * run.seq_len_unit
+
+    def need(units: int) -> Need:
+        found = predicted_need(replace(run, seq_len=units * unit))
+        tell(units * unit, found)
+        return found
+
+    fits, fails = 0, 0  # in units; 0 fails is none known yet
+    known: dict[int, Need] = {}
+    trial = 1
+    while not fails or fails - fits > max(1, fits // _CLOSE):
+        known[trial] = need(trial)
+        if known[trial].limit:
+            fails = trial
+        else:
+            fits = trial
+        trial = _next_trial(fits, fails, known)
+    while fits and counted_need(replace(run, seq_len=fits * unit)).limit:
+        fits -= max(1, fits // _CLOSE)
+    return fits * unit, known[fails].limit
+
+
+def _next_trial(fits: int, fails: int, known: dict[int, Need]) -> int:
+    """Where the line through the two nearest known points reaches the limit, within what is open;
+    at most eight times as long as what is known to fit."""
+    near = sorted(known, key=lambda units: abs(known[units].share - 1))[:2]
+    high = fails - 1 if fails else 8 * fits
+    if len(near) < 2:
+        return max(fits + 1, high)
+    (one, other), shares = near, [known[units].share for units in near]
+    if shares[0] == shares[1]:
+        return high
+    crossing = one + (1 - shares[0]) * (other - one) / (shares[1] - shares[0])
+    guess = int(crossing)
+    if guess <= fits:  # the limit is close above
+        guess = fits + max(1, fits // _CLOSE)
+    elif fails and guess >= fails:
+        guess = fails - max(1, fits // _CLOSE)
+    return max(fits + 1, min(guess, high))
+
+
+def _need(run: RunConfig, gpu: int) -> Need:
+    profile = hardware.find(run.hardware)
+    host = theory_memory.host_bytes(run) * min(profile.gpus_a_node, run.world_size)
+    return Need(gpu, profile.usable_bytes, host, dryrun.host_limit_bytes(run, profile))

@@ -1,0 +1,118 @@
+"""Plans: what two shallow dry runs say of a deep one, and the longest sequence that fits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import hardware, plan, rows
+from bench.__main__ import main
+from methods import METHODS
+from odysseus.config import ModelOptions, RunConfig
+
+SMALL = hardware.Hardware(
+    memory_bytes=48 * 2**20,
+    context_bytes=2**20,
+    nccl_bytes=2**20,
+    workspace_bytes=2**20,
+    gpus_a_node=4,
+    host_memory_bytes=2**30,
+)
+MODEL = ModelOptions(num_hidden_layers=7, head_dim=32)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> str:
+    """A node of small GPUs, as a user would describe one."""
+    file = tmp_path / "node.yml"
+    file.write_text(yaml.safe_dump(asdict(SMALL)))
+    return str(file)
+
+
+@pytest.fixture
+def run(node: str) -> RunConfig:
+    return RunConfig(model=MODEL, world_size=4, dtype="bf16", dry_run=True, hardware=node)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("offload", [False, True])
+def test_memory_grows_alike_with_every_block(run: RunConfig, method: str, offload: bool) -> None:
+    run = replace(run, method=method, activation_checkpoint_cpu_offload=offload)
+    run = replace(run, activation_checkpointing=True, tiled_mlp_compute=True)
+    assert plan.predicted_need(run) == plan.counted_need(run)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_longest_that_fits_is_the_gpus(run: RunConfig, method: str) -> None:
+    run = replace(run, method=method, activation_checkpointing=True)
+    tried: list[int] = []
+    length, limit = plan.longest(run, lambda seq_len, need: tried.append(seq_len))
+    assert limit == "GPU"
+    assert len(tried) < 12
+    assert plan.counted_need(replace(run, seq_len=length)).limit == ""
+    more = length + 256 * run.seq_len_unit * max(1, length // (256 * run.seq_len_unit) // 256)
+    assert plan.counted_need(replace(run, seq_len=more)).limit == "GPU"
+
+
+def test_the_host_may_be_what_is_short(run: RunConfig) -> None:
+    run = replace(run, activation_checkpoint_cpu_offload=True, host_memory_limit_bytes=2**23)
+    length, limit = plan.longest(run, lambda seq_len, need: None)
+    assert limit == "host"
+    # Six blocks' inputs of 256 elements in bf16, on all ranks together.
+    assert length == 2**23 // (6 * 256 * 2) // 1024 * 1024
+
+
+def test_nothing_may_fit(run: RunConfig) -> None:
+    deep = replace(run, model=ModelOptions(name_or_path="llama3-8b"))
+    assert plan.longest(deep, lambda seq_len, need: None) == (0, "GPU")
+
+
+def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.csv"
+    flags = f"--hardware {node} --world_size 4 --seq_len 1024 --out {out}"
+    assert main(["plan", *flags.split()]) == 0
+    title, header, *lines = capsys.readouterr().out.splitlines()
+    assert "1024 tokens, GiB" in title
+    assert header.split()[:2] == ["method", "fits"]
+    assert [line.split()[:2] for line in lines] == [[name, "yes"] for name in METHODS]
+    kept = rows.read(out)
+    assert set(kept["mode"]) == {"dry_run"}
+    assert set(kept["hardware"]) == {node}
+    assert set(kept["status"]) == {"ok"}
+    longest = {line.split()[0]: int(line.split()[-2]) for line in lines}
+    for name, length in longest.items():
+        assert str(length) in set(kept[kept["method"] == name]["seq_len"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--hardware h900", ["hardware is 'h900'", "h100-80g", "YAML"]),
+        ("--hardware /nowhere.yml", ["/nowhere.yml"]),
+        ("--world_size 3", ["sequence_parallel_size = 3"]),
+        ("--dtype fp32", ["dtype = fp32", "valid: bf16"]),
+        ("--compile true", ["compile", "valid: false"]),
+        ("--rank 8", ["rank = 8", "-1 to 7"]),
+        ("--model.attn_implementation flash_attention_3", ["flash_attention_3", "sdpa"]),
+    ],
+)
+def test_bad_input(flags: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert [word for word in told if word not in line] == []
+
+
+def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
+    file = tmp_path / "node.yml"
+    for given, told in (
+        ({"memory_bytes": 1}, "lacks context_bytes, gpus_a_node"),
+        (asdict(SMALL) | {"color": 1}, "has unknown color"),
+        (asdict(SMALL) | {"nccl_bytes": "much"}, "nccl_bytes is 'much'; valid: whole bytes"),
+    ):
+        file.write_text(yaml.safe_dump(given))
+        with pytest.raises(ValueError, match=told):
+            hardware.find(str(file))
+    assert hardware.find("h100-80g").usable_bytes == int(79.11 * 2**30) - 3 * 2**30 - 2**25
