@@ -7,6 +7,7 @@ those of bench/cuda_kernels.py and allocations are rounded as CUDA's allocator d
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,10 +114,12 @@ def _of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
 
 
 def explain(counted: Counted) -> str:
-    """Where a rank's peak is: when, and the ten largest tensors alive then, equal ones together."""
+    """Where a rank's peak is, and the largest tensors alive then, alike ones of blocks together."""
     peak = counted.peak
     assert peak.last is not None, "a step allocates"
-    alike = Counter((a.bytes, a.kind, a.made_by, a.unit) for a in peak.alive)
+    alike = Counter(
+        (a.bytes, a.kind, a.made_by, re.sub(r"layers\.\d+", "layers", a.unit)) for a in peak.alive
+    )
     largest = sorted(alike.items(), key=lambda item: -item[0][0] * item[1])[:10]
     lines = [
         f"rank {counted.rank}: {peak.bytes} bytes at {peak.last.made_by} in {peak.last.unit}",

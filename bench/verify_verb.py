@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
     )
     parsed = options.parse(parser, arguments)
     run, out = options.run_config(parsed), Path(parsed.out)
+    if run.dry_run:
+        raise ValueError("dry_run = true has no losses to compare; valid: false")
     options.check(run)
     options.check_gpus(run, None)
     if launch.launched_world_size() is not None:

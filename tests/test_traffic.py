@@ -66,7 +66,7 @@ def variants(world_size: int) -> list[RunConfig]:
         if world_size > 1:
             runs.append(replace(run, sequence_parallel_size=world_size // 2))
             runs.append(replace(run, sequence_parallel_size=1))
-    return runs
+    return runs if world_size < 8 else runs[::2]  # eight ranks take their time on two cores
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
@@ -95,7 +95,7 @@ def ring_variants(world_size: int) -> list[RunConfig]:
             replace(run, model=VARIANTS["qwen"], gradient_accumulation_steps=2),
             replace(run, sequence_parallel_size=1, reduce_bucket_size=4000),
         ]
-    return runs
+    return runs if world_size < 8 else runs[::2]
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])

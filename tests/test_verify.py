@@ -264,9 +264,17 @@ OTHER = RunConfig(
     seed=3,
     timeout_s=11,
     device="cpu",
+    dry_run=True,
+    hardware="h100-80g",
+    rank=1,
 )
 SAME_TRAINING = {"world_size", "seq_len", "micro_batch_size", "gradient_accumulation_steps"}
 SAME_TRAINING |= {"dtype", "data", "steps", "seed", "timeout_s", "device", "expandable_segments"}
+
+
+def test_a_dry_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--dry_run", "true"]) == 2
+    assert "dry_run = true has no losses" in capsys.readouterr().err
 
 
 def test_the_reference_is_the_same_training_with_every_trick_off() -> None:
