@@ -11,7 +11,6 @@ import torch
 from methods import METHODS
 from odysseus.architecture import PRESETS, Architecture
 from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
-from odysseus.sizes import divisors
 
 
 def check(run: RunConfig) -> None:
@@ -105,44 +104,6 @@ def test_refused_sizes(name: str) -> None:
             check(other)
         else:
             refusal(other)
-
-
-RINGS = {
-    "ring": (
-        RunConfig(world_size=4, ring_parallel_size=3),
-        "ring_parallel_size = 3 does not divide world_size = 4; valid: [1, 2, 4]",
-    ),
-    "ring larger than the world": (
-        RunConfig(world_size=2, ring_parallel_size=4),
-        "ring_parallel_size = 4 does not divide world_size = 2; valid: [1, 2]",
-    ),
-    "what the ring leaves": (
-        RunConfig(world_size=8, ring_parallel_size=4, sequence_parallel_size=4),
-        "sequence_parallel_size = 4 does not divide world_size = 8 / ring_parallel_size = 4; "
-        "valid: [1, 2]",
-    ),
-    "heads beside a ring": (
-        RunConfig(world_size=6, ring_parallel_size=2),
-        "sequence_parallel_size = 3 does not fit model.num_attention_heads = 8 "
-        "with model.num_key_value_heads = 4; valid: [1]",
-    ),
-    "zigzag": (
-        RunConfig(world_size=4, ring_parallel_size=2, seq_len=1020),
-        "seq_len = 1020 does not divide by 2 x ring_parallel_size x sequence_parallel_size = 8; "
-        "nearest valid: 1016 or 1024",
-    ),
-    "contiguous": (
-        RunConfig(world_size=4, ring_parallel_size=2, ring_order="contiguous", seq_len=1022),
-        "seq_len = 1022 does not divide by ring_parallel_size x sequence_parallel_size = 4; "
-        "nearest valid: 1020 or 1024",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", RINGS)
-def test_refused_rings(name: str) -> None:
-    run, message = RINGS[name]
-    assert refusal(run) == message
 
 
 @pytest.mark.parametrize(
@@ -331,8 +292,3 @@ def test_label_names_the_preset_and_what_was_changed() -> None:
     assert model(num_hidden_layers=2, use_qk_norm=False).label == (
         "tiny(num_hidden_layers=2, use_qk_norm=False)"
     )
-
-
-def test_divisors() -> None:
-    assert divisors(1) == [1]
-    assert divisors(12) == [1, 2, 3, 4, 6, 12]
