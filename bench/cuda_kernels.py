@@ -11,24 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odysseus.attention import BlockAttention
+from odysseus.attention import CUDA_FLASH, BlockAttention
 from odysseus.kernels import TORCH, Kernels
 
 _ROW_BLOCK = 128
 
 
-def flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """FlashAttention-2: the output and a log-sum-exp in fp32 (flash_api.cpp, mha_fwd)."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
-    return o.transpose(1, 2), logsumexp
-
-
 def flash_backward(
     grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """FlashAttention-2: besides the gradients an fp32 sum of dq and of rows, tokens rounded up to
-    blocks, and with grouped queries gradients of k and v for every query head (mha_bwd)."""
+    """FlashAttention-2's, and what it allocates besides the gradients: an fp32 sum of dq and of
+    rows, tokens rounded up to blocks, and with grouped queries gradients of k and v for every query
+    head (flash_api.cpp, mha_bwd)."""
     (batch, tokens, heads, width), (keys, groups) = q.shape, k.shape[1:3]
     rounded = -(-tokens // _ROW_BLOCK) * _ROW_BLOCK
     block = 32 if width <= 128 else 64
@@ -38,19 +32,13 @@ def flash_backward(
     ]
     if groups != heads:
         accumulators += [k.new_empty((batch, keys, heads, width)) for _ in range(2)]
-    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
-    seed = torch.zeros(2, dtype=torch.uint64)
-    grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        *(grad_o, q, k, v, o, logsumexp),
-        *(None, None, tokens, keys, 0.0, causal, seed, seed[0]),
-    )
+    grads = CUDA_FLASH.backward(grad_o, q, k, v, o, logsumexp, causal)
     del accumulators
-    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
-    return grad_q, grad_k, grad_v
+    return grads
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention by these two."""
+    """Causal attention with that backward."""
     return _Attention.apply(q, k, v)
 
 
@@ -61,7 +49,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 KERNELS = Kernels(
-    attend, rms_norm, TORCH.swiglu, TORCH.rotary_, BlockAttention(flash_forward, flash_backward)
+    attend,
+    rms_norm,
+    TORCH.swiglu,
+    TORCH.rotary_,
+    BlockAttention(CUDA_FLASH.forward, flash_backward),
 )
 
 
@@ -81,7 +73,7 @@ class _RMSNorm(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        o, logsumexp = flash_forward(q, k, v, True)
+        o, logsumexp = CUDA_FLASH.forward(q, k, v, True)
         ctx.save_for_backward(q, k, v, o, logsumexp)
         return o
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch._ops import OpOverload
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _UNIT = re.compile(r"FSDP::pre_(forward|backward) \((.+)\)")
 
 
-class Watcher(TorchDispatchMode):
+class Watcher(TorchDispatchMode, ABC):
     """Calls :meth:`observe` after every operation, forward and backward, while it is entered.
 
     This project's collectives, FSDP2 and optimizers name their regions with
@@ -30,9 +31,9 @@ class Watcher(TorchDispatchMode):
     def region(self) -> str:
         return self._regions[-1] if self._regions else ""
 
+    @abstractmethod
     def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
         """One operation, its arguments and its result."""
-        raise NotImplementedError
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

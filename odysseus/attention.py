@@ -85,7 +85,7 @@ def choose_block_attention(name: str, device: torch.device) -> BlockAttention | 
     if device.type == "cpu":
         return BlockAttention(_cpu_forward, _cpu_backward)
     found = {
-        "sdpa": BlockAttention(_cuda_forward, _cuda_backward),
+        "sdpa": CUDA_FLASH,
         "flash_attention_2": BlockAttention(_flash_2_forward, _flash_2_backward),
     }
     return found.get(name)
@@ -126,6 +126,10 @@ def _cuda_backward(
     )
     grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
     return grad_q, grad_k, grad_v
+
+
+CUDA_FLASH = BlockAttention(_cuda_forward, _cuda_backward)
+"""PyTorch's own FlashAttention-2."""
 
 
 def _flash_2_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
