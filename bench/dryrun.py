@@ -1,7 +1,7 @@
-"""The dry run: one rank's step on fake tensors and a fake process group, of any world size.
+"""The dry run: one rank's step on tensors without values, in a process group without peers.
 
 The code is the one that runs on real ranks, so its collectives, allocations and kernels come in
-their true order; there is no arithmetic and there are no peers. On a GPU profile the kernels are
+their true order, whatever the world size; there is no arithmetic. On a GPU profile the kernels are
 those of bench/cuda_kernels.py and allocations are rounded as CUDA's allocator does.
 """
 
@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench import cuda_kernels, hardware
 from bench.attention_flops import AttentionMeter
 from bench.cell import memory_columns, memory_of_step
 from bench.memory import HOST, MemoryMeter, Peak
+from bench.meta_world import META, cpu_kernels, only_rank
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from odysseus.config import RunConfig
@@ -35,7 +29,6 @@ from odysseus.step import Trainer
 
 CUDA_ROUNDING_BYTES = 512
 """PyTorch's caching allocator rounds every size up to a multiple (CUDACachingAllocator.cpp)."""
-_CPU = torch.device("cpu")
 _FLASH = ("auto", "sdpa", "flash_attention_2")
 
 
@@ -176,27 +169,15 @@ def heaviest_rank(run: RunConfig) -> int:
 def count(run: RunConfig, rank: int) -> Counted:
     """One step of one rank, after one that makes what the first step makes."""
     on_gpu = bool(run.hardware)
-    kernels = cuda_kernels.KERNELS if on_gpu else None
+    kernels = cuda_kernels.KERNELS if on_gpu else cpu_kernels(run)
     meter = MemoryMeter(CUDA_ROUNDING_BYTES if on_gpu else 1)
     # The limit is judged afterwards, on the profile's host and not on this one.
     run = replace(run, host_memory_limit_bytes=2**62)
-    with _fake_world(rank, run.world_size):
-        mesh = make_mesh(_CPU, run)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            trainer = Trainer(run, METHODS[run.method], mesh, kernels)
-            samples = Samples(run, mesh.replica, mesh.shard, _CPU)
-            trainer.step(samples.step(0))
-            with TrafficMeter() as traffic, AttentionMeter() as attention:
-                memory_of_step(trainer, samples.step(1), meter)
-            return Counted(rank, mesh.ring.rank, traffic.totals(), attention.flops, meter)
-
-
-@contextmanager
-def _fake_world(rank: int, world_size: int) -> Iterator[None]:
-    """A process group whose collectives move nothing."""
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-        _clear_sharding_prop_cache()  # DTensor keeps meshes by shape, whose groups are gone now
+    with only_rank(rank, run.world_size, on_gpu):
+        mesh = make_mesh(META, run)
+        trainer = Trainer(run, METHODS[run.method], mesh, kernels)
+        samples = Samples(run, mesh.replica, mesh.shard, META)
+        trainer.step(samples.step(0))
+        with TrafficMeter() as traffic, AttentionMeter() as attention:
+            memory_of_step(trainer, samples.step(1), meter)
+        return Counted(rank, mesh.ring.rank, traffic.totals(), attention.flops, meter)

@@ -7,14 +7,18 @@ when the optimizer takes it), and the peak is found by replaying the log.
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import get_native_id
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
@@ -70,6 +74,7 @@ class MemoryMeter(Watcher):
         self._log: list[tuple[int, bool]] = []
         self._allocations: list[Allocation] = []
         self._live: dict[int, tuple[int, Any]] = {}
+        self._threaded = False
         self._unsettled = 0
 
     def watch(self, tensors: Iterable[Tensor], kind: str) -> None:
@@ -124,6 +129,7 @@ class MemoryMeter(Watcher):
             self._add(storage, kind or "communication", "resize_")
 
         setattr(torch.UntypedStorage, "resize_", resize)  # noqa: B010
+        self._threaded = dist.is_initialized() and dist.get_backend() == "gloo"
         super().__enter__()
         return self
 
@@ -152,8 +158,10 @@ class MemoryMeter(Watcher):
     def _settle(self, name: str) -> None:
         """Let gloo's threads drop their references to tensors that a collective is done with."""
         self._unsettled = 4 if name.startswith("c10d::") else self._unsettled - 1
-        if self._unsettled > 0:
-            time.sleep(2e-4)
+        waits = 1000 if self._threaded and self._unsettled > 0 else 0
+        while waits and _other_threads_run():
+            waits -= 1
+            time.sleep(1e-4)
 
     def _kind_here(self) -> str:
         if self.region.startswith("FSDP::"):
@@ -184,3 +192,13 @@ class MemoryMeter(Watcher):
             return None
         self._log.append((known[0], False))
         return self._allocations[known[0]].kind
+
+
+def _other_threads_run() -> bool:
+    """Whether a thread of this process but this one has something to do (proc(5), state R)."""
+    for task in os.scandir("/proc/self/task"):
+        with suppress(OSError), open(f"{task.path}/stat") as file:  # it may have ended
+            state = file.read().rpartition(")")[2].split()[0]
+            if state == "R" and int(task.name) != get_native_id():
+                return True
+    return False

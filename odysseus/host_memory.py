@@ -49,14 +49,20 @@ def ranks_a_node(world_size: int) -> int:
 class HostMemory:
     """One rank's account of what it holds in host memory.
 
-    Attributes:
+    Args:
         limit_bytes: This rank's share of the node's limit.
+        beside: The device that host memory is for.
+
+    Attributes:
+        device: What host memory is to PyTorch: the CPU, but a dry run's has no more values than its
+            device.
         held_bytes: What has been taken so far; nothing is given back before the run ends.
         tensors: What :meth:`empty` has made.
     """
 
-    def __init__(self, limit_bytes: int, pinned: bool) -> None:
-        self.limit_bytes, self.pinned = limit_bytes, pinned
+    def __init__(self, limit_bytes: int, beside: torch.device) -> None:
+        self.limit_bytes, self.pinned = limit_bytes, beside.type == "cuda"
+        self.device = beside if beside.type == "meta" else torch.device("cpu")
         self.held_bytes = 0
         self.tensors: list[Tensor] = []
 
@@ -64,7 +70,7 @@ class HostMemory:
     def of(cls, run: RunConfig, device: torch.device) -> HostMemory:
         """The account of one rank of a run: the ranks of a node share its limit equally."""
         share = node_limit_bytes(run) // ranks_a_node(run.world_size)
-        return cls(share, pinned=device.type == "cuda")
+        return cls(share, device)
 
     def claim(self, size_bytes: int) -> None:
         """Count memory that someone else is about to allocate.
@@ -94,6 +100,8 @@ class HostMemory:
 
     def _allocate(self, like: Tensor) -> Tensor:
         try:
-            return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=self.pinned)
+            return torch.empty(
+                like.shape, dtype=like.dtype, device=self.device, pin_memory=self.pinned
+            )
         except RuntimeError as error:  # as CUDA says it when memory cannot be page-locked
             raise HostMemoryError(f"allocating {like.nbytes} bytes on the host: {error}") from error

@@ -102,5 +102,5 @@ class CheckpointOffload:
 
 
 def _place(x: Tensor) -> tuple[object, ...]:
-    """Which memory a tensor looks at, also where it has none, on fake tensors."""
+    """Which memory a tensor looks at, also where it has none, on the meta device."""
     return x.untyped_storage()._cdata, x.storage_offset(), x.shape

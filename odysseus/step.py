@@ -9,7 +9,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from odysseus import collectives, weights, zero
 from odysseus.config import RunConfig
@@ -61,26 +60,25 @@ def build_model(
         leave=lambda x: method.leave(x, mesh),
         positions=lambda ids: method.positions(ids, mesh),
     )
-    # Meta tensors hold nothing already, and a dry run's thousands of ranks make many of them.
-    with unset_fake_temporarily():
-        with torch.device("meta"), _default_dtype(run.master_dtype):
-            model = CausalLM(
-                architecture,
-                attention=lambda: method.attention(run, mesh, kernels),
-                mlp=lambda: method.mlp(run, mesh, kernels),
-                kernels=kernels,
-                edges=edges,
-                tricks=choose_tricks(run, mesh.device, host),
-                loss=choose_loss(run),
-            )
-        zero.shard(model, mesh, method.split, run)
+    with torch.device("meta"), _default_dtype(run.master_dtype):
+        model = CausalLM(
+            architecture,
+            attention=lambda: method.attention(run, mesh, kernels),
+            mlp=lambda: method.mlp(run, mesh, kernels),
+            kernels=kernels,
+            edges=edges,
+            tricks=choose_tricks(run, mesh.device, host),
+            loss=choose_loss(run),
+        )
+    zero.shard(model, mesh, method.split, run)
     if run.parameter_offload == "cpu":  # the shards, and later their gradients
         host.claim(2 * sum(weights.local_shard(p)[0].nbytes for p in model.parameters()))
-    model.to_empty(device="cpu" if run.parameter_offload == "cpu" else mesh.device)
-    held = weights.local_pieces(
-        model, architecture, method.split, mesh.sequence.size, mesh.sequence.rank
-    )
-    weights.initialize(held, run.seed)
+    if mesh.device.type != "meta":  # a dry run's weights stay without values
+        model.to_empty(device="cpu" if run.parameter_offload == "cpu" else mesh.device)
+        held = weights.local_pieces(
+            model, architecture, method.split, mesh.sequence.size, mesh.sequence.rank
+        )
+        weights.initialize(held, run.seed)
     if run.compile:
         for block in model.model.layers:
             assert isinstance(block, Block)
@@ -142,7 +140,7 @@ class Trainer:
         """
         count = sum((batch.labels != IGNORED_LABEL).sum() for batch in batches)
         tokens = self._world_sum(torch.as_tensor(count, dtype=torch.float64))
-        if not isinstance(tokens, FakeTensor) and tokens == 0:  # a dry run's have no value
+        if not tokens.is_meta and tokens == 0:  # a dry run's have no value
             raise ValueError(
                 f"all labels of a step are {IGNORED_LABEL}, on every rank; its loss is undefined"
             )

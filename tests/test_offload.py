@@ -29,7 +29,7 @@ LAYERS = 4
 
 
 def test_an_account_counts_up_to_its_limit() -> None:
-    host = HostMemory(100, pinned=False)
+    host = HostMemory(100, torch.device("cpu"))
     made = host.empty(torch.ones(3, 2, dtype=torch.float64))
     assert (made.shape, made.dtype, made.device) == ((3, 2), torch.float64, CPU)
     host.claim(52)  # to the byte
@@ -84,7 +84,7 @@ class Chain:
 
 
 def test_inputs_leave_but_the_last_and_come_back_as_they_were() -> None:
-    host = HostMemory(10**6, pinned=False)
+    host = HostMemory(10**6, torch.device("cpu"))
     chain = Chain(host)
     y = chain(torch.randn(5, 8, requires_grad=True) * 1)
     assert chain.alive == [False] * (LAYERS - 1) + [True]
@@ -98,7 +98,7 @@ def test_inputs_leave_but_the_last_and_come_back_as_they_were() -> None:
 
 def test_buffers_serve_every_step_and_micro_step() -> None:
     """The sum of three micro steps' gradients and a second step's: as without offloading."""
-    host = HostMemory((LAYERS - 1) * 4 * 5 * 8, pinned=False)  # not a byte more
+    host = HostMemory((LAYERS - 1) * 4 * 5 * 8, torch.device("cpu"))  # not a byte more
     chain = Chain(host)
     torch.manual_seed(1)
     for _ in range(2):

@@ -1,0 +1,79 @@
+"""A world of which only one rank is there, on PyTorch's meta device: shapes without values.
+
+PyTorch's fake process group moves nothing. FSDP2 and AdamW refuse meta tensors, because they would
+be a mistake in training; here they are what is meant, so three of their checks are set aside. The
+host has no device of its own here, so FSDP2's copies to and from it are made by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.profiler import record_function
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from odysseus.attention import Attend, choose_block_attention
+from odysseus.config import RunConfig
+from odysseus.kernels import Kernels, choose_kernels
+
+META = torch.device("meta")
+_FUSED_ON = "torch.optim.optimizer._get_fused_kernels_supported_devices"
+
+
+@contextmanager
+def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[None]:
+    """Be one rank of a process group whose collectives move nothing, on the meta device.
+
+    Args:
+        on_gpu: Whether host and device are two, so that what moves between them is copied.
+    """
+    # What FSDP2 asks a device's module for: streams and events, which CPUs have none of either.
+    device_module = SimpleNamespace(**vars(torch.cpu) | {"current_device": lambda: 0})
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(torch, "meta", device_module, create=True))
+        for check in ("_validate_no_meta_params", "_validate_cpu_offload_params"):
+            stack.enter_context(patch.object(FSDPParamGroup, check))
+        stack.enter_context(patch(_FUSED_ON, lambda: [META.type]))
+        stack.enter_context(patch.object(Tensor, "to", _copy_to if on_gpu else _move_to))
+        stack.enter_context(patch.dict(dist.Backend.backend_capability, fake=[META.type, "cpu"]))
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+            _clear_sharding_prop_cache()  # DTensor keeps meshes by shape; their groups are gone
+
+
+_to = Tensor.to
+
+
+def _move_to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Tensor.to; FSDP2's offloading, alone in asking not to block, finds all where it should be."""
+    return x if "non_blocking" in kwargs else _to(x, *args, **kwargs)
+
+
+def _copy_to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Tensor.to; what FSDP2's offloading moves is copied, and counted where it goes."""
+    if "non_blocking" not in kwargs:
+        return _to(x, *args, **kwargs)
+    with record_function("odysseus::host") if args[0].type == "cpu" else nullcontext():
+        return x.clone()
+
+
+def cpu_kernels(run: RunConfig) -> Kernels:
+    """The kernels of a real CPU rank: attention's is named, as nothing is chosen by device here."""
+    cpu = torch.device("cpu")
+    blocks = choose_block_attention("sdpa", cpu)
+    assert blocks is not None, "the CPU has one"
+    attend: Attend = lambda q, k, v: blocks.forward(q, k, v, True)[0]  # noqa: E731
+    chosen = choose_kernels(run.model, cpu, run.compute_dtype)
+    return Kernels(attend, chosen.rms_norm, chosen.swiglu, chosen.rotary_, blocks)
