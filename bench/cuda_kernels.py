@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odysseus.attention import CUDA_FLASH, BlockAttention
+from odysseus.attention import CUDA_FLASH, BlockAttention, differentiable
 from odysseus.kernels import TORCH, Kernels
 
 _ROW_BLOCK = 128
@@ -37,24 +37,14 @@ def flash_backward(
     return grads
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention with that backward."""
-    return _Attention.apply(q, k, v)
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """PyTorch's fused kernel, forward and backward: keeps x and one number a row in fp32, and makes
     nothing else of its size (layer_norm_kernel.cu)."""
     return _RMSNorm.apply(x, weight)
 
 
-KERNELS = Kernels(
-    attend,
-    rms_norm,
-    TORCH.swiglu,
-    TORCH.rotary_,
-    BlockAttention(CUDA_FLASH.forward, flash_backward),
-)
+_FLASH = BlockAttention(CUDA_FLASH.forward, flash_backward)
+KERNELS = Kernels(differentiable(_FLASH), rms_norm, TORCH.swiglu, TORCH.rotary_, _FLASH)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -68,17 +58,3 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x), torch.empty_like(weight)
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        o, logsumexp = CUDA_FLASH.forward(q, k, v, True)
-        ctx.save_for_backward(q, k, v, o, logsumexp)
-        return o
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, o, logsumexp = ctx.saved_tensors
-        (grad_o,) = grads
-        return flash_backward(grad_o, q, k, v, o, logsumexp, True)

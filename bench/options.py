@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from bench import arctic, dryrun
 from methods import METHODS
-from odysseus import liger, ring
+from odysseus import head_chunks, liger, ring
 from odysseus.config import RunConfig
 from odysseus.data import check_tokens
 from odysseus.kernels import choose_kernels
@@ -92,6 +92,7 @@ def check(run: RunConfig) -> None:
     choose_kernels(run.model, device, run.compute_dtype)
     liger.check(run, device)
     ring.check(run, device)
+    head_chunks.check(run, device)
     check_compiler(run, device)
     check_tokens(run)
 

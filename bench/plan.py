@@ -40,16 +40,31 @@ class Need:
         return max(self.gpu / self.gpu_limit, self.host / self.host_limit)
 
 
-def counted_need(run: RunConfig) -> Need:
-    """By a dry run of all blocks."""
-    return _need(run, dryrun.counted(run).peak.bytes)
+@dataclass(frozen=True)
+class Longest:
+    """The longest sequence that fits.
+
+    Attributes:
+        seq_len: 0 where none fits.
+        limit: What is short of more: GPU or host.
+        counted: The dry run of all blocks at that length; None where none fits.
+    """
+
+    seq_len: int
+    limit: str
+    counted: dryrun.Counted | None
+
+
+def need_of(run: RunConfig, counted: dryrun.Counted) -> Need:
+    """What a dry run has counted."""
+    return _need(run, counted.peak.bytes)
 
 
 def predicted_need(run: RunConfig) -> Need:
-    """By two shallow dry runs; as :func:`counted_need` for a model that is no deeper."""
+    """By two shallow dry runs; by one of all blocks if there are no more."""
     layers = run.architecture.num_hidden_layers
     if layers <= _SHALLOW[1]:
-        return counted_need(run)
+        return need_of(run, dryrun.counted(run))
     few, more = (
         dryrun.counted(replace(run, model=replace(run.model, num_hidden_layers=n))).peak.bytes
         for n in _SHALLOW
@@ -57,9 +72,9 @@ def predicted_need(run: RunConfig) -> Need:
     return _need(run, more + (more - few) * (layers - _SHALLOW[1]))
 
 
-def longest(run: RunConfig, tell: Callable[[int, Need], None]) -> tuple[int, str]:
-    """The longest sequence that fits, within 0.4 %, a multiple of 256 tokens a rank (as kernels
-    like it), and whether it is the GPU or the host that is short of more; 0 where none fits.
+def longest(run: RunConfig, tell: Callable[[int, Need], None]) -> Longest:
+    """The longest sequence that fits, within 0.4 %: a multiple of 256 tokens a rank, as kernels
+    like it.
 
     Args:
         tell: Called with every length that is tried and what it takes.
@@ -81,9 +96,13 @@ def longest(run: RunConfig, tell: Callable[[int, Need], None]) -> tuple[int, str
         else:
             fits = trial
         trial = _next_trial(fits, fails, known)
-    while fits and counted_need(replace(run, seq_len=fits * unit)).limit:
+    while fits:
+        whole = replace(run, seq_len=fits * unit)
+        counted = dryrun.counted(whole)
+        if not need_of(whole, counted).limit:
+            return Longest(whole.seq_len, known[fails].limit, counted)
         fits -= max(1, fits // _CLOSE)
-    return fits * unit, known[fails].limit
+    return Longest(0, known[fails].limit, None)
 
 
 def _next_trial(fits: int, fails: int, known: dict[int, Need]) -> int:

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     base = replace(options.run_config(parsed), dry_run=True)
     if parsed.out:
         rows.check_writable(Path(parsed.out))
-    runs = [replace(base, method=name) for name in METHODS]
+    runs = [_by(name, base) for name in METHODS]
     refusals = [_refusal(run) for run in runs]
     if all(refusals):
         raise ValueError(refusals[0])
@@ -47,15 +47,23 @@ def main(arguments: list[str]) -> int:
         if refusal:
             lines.append({"method": run.method, "fits": f"invalid: {refusal}"})
             continue
-        row = _counted(run, parsed.out)
+        started = time.monotonic()
+        row = _row(run, dryrun.counted(run), started, parsed.out)
         fitting += row["status"] == "ok"
-        length, limit = plan.longest(run, _teller(run))
-        if length and length != run.seq_len:
-            _counted(replace(run, seq_len=length), parsed.out)
-        lines.append(_line(row) | {"longest": length, "limit": limit})
+        started = time.monotonic()
+        found = plan.longest(run, _teller(run))
+        if found.counted is not None and found.seq_len != run.seq_len:
+            _row(replace(run, seq_len=found.seq_len), found.counted, started, parsed.out)
+        lines.append(_line(row) | {"longest": found.seq_len, "limit": found.limit})
     print(f"{base.model.label} on {base.world_size} x {base.hardware}, {base.seq_len} tokens, GiB")
     print(pd.DataFrame(lines).fillna("").to_string(index=False))
     return 0 if fitting else 1
+
+
+def _by(method: str, base: RunConfig) -> RunConfig:
+    """The run by another method; what is ulysses's own stays with it."""
+    chunks = base.ulysses_head_chunks if method == "ulysses" else 1
+    return replace(base, method=method, ulysses_head_chunks=chunks)
 
 
 def _refusal(run: RunConfig) -> str:
@@ -67,11 +75,11 @@ def _refusal(run: RunConfig) -> str:
     return ""
 
 
-def _counted(run: RunConfig, out: str) -> dict[str, Any]:
-    """The row of a dry run, also written if there is a file for it."""
-    started = time.monotonic()
-    outcome = dryrun.columns(run, dryrun.counted(run))
-    row = launch.finish_row(run, outcome, time.monotonic() - started)
+def _row(run: RunConfig, counted: dryrun.Counted, started: float, out: str) -> dict[str, Any]:
+    """The row of a dry run, also written if there is a file for it; wall_s is since it started, of
+    a longest sequence with the search for it."""
+    wall_s = time.monotonic() - started
+    row = launch.finish_row(run, dryrun.columns(run, counted), wall_s)
     if out:
         rows.append(Path(out), row)
     return row

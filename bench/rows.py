@@ -36,7 +36,7 @@ _IDENTITY = (
     *("tiled_loss_engine", "tiled_loss_bytes", "host_memory_limit_bytes"),
     *("expandable_segments", "compile"),
     *("ring_order", "ring_backend", "axis_order"),
-    *("regather", "ulysses_all_to_all", "learning_rate", "data_path"),
+    *("regather", "ulysses_all_to_all", "ulysses_head_chunks", "learning_rate", "data_path"),
 )
 _KEY = (*_IDENTITY, "mode", "device")
 
@@ -97,6 +97,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "axis_order": run.axis_order,
         "regather": run.regather,
         "ulysses_all_to_all": run.ulysses_all_to_all,
+        "ulysses_head_chunks": run.ulysses_head_chunks,
         "learning_rate": run.optimizer.learning_rate,
         "data_path": run.data.path,
         "mode": "dry_run" if run.dry_run else "measured",

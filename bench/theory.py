@@ -98,6 +98,9 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
     if run.method == "ulysses":
         for size, calls in _ulysses_exchanges(run):
             yield Term("all_to_all", "activation", calls * (2 + again), size, n)
+        if run.ulysses_head_chunks > 1:  # backward exchanges q, k and v once more
+            for size, calls in _ulysses_exchanges(run)[:2]:
+                yield Term("all_to_all", "activation", calls, size, n)
         return
     stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
     mlp = _mlp_tiles(run, stream)
@@ -144,7 +147,17 @@ def _ulysses_exchanges(run: RunConfig) -> list[tuple[int, int]]:
     queries, keys = a.num_attention_heads, max(a.num_key_value_heads, n)
     if run.ulysses_all_to_all == "yunchang":
         return [(token * queries, 2), (token * keys, 2)]
+    if run.ulysses_head_chunks > 1:
+        chunks, kv_chunks = run.ulysses_head_chunks, _kv_chunks(run)
+        q = token * queries // chunks, chunks
+        return [(token * 2 * keys // kv_chunks, kv_chunks), q, q]
     return [(token * (queries + 2 * keys), 1), (token * queries, 1)]
+
+
+def _kv_chunks(run: RunConfig) -> int:
+    """Chunks of a rank's kv heads; each serves as many chunks of its query heads."""
+    kv_heads = max(1, run.architecture.num_key_value_heads // run.sequence_size)
+    return min(run.ulysses_head_chunks, kv_heads)
 
 
 def _ring(run: RunConfig) -> Iterator[Term]:
@@ -152,19 +165,21 @@ def _ring(run: RunConfig) -> Iterator[Term]:
     backward, and their gradients in at least fp32.
 
     Liu et al. (arXiv 2310.01889 §3), with grouped-query attention. yunchang sends k and v apart,
-    and gradients all the way round: R hops instead of R - 1.
+    and gradients all the way round: R hops instead of R - 1. Every chunk of query heads has its
+    kv heads go round.
     """
     a, ring = run.architecture, run.ring_parallel_size
     heads = max(1, a.num_key_value_heads // run.sequence_size)
-    elements = 2 * _tokens(run) * heads * a.head_dim
+    elements = 2 * _tokens(run) * heads * a.head_dim // _kv_chunks(run)
+    chunks = run.ulysses_head_chunks
     passes, width = 2 + int(run.recomputes), run.compute_dtype.itemsize
     wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
     if run.ring_backend == "allgather":
-        yield Term("all_gather", "activation", passes, ring * elements * width, ring)
-        yield Term("reduce_scatter", "activation", 1, ring * elements * wide, ring)
+        yield Term("all_gather", "activation", chunks * passes, ring * elements * width, ring)
+        yield Term("reduce_scatter", "activation", chunks, ring * elements * wide, ring)
         return
     parts, homeward = (2, 1) if run.ring_backend == "yunchang" else (1, 0)
-    hops = ring - 1
+    hops = chunks * (ring - 1)
     yield Term("p2p", "activation", parts * hops * passes, elements * width // parts, ring)
     yield Term("p2p", "activation", parts * (hops + homeward), elements * wide // parts, ring)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,15 +16,19 @@ class Watcher(TorchDispatchMode, ABC):
     """Calls :meth:`observe` after every operation, forward and backward, while it is entered.
 
     This project's collectives, FSDP2 and optimizers name their regions with
-    ``torch.profiler.record_function``; `region` is the innermost name.
+    ``torch.profiler.record_function``; `region` is the innermost name. Watchers entered inside
+    another's time look through its eyes: a mode of their own would cost as much again.
 
     Attributes:
         unit: The ZeRO unit that began last, as ``forward model.layers.0``.
     """
 
+    _first: ClassVar[Watcher | None] = None
+
     def __init__(self) -> None:
         super().__init__()
         self._regions: list[str] = []
+        self._beside: list[Watcher] = []
         self.unit = ""
 
     @property
@@ -40,12 +44,31 @@ class Watcher(TorchDispatchMode, ABC):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.name()
-        if name.startswith("profiler::_record_function_enter"):
-            self._regions.append(args[0])
-            if found := _UNIT.match(args[0]):
-                self.unit = " ".join(found.groups())
-        elif name.startswith("profiler::_record_function_exit"):
-            self._regions.pop()
-        else:
-            self.observe(func, args, result)
+        for watcher in (self, *self._beside):
+            if not name.startswith("profiler::"):
+                watcher.observe(func, args, result)
+            elif name.startswith("profiler::_record_function_enter"):
+                watcher._begin(args[0])
+            elif name.startswith("profiler::_record_function_exit"):
+                watcher._regions.pop()
         return result
+
+    def _begin(self, region: str) -> None:
+        self._regions.append(region)
+        if found := _UNIT.match(region):
+            self.unit = " ".join(found.groups())
+
+    def __enter__(self) -> Self:
+        if Watcher._first is None:
+            Watcher._first = self
+            super().__enter__()
+        else:
+            Watcher._first._beside.append(self)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if Watcher._first is self:
+            Watcher._first = None
+            super().__exit__(*exception)
+        elif Watcher._first is not None:
+            Watcher._first._beside.remove(self)

@@ -21,7 +21,7 @@ from odysseus.model import MLP, Attention
 from odysseus.tensor_parallel import linear_all_reduce, with_shared_kv_gradients
 
 
-def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     return Attention(
         run.architecture,
         kernels,

@@ -24,7 +24,7 @@ from odysseus.tensor_parallel import (
 )
 
 
-def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     column = partial(gather_linear, axis=mesh.sequence, regather=run.regather)
     return Attention(
         run.architecture,

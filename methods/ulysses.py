@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from odysseus import collectives
 from odysseus.attention import Attend
 from odysseus.config import RunConfig
+from odysseus.head_chunks import ChunkedAttention
 from odysseus.kernels import Kernels
 from odysseus.mesh import Axis, Mesh
 from odysseus.method import Method
 from odysseus.model import MLP, Attention
+from odysseus.sizes import divisors
 
 
-def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
+    if run.ulysses_head_chunks > 1:
+        return ChunkedAttention(run.architecture, kernels, mesh.sequence, run.ulysses_head_chunks)
     exchange = {"native": all_to_all_attend, "yunchang": yunchang_attend}[run.ulysses_all_to_all]
     if mesh.sequence.size > 1:
         kernels = replace(kernels, attend=exchange(kernels.attend, mesh.sequence))
@@ -40,7 +44,10 @@ def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
         # One copy packs what each rank gets; receiving, ranks are the leading part of S. No name
         # holds the copy, so that it is gone before attention begins.
         received_nBsFK = collectives.all_to_all(
-            torch.cat([_by_rank(x, axis) for x in (q_BsHK, k_BsGK, v_BsGK)], dim=3), axis
+            torch.cat(
+                [collectives.heads_by_rank(x, axis.size) for x in (q_BsHK, k_BsGK, v_BsGK)], dim=3
+            ),
+            axis,
         )
         heads = [q_BsHK.shape[2] // axis.size] + 2 * [max(1, k_BsGK.shape[2] // axis.size)]
         o_BShK = attend(*collectives.unstack(received_nBsFK, 1).split(heads, dim=2))
@@ -63,14 +70,24 @@ def yunchang_attend(attend: Attend, axis: Axis) -> Attend:
     return exchanged
 
 
-def _by_rank(x_BsHK: Tensor, axis: Axis) -> Tensor:
-    """[n, B, s, h, K]: the heads that each rank computes, as a view. A kv head that several ranks
-    need appears once for each of them, and no more often."""
-    copies = max(1, axis.size // x_BsHK.shape[2])
-    x_BsGcK = x_BsHK.unsqueeze(3).expand(-1, -1, -1, copies, -1)
-    if copies == 1:
-        return x_BsHK.unflatten(2, (axis.size, -1)).movedim(2, 0)
-    return x_BsGcK.movedim((2, 3), (0, 1)).flatten(0, 1).unsqueeze(3)
+def check(run: RunConfig) -> None:
+    """Raise ValueError unless a rank's heads can be taken in as many chunks as the run says."""
+    chunks, n = run.ulysses_head_chunks, run.sequence_size
+    if chunks == 1:
+        return
+    if run.ulysses_all_to_all != "native":
+        raise ValueError(
+            f"ulysses_all_to_all = {run.ulysses_all_to_all} does not know ulysses_head_chunks = "
+            f"{chunks}; valid: native, or ulysses_head_chunks = 1"
+        )
+    heads = run.architecture.num_attention_heads // n
+    kv_heads = max(1, run.architecture.num_key_value_heads // n)
+    fitting = [c for c in divisors(heads) if c % kv_heads == 0 or kv_heads % c == 0]
+    if chunks not in fitting:
+        raise ValueError(
+            f"ulysses_head_chunks = {chunks} does not divide the {heads} query and {kv_heads} kv "
+            f"heads of a rank; valid: {', '.join(map(str, fitting))}"
+        )
 
 
-METHOD = Method(name="ulysses", attention=attention, mlp=mlp)
+METHOD = Method(name="ulysses", attention=attention, mlp=mlp, check=check)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,32 @@ class BlockAttention:
 
     forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def differentiable(blocks: BlockAttention) -> Attend:
+    """Causal attention of a kernel, for autograd; keeps q, k, v, o and the log-sum-exp.
+
+    torch.compile goes around it.
+    """
+
+    def attend(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+        return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, blocks)
+
+    return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: BlockAttention) -> Tensor:
+        o, logsumexp = blocks.forward(q, k, v, True)
+        ctx.save_for_backward(q, k, v, o, logsumexp)
+        ctx.blocks = blocks
+        return o
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_o,), (q, k, v, o, logsumexp) = grads, ctx.saved_tensors
+        return *ctx.blocks.backward(grad_o, q, k, v, o, logsumexp, True), None
 
 
 def choose_block_attention(name: str, device: torch.device) -> BlockAttention | None:

@@ -148,6 +148,16 @@ def stack(x: Tensor, n: int, dim: int) -> Tensor:
     return x.unflatten(dim, (n, -1)).movedim(dim, 0).contiguous()
 
 
+def heads_by_rank(x_BsHK: Tensor, n: int) -> Tensor:
+    """[n, B, s, h, K]: the heads that each of n ranks computes, as a view. A kv head that several
+    ranks need appears once for each of them, and no more often."""
+    copies = max(1, n // x_BsHK.shape[2])
+    if copies == 1:
+        return x_BsHK.unflatten(2, (n, -1)).movedim(2, 0)
+    x_BsGcK = x_BsHK.unsqueeze(3).expand(-1, -1, -1, copies, -1)
+    return x_BsGcK.movedim((2, 3), (0, 1)).flatten(0, 1).unsqueeze(3)
+
+
 def _gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
     gathered, work = start_all_gather(x, axis)
     work.wait()

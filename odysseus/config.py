@@ -17,7 +17,7 @@ from odysseus.sizes import check_axes, check_multiple
 
 _LOWEST = {"world_size": 1, "sequence_parallel_size": 0, "ring_parallel_size": 1, "seq_len": 1}
 _LOWEST |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "reduce_bucket_size": 0}
-_LOWEST |= {"host_memory_limit_bytes": 0, "tiled_loss_bytes": 1}
+_LOWEST |= {"host_memory_limit_bytes": 0, "tiled_loss_bytes": 1, "ulysses_head_chunks": 1}
 _LOWEST |= {"steps": 1, "warmup_steps": 0, "seed": 0, "timeout_s": 1, "rank": -1}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -68,6 +68,9 @@ class RunConfig:
             the gathered copy (one more all-gather a half-block, 1/N of the activation memory).
         ulysses_all_to_all: Who exchanges heads for tokens: this project's packed all-to-all,
             or yunchang's one for each of q, k, v and the output.
+        ulysses_head_chunks: ulysses: take a rank's attention so many heads at a time, each with its
+            own all-to-all, and keep no q, k, v for backward: they are projected and exchanged
+            again. With tiled_mlp_compute the output projection is in the tiles too.
         optimizer: Optimizer.
         parameter_offload: Where ZeRO-3's shards, their gradients and the optimizer live: none is
             the device, cpu is host memory (implies optimizer.offload cpu).
@@ -112,6 +115,7 @@ class RunConfig:
     tiled_loss_engine: Literal["auto", "fused", "checkpoint", "torch", "liger"] = "auto"
     regather: bool = True
     ulysses_all_to_all: Literal["native", "yunchang"] = "native"
+    ulysses_head_chunks: int = 1
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     parameter_offload: Literal["none", "cpu"] = "none"
     expandable_segments: bool = True
@@ -230,6 +234,11 @@ class RunConfig:
             raise ValueError(
                 "compile = true is not known to be right with model.type = liger, whose kernels "
                 "write over their inputs; valid: model.type = torch, or compile = false"
+            )
+        if self.ulysses_head_chunks > 1 and self.method != "ulysses":
+            raise ValueError(
+                f"ulysses_head_chunks = {self.ulysses_head_chunks} is for method = ulysses, not "
+                f"{self.method}; valid: 1"
             )
         a, ring = self.architecture, self.ring_parallel_size
         heads = a.num_attention_heads, a.num_key_value_heads

@@ -23,7 +23,7 @@ from odysseus.attention import (
     choose_block_attention,
     sdpa,
 )
-from odysseus.config import ModelOptions
+from odysseus.config import ModelOptions, RunConfig
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,25 @@ def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype
         liger.require("model.type", "torch", device)
         return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks)
     return replace(TORCH, attend=attend, blocks=blocks)
+
+
+def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:
+    """Raise ValueError if a run's attention has no kernel with log-sum-exp, which a user needs."""
+    if device.type == "cuda" and run.dtype != "bf16":
+        raise ValueError(
+            f"dtype = {run.dtype} is none that {user}'s kernels compute in on CUDA; valid: bf16"
+        )
+    width = run.architecture.head_dim
+    if device.type == "cuda" and (width % 8 or width > 256):
+        raise ValueError(
+            f"model.head_dim = {width} is none that {user}'s kernels compute in on CUDA; "
+            "valid: multiples of 8 up to 256"
+        )
+    if choose_kernels(run.model, device, run.compute_dtype).blocks is None:
+        raise ValueError(
+            f"model.attn_implementation = {run.model.attn_implementation} gives no log-sum-exp "
+            f"here, which {user} needs; valid: auto, sdpa, flash_attention_2"
+        )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

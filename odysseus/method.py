@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from odysseus.config import RunConfig
 from odysseus.kernels import Kernels
 from odysseus.mesh import Mesh
+from odysseus.model import Attention
 from odysseus.sizes import nearest_multiples
 
 Edge = Callable[[Tensor, Mesh], Tensor]
@@ -40,7 +41,7 @@ class Method:
     """
 
     name: str
-    attention: Callable[[RunConfig, Mesh, Kernels], nn.Module]
+    attention: Callable[[RunConfig, Mesh, Kernels], Attention]
     mlp: Callable[[RunConfig, Mesh, Kernels], nn.Module]
     split: Mapping[str, int] = field(default_factory=dict)
     enter: Edge = unchanged

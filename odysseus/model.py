@@ -54,11 +54,13 @@ class Tricks:
 
     Attributes:
         tile_mlp: Compute the MLP in tiles of the sequence.
+        tile_output: Compute all that follows attention in such tiles.
         recompute: Keep only the block's input, and run the block again in backward.
         keep: Context in which that input is saved, given it: where it waits for backward.
     """
 
     tile_mlp: bool = False
+    tile_output: bool = False
     recompute: bool = False
     keep: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
 
@@ -139,16 +141,24 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
         self.k_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
 
-    def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
-        qkv_BSW = self.qkv_proj(x_BSD)
+    def attend(self, norm: RMSNorm, x_BSD: Tensor, table: Tensor) -> Tensor:
+        """[B, S, H·K]: attention of a block's normed stream, before the output projection."""
+        qkv_BSW = self.qkv_proj(norm(x_BSD))
+        q_BSHK, k_BSGK, v_BSGK = self.turn(qkv_BSW, table, self.heads, self.kv_heads)
+        return self.kernels.attend(q_BSHK, k_BSGK, v_BSGK).flatten(2)
+
+    def turn(
+        self, qkv_BSW: Tensor, table: Tensor, heads: int, kv_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected q, k and v apart, normed where the model does so, and rotated."""
         if self.q_norm is None:
-            qkv_BSW = self.kernels.rotary_(qkv_BSW, table, self.heads + self.kv_heads)
-        split = [self.heads, self.kv_heads, self.kv_heads]
+            qkv_BSW = self.kernels.rotary_(qkv_BSW, table, heads + kv_heads)
+        split = [heads, kv_heads, kv_heads]
         q_BSHK, k_BSGK, v_BSGK = by_head(qkv_BSW, self.head_dim).split(split, dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q_BSHK = self.kernels.rotary_(self.q_norm(q_BSHK), table, self.heads)
-            k_BSGK = self.kernels.rotary_(self.k_norm(k_BSGK), table, self.kv_heads)
-        return self.o_proj(self.kernels.attend(q_BSHK, k_BSGK, v_BSGK).flatten(2))
+            q_BSHK = self.kernels.rotary_(self.q_norm(q_BSHK), table, heads)
+            k_BSGK = self.kernels.rotary_(self.k_norm(k_BSGK), table, kv_heads)
+        return q_BSHK, k_BSGK, v_BSGK
 
 
 class MLP(nn.Module):
@@ -179,7 +189,7 @@ class Block(nn.Module):
     def __init__(
         self,
         architecture: Architecture,
-        attention: nn.Module,
+        attention: Attention,
         mlp: nn.Module,
         kernels: Kernels,
         tricks: Tricks,
@@ -201,10 +211,18 @@ class Block(nn.Module):
             )
 
     def layer(self, x_BSD: Tensor, table: Tensor) -> Tensor:
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), table)
+        o_BSW = self.self_attn.attend(self.input_layernorm, x_BSD, table)
+        if self.tricks.tile_output:
+            parts = self.self_attn.o_proj, self.post_attention_layernorm, self.mlp
+            parameters = [p for part in parts for p in part.parameters()]
+            return tiled(self.after_attention, parameters, x_BSD, o_BSW)
+        return self.after_attention(x_BSD, o_BSW)
+
+    def after_attention(self, x_BSD: Tensor, o_BSW: Tensor) -> Tensor:
+        x_BSD = x_BSD + self.self_attn.o_proj(o_BSW)
         normed_BSD = self.post_attention_layernorm(x_BSD)
         if self.tricks.tile_mlp:
-            return x_BSD + tiled(self.mlp, normed_BSD)
+            return x_BSD + tiled(self.mlp, self.mlp.parameters(), normed_BSD)
         return x_BSD + self.mlp(normed_BSD)
 
 
@@ -235,7 +253,7 @@ class CausalLM(nn.Module):
     def __init__(
         self,
         architecture: Architecture,
-        attention: Callable[[], nn.Module],
+        attention: Callable[[], Attention],
         mlp: Callable[[], nn.Module],
         kernels: Kernels = TORCH,
         edges: Edges = Edges(),

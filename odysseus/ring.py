@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from odysseus import collectives
-from odysseus.attention import Attend, BlockAttention
+from odysseus.attention import Attend, BlockAttention, differentiable
 from odysseus.config import RunConfig
-from odysseus.kernels import Kernels, choose_kernels
+from odysseus.kernels import Kernels, check_blocks
 from odysseus.mesh import Axis
 from odysseus.ring_order import Look, look_at_place, look_at_whole
 
@@ -66,31 +66,17 @@ def check(run: RunConfig, device: torch.device) -> None:
             f"model.attn_implementation = {run.model.attn_implementation} is not what "
             f"ring_backend = yunchang computes with; valid: {', '.join(_FLASH)}"
         )
-    if device.type == "cuda" and run.dtype != "bf16":
-        raise ValueError(
-            f"dtype = {run.dtype} is none that ring attention's kernels compute in on CUDA; "
-            "valid: bf16"
-        )
-    width = run.architecture.head_dim
-    if device.type == "cuda" and (width % 8 or width > 256):
-        raise ValueError(
-            f"model.head_dim = {width} is none that ring attention's kernels compute in on CUDA; "
-            "valid: multiples of 8 up to 256"
-        )
-    if choose_kernels(run.model, device, run.compute_dtype).blocks is None:
-        raise ValueError(
-            f"model.attn_implementation = {run.model.attn_implementation} gives no log-sum-exp "
-            "here, which ring attention needs; valid: auto, sdpa, flash_attention_2"
-        )
+    check_blocks(run, device, "ring attention")
 
 
-def choose_ring(run: RunConfig, axis: Axis, kernels: Kernels) -> Attend:
-    """A run's attention over the ring axis of its mesh, with the block kernel of these."""
+def choose_ring(run: RunConfig, axis: Axis, kernels: Kernels) -> Kernels:
+    """These kernels, but for attention: a run's over the ring axis of its mesh."""
     if run.ring_backend == "yunchang":
-        return yunchang_attend(axis, run.ring_order)
+        return replace(kernels, attend=yunchang_attend(axis, run.ring_order), blocks=None)
     assert kernels.blocks is not None, "as check has made sure"
     exchange = {"native": PassOn, "allgather": AllGather}[run.ring_backend]
-    return attend_with(exchange(axis, run.ring_order), kernels.blocks)
+    blocks = around(exchange(axis, run.ring_order), kernels.blocks)
+    return replace(kernels, attend=differentiable(blocks), blocks=blocks)
 
 
 def yunchang_attend(axis: Axis, order: str) -> Attend:
@@ -112,13 +98,39 @@ def yunchang_attend(axis: Axis, order: str) -> Attend:
     return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
 
 
-def attend_with(exchange: Exchange, blocks: BlockAttention) -> Attend:
-    """attend(q_BSHK, k_BSGK, v_BSGK) -> o_BSHK over all places; torch.compile goes around it."""
+def around(exchange: Exchange, blocks: BlockAttention) -> BlockAttention:
+    """Causal attention over the tokens of all places, of one place's queries, by a block kernel."""
 
-    def attend(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
-        return _RingAttention.apply(q_BSHK, k_BSGK, v_BSGK, exchange, blocks)
+    def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        assert causal, "a ring has no other"
+        merged = _Merged()
 
-    return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
+        def visit(look: Look, kv_2BTGK: Tensor) -> None:
+            k_BTGK, v_BTGK = kv_2BTGK
+            found = blocks.forward(q[:, look.queries], k_BTGK, v_BTGK, look.causal)
+            merged.add(look.queries, *found)
+
+        exchange.forward(torch.stack((k, v)), visit)
+        return merged.out_BSHK.to(q.dtype), merged.logsumexp_BHS
+
+    def backward(
+        grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse_BHS: Tensor, causal: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_q = torch.zeros_like(q, dtype=_wide(q))
+
+        def differentiate(look: Look, kv_2BTGK: Tensor) -> Tensor:
+            queries, of = look.queries, (slice(None), look.queries)
+            # With the log-sum-exp of all keys, a block's backward is its part of the whole one.
+            grad, *grad_kv = blocks.backward(
+                *(grad_o[of], q[of], *kv_2BTGK, o[of], lse_BHS[:, :, queries], look.causal)
+            )
+            grad_q[of].add_(grad)
+            return torch.stack(grad_kv).to(grad_q.dtype)
+
+        grad_k, grad_v = exchange.backward(torch.stack((k, v)), differentiate).to(k.dtype)
+        return grad_q.to(q.dtype), grad_k, grad_v
+
+    return BlockAttention(forward, backward)
 
 
 @dataclass(frozen=True)
@@ -219,48 +231,6 @@ class AllGather:
             return collectives.stack(whole_2BTGK, ring, 2)
         chunks = collectives.stack(whole_2BTGK, 2 * ring, 2)
         return torch.cat([chunks[:ring], chunks[ring:].flip(0)], dim=3)
-
-
-class _RingAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, exchange: Exchange, blocks: BlockAttention
-    ) -> Tensor:
-        merged = _Merged()
-
-        def visit(look: Look, kv_2BTGK: Tensor) -> None:
-            k_BTGK, v_BTGK = kv_2BTGK
-            found = blocks.forward(q[:, look.queries], k_BTGK, v_BTGK, look.causal)
-            merged.add(look.queries, *found)
-
-        exchange.forward(torch.stack((k, v)), visit)
-        out = merged.out_BSHK.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, merged.logsumexp_BHS)
-        ctx.exchange, ctx.blocks = exchange, blocks
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, out, logsumexp_BHS = ctx.saved_tensors
-        (grad_out,) = grads
-        grad_q = torch.zeros_like(q, dtype=_wide(q))
-
-        def differentiate(look: Look, kv_2BTGK: Tensor) -> Tensor:
-            queries, of = look.queries, (slice(None), look.queries)
-            # With the log-sum-exp of all keys, a block's backward is its part of the whole one.
-            grad, *grad_kv = ctx.blocks.backward(
-                grad_out[of],
-                q[of],
-                *kv_2BTGK,
-                out[of],
-                logsumexp_BHS[:, :, queries],
-                look.causal,
-            )
-            grad_q[of].add_(grad)
-            return torch.stack(grad_kv).to(grad_q.dtype)
-
-        grad_kv = ctx.exchange.backward(torch.stack((k, v)), differentiate)
-        return grad_q.to(q.dtype), *grad_kv.to(k.dtype), None, None
 
 
 class _Merged:

@@ -54,7 +54,7 @@ def build_model(
     """
     architecture = run.architecture
     if mesh.ring.size > 1:
-        kernels = replace(kernels, attend=choose_ring(run, mesh.ring, kernels))
+        kernels = choose_ring(run, mesh.ring, kernels)
     edges = Edges(
         enter=lambda x: method.enter(x, mesh),
         leave=lambda x: method.leave(x, mesh),
@@ -99,10 +99,16 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tricks:
     """The memory tricks of a run's blocks."""
+    in_chunks = run.ulysses_head_chunks > 1
+    tricks = Tricks(
+        tile_mlp=run.tiled_mlp_compute and not in_chunks,
+        tile_output=run.tiled_mlp_compute and in_chunks,
+        recompute=run.recomputes,
+    )
     if not run.activation_checkpoint_cpu_offload:
-        return Tricks(run.tiled_mlp_compute, run.recomputes)
+        return tricks
     offload = CheckpointOffload(host, device, run.architecture.num_hidden_layers)
-    return Tricks(run.tiled_mlp_compute, run.recomputes, offload.keep)
+    return replace(tricks, keep=offload.keep)
 
 
 class Trainer:

@@ -7,6 +7,7 @@ the stream, the largest of a block; in tiles only one tile's exist at once (ALST
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,81 +19,103 @@ def tile_count(batch: int, tokens: int, width: int) -> int:
     return min(tokens, -(-batch * tokens // width))
 
 
-def tiled(module: nn.Module, x_BSD: Tensor) -> Tensor:
-    """module(x), one tile of tokens at a time; y has the shape of x.
+def tiled(
+    function: Callable[..., Tensor], parameters: Iterable[nn.Parameter], *inputs: Tensor
+) -> Tensor:
+    """function(*inputs), one tile of tokens at a time.
 
-    Every rank has the same shapes, so every rank has the same tiles, and a module that talks to
-    others may be tiled too. The module's weights are gathered and their gradients reduced by
-    whoever shards it, once: tiles see neither. Their sum is kept in at least fp32.
+    Every rank has the same shapes, so every rank has the same tiles, and a function that talks to
+    others may be tiled too. The parameters are gathered and their gradients reduced by whoever
+    shards them, once: tiles see neither. Their sum is kept in at least fp32.
+
+    Args:
+        function: Of tokens; what it returns has the shape of its first input.
+        parameters: What it computes with.
+        inputs: [B, S, ...] each.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    tiles = _Tiles(module, parameters, tile_count(*x_BSD.shape))
-    kept_BSD = _Keep.apply(x_BSD, tiles, *parameters)
-    return _Compute.apply(kept_BSD, tiles)
+    trained = [p for p in parameters if p.requires_grad]
+    tiles = Tiles(function, trained, tile_count(*inputs[0].shape))
+    kept = _Keep.apply(tiles, len(inputs), *inputs, *trained)
+    return _Compute.apply(kept, tiles, *(x.detach() for x in inputs[1:]))
 
 
-class _Tiles:
-    """One call: the module, its parameters, and how its input is cut."""
+class Tiles:
+    """A function of tokens, its parameters, and how its inputs are cut."""
 
-    def __init__(self, module: nn.Module, parameters: list[nn.Parameter], count: int) -> None:
-        self.module, self.parameters, self.count = module, parameters, count
+    def __init__(
+        self, function: Callable[..., Any], parameters: list[nn.Parameter], count: int
+    ) -> None:
+        self.function, self.parameters, self.count = function, parameters, count
 
-    def of(self, *tensors: Tensor) -> Any:
+    def of(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Every tile of all tensors, [B, t, ...] each, the last one ragged."""
         size = -(-tensors[0].shape[1] // self.count)
         return zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True)
 
     def backward(
-        self, x_BtD: Tensor, grad_y_BtD: Tensor, grad_x_BtD: Tensor, sums: list[Tensor]
+        self,
+        inputs: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor],
+        grad_inputs: Sequence[Tensor],
+        sums: list[Tensor],
     ) -> None:
-        """One tile: fill in the gradient of x, add those of the parameters to their sums."""
+        """One tile: fill in the gradients of as many inputs as there are, the first ones; add those
+        of the parameters to their sums."""
+        count = len(grad_inputs)
         with torch.enable_grad():
-            x_BtD = x_BtD.detach().requires_grad_()
-            y_BtD = self.module(x_BtD)
-        grad, *found = torch.autograd.grad(y_BtD, [x_BtD, *self.parameters], grad_y_BtD)
-        grad_x_BtD.copy_(grad)
-        for index, gradient in enumerate(found):
+            leaves = [x.detach().requires_grad_() for x in inputs[:count]]
+            outputs = self.function(*leaves, *inputs[count:])
+        found = torch.autograd.grad(outputs, [*leaves, *self.parameters], grad_outputs)
+        del outputs
+        for whole, gradient in zip(grad_inputs, found, strict=False):
+            whole.copy_(gradient)
+        for index, gradient in enumerate(found[count:]):
             if index < len(sums):
                 sums[index].add_(gradient)
             else:  # A bf16 sum of many tiles would lose what each adds.
                 wide = torch.float32 if self.count > 1 else gradient.dtype
                 sums.append(gradient.to(torch.promote_types(gradient.dtype, wide)))
 
+    def rounded(self, sums: list[Tensor]) -> Iterator[Tensor]:
+        """The parameters' gradients, in their dtype."""
+        return (s.to(p.dtype) for s, p in zip(sums, self.parameters, strict=True))
+
 
 class _Keep(torch.autograd.Function):
-    """Keeps the input, and has the whole backward.
+    """Keeps the inputs, and has the whole backward.
 
     It is apart from the forward so that under activation checkpointing, which stops recomputing
     once the last tensor that backward needs is there, the tiles do not run in vain.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_BSD: Tensor, tiles: _Tiles, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(x_BSD)
+    def forward(ctx: Any, tiles: Tiles, count: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[:count])
         ctx.tiles = tiles
-        return x_BSD.view_as(x_BSD)
+        return tensors[0].view_as(tensors[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x_BSD,), tiles = ctx.saved_tensors, ctx.tiles
-        (grad_y_BSD,) = grads
-        grad_x_BSD = torch.empty_like(x_BSD)
+        inputs, tiles = ctx.saved_tensors, ctx.tiles
+        (grad_y,) = grads
+        grad_inputs = [torch.empty_like(x) for x in inputs]
         sums: list[Tensor] = []
-        for x_BtD, grad_y_BtD, grad_x_BtD in tiles.of(x_BSD, grad_y_BSD, grad_x_BSD):
-            tiles.backward(x_BtD, grad_y_BtD, grad_x_BtD, sums)
-        parameter_grads = (s.to(p.dtype) for s, p in zip(sums, tiles.parameters, strict=True))
-        return grad_x_BSD, None, *parameter_grads
+        for grad_y_t, *cut in tiles.of(grad_y, *inputs, *grad_inputs):
+            tiles.backward(cut[: len(inputs)], [grad_y_t], cut[len(inputs) :], sums)
+        return None, None, *grad_inputs, *tiles.rounded(sums)
 
 
 class _Compute(torch.autograd.Function):
     """Runs the tiles. What it hands back is the gradient of y: :class:`_Keep` takes it as such."""
 
     @staticmethod
-    def forward(ctx: Any, x_BSD: Tensor, tiles: _Tiles) -> Tensor:
-        y_BSD = torch.empty_like(x_BSD)
-        for x_BtD, y_BtD in tiles.of(x_BSD, y_BSD):
-            y_BtD.copy_(tiles.module(x_BtD))
-        return y_BSD
+    def forward(ctx: Any, x: Tensor, tiles: Tiles, *others: Tensor) -> Tensor:
+        ctx.inputs = 2 + len(others)
+        y = torch.empty_like(x)
+        for y_t, *cut in tiles.of(y, x, *others):
+            y_t.copy_(tiles.function(*cut))
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], *[None] * (ctx.inputs - 1)

@@ -76,6 +76,8 @@ def check_all(runs: list[RunConfig], ranks: list[int]) -> None:
 def test_every_toggle_of_every_method(method: str) -> None:
     base = replace(BASE, method=method, world_size=2)
     wide = [replace(base, **toggles) for toggles in TOGGLES]
+    if method == "ulysses":
+        wide += [replace(base, ulysses_head_chunks=4, **toggles) for toggles in ({}, ALL_ON)]
     check_all(wide + [replace(base, dtype="bf16", **toggles) for toggles in ({}, ALL_ON)], [0])
 
 

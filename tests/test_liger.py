@@ -223,7 +223,7 @@ def model_errors(variant: str, recompute: bool, tile_mlp: bool) -> list[float]:
     """Of the loss and gradients with all of Liger's kernels, against plain ones in fp64."""
     lent = choose_kernels(ModelOptions(type="liger"), CPU, torch.float32)
     loss = partial(liger.fused_linear_cross_entropy, tile=3)
-    found = model_results(variant, lent, loss, Tricks(tile_mlp, recompute))
+    found = model_results(variant, lent, loss, Tricks(tile_mlp=tile_mlp, recompute=recompute))
     return largest_errors(found, model_results(variant, TORCH, whole_logits, Tricks()))
 
 

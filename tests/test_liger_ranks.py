@@ -6,26 +6,28 @@ Triton's interpreter runs them, as in tests/test_liger.py.
 from __future__ import annotations
 
 import itertools
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
+from bench import cell, verify
 from methods import METHODS
 from odysseus.config import RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
 from tests.test_liger import CPU, RUN, TOLERANCE, interpreting
 from tests.test_parity import reference_gradients
 from tests.test_toggles import ALL_ON, TOGGLES
 
 
-def step_errors(rank: int, store: str, runs: list[RunConfig]) -> list[float]:
-    """The largest error of this rank's step of each run.
+def on_rank(
+    rank: int, store: str, function: Callable[[RunConfig], Any], runs: list[RunConfig]
+) -> list[Any]:
+    """What this rank finds of each run.
 
     One process group serves all: PyTorch's meshes do not outlive theirs, but are kept by shape.
     """
@@ -38,16 +40,14 @@ def step_errors(rank: int, store: str, runs: list[RunConfig]) -> list[float]:
         timeout=timedelta(seconds=60),
     )
     try:
-        return [step_error(run) for run in runs]
+        return [function(run) for run in runs]
     finally:
         dist.destroy_process_group()
 
 
 def step_error(run: RunConfig) -> float:
-    """Of this rank's loss and gradients, against the single-process reference."""
-    mesh = make_mesh(CPU, run)
-    trainer = Trainer(run, METHODS[run.method], mesh)
-    samples = Samples(run, mesh.replica, mesh.shard, CPU)
+    """The largest of this rank's loss and gradients, against the single-process reference."""
+    trainer, samples = cell.start(run, CPU)
     found = trainer.forward_backward(samples.step(0)).item()
     exact, _, gradients = reference_gradients(run)
     errors = [abs(found - exact) / exact]
@@ -57,17 +57,31 @@ def step_error(run: RunConfig) -> float:
     return max(errors)
 
 
-def check_steps(pool: ProcessPoolExecutor, folder: Path, runs: list[RunConfig]) -> None:
-    store = str(folder / "store")
-    ranks = [pool.submit(step_errors, rank, store, runs) for rank in range(runs[0].world_size)]
-    for errors in (rank.result() for rank in ranks):
+def history(run: RunConfig) -> list[list[float]]:
+    """Loss and gradient norm of every step of a training."""
+    trainer, samples = cell.start(run, CPU)
+    results = [trainer.step(samples.step(step)) for step in range(run.steps)]
+    return [[r.loss.item(), r.grad_norm.item()] for r in results]
+
+
+def on_ranks(
+    folder: Path, function: Callable[[RunConfig], Any], runs: list[RunConfig]
+) -> list[list[Any]]:
+    """What each rank finds of each run."""
+    world_size, store = runs[0].world_size, str(folder / "store")
+    with interpreting(world_size) as pool:
+        ranks = [pool.submit(on_rank, rank, store, function, runs) for rank in range(world_size)]
+        return [rank.result() for rank in ranks]
+
+
+def check_steps(folder: Path, runs: list[RunConfig]) -> None:
+    for errors in on_ranks(folder, step_error, runs):
         assert [(run, e) for run, e in zip(runs, errors, strict=True) if not e < TOLERANCE] == []
 
 
 def test_two_ranks_equal_the_reference(tmp_path: Path) -> None:
     """By two methods that share no linear layer."""
-    with interpreting(2) as pool:
-        check_steps(pool, tmp_path, [replace(RUN, method=m) for m in ("ulysses", "tp_sp")])
+    check_steps(tmp_path, [replace(RUN, method=m) for m in ("ulysses", "tp_sp")])
 
 
 @pytest.mark.slow
@@ -83,5 +97,17 @@ def test_liger_with_every_trick(tmp_path: Path, world_size: int) -> None:
     for run in runs:
         run.check()
         METHODS[run.method].check(run)
-    with interpreting(world_size) as pool:
-        check_steps(pool, tmp_path, runs)
+    check_steps(tmp_path, runs)
+
+
+@pytest.mark.slow
+def test_training_with_liger_and_every_trick(tmp_path: Path) -> None:
+    """As ``python -m bench verify`` does it, on four ranks, with Liger's kernels on top."""
+    model = replace(RUN.model, intermediate_size=8)
+    base = replace(RUN, world_size=4, seq_len=16, steps=5, model=model, **ALL_ON)
+    runs = [replace(base, method=method) for method in METHODS]
+    trained = [verify.reference_of(base), *map(verify.candidate_of, runs)]
+    reference, *found = on_ranks(tmp_path, history, trained)[0]
+    tolerance, _ = verify.TOLERANCES["fp32"]
+    for run, steps in zip(runs, found, strict=True):
+        assert np.allclose(steps, reference, rtol=tolerance, atol=0), (run.method, steps)

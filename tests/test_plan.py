@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench import hardware, plan, rows
+from bench import dryrun, hardware, plan, rows
 from bench.__main__ import main
 from methods import METHODS
 from odysseus.config import ModelOptions, RunConfig
@@ -37,37 +37,45 @@ def run(node: str) -> RunConfig:
     return RunConfig(model=MODEL, world_size=4, dtype="bf16", dry_run=True, hardware=node)
 
 
+def counted_need(run: RunConfig) -> plan.Need:
+    """By a dry run of all blocks."""
+    return plan.need_of(run, dryrun.counted(run))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("offload", [False, True])
 def test_memory_grows_alike_with_every_block(run: RunConfig, method: str, offload: bool) -> None:
     run = replace(run, method=method, activation_checkpoint_cpu_offload=offload)
     run = replace(run, activation_checkpointing=True, tiled_mlp_compute=True)
-    assert plan.predicted_need(run) == plan.counted_need(run)
+    assert plan.predicted_need(run) == counted_need(run)
 
 
 @pytest.mark.parametrize("method", ["tp", "ulysses"])
 def test_the_longest_that_fits_is_the_gpus(run: RunConfig, method: str) -> None:
     run = replace(run, method=method, activation_checkpointing=True)
     tried: list[int] = []
-    length, limit = plan.longest(run, lambda seq_len, need: tried.append(seq_len))
-    assert limit == "GPU"
+    found = plan.longest(run, lambda seq_len, need: tried.append(seq_len))
+    length = found.seq_len
+    assert found.limit == "GPU"
     assert len(tried) < 12
-    assert plan.counted_need(replace(run, seq_len=length)).limit == ""
+    assert found.counted is not None
+    assert counted_need(replace(run, seq_len=length)) == plan.need_of(run, found.counted)
+    assert plan.need_of(run, found.counted).limit == ""
     more = length + 256 * run.seq_len_unit * max(1, length // (256 * run.seq_len_unit) // 256)
-    assert plan.counted_need(replace(run, seq_len=more)).limit == "GPU"
+    assert counted_need(replace(run, seq_len=more)).limit == "GPU"
 
 
 def test_the_host_may_be_what_is_short(run: RunConfig) -> None:
     run = replace(run, activation_checkpoint_cpu_offload=True, host_memory_limit_bytes=2**23)
-    length, limit = plan.longest(run, lambda seq_len, need: None)
-    assert limit == "host"
+    found = plan.longest(run, lambda seq_len, need: None)
+    assert found.limit == "host"
     # Six blocks' inputs of 256 elements in bf16, on all ranks together.
-    assert length == 2**23 // (6 * 256 * 2) // 1024 * 1024
+    assert found.seq_len == 2**23 // (6 * 256 * 2) // 1024 * 1024
 
 
 def test_nothing_may_fit(run: RunConfig) -> None:
     deep = replace(run, model=ModelOptions(name_or_path="llama3-8b"))
-    assert plan.longest(deep, lambda seq_len, need: None) == (0, "GPU")
+    assert plan.longest(deep, lambda seq_len, need: None) == plan.Longest(0, "GPU", None)
 
 
 def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,10 @@ from torch import Tensor
 from bench import theory
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus.attention import Attend, BlockAttention, choose_block_attention, sdpa
+from odysseus.attention import Attend, BlockAttention, choose_block_attention, differentiable, sdpa
 from odysseus.config import RunConfig
 from odysseus.mesh import Axis
-from odysseus.ring import AllGather, PassOn, attend_with, yunchang_attend
+from odysseus.ring import AllGather, PassOn, around, yunchang_attend
 from odysseus.ring_order import tokens_of
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, VARIANTS, assert_parity
@@ -88,7 +88,8 @@ def attend_by(backend: str, axis: Axis, order: str) -> Attend:
     blocks = choose_block_attention("sdpa", torch.device("cpu"))
     assert blocks is not None
     if backend != "yunchang":
-        return attend_with({"native": PassOn, "allgather": AllGather}[backend](axis, order), blocks)
+        exchange = {"native": PassOn, "allgather": AllGather}[backend](axis, order)
+        return differentiable(around(exchange, blocks))
 
     def forward(q: Tensor, k: Tensor, v: Tensor, *_: Any, causal: bool, **__: Any) -> Any:
         return blocks.forward(q, k, v, causal)

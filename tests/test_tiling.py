@@ -52,7 +52,7 @@ def mlp(dtype: torch.dtype, kind: type[MLP] = MLP) -> MLP:
 def gradients(module: nn.Module, x_BSD: Tensor, in_tiles: bool) -> list[Tensor]:
     """The value, the gradient of the input and of each parameter, under one upstream gradient."""
     x_BSD = x_BSD.clone().requires_grad_()
-    y_BSD = tiled(module, x_BSD) if in_tiles else module(x_BSD)
+    y_BSD = tiled(module, module.parameters(), x_BSD) if in_tiles else module(x_BSD)
     upstream_BSD = torch.randn(x_BSD.shape, generator=torch.Generator().manual_seed(1))
     of = [x_BSD, *module.parameters()]
     return [y_BSD.detach(), *torch.autograd.grad(y_BSD, of, upstream_BSD.to(y_BSD.dtype))]
@@ -116,7 +116,8 @@ def test_tiles_run_twice_and_not_in_vain(recompute: bool) -> None:
     attention = Attention(ARCHITECTURE, TORCH)
     module = mlp(torch.float32, Watched)
     assert isinstance(module, Watched)
-    block = Block(ARCHITECTURE, attention, module, TORCH, Tricks(True, recompute))
+    tricks = Tricks(tile_mlp=True, recompute=recompute)
+    block = Block(ARCHITECTURE, attention, module, TORCH, tricks)
     for name, parameter in block.named_parameters():
         nn.init.ones_(parameter) if "norm" in name else nn.init.normal_(parameter, std=0.1)
     x_BSD = stream(1, 20, torch.float32).requires_grad_()
@@ -138,7 +139,7 @@ def test_one_tiles_working_set_at_a_time(tokens: int) -> None:
     """
     module, x_BSD = mlp(torch.float32), stream(1, tokens, torch.float32).requires_grad_()
     with MemoryMeter() as meter:
-        y_BSD = tiled(module, x_BSD)
+        y_BSD = tiled(module, module.parameters(), x_BSD)
         y_BSD.backward(torch.ones_like(y_BSD))
     whole, tile, sums = 3 * tokens * WIDTH, 8 * (6 * INNER + WIDTH), (3 + 1) * WIDTH * INNER
     assert meter.peak().bytes == 4 * (whole + tile + sums)

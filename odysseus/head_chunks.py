@@ -1,0 +1,256 @@
+"""Ulysses attention a few heads at a time (Untied Ulysses, arXiv 2602.21196).
+
+Of every chunk of heads, q, k and v are projected, exchanged for tokens, attended and freed before
+the next chunk's are made; what a kv head needs stays for the query heads that share it. Backward
+does so again: it keeps the block's input, the output and its log-sum-exp, and no q, k or v. Norm
+and projections run in tiles of tokens, straight into what is sent.
+
+B batch, s tokens of this rank, S of all, D width, H query heads, G kv heads, h and g those of one
+chunk on one rank, K elements of a head, n ranks of the sequence axis, F heads packed: H + 2G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odysseus import collectives
+from odysseus.architecture import Architecture
+from odysseus.attention import BlockAttention
+from odysseus.config import RunConfig
+from odysseus.kernels import Kernels, check_blocks
+from odysseus.mesh import Axis
+from odysseus.model import Attention, RMSNorm
+from odysseus.tiling import Tiles, tile_count
+
+
+def check(run: RunConfig, device: torch.device) -> None:
+    """Raise ValueError if a run's chunks of heads have no kernel on a device.
+
+    Sizes are the method's to check.
+    """
+    if run.ulysses_head_chunks == 1:
+        return
+    if run.ring_parallel_size > 1 and run.ring_backend == "yunchang":
+        raise ValueError(
+            f"ring_backend = yunchang does not know ulysses_head_chunks = "
+            f"{run.ulysses_head_chunks}; valid: native, allgather"
+        )
+    check_blocks(run, device, "ulysses_head_chunks")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Every rank's index-th chunk of its heads, where heads first to last lie rank by rank.
+
+    Attributes:
+        owners: Ranks that the heads are divided among; others have copies.
+        chunks: Chunks of one rank's heads.
+    """
+
+    first: int
+    last: int
+    owners: int
+    chunks: int
+    index: int
+
+    @property
+    def heads(self) -> int:
+        """Of all ranks."""
+        return (self.last - self.first) // self.chunks
+
+    def rows(self, packed: Tensor, head_dim: int) -> Tensor:
+        """This part's rows of a weight [F·K, D] or a bias [F·K]."""
+        heads = packed.unflatten(0, (-1, head_dim))[self.first : self.last]
+        return heads.unflatten(0, (self.owners, self.chunks, -1))[:, self.index].flatten(0, 2)
+
+    def of(self, x_BsHK: Tensor) -> Tensor:
+        """[owners, B, s, h, K]: a view of this part of the heads first to last."""
+        return x_BsHK.unflatten(2, (self.owners, self.chunks, -1))[:, :, :, self.index].movedim(
+            2, 0
+        )
+
+
+class ChunkedAttention(Attention):
+    """Attention with whole weights, over heads that a sequence axis exchanges chunk by chunk."""
+
+    def __init__(
+        self, architecture: Architecture, kernels: Kernels, axis: Axis, chunks: int
+    ) -> None:
+        super().__init__(architecture, kernels)
+        assert kernels.blocks is not None, "as check has made sure"
+        self.blocks: BlockAttention = kernels.blocks
+        self.axis = axis
+        owners = min(axis.size, self.kv_heads)
+        kv_chunks = min(chunks, self.kv_heads // owners)
+        self.chunks: list[tuple[list[Part], list[Part]]] = []
+        """Parts k and v, and the parts q that look at them."""
+        ends = self.heads, self.heads + self.kv_heads, self.heads + 2 * self.kv_heads
+        for j in range(kv_chunks):
+            of_kv = [Part(*part, owners, kv_chunks, j) for part in (ends[:2], ends[1:])]
+            shared = chunks // kv_chunks
+            of_q = [
+                Part(0, ends[0], axis.size, chunks, c) for c in range(j * shared, (j + 1) * shared)
+            ]
+            self.chunks.append((of_kv, of_q))
+
+    def attend(self, norm: RMSNorm, x_BSD: Tensor, table: Tensor) -> Tensor:
+        """As :meth:`Attention.attend`."""
+        trained = [*norm.parameters(), *self.qkv_proj.parameters()]
+        for head_norm in (self.q_norm, self.k_norm):
+            trained += [] if head_norm is None else head_norm.parameters()
+        return _attend(self, norm, x_BSD, table.movedim(0, 2), trained)
+
+    def to_heads(
+        self, norm: RMSNorm, x_BsD: Tensor, table_Bs2: Tensor, parts: list[Part]
+    ) -> tuple[Tensor, ...]:
+        """[B, S, h, K] of each part, either q or k and v, projected and exchanged."""
+        project = self.qkv_proj
+        weight = torch.cat([part.rows(project.weight, self.head_dim) for part in parts])
+        bias = project.bias
+        if bias is not None:
+            bias = torch.cat([part.rows(bias, self.head_dim) for part in parts])
+        heads = (parts[0].heads, 0) if len(parts) == 1 else (0, parts[0].heads)
+
+        def packed_heads(x_BtD: Tensor, table_Bt2: Tensor) -> Tensor:
+            qkv_BtW = project.project(norm(x_BtD), weight, bias)
+            turned = self.turn(qkv_BtW, table_Bt2.movedim(2, 0), *heads)
+            sent = [x for x in turned if x.shape[2]]
+            return torch.cat([collectives.heads_by_rank(x, self.axis.size) for x in sent], dim=3)
+
+        each = max(1, parts[0].heads // self.axis.size)
+        shape = (*x_BsD.shape[:2], len(parts) * each, self.head_dim)
+        sent_nBsfK = x_BsD.new_empty((self.axis.size, *shape))
+        tiles = Tiles(packed_heads, [], _tile_count(x_BsD))
+        for sent_Btnf, x_BtD, table_Bt2 in tiles.of(sent_nBsfK.movedim(0, 2), x_BsD, table_Bs2):
+            sent_Btnf.copy_(packed_heads(x_BtD, table_Bt2).movedim(0, 2))
+        return self.exchange_to_heads(sent_nBsfK).split(each, dim=2)
+
+    def exchange_to_heads(self, sent_nBsfK: Tensor) -> Tensor:
+        """[B, S, f, K] of this rank's heads from every rank's tokens."""
+        return collectives.unstack(collectives.all_to_all(sent_nBsfK, self.axis), 1)
+
+    def to_tokens(self, x_BSfK: Tensor) -> Tensor:
+        """[n, B, s, f, K] of this rank's tokens from every rank's heads."""
+        sent_nBsfK = collectives.stack(x_BSfK, self.axis.size, 1)
+        return collectives.all_to_all(sent_nBsfK, self.axis)
+
+
+def _tile_count(x_BsD: Tensor) -> int:
+    """Tiles of 8·D tokens: a projection to heads is an eighth as wide as a SwiGLU's tensors."""
+    batch, tokens, width = x_BsD.shape
+    return tile_count(batch, tokens, 8 * width)
+
+
+@torch.compiler.disable
+def _attend(
+    attention: ChunkedAttention,
+    norm: RMSNorm,
+    x_BsD: Tensor,
+    table_Bs2: Tensor,
+    trained: list[nn.Parameter],
+) -> Tensor:
+    return _Chunked.apply(x_BsD, table_Bs2, attention, norm, trained, *trained)
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BsD: Tensor,
+        table_Bs2: Tensor,
+        a: ChunkedAttention,
+        norm: RMSNorm,
+        trained: list[nn.Parameter],
+        *_: Tensor,
+    ) -> Tensor:
+        o_BsHK = x_BsD.new_empty((*x_BsD.shape[:2], a.heads, a.head_dim))
+        kept = []
+        for of_kv, of_q in a.chunks:
+            k_BSgK, v_BSgK = a.to_heads(norm, x_BsD, table_Bs2, of_kv)
+            for part in of_q:
+                (q_BShK,) = a.to_heads(norm, x_BsD, table_Bs2, [part])
+                kept += a.blocks.forward(q_BShK, k_BSgK, v_BSgK, True)
+                del q_BShK
+                part.of(o_BsHK).copy_(a.to_tokens(kept[-2]))
+            del k_BSgK, v_BSgK
+        ctx.save_for_backward(x_BsD, table_Bs2, *kept)
+        ctx.of = a, norm, trained
+        return o_BsHK.flatten(2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_BsD, table_Bs2, *kept = ctx.saved_tensors
+        a, norm, trained = ctx.of
+        # The gradient of o becomes that of q, chunk by chunk: it is the output projection's, which
+        # nobody else reads.
+        grad_q_BsHK = grads[0].contiguous().unflatten(2, (a.heads, a.head_dim))
+        shape = (*x_BsD.shape[:2], a.kv_heads, a.head_dim)
+        grad_kv_BsGK = [x_BsD.new_empty(shape) for _ in range(2)]
+        outputs = iter(zip(kept[::2], kept[1::2], strict=True))
+        for of_kv, of_q in a.chunks:
+            for part, grad_BsGK, grad_nBsgK in zip(
+                of_kv,
+                grad_kv_BsGK,
+                _backward_of_kv(a, norm, x_BsD, table_Bs2, of_kv, of_q, outputs, grad_q_BsHK),
+                strict=True,
+            ):
+                # A kv head that several ranks have looked at gets all their gradients.
+                part.of(grad_BsGK).copy_(grad_nBsgK.unflatten(0, (part.owners, -1)).sum(1))
+        del kept, outputs
+        grad_x_BsD = torch.empty_like(x_BsD)
+
+        def heads_of(x_BtD: Tensor, table_Bt2: Tensor) -> tuple[Tensor, ...]:
+            qkv_BtW = a.qkv_proj(norm(x_BtD))
+            return a.turn(qkv_BtW, table_Bt2.movedim(2, 0), a.heads, a.kv_heads)
+
+        tiles, sums = Tiles(heads_of, trained, _tile_count(x_BsD)), []
+        for x, table, *grads_t, grad_x in tiles.of(
+            x_BsD, table_Bs2, grad_q_BsHK, *grad_kv_BsGK, grad_x_BsD
+        ):
+            tiles.backward([x, table], grads_t, [grad_x], sums)
+        return grad_x_BsD, None, None, None, None, *tiles.rounded(sums)
+
+
+def _backward_of_kv(
+    a: ChunkedAttention,
+    norm: RMSNorm,
+    x_BsD: Tensor,
+    table_Bs2: Tensor,
+    of_kv: list[Part],
+    of_q: list[Part],
+    outputs: Iterator[tuple[Tensor, Tensor]],
+    grad_q_BsHK: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of one chunk's k and v, [n, B, s, g, K]; fills in those of q, in place of o's.
+
+    Query heads that share k and v add to their gradients in at least fp32.
+    """
+    k_BSgK, v_BSgK = a.to_heads(norm, x_BsD, table_Bs2, of_kv)
+    sums: list[Tensor] = []
+    for part in of_q:
+        (q_BShK,) = a.to_heads(norm, x_BsD, table_Bs2, [part])
+        grad_o_BShK = a.exchange_to_heads(part.of(grad_q_BsHK).contiguous())
+        o_BShK, logsumexp = next(outputs)
+        grad_q_BShK, *grad_kv = a.blocks.backward(
+            grad_o_BShK, q_BShK, k_BSgK, v_BSgK, o_BShK, logsumexp, True
+        )
+        del q_BShK, grad_o_BShK
+        part.of(grad_q_BsHK).copy_(a.to_tokens(grad_q_BShK))
+        del grad_q_BShK
+        if sums:
+            for total, grad in zip(sums, grad_kv, strict=True):
+                total.add_(grad)
+        elif len(of_q) == 1:
+            sums = grad_kv
+        else:
+            wide = torch.promote_types(grad_kv[0].dtype, torch.float32)
+            sums = [grad.to(wide) for grad in grad_kv]
+        del grad_kv
+    del k_BSgK, v_BSgK
+    grad_nBsfK = a.to_tokens(torch.cat(sums, dim=2).to(x_BsD.dtype))
+    return grad_nBsfK.chunk(2, dim=3)
