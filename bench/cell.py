@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bench import flops
-from bench.attention_flops import AttentionMeter
+from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, KINDS, MemoryMeter
 from bench.traffic import TrafficMeter
 from methods import METHODS
@@ -72,16 +72,16 @@ def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
     peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
     step = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
-        traffic, attention = _metered_traffic(trainer, samples, step)
+        traffic, flops_done = _metered_traffic(trainer, samples, step)
         memory = _metered_memory(trainer, samples, step + 1, device)
     ranks = _gather(
-        {"ms": times_ms, "peak_flops": peak_flops, "memory": memory, "attention": attention}
+        {"ms": times_ms, "peak_flops": peak_flops, "memory": memory, "flops": flops_done}
     )
     return (
         _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
         | {"peak_flops_source": source}
         | traffic
-        | _attention_columns([r["attention"] for r in ranks])
+        | flop_columns([r["flops"] for r in ranks])
         | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
         | _number_columns(results)
         | {
@@ -133,12 +133,14 @@ def _timed_steps(
     return results, times_ms[run.warmup_steps :]
 
 
-def _metered_traffic(trainer: Trainer, samples: Samples, step: int) -> tuple[dict[str, int], int]:
-    """Columns of what this rank sent in a step, and its attention FLOPs."""
+def _metered_traffic(
+    trainer: Trainer, samples: Samples, step: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Columns of what this rank sent in a step, and the FLOPs that it did."""
     batches = samples.step(step)
-    with TrafficMeter() as meter, AttentionMeter() as attention:
+    with TrafficMeter() as meter, FlopMeter() as done:
         trainer.step(batches)
-    return meter.totals(), attention.flops
+    return meter.totals(), done.columns
 
 
 def _metered_memory(
@@ -214,9 +216,13 @@ def _time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float
     }
 
 
-def _attention_columns(of_ranks: list[int]) -> dict[str, float]:
-    """FLOPs of attention kernels in a step: the rank with the most, and the mean."""
-    return {"attention_flops_max": max(of_ranks), "attention_flops_mean": fmean(of_ranks)}
+def flop_columns(of_ranks: list[dict[str, int]]) -> dict[str, float]:
+    """FLOPs of attention kernels and of matmuls: the rank with the most, and the mean."""
+    columns = {}
+    for name in of_ranks[0]:
+        flops_done = [rank[name] for rank in of_ranks]
+        columns |= {f"{name}_max": max(flops_done), f"{name}_mean": fmean(flops_done)}
+    return columns
 
 
 def _number_columns(results: list[StepResult]) -> dict[str, float]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bench import cuda_kernels, hardware
-from bench.attention_flops import AttentionMeter
-from bench.cell import memory_columns, memory_of_step
+from bench.cell import flop_columns, memory_columns, memory_of_step
+from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, MemoryMeter, Peak
 from bench.meta_world import META, cpu_kernels, only_rank
 from bench.traffic import TrafficMeter
@@ -43,7 +43,7 @@ class Counted:
     rank: int
     place: int
     traffic: dict[str, int]
-    attention_flops: int
+    flops: dict[str, int]
     memory: MemoryMeter
 
     @property
@@ -91,17 +91,18 @@ def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
     found = {
         "rank": counted.rank,
         "backend": "fake",
-        **_of_all_ranks(run, counted),
+        **flop_columns([counted.flops]),
+        **_attention_of_all_ranks(run, counted),
         **counted.traffic,
         **memory_columns(counted.memory),
     }
     return found | {"status": "ok", "error": ""} | unfit(run, counted)
 
 
-def _of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
+def _attention_of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
     """Attention FLOPs of the busiest rank and the mean, from those of one."""
     order, ring = run.ring_order, run.ring_parallel_size
-    mean = counted.attention_flops / share_of_attention(order, ring, counted.place)
+    mean = counted.flops["attention_flops"] / share_of_attention(order, ring, counted.place)
     busiest = max(share_of_attention(order, ring, place) for place in range(ring))
     return {"attention_flops_max": round(mean * busiest), "attention_flops_mean": float(mean)}
 
@@ -178,6 +179,6 @@ def count(run: RunConfig, rank: int) -> Counted:
         trainer = Trainer(run, METHODS[run.method], mesh, kernels)
         samples = Samples(run, mesh.replica, mesh.shard, META)
         trainer.step(samples.step(0))
-        with TrafficMeter() as traffic, AttentionMeter() as attention:
+        with TrafficMeter() as traffic, FlopMeter() as done:
             memory_of_step(trainer, samples.step(1), meter)
-        return Counted(rank, mesh.ring.rank, traffic.totals(), attention.flops, meter)
+        return Counted(rank, mesh.ring.rank, traffic.totals(), done.columns, meter)

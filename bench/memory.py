@@ -111,6 +111,16 @@ class MemoryMeter(Watcher):
         held = sorted((self._allocations[i] for i in best), key=lambda a: -a.bytes)
         return Peak(most, {kind: by_kind[kind] for kind in KINDS}, held, last)
 
+    def before_backward(self) -> dict[str, int]:
+        """Bytes by kind that are alive when the step's first backward begins."""
+        by_kind: Counter[str] = Counter()
+        for index, made in self._log:
+            allocation = self._allocations[index]
+            if made and allocation.unit.startswith("backward"):
+                break
+            by_kind[allocation.kind] += self._bytes(index) if made else -self._bytes(index)
+        return dict(by_kind)
+
     def _bytes(self, index: int) -> int:
         """What an allocation takes: on the device, rounded up."""
         size = self._allocations[index].bytes

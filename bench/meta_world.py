@@ -29,6 +29,8 @@ from odysseus.kernels import Kernels, choose_kernels
 META = torch.device("meta")
 _FUSED_ON = "torch.optim.optimizer._get_fused_kernels_supported_devices"
 
+_CHUNKS = "torch.distributed.fsdp._fully_shard._fsdp_param._chunk_with_empty"
+
 # What tiles of rotation and SwiGLU do most and allocate nothing for. PyTorch's own functions for
 # meta tensors check shapes, for 0.2 to 0.9 ms each.
 _IN_PLACE = {
@@ -36,6 +38,21 @@ _IN_PLACE = {
     "mul.out": lambda *_, out: out,
     "silu_backward.grad_input": lambda *_, grad_input: grad_input,
 }
+
+
+class _Chunks:
+    """A parameter in FSDP2's chunks, each made when it is asked for: of thousands, two are."""
+
+    def __init__(self, tensor: Tensor, num_chunks: int, dim: int) -> None:
+        self.tensor, self.dim = tensor, dim
+        self.size = -(-tensor.shape[dim] // num_chunks)
+
+    def __getitem__(self, index: int) -> Tensor:
+        length = self.tensor.shape[self.dim]
+        first = min(index * self.size, length)
+        if first == length:
+            return self.tensor.new_empty(0)
+        return self.tensor.narrow(self.dim, first, min(self.size, length - first))
 
 
 @contextmanager
@@ -49,6 +66,7 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[None]:
     device_module = SimpleNamespace(**vars(torch.cpu) | {"current_device": lambda: 0})
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "meta", device_module, create=True))
+        stack.enter_context(patch(_CHUNKS, _Chunks))
         for check in ("_validate_no_meta_params", "_validate_cpu_offload_params"):
             stack.enter_context(patch.object(FSDPParamGroup, check))
         stack.enter_context(patch(_FUSED_ON, lambda: [META.type]))

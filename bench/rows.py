@@ -47,7 +47,7 @@ COLUMNS = (
     *["status", "error", "wall_s"],
     *["step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"],
     *["model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"],
-    *["attention_flops_max", "attention_flops_mean"],
+    *["attention_flops_max", "attention_flops_mean", "matmul_flops_max", "matmul_flops_mean"],
     *(f"comm_bytes_{name}" for name in ("total", *COLLECTIVES, *PURPOSES)),
     *["comm_calls_total", "theory_comm_bytes_total"],
     *("peak_memory_bytes", *(f"peak_memory_{kind}_bytes" for kind in KINDS)),

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from bench import dryrun, theory, theory_memory
-from bench.attention_flops import AttentionMeter
 from bench.cell import memory_columns, memory_of_step
+from bench.kernel_flops import FlopMeter
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from odysseus.config import OptimizerOptions, RunConfig
@@ -50,10 +50,10 @@ def measured(runs: list[RunConfig]) -> list[dict[str, Any]]:
         trainer = Trainer(run, METHODS[run.method], mesh)
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         trainer.step(samples.step(0))
-        with TrafficMeter() as traffic, AttentionMeter() as attention:
+        with TrafficMeter() as traffic, FlopMeter() as flops:
             trainer.step(samples.step(1))
         columns = memory_columns(memory_of_step(trainer, samples.step(2)))
-        found.append({**traffic.totals(), **columns, "attention_flops": attention.flops})
+        found.append({**traffic.totals(), **columns, **flops.columns})
     return found
 
 
@@ -61,7 +61,7 @@ def counted(run: RunConfig, rank: int) -> dict[str, Any]:
     """The same columns of the dry run."""
     found = dryrun.count(run, rank)
     columns = memory_columns(found.memory)
-    return {**found.traffic, **columns, "attention_flops": found.attention_flops}
+    return {**found.traffic, **columns, **found.flops}
 
 
 def check_all(runs: list[RunConfig], ranks: list[int]) -> None:

@@ -1,7 +1,7 @@
-"""The attention meter: FLOPs that one rank's attention kernels do in a step, by their shapes.
+"""The FLOP meter: what one rank's attention kernels and matmuls do in a step, by their shapes.
 
 Unlike the model FLOPs of bench/flops.py these are of one rank and of what really runs, so they
-show how evenly the causal mask's work is spread.
+show how evenly the causal mask's work is spread, and what is computed again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ _KERNELS = {
     "flash_attn::_flash_attn_backward": (1, 2, 11, 2, 1, _BACKWARD),
 }
 
+# Matmul: (argument of the left matrix, of the right one).
+_MATMULS = {
+    **dict.fromkeys(("aten::mm", "aten::mm.out", "aten::bmm"), (0, 1)),
+    **dict.fromkeys(("aten::addmm", "aten::addmm_", "aten::addmm.out", "aten::baddbmm"), (1, 2)),
+}
+
 
 def attention_flops(
     batch: int, heads: int, queries: int, keys: int, head_dim: int, causal: bool, matmuls: int
@@ -41,25 +47,35 @@ def attention_flops(
     return whole // 2 if causal else whole
 
 
-class AttentionMeter(Watcher):
-    """Sums the FLOPs of every attention kernel that runs while it is entered.
+class FlopMeter(Watcher):
+    """Sums the FLOPs of every attention kernel and every matmul that runs while it is entered.
 
-    Kernels that it does not know count nothing, nor does attention that PyTorch composes of
-    matmuls for want of a kernel.
+    Kernels that it does not know count nothing; attention that PyTorch composes of matmuls for want
+    of a kernel counts as those.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = 0
+        self.attention = self.matmul = 0
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """This rank's part of the row's columns."""
+        return {"attention_flops": self.attention, "matmul_flops": self.matmul}
 
     def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
-        found = _KERNELS.get(func.name())
-        if found is None:
-            return
-        query_at, key_at, causal_at, heads_at, tokens_at, matmuls = found
+        name = func.name()
+        if matrices := _MATMULS.get(name):
+            left, right = (args[at] for at in matrices)
+            self.matmul += 2 * left.numel() * right.shape[-1]
+        elif kernel := _KERNELS.get(name):
+            self._attend(kernel, args)
+
+    def _attend(self, kernel: tuple[int, ...], args: tuple[Any, ...]) -> None:
+        query_at, key_at, causal_at, heads_at, tokens_at, matmuls = kernel
         query: Tensor = args[query_at]
         causal = len(args) > causal_at and bool(args[causal_at])
-        self.flops += attention_flops(
+        self.attention += attention_flops(
             *(query.shape[0], query.shape[heads_at], query.shape[tokens_at]),
             *(args[key_at].shape[tokens_at], query.shape[-1], causal, matmuls),
         )

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.attention_flops import _KERNELS, AttentionMeter
+from bench import flops
+from bench.kernel_flops import _KERNELS, FlopMeter
 from methods import METHODS
 from odysseus.attention import choose_attention, choose_block_attention
 from odysseus.config import RunConfig
@@ -24,15 +25,15 @@ def test_kernels_by_hand() -> None:
     """Batch 2, 4 query heads on 2 kv heads of 8: two matmuls forward, five backward."""
     q, k = torch.randn(2, 6, 4, 8, requires_grad=True), torch.randn(2, 6, 2, 8)
     blocks = choose_block_attention("sdpa", CPU)
-    with AttentionMeter() as causal:
+    with FlopMeter() as causal:
         o = choose_attention("sdpa", CPU, torch.float32)[1](q, k, k)
-    assert causal.flops == 2 * (2 * 2 * 4 * 6 * 6 * 8) // 2
-    with AttentionMeter() as backward:
+    assert causal.attention == 2 * (2 * 2 * 4 * 6 * 6 * 8) // 2
+    with FlopMeter() as backward:
         o.sum().backward()
-    assert backward.flops == 5 * (2 * 2 * 4 * 6 * 6 * 8) // 2
-    with AttentionMeter() as block:
+    assert backward.attention == 5 * (2 * 2 * 4 * 6 * 6 * 8) // 2
+    with FlopMeter() as block:
         blocks.forward(q[:, 2:], k, k, False)
-    assert block.flops == 2 * (2 * 2 * 4 * 4 * 6 * 8)
+    assert block.attention == 2 * (2 * 2 * 4 * 4 * 6 * 8)
 
 
 @pytest.mark.parametrize("name", [name for name in _KERNELS if name.startswith("aten::")])
@@ -43,16 +44,16 @@ def test_arguments_are_where_the_schema_has_them(name: str) -> None:
     assert names == ["query", "key", "is_causal"]
 
 
-def measured(runs: list[RunConfig]) -> list[int]:
-    """Attention FLOPs of a step of each run on this rank."""
+def measured(runs: list[RunConfig]) -> list[tuple[int, int]]:
+    """FLOPs of attention and of matmuls in a step of each run on this rank."""
     torch.set_num_threads(1)
     mesh, found = make_mesh(CPU, runs[0]), []
     for run in runs:
         trainer = Trainer(run, METHODS[run.method], mesh)
         samples = Samples(run, mesh.replica, mesh.shard, CPU)
-        with AttentionMeter() as meter:
+        with FlopMeter() as meter:
             trainer.step(samples.step(0))
-        found.append(meter.flops)
+        found.append((meter.attention, meter.matmul))
     return found
 
 
@@ -71,14 +72,25 @@ def test_zigzag_is_balanced_and_contiguous_is_not(backend: str) -> None:
     )
     contiguous = replace(zigzag, ring_order="contiguous", activation_checkpointing=True)
     ranks = run_ranks(measured, 8, [zigzag, contiguous])
-    assert [flops for flops, _ in ranks] == [whole(zigzag) // 8] * 8
+    assert [attention for (attention, _), _ in ranks] == [whole(zigzag) // 8] * 8
     parts = whole(contiguous) // 64
-    assert [flops for _, flops in ranks] == [(2 * r + 1) * parts for r in range(8)]
-    assert max(flops for _, flops in ranks) == 1.875 * whole(contiguous) / 8
+    found = [attention for _, (attention, _) in ranks]
+    assert found == [(2 * r + 1) * parts for r in range(8)]
+    assert max(found) == 1.875 * whole(contiguous) / 8
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_does_its_share(method: str) -> None:
     """Heads by the sequence axis, tokens by the ring; nothing twice."""
     run = replace(RUN, method=method, world_size=4, ring_parallel_size=2, seq_len=64)
-    assert run_ranks(measured, 4, [run]) == [[whole(run) // 4]] * 4
+    matmuls = 6 * flops.matmul_parameters(run.architecture) * run.tokens_per_step
+    assert run_ranks(measured, 4, [run]) == [[(whole(run) // 4, matmuls // 4)]] * 4
+
+
+def test_recomputing_a_block_repeats_all_but_its_last_matmul() -> None:
+    run = replace(RUN, method="ulysses", world_size=2)
+    plain, again = run_ranks(measured, 2, [run, replace(run, activation_checkpointing=True)])[0]
+    a = run.architecture
+    block = a.hidden_size * (2 * a.query_width + 2 * a.num_key_value_heads * a.head_dim)
+    block += 2 * a.hidden_size * a.intermediate_size  # gate and up; down is not needed
+    assert again[1] - plain[1] == 2 * block * a.num_hidden_layers * run.tokens_per_step // 2
