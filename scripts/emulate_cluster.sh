@@ -41,6 +41,7 @@ for tool in ip tc taskset python; do
 done
 
 name=odysseus-$$
+# shellcheck disable=SC2329 # the traps call it
 clean() {
     trap '' INT TERM # whoever asks twice
     trap - EXIT
