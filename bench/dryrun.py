@@ -23,6 +23,7 @@ from bench.traffic import TrafficMeter
 from methods import METHODS
 from odysseus.config import RunConfig
 from odysseus.data import Samples
+from odysseus.kernels import check_flash
 from odysseus.mesh import make_mesh
 from odysseus.ring_order import share_of_attention
 from odysseus.step import Trainer
@@ -70,10 +71,7 @@ def check(run: RunConfig) -> None:
     if not run.hardware:
         return
     hardware.find(run.hardware)
-    if run.dtype != "bf16":
-        raise ValueError(
-            f"dtype = {run.dtype} has no flash attention on hardware = {run.hardware}; valid: bf16"
-        )
+    check_flash(run, f"hardware = {run.hardware}")
     if run.model.attn_implementation not in _FLASH:
         raise ValueError(
             f"model.attn_implementation = {run.model.attn_implementation} is not known to "

@@ -168,9 +168,12 @@ class MemoryMeter(Watcher):
     def _settle(self, name: str) -> None:
         """Let gloo's threads drop their references to tensors that a collective is done with."""
         self._unsettled = 4 if name.startswith("c10d::") else self._unsettled - 1
-        waits = 1000 if self._threaded and self._unsettled > 0 else 0
-        while waits and _other_threads_run():
-            waits -= 1
+        if not self._threaded or self._unsettled <= 0:
+            return
+        time.sleep(1e-4)  # in which they may have the interpreter, if they wait for that
+        for _ in range(1000):
+            if not _other_threads_run():
+                return
             time.sleep(1e-4)
 
     def _kind_here(self) -> str:

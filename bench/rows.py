@@ -97,7 +97,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "axis_order": run.axis_order,
         "regather": run.regather,
         "ulysses_all_to_all": run.ulysses_all_to_all,
-        "ulysses_head_chunks": run.ulysses_head_chunks,
+        "ulysses_head_chunks": run.ulysses_head_chunks if run.ulysses_head_chunks > 1 else None,
         "learning_rate": run.optimizer.learning_rate,
         "data_path": run.data.path,
         "mode": "dry_run" if run.dry_run else "measured",

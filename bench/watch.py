@@ -68,6 +68,7 @@ class Watcher(TorchDispatchMode, ABC):
 
     def __exit__(self, *exception: Any) -> None:
         if Watcher._first is self:
+            assert not self._beside, "who came in last leaves first"
             Watcher._first = None
             super().__exit__(*exception)
         elif Watcher._first is not None:

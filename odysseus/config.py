@@ -68,9 +68,9 @@ class RunConfig:
             the gathered copy (one more all-gather a half-block, 1/N of the activation memory).
         ulysses_all_to_all: Who exchanges heads for tokens: this project's packed all-to-all,
             or yunchang's one for each of q, k, v and the output.
-        ulysses_head_chunks: ulysses: take a rank's attention so many heads at a time, each with its
-            own all-to-all, and keep no q, k, v for backward: they are projected and exchanged
-            again. With tiled_mlp_compute the output projection is in the tiles too.
+        ulysses_head_chunks: ulysses: take a rank's attention in so many chunks of its heads, each
+            with its own all-to-all, and keep no q, k, v for backward: they are projected and
+            exchanged again. With tiled_mlp_compute the output projection is in the tiles too.
         optimizer: Optimizer.
         parameter_offload: Where ZeRO-3's shards, their gradients and the optimizer live: none is
             the device, cpu is host memory (implies optimizer.offload cpu).

@@ -1,9 +1,9 @@
 """Ulysses attention a few heads at a time (Untied Ulysses, arXiv 2602.21196).
 
 Of every chunk of heads, q, k and v are projected, exchanged for tokens, attended and freed before
-the next chunk's are made; what a kv head needs stays for the query heads that share it. Backward
-does so again: it keeps the block's input, the output and its log-sum-exp, and no q, k or v. Norm
-and projections run in tiles of tokens, straight into what is sent.
+the next chunk's are made; k and v stay for the query heads that share them. Backward does so again:
+it keeps the block's input, the output by heads and its log-sum-exp, and no q, k or v. Norm and
+projections run in tiles of tokens, straight into what is sent.
 
 B batch, s tokens of this rank, S of all, D width, H query heads, G kv heads, h and g those of one
 chunk on one rank, K elements of a head, n ranks of the sequence axis, F heads packed: H + 2G.
@@ -11,7 +11,7 @@ chunk on one rank, K elements of a head, n ranks of the sequence axis, F heads p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from odysseus.config import RunConfig
 from odysseus.kernels import Kernels, check_blocks
 from odysseus.mesh import Axis
 from odysseus.model import Attention, RMSNorm
-from odysseus.tiling import Tiles, tile_count
+from odysseus.tiling import Tiles, cut, tile_count
 
 
 def check(run: RunConfig, device: torch.device) -> None:
@@ -48,8 +48,9 @@ class Part:
     """Every rank's index-th chunk of its heads, where heads first to last lie rank by rank.
 
     Attributes:
+        first: Of the packed heads, where these begin, and `last` where they end.
         owners: Ranks that the heads are divided among; others have copies.
-        chunks: Chunks of one rank's heads.
+        chunks: Chunks of one rank's heads, of which this is number `index`.
     """
 
     first: int
@@ -69,7 +70,7 @@ class Part:
         return heads.unflatten(0, (self.owners, self.chunks, -1))[:, self.index].flatten(0, 2)
 
     def of(self, x_BsHK: Tensor) -> Tensor:
-        """[owners, B, s, h, K]: a view of this part of the heads first to last."""
+        """[owners, B, s, h, K]: a view of this part of heads that begin at `first`."""
         return x_BsHK.unflatten(2, (self.owners, self.chunks, -1))[:, :, :, self.index].movedim(
             2, 0
         )
@@ -100,9 +101,9 @@ class ChunkedAttention(Attention):
 
     def attend(self, norm: RMSNorm, x_BSD: Tensor, table: Tensor) -> Tensor:
         """As :meth:`Attention.attend`."""
-        trained = [*norm.parameters(), *self.qkv_proj.parameters()]
-        for head_norm in (self.q_norm, self.k_norm):
-            trained += [] if head_norm is None else head_norm.parameters()
+        parts = [norm, self.qkv_proj, self.q_norm, self.k_norm]
+        parameters = [p for part in parts if part is not None for p in part.parameters()]
+        trained = [p for p in parameters if p.requires_grad]
         return _attend(self, norm, x_BSD, table.movedim(0, 2), trained)
 
     def to_heads(
@@ -116,18 +117,16 @@ class ChunkedAttention(Attention):
             bias = torch.cat([part.rows(bias, self.head_dim) for part in parts])
         heads = (parts[0].heads, 0) if len(parts) == 1 else (0, parts[0].heads)
 
-        def packed_heads(x_BtD: Tensor, table_Bt2: Tensor) -> Tensor:
-            qkv_BtW = project.project(norm(x_BtD), weight, bias)
-            turned = self.turn(qkv_BtW, table_Bt2.movedim(2, 0), *heads)
-            sent = [x for x in turned if x.shape[2]]
-            return torch.cat([collectives.heads_by_rank(x, self.axis.size) for x in sent], dim=3)
-
         each = max(1, parts[0].heads // self.axis.size)
         shape = (*x_BsD.shape[:2], len(parts) * each, self.head_dim)
         sent_nBsfK = x_BsD.new_empty((self.axis.size, *shape))
-        tiles = Tiles(packed_heads, [], _tile_count(x_BsD))
-        for sent_Btnf, x_BtD, table_Bt2 in tiles.of(sent_nBsfK.movedim(0, 2), x_BsD, table_Bs2):
-            sent_Btnf.copy_(packed_heads(x_BtD, table_Bt2).movedim(0, 2))
+        for sent_BtnfK, x_BtD, table_Bt2 in cut(
+            _tile_count(x_BsD), sent_nBsfK.movedim(0, 2), x_BsD, table_Bs2
+        ):
+            qkv_BtW = project.project(norm(x_BtD), weight, bias)
+            turned = self.turn(qkv_BtW, table_Bt2.movedim(2, 0), *heads)
+            of_ranks = [collectives.heads_by_rank(x, self.axis.size) for x in turned if x.shape[2]]
+            sent_BtnfK.copy_(torch.cat(of_ranks, dim=3).movedim(0, 2))
         return self.exchange_to_heads(sent_nBsfK).split(each, dim=2)
 
     def exchange_to_heads(self, sent_nBsfK: Tensor) -> Tensor:
@@ -144,17 +143,6 @@ def _tile_count(x_BsD: Tensor) -> int:
     """Tiles of 8·D tokens: a projection to heads is an eighth as wide as a SwiGLU's tensors."""
     batch, tokens, width = x_BsD.shape
     return tile_count(batch, tokens, 8 * width)
-
-
-@torch.compiler.disable
-def _attend(
-    attention: ChunkedAttention,
-    norm: RMSNorm,
-    x_BsD: Tensor,
-    table_Bs2: Tensor,
-    trained: list[nn.Parameter],
-) -> Tensor:
-    return _Chunked.apply(x_BsD, table_Bs2, attention, norm, trained, *trained)
 
 
 class _Chunked(torch.autograd.Function):
@@ -191,16 +179,10 @@ class _Chunked(torch.autograd.Function):
         grad_q_BsHK = grads[0].contiguous().unflatten(2, (a.heads, a.head_dim))
         shape = (*x_BsD.shape[:2], a.kv_heads, a.head_dim)
         grad_kv_BsGK = [x_BsD.new_empty(shape) for _ in range(2)]
+        attended = _Attended(a, norm, x_BsD, table_Bs2, grad_q_BsHK)
         outputs = iter(zip(kept[::2], kept[1::2], strict=True))
         for of_kv, of_q in a.chunks:
-            for part, grad_BsGK, grad_nBsgK in zip(
-                of_kv,
-                grad_kv_BsGK,
-                _backward_of_kv(a, norm, x_BsD, table_Bs2, of_kv, of_q, outputs, grad_q_BsHK),
-                strict=True,
-            ):
-                # A kv head that several ranks have looked at gets all their gradients.
-                part.of(grad_BsGK).copy_(grad_nBsgK.unflatten(0, (part.owners, -1)).sum(1))
+            attended.backward_of_kv(of_kv, of_q, outputs, grad_kv_BsGK)
         del kept, outputs
         grad_x_BsD = torch.empty_like(x_BsD)
 
@@ -216,41 +198,73 @@ class _Chunked(torch.autograd.Function):
         return grad_x_BsD, None, None, None, None, *tiles.rounded(sums)
 
 
-def _backward_of_kv(
-    a: ChunkedAttention,
+def _apply(
+    attention: ChunkedAttention,
     norm: RMSNorm,
     x_BsD: Tensor,
     table_Bs2: Tensor,
-    of_kv: list[Part],
-    of_q: list[Part],
-    outputs: Iterator[tuple[Tensor, Tensor]],
-    grad_q_BsHK: Tensor,
-) -> tuple[Tensor, ...]:
-    """The gradients of one chunk's k and v, [n, B, s, g, K]; fills in those of q, in place of o's.
+    trained: list[nn.Parameter],
+) -> Tensor:
+    return _Chunked.apply(x_BsD, table_Bs2, attention, norm, trained, *trained)
 
-    Query heads that share k and v add to their gradients in at least fp32.
-    """
-    k_BSgK, v_BSgK = a.to_heads(norm, x_BsD, table_Bs2, of_kv)
-    sums: list[Tensor] = []
-    for part in of_q:
-        (q_BShK,) = a.to_heads(norm, x_BsD, table_Bs2, [part])
-        grad_o_BShK = a.exchange_to_heads(part.of(grad_q_BsHK).contiguous())
-        o_BShK, logsumexp = next(outputs)
-        grad_q_BShK, *grad_kv = a.blocks.backward(
+
+_attend: Callable[..., Tensor] = torch.compiler.disable(_apply)  # pyright: ignore[reportAssignmentType]
+
+
+@dataclass(frozen=True)
+class _Attended:
+    """The backward of the chunks; the gradient of q takes the place of o's."""
+
+    attention: ChunkedAttention
+    norm: RMSNorm
+    x_BsD: Tensor
+    table_Bs2: Tensor
+    grad_q_BsHK: Tensor
+
+    def to_heads(self, parts: list[Part]) -> tuple[Tensor, ...]:
+        return self.attention.to_heads(self.norm, self.x_BsD, self.table_Bs2, parts)
+
+    def backward_of_kv(
+        self,
+        of_kv: list[Part],
+        of_q: list[Part],
+        outputs: Iterator[tuple[Tensor, Tensor]],
+        grad_kv_BsGK: list[Tensor],
+    ) -> None:
+        """Fill in the gradients of one chunk's k and v and of the q that look at them.
+
+        Query heads that share k and v add to their gradients in at least fp32.
+        """
+        k_BSgK, v_BSgK = self.to_heads(of_kv)
+        dtype = k_BSgK.dtype
+        wide = torch.promote_types(dtype, torch.float32) if len(of_q) > 1 else dtype
+        sums: list[Tensor] = []
+        for part in of_q:
+            sums = _add(sums, self.backward_of_q(part, k_BSgK, v_BSgK, *next(outputs)), wide)
+        del k_BSgK, v_BSgK
+        grad_nBsfK = self.attention.to_tokens(torch.cat(sums, dim=2).to(dtype))
+        found = grad_nBsfK.chunk(2, dim=3)
+        for part, grad_BsGK, grad_nBsgK in zip(of_kv, grad_kv_BsGK, found, strict=True):
+            # A kv head that several ranks have looked at gets all their gradients.
+            part.of(grad_BsGK).copy_(grad_nBsgK.unflatten(0, (part.owners, -1)).sum(1))
+
+    def backward_of_q(
+        self, part: Part, k_BSgK: Tensor, v_BSgK: Tensor, o_BShK: Tensor, logsumexp: Tensor
+    ) -> list[Tensor]:
+        """Fill in the gradient of one chunk's q; those of the k and v that it looks at."""
+        (q_BShK,) = self.to_heads([part])
+        grad_nBshK = part.of(self.grad_q_BsHK)
+        grad_o_BShK = self.attention.exchange_to_heads(grad_nBshK.contiguous())
+        grad_q_BShK, *grad_kv = self.attention.blocks.backward(
             grad_o_BShK, q_BShK, k_BSgK, v_BSgK, o_BShK, logsumexp, True
         )
         del q_BShK, grad_o_BShK
-        part.of(grad_q_BsHK).copy_(a.to_tokens(grad_q_BShK))
-        del grad_q_BShK
-        if sums:
-            for total, grad in zip(sums, grad_kv, strict=True):
-                total.add_(grad)
-        elif len(of_q) == 1:
-            sums = grad_kv
-        else:
-            wide = torch.promote_types(grad_kv[0].dtype, torch.float32)
-            sums = [grad.to(wide) for grad in grad_kv]
-        del grad_kv
-    del k_BSgK, v_BSgK
-    grad_nBsfK = a.to_tokens(torch.cat(sums, dim=2).to(x_BsD.dtype))
-    return grad_nBsfK.chunk(2, dim=3)
+        grad_nBshK.copy_(self.attention.to_tokens(grad_q_BShK))
+        return grad_kv
+
+
+def _add(sums: list[Tensor], found: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """What was found, in this dtype, or added to the sums."""
+    if not sums:
+        return [x.to(dtype) for x in found]
+    return [total.add_(x) for total, x in zip(sums, found, strict=True)]

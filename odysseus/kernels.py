@@ -31,7 +31,8 @@ class Kernels:
     """What the modules of one rank compute with; the functions below say what each does.
 
     Attributes:
-        blocks: Attention to a block of the keys, which a ring needs; None where there is none.
+        blocks: Attention to a block of the keys, which a ring and chunks of heads need; None
+            where there is none.
     """
 
     attend: Attend
@@ -57,20 +58,26 @@ def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype
 
 def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:
     """Raise ValueError if a run's attention has no kernel with log-sum-exp, which a user needs."""
-    if device.type == "cuda" and run.dtype != "bf16":
-        raise ValueError(
-            f"dtype = {run.dtype} is none that {user}'s kernels compute in on CUDA; valid: bf16"
-        )
-    width = run.architecture.head_dim
-    if device.type == "cuda" and (width % 8 or width > 256):
-        raise ValueError(
-            f"model.head_dim = {width} is none that {user}'s kernels compute in on CUDA; "
-            "valid: multiples of 8 up to 256"
-        )
+    if device.type == "cuda":
+        check_flash(run, user)
     if choose_kernels(run.model, device, run.compute_dtype).blocks is None:
         raise ValueError(
             f"model.attn_implementation = {run.model.attn_implementation} gives no log-sum-exp "
             f"here, which {user} needs; valid: auto, sdpa, flash_attention_2"
+        )
+
+
+def check_flash(run: RunConfig, user: str) -> None:
+    """Raise ValueError if FlashAttention has no kernel for a run's heads on CUDA."""
+    if run.dtype != "bf16":
+        raise ValueError(
+            f"dtype = {run.dtype} is none that {user}'s kernels compute in on CUDA; valid: bf16"
+        )
+    width = run.architecture.head_dim
+    if width % 8 or width > 256:
+        raise ValueError(
+            f"model.head_dim = {width} is none that {user}'s kernels compute in on CUDA; "
+            "valid: multiples of 8 up to 256"
         )
 
 

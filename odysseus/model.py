@@ -150,13 +150,15 @@ class Attention(nn.Module):
     def turn(
         self, qkv_BSW: Tensor, table: Tensor, heads: int, kv_heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Projected q, k and v apart, normed where the model does so, and rotated."""
+        """Projected q, k and v apart, normed where the model does so, and rotated. One that has no
+        heads is empty."""
         if self.q_norm is None:
             qkv_BSW = self.kernels.rotary_(qkv_BSW, table, heads + kv_heads)
         split = [heads, kv_heads, kv_heads]
         q_BSHK, k_BSGK, v_BSGK = by_head(qkv_BSW, self.head_dim).split(split, dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None and heads:
             q_BSHK = self.kernels.rotary_(self.q_norm(q_BSHK), table, heads)
+        if self.k_norm is not None and kv_heads:
             k_BSGK = self.kernels.rotary_(self.k_norm(k_BSGK), table, kv_heads)
         return q_BSHK, k_BSGK, v_BSGK
 

@@ -39,8 +39,14 @@ def tiled(
     return _Compute.apply(kept, tiles, *(x.detach() for x in inputs[1:]))
 
 
+def cut(count: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Every tile of all tensors, [B, t, ...] of [B, S, ...] each, the last one ragged."""
+    size = -(-tensors[0].shape[1] // count)
+    return zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True)
+
+
 class Tiles:
-    """A function of tokens, its parameters, and how its inputs are cut."""
+    """A function of tokens, its parameters, and into how many tiles its inputs are cut."""
 
     def __init__(
         self, function: Callable[..., Any], parameters: list[nn.Parameter], count: int
@@ -48,9 +54,8 @@ class Tiles:
         self.function, self.parameters, self.count = function, parameters, count
 
     def of(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Every tile of all tensors, [B, t, ...] each, the last one ragged."""
-        size = -(-tensors[0].shape[1] // self.count)
-        return zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True)
+        """Every tile of all tensors."""
+        return cut(self.count, *tensors)
 
     def backward(
         self,
@@ -100,8 +105,8 @@ class _Keep(torch.autograd.Function):
         (grad_y,) = grads
         grad_inputs = [torch.empty_like(x) for x in inputs]
         sums: list[Tensor] = []
-        for grad_y_t, *cut in tiles.of(grad_y, *inputs, *grad_inputs):
-            tiles.backward(cut[: len(inputs)], [grad_y_t], cut[len(inputs) :], sums)
+        for grad_y_t, *rest in tiles.of(grad_y, *inputs, *grad_inputs):
+            tiles.backward(rest[: len(inputs)], [grad_y_t], rest[len(inputs) :], sums)
         return None, None, *grad_inputs, *tiles.rounded(sums)
 
 
@@ -112,8 +117,8 @@ class _Compute(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, tiles: Tiles, *others: Tensor) -> Tensor:
         ctx.inputs = 2 + len(others)
         y = torch.empty_like(x)
-        for y_t, *cut in tiles.of(y, x, *others):
-            y_t.copy_(tiles.function(*cut))
+        for y_t, *inputs in tiles.of(y, x, *others):
+            y_t.copy_(tiles.function(*inputs))
         return y
 
     @staticmethod

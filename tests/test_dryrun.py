@@ -16,7 +16,7 @@ from bench.cell import memory_columns, memory_of_step
 from bench.kernel_flops import FlopMeter
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus.config import OptimizerOptions, RunConfig
+from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
 from odysseus.data import Samples
 from odysseus.mesh import make_mesh
 from odysseus.step import Trainer
@@ -76,9 +76,17 @@ def check_all(runs: list[RunConfig], ranks: list[int]) -> None:
 def test_every_toggle_of_every_method(method: str) -> None:
     base = replace(BASE, method=method, world_size=2)
     wide = [replace(base, **toggles) for toggles in TOGGLES]
-    if method == "ulysses":
-        wide += [replace(base, ulysses_head_chunks=4, **toggles) for toggles in ({}, ALL_ON)]
     check_all(wide + [replace(base, dtype="bf16", **toggles) for toggles in ({}, ALL_ON)], [0])
+
+
+@pytest.mark.parametrize("ring", [1, 2])
+def test_chunks_of_heads(ring: int) -> None:
+    """Of several kv heads and of a part of those that share one; across a ring."""
+    base = replace(BASE, method="ulysses", world_size=2 * ring, ring_parallel_size=ring)
+    in_chunks = [
+        replace(base, ulysses_head_chunks=c, dtype=d) for c in (2, 4) for d in ("fp32", "bf16")
+    ]
+    check_all([replace(run, **tricks) for run in in_chunks for tricks in ({}, ALL_ON)], [0])
 
 
 @pytest.mark.slow
@@ -109,3 +117,34 @@ def test_a_world_of_thousands_sends_what_theory_says() -> None:
     found = dryrun.count(run, 4095)
     assert found.traffic == theory.step_traffic(run).columns
     assert dryrun.count(run, 0).memory.peak("host").bytes == theory_memory.host_bytes(run) == 0
+
+
+def test_before_backward_a_block_holds_its_input() -> None:
+    run = replace(BASE, method="tp_sp", world_size=4, activation_checkpointing=True)
+    deeper = replace(run, model=replace(run.model, num_hidden_layers=3))
+    held = [dryrun.count(r, 0).memory.before_backward()["activations"] for r in (run, deeper)]
+    assert held[1] - held[0] == theory_memory.stream_bytes(run)
+
+
+def test_chunks_of_heads_lower_the_peak() -> None:
+    """In streams of a rank, 1 GiB here. Four chunks: the block's input and the one before it, the
+    output, the gradients of stream and output (5); k, v and their gradients by tokens, q, the
+    gradients of o and q, and those of k and v (2.25); fp32 sums of dq (0.5) and of dk and dv (1);
+    log-sum-exps and the rotary table (0.05)."""
+    model = ModelOptions(name_or_path="llama3-8b", num_hidden_layers=3)
+    run = RunConfig(
+        method="ulysses",
+        model=model,
+        world_size=8,
+        seq_len=2**20,
+        dtype="bf16",
+        dry_run=True,
+        hardware="h100-80g",
+        activation_checkpoint_cpu_offload=True,
+        tiled_mlp_compute=True,
+    )
+    whole, half, quarter = (
+        dryrun.count(replace(run, ulysses_head_chunks=c), 0).peak.by_kind["activations"] / 2**30
+        for c in (1, 2, 4)
+    )
+    assert (round(whole, 2), round(half, 2), round(quarter, 2)) == (13.07, 11.06, 8.8)

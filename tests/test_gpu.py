@@ -83,6 +83,15 @@ def test_a_cell_on_one_gpu(method: str, dtype: str) -> None:
     assert row["loss_last"] == pytest.approx(reference["loss_last"], rel=tolerance)
 
 
+def test_chunks_of_heads_on_one_gpu() -> None:
+    """k and v are strided views there; the loss is that of all heads at once."""
+    whole = RunConfig(method="ulysses", dtype="bf16", device="cuda", steps=3)
+    in_chunks = replace(whole, ulysses_head_chunks=4, activation_checkpoint_cpu_offload=True)
+    row = launch.run_cell(replace(in_chunks, tiled_mlp_compute=True))
+    assert row["status"] == "ok", row["error"]
+    assert row["loss_last"] == pytest.approx(launch.run_cell(whole)["loss_last"], rel=3e-2)
+
+
 def test_cross_entropy_ignores_masked_labels() -> None:
     logits = torch.randn(6, 10, device=DEVICE)
     labels = torch.tensor([1, 2, -100, 3, -100, 4], device=DEVICE)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
 
-from bench import theory
+from bench import cell, dryrun, theory
 from bench.__main__ import main
+from odysseus import head_chunks
 from odysseus.config import RunConfig
 from tests.ranks import run_ranks
 from tests.test_parity import VARIANTS
@@ -26,7 +29,6 @@ TRICKS: list[dict[str, Any]] = [
     {"tiled_mlp_compute": True},
     {"tiled_mlp_compute": True, "activation_checkpointing": True},
     ALL_ON,
-    ALL_ON | {"gradient_accumulation_steps": 1, "micro_batch_size": 2},
 ]
 
 
@@ -43,10 +45,35 @@ def test_parity(world_size: int, model: str) -> None:
     check_all(variants(base, [c for c in (2, 4, 8) if 8 // world_size % c == 0]))
 
 
+@pytest.mark.parametrize(("world_size", "tokens"), [(1, 601), (2, 1040), (4, 1100)])
+def test_parity_in_tiles(world_size: int, tokens: int) -> None:
+    """Batch 1, two or three tiles of projections, the last one ragged."""
+    base = replace(BASE, world_size=world_size, micro_batch_size=1, seq_len=tokens)
+    base = replace(base, model=VARIANTS["qwen"], ulysses_head_chunks=2)
+    check_all([base, replace(base, **ALL_ON)])
+
+
 @pytest.mark.parametrize("backend", ["native", "allgather"])
 def test_parity_across_a_ring(backend: str) -> None:
     base = replace(BASE, world_size=4, seq_len=72, ring_parallel_size=2, ring_backend=backend)
-    check_all(variants(base, [2, 4])[::3])
+    bases = [replace(base, ulysses_head_chunks=chunks) for chunks in (2, 4)]
+    check_all([replace(b, **tricks) for b in bases for tricks in ({}, ALL_ON)])
+
+
+def dtypes_of_sums(run: RunConfig) -> list[torch.dtype]:
+    """In which the gradients of k and v add up, in a step of this rank."""
+    trainer, samples = cell.start(run, torch.device("cpu"))
+    with patch.object(head_chunks, "_add", wraps=head_chunks._add) as add:
+        trainer.forward_backward(samples.step(0))
+    return [call.args[2] for call in add.call_args_list]
+
+
+def test_gradients_of_a_shared_key_add_up_in_fp32() -> None:
+    """Two blocks: eight chunks that share one kv head, or four of four kv heads."""
+    bf16 = replace(BASE, dtype="bf16", ulysses_head_chunks=4)
+    shared = replace(bf16, model=VARIANTS["kv_heads_fewer_than_ranks"], ulysses_head_chunks=8)
+    assert run_ranks(dtypes_of_sums, 1, shared) == [[torch.float32] * 16]
+    assert run_ranks(dtypes_of_sums, 1, bf16) == [[torch.bfloat16] * 8]
 
 
 @pytest.mark.slow
@@ -92,7 +119,19 @@ def test_a_step_sends_half_as_much_more_of_q_k_and_v() -> None:
         ),
     ],
 )
-def test_bad_input(flags: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_sizes(flags: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = "--model.num_attention_heads 8 --model.num_key_value_heads 4 --world_size 2"
     assert main(["run", *f"{model} --ulysses_head_chunks 3 {flags}".split()]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_kernels_without_a_log_sum_exp_are_refused() -> None:
+    in_chunks = replace(BASE, world_size=2, ulysses_head_chunks=2)
+    ring = replace(in_chunks, ring_parallel_size=2, ring_backend="yunchang")
+    with pytest.raises(ValueError, match="ring_backend = yunchang does not know"):
+        head_chunks.check(ring, torch.device("cpu"))
+    with pytest.raises(ValueError, match="dtype = fp64 is none that ulysses_head_chunks's kernels"):
+        head_chunks.check(in_chunks, torch.device("cuda"))
+    odd = replace(in_chunks, model=replace(BASE.model, head_dim=12), dtype="bf16")
+    with pytest.raises(ValueError, match="head_dim = 12 is none that hardware = h100-80g's"):
+        dryrun.check(replace(odd, dry_run=True, hardware="h100-80g"))

@@ -80,8 +80,10 @@ def check_steps(folder: Path, runs: list[RunConfig]) -> None:
 
 
 def test_two_ranks_equal_the_reference(tmp_path: Path) -> None:
-    """By two methods that share no linear layer."""
-    check_steps(tmp_path, [replace(RUN, method=m) for m in ("ulysses", "tp_sp")])
+    """By two methods that share no linear layer, and a few heads at a time."""
+    runs = [replace(RUN, method=m) for m in ("ulysses", "tp_sp")]
+    normed = replace(RUN, model=replace(RUN.model, use_qk_norm=True))
+    check_steps(tmp_path, [*runs, replace(normed, method="ulysses", ulysses_head_chunks=2)])
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_nothing_may_fit(run: RunConfig) -> None:
 
 def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.csv"
-    flags = f"--hardware {node} --world_size 4 --seq_len 1024 --out {out}"
+    flags = f"--hardware {node} --world_size 4 --seq_len 1024 --ulysses_head_chunks 2 --out {out}"
     assert main(["plan", *flags.split()]) == 0
     title, header, *lines = capsys.readouterr().out.splitlines()
     assert "1024 tokens, GiB" in title
@@ -90,6 +90,8 @@ def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert set(kept["mode"]) == {"dry_run"}
     assert set(kept["hardware"]) == {node}
     assert set(kept["status"]) == {"ok"}
+    in_chunks = kept[kept["ulysses_head_chunks"] == "2"]  # one method's own
+    assert set(in_chunks["method"]) == {"ulysses"} != set(kept["method"])
     longest = {line.split()[0]: int(line.split()[-2]) for line in lines}
     for name, length in longest.items():
         assert str(length) in set(kept[kept["method"] == name]["seq_len"])
