@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+import torch
 
 from bench import cell, launch
 from odysseus.config import OptimizerOptions, RunConfig
@@ -106,4 +107,9 @@ def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = histor
         reference = steps[f"{name}_reference"]
         steps[f"{name}_difference"] = (steps[name] - reference).abs() / reference.abs()
     largest = {name: float(steps[f"{name}_difference"].max(skipna=False)) for name in QUANTITIES}
-    return Verdict(steps, largest, *TOLERANCES[run.dtype])
+    return Verdict(steps, largest, *TOLERANCES[coarsest_dtype(run)])
+
+
+def coarsest_dtype(run: RunConfig) -> str:
+    """To which numbers are rounded somewhere in a run: in computing, or where gradients travel."""
+    return "bf16" if run.reduce_dtype == torch.bfloat16 else run.dtype
