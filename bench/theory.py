@@ -96,11 +96,11 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
     again = int(run.recomputes)
     n = run.sequence_size
     if run.method == "ulysses":
-        for size, calls in _ulysses_exchanges(run):
-            yield Term("all_to_all", "activation", calls * (2 + again), size, n)
-        if run.ulysses_head_chunks > 1:  # backward exchanges q, k and v once more
-            for size, calls in _ulysses_exchanges(run)[:2]:
-                yield Term("all_to_all", "activation", calls, size, n)
+        to_heads, (size, calls) = _ulysses_exchanges(run)
+        yield Term("all_to_all", "activation", calls * (2 + again), size, n)
+        passes = 2 + again + int(run.ulysses_head_chunks > 1)  # backward has q, k, v made again
+        for size, calls in to_heads:
+            yield Term("all_to_all", "activation", calls * passes, size, n)
         return
     stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
     mlp = _mlp_tiles(run, stream)
@@ -136,8 +136,8 @@ def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
     return [(stream * size // tokens, full), (stream * rest // tokens, int(rest > 0))]
 
 
-def _ulysses_exchanges(run: RunConfig) -> list[tuple[int, int]]:
-    """(bytes of a rank's tensor, calls) of one forward: q, k, v in, the output out.
+def _ulysses_exchanges(run: RunConfig) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """(bytes of a rank's tensor, calls) of one forward: each of q, k and v in, the output out.
 
     Jacobs et al. (arXiv 2309.14509 §3.2), with grouped-query attention; kv heads fewer than ranks
     are sent once to every rank that needs them.
@@ -146,12 +146,12 @@ def _ulysses_exchanges(run: RunConfig) -> list[tuple[int, int]]:
     token = _tokens(run) // n * a.head_dim * run.compute_dtype.itemsize
     queries, keys = a.num_attention_heads, max(a.num_key_value_heads, n)
     if run.ulysses_all_to_all == "yunchang":
-        return [(token * queries, 2), (token * keys, 2)]
+        return [(token * queries, 1), (token * keys, 2)], (token * queries, 1)
     if run.ulysses_head_chunks > 1:
         chunks, kv_chunks = run.ulysses_head_chunks, _kv_chunks(run)
         q = token * queries // chunks, chunks
-        return [(token * 2 * keys // kv_chunks, kv_chunks), q, q]
-    return [(token * (queries + 2 * keys), 1), (token * queries, 1)]
+        return [(token * 2 * keys // kv_chunks, kv_chunks), q], q
+    return [(token * (queries + 2 * keys), 1)], (token * queries, 1)
 
 
 def _kv_chunks(run: RunConfig) -> int:
