@@ -170,11 +170,13 @@ class MemoryMeter(Watcher):
         self._unsettled = 4 if name.startswith("c10d::") else self._unsettled - 1
         if not self._threaded or self._unsettled <= 0:
             return
-        time.sleep(1e-4)  # in which they may have the interpreter, if they wait for that
-        for _ in range(1000):
+        time.sleep(2e-4)
+        # Where ranks share cores a thread may have to wait for its turn; the first operation after
+        # the collective waits for it, a while.
+        for _ in range(5 if self._unsettled == 3 else 0):
             if not _other_threads_run():
                 return
-            time.sleep(1e-4)
+            time.sleep(1e-3)
 
     def _kind_here(self) -> str:
         if self.region.startswith("FSDP::"):

@@ -254,6 +254,7 @@ OTHER = RunConfig(
     tiled_loss_engine="torch",
     regather=False,
     ulysses_all_to_all="yunchang",
+    ulysses_head_chunks=2,
     optimizer=OptimizerOptions(learning_rate=0.5, offload="cpu"),
     parameter_offload="cpu",
     expandable_segments=False,
