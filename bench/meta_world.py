@@ -28,7 +28,6 @@ from odysseus.kernels import Kernels, choose_kernels
 
 META = torch.device("meta")
 _FUSED_ON = "torch.optim.optimizer._get_fused_kernels_supported_devices"
-
 _CHUNKS = "torch.distributed.fsdp._fully_shard._fsdp_param._chunk_with_empty"
 
 # What tiles of rotation and SwiGLU do most and allocate nothing for. PyTorch's own functions for

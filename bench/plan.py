@@ -61,7 +61,7 @@ def need_of(run: RunConfig, counted: dryrun.Counted) -> Need:
 
 
 def predicted_need(run: RunConfig) -> Need:
-    """By two shallow dry runs; by one of all blocks if there are no more."""
+    """By two shallow dry runs, where a model is deeper than those."""
     layers = run.architecture.num_hidden_layers
     if layers <= _SHALLOW[1]:
         return need_of(run, dryrun.counted(run))

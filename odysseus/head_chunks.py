@@ -71,9 +71,8 @@ class Part:
 
     def of(self, x_BsHK: Tensor) -> Tensor:
         """[owners, B, s, h, K]: a view of this part of heads that begin at `first`."""
-        return x_BsHK.unflatten(2, (self.owners, self.chunks, -1))[:, :, :, self.index].movedim(
-            2, 0
-        )
+        x_BsnchK = x_BsHK.unflatten(2, (self.owners, self.chunks, -1))
+        return x_BsnchK[:, :, :, self.index].movedim(2, 0)
 
 
 class ChunkedAttention(Attention):
@@ -104,7 +103,9 @@ class ChunkedAttention(Attention):
         parts = [norm, self.qkv_proj, self.q_norm, self.k_norm]
         parameters = [p for part in parts if part is not None for p in part.parameters()]
         trained = [p for p in parameters if p.requires_grad]
-        return _attend(self, norm, x_BSD, table.movedim(0, 2), trained)
+        attend: Callable[..., Tensor]
+        attend = torch.compiler.disable(_Chunked.apply)  # pyright: ignore[reportAssignmentType]
+        return attend(x_BSD, table.movedim(0, 2), self, norm, trained, *trained)
 
     def to_heads(
         self, norm: RMSNorm, x_BsD: Tensor, table_Bs2: Tensor, parts: list[Part]
@@ -116,7 +117,6 @@ class ChunkedAttention(Attention):
         if bias is not None:
             bias = torch.cat([part.rows(bias, self.head_dim) for part in parts])
         heads = (parts[0].heads, 0) if len(parts) == 1 else (0, parts[0].heads)
-
         each = max(1, parts[0].heads // self.axis.size)
         shape = (*x_BsD.shape[:2], len(parts) * each, self.head_dim)
         sent_nBsfK = x_BsD.new_empty((self.axis.size, *shape))
@@ -196,19 +196,6 @@ class _Chunked(torch.autograd.Function):
         ):
             tiles.backward([x, table], grads_t, [grad_x], sums)
         return grad_x_BsD, None, None, None, None, *tiles.rounded(sums)
-
-
-def _apply(
-    attention: ChunkedAttention,
-    norm: RMSNorm,
-    x_BsD: Tensor,
-    table_Bs2: Tensor,
-    trained: list[nn.Parameter],
-) -> Tensor:
-    return _Chunked.apply(x_BsD, table_Bs2, attention, norm, trained, *trained)
-
-
-_attend: Callable[..., Tensor] = torch.compiler.disable(_apply)  # pyright: ignore[reportAssignmentType]
 
 
 @dataclass(frozen=True)

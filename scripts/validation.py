@@ -72,7 +72,7 @@ def main() -> None:
     predict("with this project's kernels")
     unfused = replace(cuda_kernels.KERNELS, rms_norm=rms_norm, swiglu=swiglu)
     with patch.object(cuda_kernels, "KERNELS", unfused):
-        predict("with the norm and SwiGLU of Transformers, not fused, as the sources ran them")
+        predict("with the norm and SwiGLU of Transformers, not fused")
 
 
 def predict(how: str) -> None:
