@@ -10,6 +10,7 @@ VERBS = {
     "run": "one cell: one method, one model, one sequence length, one world size",
     "sweep": "a grid of cells from YAML; resumes, keeps going past a failed cell",
     "verify": "the correctness experiment: reference against method, step by step",
+    "calibrate": "measures this machine or cluster, for --hardware",
     "theory": "the cost table: as published, as derived, as measured",
     "plan": "what fits: memory by method, and the longest sequence of each",
     "report": "CSV rows in, figures and a table out",
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """Run one verb; its exit status. 2 means bad input, and that nothing was started."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m bench VERB [options]\n")
-        print("\n".join(f"  {verb:8}{what}" for verb, what in VERBS.items()))
+        print("\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items()))
         print("\nVERB --help explains every flag.")
         return 0 if arguments else 2
     verb, *rest = arguments

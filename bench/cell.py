@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import fmean
 from typing import Any
 
@@ -35,8 +35,7 @@ def measure(run: RunConfig) -> dict[str, Any]:
     Call it on every rank of a launched job. The process group is started and stopped here.
     """
     with process_group(run) as device:
-        settings = allocator_settings() if device.type == "cuda" else None
-        return _measure(run, device) | {"allocator_settings": settings}
+        return measure_in_group(run, device)
 
 
 @contextmanager
@@ -65,7 +64,8 @@ def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
     return trainer, Samples(run, mesh.replica, mesh.shard, device)
 
 
-def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
+def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
+    """As :func:`measure`, in a process group that is there already."""
     trainer, samples = start(run, device)
     results, times_ms = _timed_steps(run, trainer, samples, device)
     dist.barrier()
@@ -88,6 +88,7 @@ def _measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
             "backend": dist.get_backend(),
             "device": device.type,
             "hardware": hardware_name(device),
+            "allocator_settings": allocator_settings() if device.type == "cuda" else None,
         }
     )
 
@@ -169,11 +170,17 @@ def memory_columns(meter: MemoryMeter) -> dict[str, int]:
 
 
 def memory_of_step(
-    trainer: Trainer, batches: list[Batch], meter: MemoryMeter | None = None
+    trainer: Trainer,
+    batches: list[Batch],
+    meter: MemoryMeter | None = None,
+    beside: AbstractContextManager[Any] | None = None,
 ) -> MemoryMeter:
     """One more step under a meter that knows the trainer's parameters, gradients and optimizer.
 
     The trainer has made a step before, so that its optimizer is there.
+
+    Args:
+        beside: Entered once the meter is, for the same step.
     """
     meter, run = meter or MemoryMeter(), trainer.run
     shards = HOST if run.parameter_offload == "cpu" else "parameters"
@@ -182,7 +189,7 @@ def memory_of_step(
     meter.watch(states, HOST if run.optimizer_on_host else "optimizer")
     meter.watch(trainer.host.tensors, HOST)
     meter.watch([t for b in batches for t in vars(b).values()], "activations")
-    with meter:
+    with meter, beside or nullcontext():
         trainer.forward_backward(batches)
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         kind = HOST if run.parameter_offload == "cpu" else "gradients"
@@ -202,18 +209,8 @@ def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
 def _time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float) -> dict[str, Any]:
     slowest_ms = np.max(times_ms, axis=0)
     p20, p50, p80 = np.percentile(slowest_ms, [20, 50, 80])
-    tokens_per_s = run.tokens_per_step / (p50 / 1e3)
-    flops_per_s_per_gpu = flops.step_flops(run) / run.world_size / (p50 / 1e3)
-    return {
-        "step_ms_p50": p50,
-        "step_ms_p20": p20,
-        "step_ms_p80": p80,
-        "tokens_per_s": tokens_per_s,
-        "tokens_per_s_per_gpu": tokens_per_s / run.world_size,
-        "model_tflops_per_gpu": flops_per_s_per_gpu / 1e12,
-        "mfu": flops_per_s_per_gpu / peak_flops,
-        "flops_convention": flops.CONVENTION,
-    }
+    quantiles = {"step_ms_p50": p50, "step_ms_p20": p20, "step_ms_p80": p80}
+    return quantiles | flops.speed_columns(run, p50, peak_flops)
 
 
 def flop_columns(of_ranks: list[dict[str, int]]) -> dict[str, float]:

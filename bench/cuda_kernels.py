@@ -6,6 +6,7 @@ queries, T of keys, H query heads, G kv heads, K elements of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,14 +38,36 @@ def flash_backward(
     return grads
 
 
+def flash_3_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """FlashAttention-3's, and what it allocates besides the gradients: fp32 sums of dq and, of two
+    kinds, of rows; with grouped queries fp32 sums of dk and dv (hopper/flash_api.cpp, mha_bwd)."""
+    (batch, tokens, heads, width), (keys, groups) = q.shape, k.shape[1:3]
+    shapes = [(batch, heads, tokens)] * 2 + [(batch, heads, tokens, width)]
+    if groups != heads:
+        shapes += [(batch, groups, keys, width)] * 2
+    accumulators = [q.new_empty(shape, dtype=torch.float32) for shape in shapes]
+    grads = CUDA_FLASH.backward(grad_o, q, k, v, o, logsumexp, causal)
+    del accumulators
+    return grads
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """PyTorch's fused kernel, forward and backward: keeps x and one number a row in fp32, and makes
-    nothing else of its size (layer_norm_kernel.cu)."""
+    nothing else of its size (layer_norm_kernel.cu). What stands for it reads what it reads."""
     return _RMSNorm.apply(x, weight)
 
 
-_FLASH = BlockAttention(CUDA_FLASH.forward, flash_backward)
-KERNELS = Kernels(differentiable(_FLASH), rms_norm, TORCH.swiglu, TORCH.rotary_, _FLASH)
+def _kernels(backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Kernels:
+    blocks = BlockAttention(CUDA_FLASH.forward, backward)
+    return Kernels(differentiable(blocks), rms_norm, TORCH.swiglu, TORCH.rotary_, blocks)
+
+
+KERNELS = {
+    "flash_attention_2": _kernels(flash_backward),
+    "flash_attention_3": _kernels(flash_3_backward),
+}
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -52,9 +75,9 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
         ctx.save_for_backward(x, weight, scale)
-        return torch.empty_like(x)
+        return torch.mul(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight)
+        return torch.addcmul(x, grads[0], weight), torch.empty_like(weight)

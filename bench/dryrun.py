@@ -19,6 +19,7 @@ from bench.cell import flop_columns, memory_columns, memory_of_step
 from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, MemoryMeter, Peak
 from bench.meta_world import META, cpu_kernels, only_rank
+from bench.program import Program, Recorder
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from odysseus.config import RunConfig
@@ -30,7 +31,6 @@ from odysseus.step import Trainer
 
 CUDA_ROUNDING_BYTES = 512
 """PyTorch's caching allocator rounds every size up to a multiple (CUDACachingAllocator.cpp)."""
-_FLASH = ("auto", "sdpa", "flash_attention_2")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Counted:
 
     Attributes:
         place: The rank's place in its ring.
+        program: What its host issues; empty unless that was asked for.
     """
 
     rank: int
@@ -46,6 +47,7 @@ class Counted:
     traffic: dict[str, int]
     flops: dict[str, int]
     memory: MemoryMeter
+    program: Program
 
     @property
     def peak(self) -> Peak:
@@ -70,18 +72,37 @@ def check(run: RunConfig) -> None:
             raise ValueError(f"dry_run = true does not know this {name}; valid: {valid}")
     if not run.hardware:
         return
-    hardware.find(run.hardware)
+    if not on_gpu(run):
+        return
     check_flash(run, f"hardware = {run.hardware}")
-    if run.model.attn_implementation not in _FLASH:
+    known = hardware.find(run.hardware).speeds
+    if known is not None and attention_of(run) not in known.attention:
         raise ValueError(
-            f"model.attn_implementation = {run.model.attn_implementation} is not known to "
-            f"hardware = {run.hardware}; valid: {', '.join(_FLASH)}"
+            f"model.attn_implementation = {attention_of(run)} is not known to "
+            f"hardware = {run.hardware}; valid: {', '.join(known.attention)}"
         )
 
 
-def counted(run: RunConfig) -> Counted:
-    """The step of the rank that is asked for, or of the one with the most memory."""
-    return count(run, run.rank if run.rank >= 0 else heaviest_rank(run))
+def on_gpu(run: RunConfig) -> bool:
+    """Whether a dry run is for a GPU."""
+    return bool(run.hardware) and hardware.find(run.hardware).device == "cuda"
+
+
+def attention_of(run: RunConfig) -> str:
+    """The kernel that a dry run computes attention with."""
+    if not on_gpu(run):
+        return "sdpa"
+    asked = run.model.attn_implementation
+    return "flash_attention_2" if asked in ("auto", "sdpa") else asked
+
+
+def counted(run: RunConfig, with_program: bool = False) -> Counted:
+    """The step of the rank that is asked for, or of the one with the most memory.
+
+    Args:
+        with_program: Whether to note what its host issues, for a prediction of time.
+    """
+    return count(run, run.rank if run.rank >= 0 else heaviest_rank(run), with_program)
 
 
 def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
@@ -131,10 +152,10 @@ def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
     profile = hardware.find(run.hardware)
     need, host = counted.peak.bytes, counted.memory.peak(HOST).bytes * profile.gpus_a_node
     if need > profile.usable_bytes:
-        return {
-            "status": "oom_gpu",
-            "error": f"{need} bytes on the GPU, of which {profile.usable_bytes} are to be had",
-        }
+        where = {"cuda": ("oom_gpu", "on the GPU"), "cpu": ("oom_cpu", "of a rank")}
+        status, of = where[profile.device]
+        error = f"{need} bytes {of}, of which {profile.usable_bytes} are to be had"
+        return {"status": status, "error": error}
     limit = host_limit_bytes(run, profile)
     if host > limit:
         return {"status": "oom_cpu", "error": f"{host} bytes on a host, which may give {limit}"}
@@ -153,11 +174,7 @@ def heaviest_rank(run: RunConfig) -> int:
     the most rows. Places differ in what they see; those between the first and the last are alike.
     """
     ring = run.ring_parallel_size
-    places = sorted({0, min(1, ring - 1), ring - 1})
-    sizes = {"dp": run.data_parallel_size, "ring": ring, "sp": run.sequence_size}
-    order = run.axis_order.split("-")
-    grid = np.arange(run.world_size).reshape([sizes[axis] for axis in order])
-    ranks = [int(grid[tuple(p if axis == "ring" else 0 for axis in order)]) for p in places]
+    ranks = [rank_of_place(run, place) for place in sorted({0, min(1, ring - 1), ring - 1})]
     if len(ranks) == 1:
         return ranks[0]
     layers = min(2, run.architecture.num_hidden_layers)
@@ -165,18 +182,28 @@ def heaviest_rank(run: RunConfig) -> int:
     return max(ranks, key=lambda rank: count(shallow, rank).peak.bytes)
 
 
-def count(run: RunConfig, rank: int) -> Counted:
+def rank_of_place(run: RunConfig, place: int) -> int:
+    """The first rank on a place of the ring."""
+    sizes = {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
+    order = run.axis_order.split("-")
+    grid = np.arange(run.world_size).reshape([sizes[axis] for axis in order])
+    return int(grid[tuple(place if axis == "ring" else 0 for axis in order)])
+
+
+def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
     """One step of one rank, after one that makes what the first step makes."""
-    on_gpu = bool(run.hardware)
-    kernels = cuda_kernels.KERNELS if on_gpu else cpu_kernels(run)
-    meter = MemoryMeter(CUDA_ROUNDING_BYTES if on_gpu else 1)
+    gpu = on_gpu(run)
+    kernels = cuda_kernels.KERNELS[attention_of(run)] if gpu else cpu_kernels(run)
+    meter = MemoryMeter(CUDA_ROUNDING_BYTES if gpu else 1)
     # The limit is judged afterwards, on the profile's host and not on this one.
     run = replace(run, host_memory_limit_bytes=2**62)
-    with only_rank(rank, run.world_size, on_gpu):
+    with only_rank(rank, run.world_size, gpu) as device:
         mesh = make_mesh(META, run)
         trainer = Trainer(run, METHODS[run.method], mesh, kernels)
         samples = Samples(run, mesh.replica, mesh.shard, META)
         trainer.step(samples.step(0))
         with TrafficMeter() as traffic, FlopMeter() as done:
-            memory_of_step(trainer, samples.step(1), meter)
-        return Counted(rank, mesh.ring.rank, traffic.totals(), done.columns, meter)
+            recorder = Recorder(device, meter) if with_program else None
+            memory_of_step(trainer, samples.step(1), meter, recorder)
+        totals = traffic.totals(), done.columns
+        return Counted(rank, mesh.ring.rank, *totals, meter, device.program)

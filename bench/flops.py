@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
@@ -27,6 +28,19 @@ def step_flops(run: RunConfig) -> int:
     a = run.architecture
     attention = 6 * run.seq_len**2 * a.query_width * a.num_hidden_layers * run.samples_per_step
     return 6 * matmul_parameters(a) * run.tokens_per_step + attention
+
+
+def speed_columns(run: RunConfig, step_ms: float, peak_flops_per_s: float) -> dict[str, Any]:
+    """The row's columns of a step that takes so long, on ranks with such a peak."""
+    tokens_per_s = run.tokens_per_step / (step_ms / 1e3)
+    per_gpu = step_flops(run) / run.world_size / (step_ms / 1e3)
+    return {
+        "tokens_per_s": tokens_per_s,
+        "tokens_per_s_per_gpu": tokens_per_s / run.world_size,
+        "model_tflops_per_gpu": per_gpu / 1e12,
+        "mfu": per_gpu / peak_flops_per_s,
+        "flops_convention": CONVENTION,
+    }
 
 
 def matmul_parameters(architecture: Architecture) -> int:

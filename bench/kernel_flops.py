@@ -6,6 +6,7 @@ show how evenly the causal mask's work is spread, and what is computed again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +36,21 @@ _MATMULS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What multiplies matrices.
+
+    Attributes:
+        kind: matmul, attention_forward or attention_backward.
+        sizes: Of a matmul (rows, columns, inner size), rows of a batch together; of attention
+            (heads of all samples, queries, keys, elements of a head).
+    """
+
+    kind: str
+    flops: int
+    sizes: tuple[int, ...]
+
+
 def attention_flops(
     batch: int, heads: int, queries: int, keys: int, head_dim: int, causal: bool, matmuls: int
 ) -> int:
@@ -45,6 +61,25 @@ def attention_flops(
     """
     whole = 2 * matmuls * batch * heads * queries * keys * head_dim
     return whole // 2 if causal else whole
+
+
+def kernel_of(name: str, args: tuple[Any, ...]) -> Kernel | None:
+    """What an operation multiplies; None for every other operation."""
+    if matrices := _MATMULS.get(name):
+        left, right = (args[at] for at in matrices)
+        inner, columns = right.shape[-2:]
+        rows = left.numel() // inner
+        return Kernel("matmul", 2 * rows * columns * inner, (rows, columns, inner))
+    if name not in _KERNELS:
+        return None
+    query_at, key_at, causal_at, heads_at, tokens_at, matmuls = _KERNELS[name]
+    query: Tensor = args[query_at]
+    causal = len(args) > causal_at and bool(args[causal_at])
+    batch, heads, queries = query.shape[0], query.shape[heads_at], query.shape[tokens_at]
+    keys, width = args[key_at].shape[tokens_at], query.shape[-1]
+    flops = attention_flops(batch, heads, queries, keys, width, causal, matmuls)
+    kind = "attention_forward" if matmuls == _FORWARD else "attention_backward"
+    return Kernel(kind, flops, (batch * heads, queries, keys, width))
 
 
 class FlopMeter(Watcher):
@@ -63,19 +98,13 @@ class FlopMeter(Watcher):
         """This rank's part of the row's columns."""
         return {"attention_flops": self.attention, "matmul_flops": self.matmul}
 
-    def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
-        name = func.name()
-        if matrices := _MATMULS.get(name):
-            left, right = (args[at] for at in matrices)
-            self.matmul += 2 * left.numel() * right.shape[-1]
-        elif kernel := _KERNELS.get(name):
-            self._attend(kernel, args)
-
-    def _attend(self, kernel: tuple[int, ...], args: tuple[Any, ...]) -> None:
-        query_at, key_at, causal_at, heads_at, tokens_at, matmuls = kernel
-        query: Tensor = args[query_at]
-        causal = len(args) > causal_at and bool(args[causal_at])
-        self.attention += attention_flops(
-            *(query.shape[0], query.shape[heads_at], query.shape[tokens_at]),
-            *(args[key_at].shape[tokens_at], query.shape[-1], causal, matmuls),
-        )
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        kernel = kernel_of(func.name(), args)
+        if kernel is None:
+            return
+        if kernel.kind == "matmul":
+            self.matmul += kernel.flops
+        else:
+            self.attention += kernel.flops

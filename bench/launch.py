@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from bench import cell, dryrun, host_limit, rows, theory, theory_memory
+from bench import cell, host_limit, predict, rows, theory, theory_memory
 from odysseus.config import RunConfig
 from odysseus.host_memory import HostMemoryError
 
@@ -75,13 +75,22 @@ def join_cell(run: RunConfig) -> dict[str, Any] | None:
         if not is_first:
             raise HostMemoryError(short)  # so that the launcher ends every rank
         return finish_row(run, {"status": "oom_cpu", "error": short}, 0.0)
-    try:
-        outcome = {"status": "ok", "error": ""} | cell.measure(run)
-    except Exception as error:
-        if not is_first:
-            raise
-        outcome = _failed(0, f"{type(error).__name__}: {error}", run)
+    outcome = measured_row(run, lambda: cell.measure(run))
     return finish_row(run, outcome, time.monotonic() - started) if is_first else None
+
+
+def measured_row(run: RunConfig, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a joined rank measures, with status and error; those two alone if rank 0 failed.
+
+    Raises:
+        Exception: another rank failed; this ends it, and the launcher the job.
+    """
+    try:
+        return {"status": "ok", "error": ""} | measure()
+    except Exception as error:
+        if os.environ["RANK"] != "0":
+            raise
+        return _failed(0, f"{type(error).__name__}: {error}", run)
 
 
 def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
@@ -104,7 +113,7 @@ def finish_row(run: RunConfig, outcome: dict[str, Any], wall_s: float) -> dict[s
 def _count(run: RunConfig) -> dict[str, Any]:
     """A dry run's columns."""
     try:
-        return dryrun.columns(run, dryrun.counted(run))
+        return predict.columns(run, predict.count(run))
     except Exception as error:
         return {"status": "error", "error": f"{type(error).__name__}: {error}"}
 

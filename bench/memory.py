@@ -121,6 +121,11 @@ class MemoryMeter(Watcher):
             by_kind[allocation.kind] += self._bytes(index) if made else -self._bytes(index)
         return dict(by_kind)
 
+    def on_host(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in host memory, as far as the meter knows."""
+        index = self._index(tensor.untyped_storage())
+        return index is not None and self._allocations[index].kind == HOST
+
     def _bytes(self, index: int) -> int:
         """What an allocation takes: on the device, rounded up."""
         size = self._allocations[index].bytes
@@ -147,7 +152,9 @@ class MemoryMeter(Watcher):
         setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
         super().__exit__(*exception)
 
-    def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
         name, kind = func.name(), self._kind_here()
         self._settle(name)
         if not func.is_view:  # a view of what is not known shows a buffer of gloo's

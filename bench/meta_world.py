@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +21,7 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.profiler import record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from bench.program import Device
 from odysseus.attention import choose_block_attention, differentiable
 from odysseus.config import RunConfig
 from odysseus.kernels import Kernels, choose_kernels
@@ -55,16 +55,17 @@ class _Chunks:
 
 
 @contextmanager
-def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[None]:
+def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
     """Be one rank of a process group whose collectives move nothing, on the meta device.
 
     Args:
-        on_gpu: Whether host and device are two, so that what moves between them is copied.
+        on_gpu: Whether host and device are two, so that what moves between them is copied, and the
+            device has streams.
     """
-    # What FSDP2 asks a device's module for: streams and events, which CPUs have none of either.
-    device_module = SimpleNamespace(**vars(torch.cpu) | {"current_device": lambda: 0})
+    device = Device(has_streams=on_gpu)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(torch, "meta", device_module, create=True))
+        stack.enter_context(patch.object(torch, "meta", device.module(), create=True))
+        stack.enter_context(device.works())
         stack.enter_context(patch(_CHUNKS, _Chunks))
         for check in ("_validate_no_meta_params", "_validate_cpu_offload_params"):
             stack.enter_context(patch.object(FSDPParamGroup, check))
@@ -77,7 +78,7 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[None]:
         stack.enter_context(patch.dict(dist.Backend.backend_capability, fake=[META.type, "cpu"]))
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
         try:
-            yield
+            yield device
         finally:
             dist.destroy_process_group()
             _clear_sharding_prop_cache()  # DTensor keeps meshes by shape; their groups are gone

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -124,6 +125,14 @@ def check_gpus(run: RunConfig, launched: int | None) -> None:
         raise ValueError(
             f"world_size = {run.world_size} is more than the {gpus} GPUs of this machine; "
             f"valid: up to {gpus}, or device = cpu"
+        )
+
+
+def check_file(name: str, path: Path) -> None:
+    """Raise ValueError unless a file of an option can be written."""
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(
+            f"{name} = {path} cannot be written; valid: a file in a folder that can be written to"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from bench import dryrun
 from bench.memory import KINDS
 from bench.traffic import COLLECTIVES, PURPOSES
 from odysseus.attention import choose_attention
@@ -46,6 +47,7 @@ COLUMNS = (
     *["torch_version", "git_commit", "git_dirty", "utc"],
     *["status", "error", "wall_s"],
     *["step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"],
+    *["compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms"],
     *["model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"],
     *["attention_flops_max", "attention_flops_mean", "matmul_flops_max", "matmul_flops_mean"],
     *(f"comm_bytes_{name}" for name in ("total", *COLLECTIVES, *PURPOSES)),
@@ -60,8 +62,8 @@ COLUMNS = (
 def identity(run: RunConfig) -> dict[str, Any]:
     """What makes this cell the cell it is."""
     device, attention = pick_device(run.device), run.model.attn_implementation
-    if run.hardware:
-        attention = "flash_attention_2"
+    if run.dry_run:
+        attention = dryrun.attention_of(run)
     with contextlib.suppress(ValueError):  # an impossible kernel keeps its name
         attention = choose_attention(attention, device, run.compute_dtype)[0]
     return {
@@ -101,7 +103,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "learning_rate": run.optimizer.learning_rate,
         "data_path": run.data.path,
         "mode": "dry_run" if run.dry_run else "measured",
-        "device": ("cuda" if run.hardware else "cpu") if run.dry_run else device.type,
+        "device": ("cuda" if dryrun.on_gpu(run) else "cpu") if run.dry_run else device.type,
         "hardware": run.hardware or None,
     }
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import dryrun, launch, options, rows
+from bench import dryrun, hardware, launch, options, predict, rows
 from bench.advice import advice
 from bench.placement import placement
 from odysseus.config import RunConfig
@@ -31,6 +31,13 @@ def main(arguments: list[str]) -> int:
         default=False,
         help="dry_run: also print where the peak is, and the ten largest tensors alive then.",
     )
+    parser.add_argument(
+        "--trace",
+        type=str,
+        default="",
+        help="dry_run with a hardware profile: JSON file for the step in time, as Chrome and "
+        "Perfetto read it.",
+    )
     parsed = options.parse(parser, arguments)
     run, launched = options.run_config(parsed), launch.launched_world_size()
     options.check(run)
@@ -38,8 +45,10 @@ def main(arguments: list[str]) -> int:
     out = Path(parsed.out)
     if os.environ.get("RANK", "0") == "0":
         rows.check_writable(out)
+    if parsed.trace:
+        _check_trace(run, Path(parsed.trace))
     if run.dry_run:
-        return _dry_run(run, out, parsed.explain_peak)
+        return _dry_run(run, out, parsed.explain_peak, parsed.trace)
     local = ranks_a_node(run.world_size)
     if os.environ.get("RANK", "0") == "0" and (
         run.ring_parallel_size > 1 or local < run.world_size
@@ -54,13 +63,28 @@ def main(arguments: list[str]) -> int:
     return 0 if row is None else _finish(out, row)
 
 
-def _dry_run(run: RunConfig, out: Path, explain: bool) -> int:
+def _check_trace(run: RunConfig, path: Path) -> None:
+    """Raise ValueError unless there will be a timeline and a place for it."""
+    if not run.dry_run or predict.clock(run) is None:
+        known = ", ".join(name for name, of in hardware.PROFILES.items() if of.speeds)
+        raise ValueError(
+            f"trace = {path} needs dry_run = true and a profile with speeds; "
+            f"valid: hardware = {known}, or a file that python -m bench calibrate wrote"
+        )
+    options.check_file("trace", path)
+
+
+def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
     started = time.monotonic()
-    counted = dryrun.counted(run)
-    outcome = dryrun.columns(run, counted)
+    counted = predict.count(run)
+    outcome = predict.columns(run, counted)
     row = launch.finish_row(run, outcome, time.monotonic() - started)
     if explain:
         print(dryrun.explain(counted))
+    if trace:
+        found = predict.timeline(run, counted)
+        assert found is not None, "as has been made sure"
+        predict.write_trace(found, Path(trace))
     return _finish(out, row)
 
 
@@ -78,7 +102,10 @@ def summary(row: dict[str, Any]) -> str:
     of, time_of, loss = row["hardware"] or row["device"], "", ""
     if row["mode"] == "measured":
         of = row["device"]
-        time_of = f"{row['step_ms_p50']:.1f} ms a step, {row['tokens_per_s']:.0f} tokens/s, "
+    if row.get("step_ms_p50"):
+        how = " predicted" if row["mode"] == "dry_run" else ""
+        time_of = f"{row['step_ms_p50']:.1f} ms a step{how}, {row['tokens_per_s']:.0f} tokens/s, "
+    if row.get("loss_first") is not None:
         loss = f", loss {row['loss_first']:.4f} -> {row['loss_last']:.4f}"
     ring = f" x ring {row['ring_parallel_size']}" if row["ring_parallel_size"] > 1 else ""
     return (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
+import torch.distributed as dist
 from tqdm import tqdm
 
-from bench import launch, options, rows
+from bench import cell, launch, options, rows
 from odysseus.config import RunConfig
 
 
@@ -28,10 +31,10 @@ def main(arguments: list[str]) -> int:
     parsed = options.parse(parser, arguments)
     out = Path(parsed.out)
     rows.check_writable(out)
-    if launch.launched_world_size() is not None:
-        raise ValueError("sweep starts its own workers; run it without torchrun or srun")
-    cells = options.expand(parsed)
+    cells, launched = options.expand(parsed), launch.launched_world_size()
     known = rows.keys(out, only_ok=parsed.retry_failed)
+    if launched is not None:
+        return _join(cells, launched, known, out)
     failed = done = 0
     with tqdm(cells, unit="cell", file=sys.stderr, disable=None) as progress:
         for run in progress:
@@ -41,6 +44,33 @@ def main(arguments: list[str]) -> int:
             failed += status not in (None, "ok")
     print(f"{len(cells)} cells: {len(cells) - done} had rows, {done - failed} ok, {failed} failed")
     return 1 if failed else 0
+
+
+def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], out: Path) -> int:
+    """Be one of the workers that torchrun or srun started, for all cells one after another.
+
+    A cell that fails ends the job: started again, it goes on with the next.
+
+    Raises:
+        ValueError: a cell cannot run on so many ranks.
+    """
+    for run in cells:
+        options.check(run)
+        options.check_gpus(run, launched)
+    is_first = os.environ["RANK"] == "0"
+    with cell.process_group(cells[0]) as device:
+        # Whose file it is says what is left.
+        left = [[run for run in cells if rows.key(rows.identity(run)) not in known]]
+        dist.broadcast_object_list(left, src=0)
+        for run in left[0]:
+            started = time.monotonic()
+            row = launch.measured_row(run, lambda run=run: cell.measure_in_group(run, device))
+            if is_first:
+                rows.append(out, launch.finish_row(run, row, time.monotonic() - started))
+                print(f"{run.method} n={run.world_size} L={run.seq_len}: {row['status']}")
+            if row["status"] != "ok":
+                return 1
+    return 0
 
 
 def _one(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:

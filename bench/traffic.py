@@ -48,48 +48,76 @@ def bytes_sent(collective: str, size_bytes: int, ranks: int) -> Fraction:
     return size_bytes * {"all_reduce": 2 * share, "p2p": Fraction(1)}.get(collective, share)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
-    """One collective as one rank saw it."""
+    """One collective as one rank saw it.
+
+    Attributes:
+        size_bytes: As :func:`bytes_sent` means it.
+        ranks: Of the group, by their numbers in the world.
+        is_async: Whether the caller goes on and waits for it later.
+    """
 
     collective: str
     purpose: str
-    bytes_sent: Fraction
+    size_bytes: int
+    ranks: tuple[int, ...]
+    is_async: bool
+
+    @property
+    def bytes_sent(self) -> Fraction:
+        return bytes_sent(self.collective, self.size_bytes, len(self.ranks))
+
+
+def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None:
+    """The collective that an operation in a profiler region is; None if it sends nothing.
+
+    Raises:
+        RuntimeError: for a c10d operation without a formula, rather than miss it.
+    """
+    name = func.name()
+    if not name.startswith(("c10d::", "_c10d_functional::")) or name in _SILENT:
+        return None
+    if name not in _OPERATIONS:
+        raise RuntimeError(f"the traffic meter has no formula for {name}")
+    collective, tensor_at, group_at = _OPERATIONS[name]
+    held = args[tensor_at]
+    tensors: list[Tensor] = held if isinstance(held, list) else [held]
+    names = [argument.name for argument in func._schema.arguments]
+    at = names.index("async_op") if "async_op" in names else len(args)
+    return Call(
+        collective,
+        _purpose(collective, region),
+        sum(t.numel() * t.element_size() for t in tensors),
+        tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(args[group_at]))),
+        bool(args[at]) if at < len(args) else True,
+    )
+
+
+def _purpose(collective: str, region: str) -> str:
+    if region.startswith("odysseus::"):
+        return region.removeprefix("odysseus::")
+    if region.startswith("FSDP::"):
+        return "parameter" if collective == "all_gather" else "gradient"
+    return "activation"  # a library's own call inside a block, such as yunchang's
 
 
 class TrafficMeter(Watcher):
     """Records every collective issued while it is entered.
 
     Raises:
-        RuntimeError: on a c10d operation that it has no formula for, rather than miss it.
+        RuntimeError: as :func:`call_of`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
 
-    def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
-        name = func.name()
-        if name.startswith(("c10d::", "_c10d_functional::")) and name not in _SILENT:
-            self._record(name, args)
-
-    def _record(self, name: str, args: tuple[Any, ...]) -> None:
-        if name not in _OPERATIONS:
-            raise RuntimeError(f"the traffic meter has no formula for {name}")
-        collective, tensor_at, group_at = _OPERATIONS[name]
-        held = args[tensor_at]
-        tensors: list[Tensor] = held if isinstance(held, list) else [held]
-        size_bytes = sum(t.numel() * t.element_size() for t in tensors)
-        ranks = dist.ProcessGroup.unbox(args[group_at]).size()
-        sent = bytes_sent(collective, size_bytes, ranks)
-        self.calls.append(Call(collective, self._purpose(collective), sent))
-
-    def _purpose(self, collective: str) -> str:
-        if self.region.startswith("odysseus::"):
-            return self.region.removeprefix("odysseus::")
-        if self.region.startswith("FSDP::"):
-            return "parameter" if collective == "all_gather" else "gradient"
-        return "activation"  # a library's own call inside a block, such as yunchang's
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        if call := call_of(func, args, self.region):
+            self.calls.append(call)
 
     def totals(self) -> dict[str, int]:
         """The row's columns: bytes by collective, by purpose and in all, rounded; calls."""

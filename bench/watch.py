@@ -36,17 +36,20 @@ class Watcher(TorchDispatchMode, ABC):
         return self._regions[-1] if self._regions else ""
 
     @abstractmethod
-    def observe(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
         """One operation, its arguments and its result."""
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = func.name()
         for watcher in (self, *self._beside):
             if not name.startswith("profiler::"):
-                watcher.observe(func, args, result)
+                watcher.observe(func, args, kwargs, result)
             elif name.startswith("profiler::_record_function_enter"):
                 watcher._begin(args[0])
             elif name.startswith("profiler::_record_function_exit"):

@@ -2,7 +2,7 @@
 
 Each goes out when its block begins and comes back one block ahead of need, on a copy stream each
 way, so that both copies hide behind a block's compute (arXiv 2506.13996 §3.3). The last block's
-input stays: its backward is next. On CPU the same calls copy in place, without streams.
+input stays: its backward is next. A CPU's streams do everything at once.
 """
 
 from __future__ import annotations
@@ -18,24 +18,21 @@ from odysseus.host_memory import HostMemory
 
 
 class CopyStream:
-    """Copies beside the compute stream, in order. Without CUDA, ordinary copies."""
+    """Copies beside the compute stream, in order. On a CPU, ordinary copies."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.module = torch.get_device_module(device)
+        self.stream = self.module.Stream()
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Begin once all that was issued so far is done. The source must live until `wait`."""
-        if self.stream is None:
-            target.copy_(source)
-            return
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        self.stream.wait_stream(self.module.current_stream())
+        with self.module.stream(self.stream):
             target.copy_(source, non_blocking=True)
 
     def wait(self) -> None:
         """Let what is issued from now on begin only once all copies are done."""
-        if self.stream is not None:
-            torch.cuda.current_stream().wait_stream(self.stream)
+        self.module.current_stream().wait_stream(self.stream)
 
 
 @dataclass

@@ -56,7 +56,9 @@ class Reductions(Watcher):
         super().__init__()
         self.seen: Counter[tuple[int, str]] = Counter()
 
-    def observe(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
+    def observe(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
         if func.name() == "c10d::_reduce_scatter_base_" and self.region.startswith("FSDP::"):
             self.seen[args[1].numel(), str(args[1].dtype)] += 1
 

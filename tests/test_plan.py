@@ -106,7 +106,10 @@ def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("--dtype fp32", ["dtype = fp32", "valid: bf16"]),
         ("--compile true", ["compile", "valid: false"]),
         ("--rank 8", ["rank = 8", "-1 to 7"]),
-        ("--model.attn_implementation flash_attention_3", ["flash_attention_3", "sdpa"]),
+        (
+            "--hardware a100-80g --model.attn_implementation flash_attention_3",
+            ["flash_attention_3", "a100-80g", "valid: flash_attention_2"],
+        ),
     ],
 )
 def test_bad_input(flags: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,242 @@
+"""Measuring what a profile says of this machine or cluster: every rank at once, as in a step.
+
+Ranks that share cores or links slow each other down, so all do the same at the same time, and the
+slowest counts. Nothing here is a step of a method, or any cell that a prediction is held against.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from bench import flops
+from bench.hardware import GIB, Hardware
+from bench.kernel_flops import attention_flops
+from bench.memory import MemoryMeter
+from bench.program import Device, Recorder
+from bench.speeds import Attention, Link, Points, Speeds
+from bench.traffic import bytes_sent
+from methods import METHODS
+from odysseus.collectives import start_hop
+from odysseus.config import ModelOptions, RunConfig
+from odysseus.data import Samples
+from odysseus.host_memory import machine_bytes, ranks_a_node
+from odysseus.kernels import choose_kernels
+from odysseus.mesh import Axis, Mesh
+from odysseus.step import Trainer
+
+_LONGEST_S = 0.5
+"""No message is measured beyond the first that takes so long."""
+_ROW_S = 0.3
+"""How long calls are repeated: longer than an operating system leaves a core to one process."""
+
+
+def measure(run: RunConfig, device: torch.device) -> Hardware:
+    """The profile of the ranks that are started, in a run's dtype; the same on every rank."""
+    local = ranks_a_node(run.world_size)
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 0
+    return Hardware(
+        device=device.type,
+        memory_bytes=memory or machine_bytes() // local,
+        context_bytes=GIB if on_gpu else 0,
+        nccl_bytes=2 * GIB if on_gpu else 0,
+        workspace_bytes=32 * 2**20 if on_gpu else 0,
+        gpus_a_node=local,
+        host_memory_bytes=machine_bytes(),
+        speeds=_speeds(run, device, local),
+    )
+
+
+def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
+    dtype = run.compute_dtype
+    peak, _ = flops.peak_flops_per_s(device, dtype)
+    memory = _memory(device)
+    name, attention = _attention(run, device)
+    host = torch.empty(2**26, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    there = torch.empty_like(host, device=device)
+    return Speeds(
+        peak_flops_per_s=_of_ranks(peak, min),
+        issue_s=_issue_s(device),
+        matmul=tuple(_matmuls(device, dtype)),
+        attention={name: attention},
+        memory=memory,
+        host_memory_bytes_per_s=_memory(torch.device("cpu"))[-1][1],
+        to_host_bytes_per_s=host.nbytes / _seconds(lambda: host.copy_(there), device),
+        to_device_bytes_per_s=host.nbytes / _seconds(lambda: there.copy_(host), device),
+        links=tuple(_links(run.world_size, local, device)),
+    )
+
+
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Of one call, of all ranks the slowest: of so many in a row that ranks that share a core have
+    each had their turns, the median of some such rows."""
+    action()
+    once = _timed(action, 1, device)
+    calls = max(1, min(10_000, int(_ROW_S / once)))
+    if once > _ROW_S:
+        return once
+    return median(_timed(action, calls, device) for _ in range(3))
+
+
+def _timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Seconds a call, of the slowest rank; the same on every rank."""
+    dist.barrier()
+    flops.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        action()
+    flops.synchronize(device)
+    return _of_ranks((time.perf_counter() - start) / calls, max)
+
+
+def _of_ranks(mine: float, which: Callable[[list[float]], float]) -> float:
+    """The rank's number that counts."""
+    ranks = [0.0] * dist.get_world_size()
+    dist.all_gather_object(ranks, mine)
+    return which(ranks)
+
+
+def _issue_s(device: torch.device) -> float:
+    """What the host takes for an operation besides computing: Python, autograd, FSDP2's hooks. By
+    steps of models too small to compute much, each rank alone; what two more blocks add."""
+    own, _ = dist.new_subgroups(1)
+    assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
+    axis, line = Axis(own, "activation"), DeviceMesh.from_group(own, device.type)
+    mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
+    took, issued = [], []
+    for layers in (2, 4):
+        run = RunConfig(model=ModelOptions(num_hidden_layers=layers), seq_len=8)
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        batches = Samples(run, 0, 0, device).step(0)
+        took.append(_seconds(lambda t=trainer, b=batches: t.step(b), device))
+        with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
+            trainer.step(batches)
+        issued.append(len(recorder.device.program))
+    return (took[1] - took[0]) / (issued[1] - issued[0])
+
+
+def _matmuls(
+    device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[float, float, float, float]]:
+    sides = (64, 512, 4096) if device.type == "cpu" else (256, 2048, 16384)
+    for rows, columns, inner in itertools.product(sides, repeat=3):
+        if sorted((rows, columns, inner))[1] == sides[-1]:
+            continue  # two of the longest side: as fast as one of them, and slow to measure
+        a = torch.randn(rows, inner, device=device).to(dtype)
+        b = torch.randn(columns, inner, device=device).to(dtype)
+        work = 2 * rows * columns * inner
+        yield rows, columns, inner, work / _seconds(lambda a=a, b=b: a @ b.T, device)
+
+
+def _memory(device: torch.device) -> Points:
+    found = []
+    largest = 24 if device.type == "cpu" else 30
+    for size in (2**power for power in range(12, largest + 1, 4)):
+        a, b = torch.ones(2, size // 4, device=device)
+        bytes_moved = 3 * size
+        found.append((float(bytes_moved), bytes_moved / _seconds(lambda a=a, b=b: a + b, device)))
+    return tuple(found)
+
+
+def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
+    """The run's own kernel, causal, with its heads."""
+    kernels = choose_kernels(run.model, device, run.compute_dtype)
+    a, found = run.architecture, {"forward": [], "backward": []}
+    for tokens in (128, 512, 2048) if device.type == "cpu" else (512, 2048, 8192, 32768):
+        shapes = [a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads]
+        q, k, v = (
+            torch.randn(1, tokens, heads, a.head_dim, device=device)
+            .to(run.compute_dtype)
+            .requires_grad_()
+            for heads in shapes
+        )
+        o = kernels.attend(q, k, v)
+
+        def forward(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
+            with torch.no_grad():
+                kernels.attend(q, k, v)
+
+        def backward(o: Tensor = o, qkv: tuple[Tensor, ...] = (q, k, v)) -> None:
+            torch.autograd.grad(o, qkv, o, retain_graph=True)
+
+        size = 1, a.num_attention_heads, tokens, tokens, a.head_dim, True
+        for name, action, matmuls in (("forward", forward, 2), ("backward", backward, 5)):
+            seconds = _seconds(action, device)
+            found[name].append((float(tokens), attention_flops(*size, matmuls) / seconds))
+    name = "flash_attention_2" if device.type == "cuda" else "sdpa"
+    return name, Attention(forward=tuple(found["forward"]), backward=tuple(found["backward"]))
+
+
+def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
+    """Each collective over groups of every size that divides the world, of neighbours and of ranks
+    far apart; all groups at once."""
+    for ranks in (n for n in range(2, world + 1) if world % n == 0):
+        grid = init_device_mesh(
+            device.type, (world // ranks, ranks), mesh_dim_names=("far", "near")
+        )
+        for axis in ("near", "far"):
+            group = grid.get_group(axis)
+            if group.size() == 1 or (axis == "far" and group.size() == world):
+                continue
+            members = dist.get_process_group_ranks(group)
+            nodes = len({rank // local for rank in members})
+            for collective in _COLLECTIVES:
+                points = _points(collective, group, device)
+                yield Link(collective=collective, ranks=group.size(), nodes=nodes, points=points)
+
+
+def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> Points:
+    """After some computing each time, as in a step: ranks that share a core never come together."""
+    a = torch.randn(512, 512, device=device)
+    found, largest = [], 24 if device.type == "cpu" else 30
+
+    def compute() -> Tensor:
+        return a @ a
+
+    alone = _seconds(compute, device)
+    for size in (2**power for power in range(12, largest + 1, 3)):
+        x = torch.ones(size // 4, device=device)
+        both = _seconds(lambda x=x: (compute(), _COLLECTIVES[collective](x, group)), device)
+        seconds = max(both - alone, 1e-6)
+        found.append((float(size), float(bytes_sent(collective, size, group.size())) / seconds))
+        if seconds > _LONGEST_S:
+            break
+    return tuple(found)
+
+
+def _all_gather(x: Tensor, group: dist.ProcessGroup) -> None:
+    dist.all_gather_single(x, x.chunk(group.size())[0].clone(), group=group)
+
+
+def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> None:
+    dist.reduce_scatter_single(x.chunk(group.size())[0].clone(), x, group=group)
+
+
+def _all_to_all(x: Tensor, group: dist.ProcessGroup) -> None:
+    dist.all_to_all_single(torch.empty_like(x), x, group=group)
+
+
+def _all_reduce(x: Tensor, group: dist.ProcessGroup) -> None:
+    dist.all_reduce(x, group=group)
+
+
+def _p2p(x: Tensor, group: dist.ProcessGroup) -> None:
+    start_hop(x, Axis(group, "activation")).wait()
+
+
+_COLLECTIVES: dict[str, Callable[[Tensor, dist.ProcessGroup], Any]] = {
+    "all_reduce": _all_reduce,
+    "all_gather": _all_gather,
+    "reduce_scatter": _reduce_scatter,
+    "all_to_all": _all_to_all,
+    "p2p": _p2p,
+}

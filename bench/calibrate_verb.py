@@ -1,0 +1,50 @@
+"""``python -m bench calibrate``: the profile of this machine or cluster, by measuring."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import calibrate, cell, hardware, launch, options
+from odysseus.config import RunConfig
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, and write a file for ``--hardware``; 0 when it is there.
+
+    Raises:
+        ValueError: the ranks cannot be started, or the file cannot be written.
+    """
+    parser = options.parser(
+        "calibrate",
+        "Measure matmuls, attention, memory, copies and every collective on all ranks at once, and "
+        "write a profile that --hardware takes. Of the other flags, world_size, dtype, device and "
+        "model matter (its heads, for attention).",
+    )
+    options.add_run_options(parser)
+    parser.add_argument("--out", type=str, default="profile.yml", help="YAML file to write.")
+    parsed = options.parse(parser, arguments)
+    run, launched = options.run_config(parsed), launch.launched_world_size()
+    options.check_gpus(run, launched)
+    if run.dry_run:
+        raise ValueError("dry_run = true has nothing to measure; valid: false")
+    out = Path(parsed.out)
+    if out.suffix not in (".yml", ".yaml"):
+        raise ValueError(f"out = {out} is no name that --hardware takes; valid: ending in .yml")
+    options.check_file("out", out)
+    found = _profile(run) if launched else launch.run_workers(run, _profile)
+    if found["status"] != "ok":
+        print(f"{found['status']}: {found['error']}", file=sys.stderr)
+        return 1
+    if os.environ.get("RANK", "0") == "0":
+        hardware.write(found["profile"], out)
+        print(f"{out}: {run.world_size} ranks, {len(found['profile'].speeds.links)} links")
+    return 0
+
+
+def _profile(run: RunConfig) -> dict[str, Any]:
+    """What one rank has measured."""
+    with cell.process_group(run) as device:
+        return {"status": "ok", "error": "", "profile": calibrate.measure(run, device)}

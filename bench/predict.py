@@ -1,0 +1,98 @@
+"""How long a dry run's step takes on a profile: the columns of its row, and its trace."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from bench import dryrun, flops, hardware
+from bench.program import HOST
+from bench.speeds import Clock
+from bench.timeline import Timeline, simulate
+from odysseus.config import RunConfig
+from odysseus.ring_order import share_of_attention
+
+
+def clock(run: RunConfig) -> Clock | None:
+    """What operations take on the run's profile; None where it has no speeds."""
+    profile = hardware.find(run.hardware) if run.hardware else None
+    if profile is None or profile.speeds is None:
+        return None
+    return Clock(profile.speeds, dryrun.attention_of(run), min(profile.gpus_a_node, run.world_size))
+
+
+def timeline(run: RunConfig, counted: dryrun.Counted) -> Timeline | None:
+    """The slowest rank's step in time; None where the profile has no speeds."""
+    found = clock(run)
+    return None if found is None else simulate(_slowest(run, counted).program, found)
+
+
+def _slowest(run: RunConfig, counted: dryrun.Counted) -> dryrun.Counted:
+    """The rank that is waited for: on a ring in contiguous order, one of its last place."""
+    ring = run.ring_parallel_size
+    shares = [share_of_attention(run.ring_order, ring, place) for place in range(ring)]
+    busiest = shares.index(max(shares))
+    if run.rank >= 0 or shares[counted.place] == shares[busiest]:
+        return counted
+    return dryrun.count(run, dryrun.rank_of_place(run, busiest), with_program=True)
+
+
+def count(run: RunConfig) -> dryrun.Counted:
+    """As :func:`bench.dryrun.counted`, with the program where the profile has speeds."""
+    return dryrun.counted(run, with_program=clock(run) is not None)
+
+
+def columns(run: RunConfig, counted: dryrun.Counted) -> dict[str, Any]:
+    """The columns of a dry run's row; those of time where the profile has speeds."""
+    found, known = timeline(run, counted), clock(run)
+    if found is None or known is None:
+        return dryrun.columns(run, counted)
+    step_ms, split = found.step_s * 1e3, found.split_s()
+    return dryrun.columns(run, counted) | {
+        **flops.speed_columns(run, step_ms, known.speeds.peak_flops_per_s),
+        "peak_flops_source": "hardware profile",
+        "step_ms_p50": step_ms,
+        "compute_ms": split["compute"] * 1e3,
+        "exposed_comm_ms": split["communication"] * 1e3,
+        "exposed_offload_ms": split["offload"] * 1e3,
+        "idle_ms": split["idle"] * 1e3,
+    }
+
+
+def write_trace(found: Timeline, path: Path) -> None:
+    """A timeline in Chrome's trace format (a JSON object with traceEvents, times in microseconds),
+    which Perfetto and chrome://tracing open: a row a stream, named after what it mostly does."""
+    kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for span in found.spans:
+        kinds[span.op.stream][span.op.kind] += 1
+    rows = {stream: row for row, stream in enumerate(sorted(kinds, key=lambda s: (s != HOST, s)))}
+    events: list[dict[str, Any]] = [
+        {
+            "ph": "M",
+            "name": "thread_name",
+            "pid": 0,
+            "tid": row,
+            "args": {"name": f"{stream}: {kinds[stream].most_common(1)[0][0]}"},
+        }
+        for stream, row in rows.items()
+    ]
+    for span in found.spans:
+        op = span.op
+        details = {"unit": op.unit, "bytes": op.bytes, "flops": op.flops, "sizes": op.sizes}
+        if op.ranks:
+            details |= {"ranks": len(op.ranks), "purpose": op.purpose}
+        events.append(
+            {
+                "ph": "X",
+                "name": op.name,
+                "cat": op.kind,
+                "pid": 0,
+                "tid": rows[op.stream],
+                "ts": span.start_s * 1e6,
+                "dur": (span.end_s - span.start_s) * 1e6,
+                "args": details,
+            }
+        )
+    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))

@@ -1,0 +1,299 @@
+"""One rank's step as its host issues it: operations, their streams, and who waits for whom.
+
+A dry run on the meta device has the streams and events that FSDP2, rings and offloading ask a GPU
+for; here they remember what was queued where. On a CPU the host computes by itself, and only
+collectives run beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FakeWork
+from torch._ops import OpOverload
+
+from bench.kernel_flops import kernel_of
+from bench.memory import MemoryMeter
+from bench.traffic import call_of
+from bench.watch import Watcher
+
+HOST = "host"
+TO_HOST, TO_DEVICE = "to_host", "to_device"
+# Operations that only allocate or look at tensors.
+_FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::resize_", "c10d::")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation.
+
+    Attributes:
+        name: As PyTorch's dispatcher has it.
+        kind: matmul, attention_forward, attention_backward, elementwise (all else that a device
+            computes), host (the same on the host), to_host, to_device, or a collective.
+        stream: Where it is queued; HOST if the host itself does it.
+        after: Indices of operations that must have ended before, besides those of its stream.
+        flops: Of a matmul or attention.
+        bytes: Read and written; of a collective, sent.
+        sizes: As :class:`bench.kernel_flops.Kernel`; of a collective, its size in bytes.
+        ranks: Of a collective's group.
+        unit: The ZeRO unit that it belongs to.
+        purpose: Of a collective.
+    """
+
+    name: str
+    kind: str
+    stream: str
+    after: tuple[int, ...]
+    flops: int
+    bytes: float
+    sizes: tuple[int, ...]
+    ranks: tuple[int, ...]
+    unit: str
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The host goes on when these operations have ended."""
+
+    after: tuple[int, ...]
+
+
+Program = list[Op | Wait]
+
+
+class Stream:
+    """Operations one after another; what the next one waits for besides."""
+
+    def __init__(self, device: Device, priority: int = 0) -> None:
+        self.device, self.name = device, f"stream {next(device.numbers)}"
+        self.waits: set[int] = set()
+        self.last: set[int] = set()
+
+    def record_event(self) -> Event:
+        event = Event(self.device)
+        event.record(self)
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        self.waits |= event.after
+
+    def wait_stream(self, stream: Stream) -> None:
+        self.waits |= stream.waits | stream.last
+
+
+class Event:
+    """All that was queued on a stream when it was recorded."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.after: set[int] = set()
+
+    def record(self, stream: Stream | None = None) -> None:
+        stream = stream or self.device.current
+        self.after = stream.waits | stream.last
+
+    def synchronize(self) -> None:
+        self.device.host_waits(self.after)
+
+
+class Device:
+    """A device without values, and what its host has told it to do since :meth:`start`.
+
+    Attributes:
+        has_streams: Whether it computes beside the host, as GPUs do.
+        program: What was issued; an operation's index is its place here.
+    """
+
+    def __init__(self, has_streams: bool) -> None:
+        self.has_streams = has_streams
+        self.numbers: Iterator[int] = iter(range(2**62))
+        self.program: Program = []
+        self.recording = False
+        self.current = Stream(self)
+        self._of_groups: dict[tuple[int, ...], Stream] = {}
+        self._works: dict[int, tuple[dist.Work, set[int]]] = {}
+
+    def module(self) -> SimpleNamespace:
+        """What ``torch.cuda`` is to a GPU."""
+        found = SimpleNamespace(**vars(torch.cpu) | {"current_device": lambda: 0})
+        if self.has_streams:
+            found.Stream, found.Event = partial(Stream, self), partial(Event, self)
+            found.current_stream = lambda device=None: self.current
+            found.stream = self._on
+        return found
+
+    @contextmanager
+    def _on(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def queue(self, stream: Stream | None, **of_op: Any) -> int:
+        """Add an operation to a stream, or to what the host does; its index."""
+        index = len(self.program)
+        after, name = (), HOST
+        if stream is not None:
+            after, name = tuple(stream.waits - stream.last), stream.name
+            stream.waits, stream.last = set(), {index}
+        self.program.append(Op(stream=name, after=after, **of_op))
+        return index
+
+    def collective(self, work: dist.Work | None, is_async: bool, **of_op: Any) -> None:
+        """Add a collective: to its group's own stream if the caller goes on meanwhile, else where
+        the caller is, as NCCL's process groups do (ProcessGroupNCCL.cpp). A CPU has threads."""
+        stream = self.current
+        if is_async or not self.has_streams:
+            ranks = of_op["ranks"]
+            stream = self._of_groups.setdefault(ranks, Stream(self))
+            stream.wait_stream(self.current)
+        index = self.queue(stream, **of_op)
+        if work is not None:
+            self._works[id(work)] = work, {index}
+
+    def waited(self, work: dist.Work) -> None:
+        """A collective was waited for: by the current stream, or by a host that computes itself."""
+        _, after = self._works.pop(id(work), (None, set()))
+        if self.has_streams:
+            self.current.waits |= after
+        else:
+            self.host_waits(after)
+
+    def host_waits(self, after: set[int]) -> None:
+        """The host waits for these."""
+        if self.recording and after:
+            self.program.append(Wait(tuple(after)))
+
+    @contextmanager
+    def works(self) -> Iterator[None]:
+        """While the fake process group's handles tell when they are waited for."""
+        wait = FakeWork.wait
+
+        def told(work: FakeWork) -> bool:
+            self.waited(work)
+            return wait(work)
+
+        with patch.object(FakeWork, "wait", told):
+            yield
+
+
+class Recorder(Watcher):
+    """Writes a device's program while it is entered.
+
+    Args:
+        memory: A meter that has been entered before, to tell what lies in host memory.
+    """
+
+    def __init__(self, device: Device, memory: MemoryMeter) -> None:
+        super().__init__()
+        self.device, self.memory = device, memory
+
+    def __enter__(self) -> Recorder:
+        self.device.recording = True
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self.device.recording = False
+        super().__exit__(*exception)
+
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        name, device = func.name(), self.device
+        of_op = {"name": name, "unit": self.unit, "flops": 0, "sizes": (), "ranks": ()}
+        if call := call_of(func, args, self.region):
+            if len(call.ranks) > 1:
+                of_op |= {"kind": call.collective, "bytes": float(call.bytes_sent)}
+                of_op |= {"sizes": (call.size_bytes,), "ranks": call.ranks}
+                device.collective(_work(result), call.is_async, purpose=call.purpose, **of_op)
+            return
+        if func.is_view or name.startswith(_FREE):
+            return
+        read, written = _tensors(func, args, kwargs, result)
+        of_op |= {"bytes": sum(map(_bytes, read + written)), "kind": "elementwise", "purpose": ""}
+        if not of_op["bytes"]:
+            return
+        if kernel := kernel_of(name, args):
+            of_op |= {"kind": kernel.kind, "flops": kernel.flops, "sizes": kernel.sizes}
+        self._compute(of_op, read, written, blocking=len(args) < 3 or args[2] is not True)
+
+    def _compute(
+        self, of_op: dict[str, Any], read: list[Tensor], written: list[Tensor], blocking: bool
+    ) -> None:
+        """What is no collective: on the device, on the host, or a copy between the two."""
+        device = self.device
+        if not device.has_streams:
+            device.queue(None, **of_op)
+            return
+        from_host, to_host = (
+            any(self.memory.on_host(t) for t in tensors) for tensors in (read, written)
+        )
+        if from_host and to_host:
+            device.queue(None, **of_op | {"kind": HOST})
+        elif from_host or to_host:
+            kind = TO_HOST if to_host else TO_DEVICE
+            index = device.queue(
+                device.current, **of_op | {"kind": kind, "bytes": sum(map(_bytes, written))}
+            )
+            if blocking and of_op["name"] == "aten::copy_":
+                device.host_waits({index})
+        else:
+            device.queue(device.current, **of_op)
+
+
+def _work(result: Any) -> dist.Work | None:
+    """The handle in a c10d operation's result."""
+    boxed = result[1] if isinstance(result, tuple) else result
+    return dist.Work.unbox(boxed) if boxed is not None else None
+
+
+def _tensors(
+    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What an operation reads, and what it writes."""
+    if func.name() == "fsdp::all_gather_copy_in":  # its schema does not say what it writes
+        return _flat([args[0]]), [result[0]]
+    written_at, overwritten, makes = _effects(func)
+    read = _flat(a for i, a in enumerate(args) if not (overwritten and i in written_at))
+    written = _flat(a for i, a in enumerate(args) if i in written_at)
+    written += _flat(v for k, v in kwargs.items() if k in written_at)
+    return read, written + (_flat([result]) if makes else [])
+
+
+@cache
+def _effects(func: OpOverload) -> tuple[frozenset[int | str], bool, bool]:
+    """Of an operation's arguments, which it writes (place, or name of a keyword's); whether it
+    does so without reading them; whether its results are new."""
+    written: set[int | str] = set()
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written.add(argument.name if argument.kwarg_only else place)
+    overwrites = func.name() in ("aten::copy_", "aten::zero_", "aten::fill_.Scalar")
+    return frozenset(written), overwrites, not written
+
+
+def _flat(values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _flat(value)
+    return found
+
+
+def _bytes(x: Tensor) -> int:
+    """What is read of a tensor: of an expanded one, what there is."""
+    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())

@@ -1,0 +1,208 @@
+"""How fast one rank's device, its host and its links are, and what an operation takes by that.
+
+Roofline for compute (Williams et al., doi 10.1145/1498765.1498785): an operation takes as long as
+its FLOPs or its bytes, whichever is longer. A collective takes the bytes that a rank sends over a
+bus bandwidth that depends on the message's size, as NVIDIA's nccl-tests define both.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from math import ceil, exp, log
+from typing import Any
+
+from bench.program import HOST, TO_DEVICE, TO_HOST, Op
+
+Points = tuple[tuple[float, float], ...]
+"""(x, y) of a curve, x ascending; straight lines between them in log-log."""
+_TILE = 128, 256
+"""Rows and columns of the output that one multiprocessor computes at a time in large matmuls
+(NVIDIA, Matrix Multiplication Background User's Guide, "Tile Quantization")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """FLOP/s of one attention kernel by the number of keys."""
+
+    forward: Points
+    backward: Points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """The bus bandwidth of collectives by the size of their messages.
+
+    Attributes:
+        collective: Which one; empty for all.
+        ranks: Of the group it was measured on; 0 for any.
+        nodes: That the group spans; 1, or more, of which 0 is any.
+        points: (size in bytes, bytes/s), sizes as :func:`bench.traffic.bytes_sent` means them.
+    """
+
+    collective: str = ""
+    ranks: int = 0
+    nodes: int = 1
+    points: Points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Of one rank's device, unless said otherwise.
+
+    Attributes:
+        peak_flops_per_s: What MFU is a fraction of.
+        issue_s: Seconds that the host takes for one operation, besides computing.
+        multiprocessors: That share the tiles of a matmul in whole rounds; 0 if its shapes say all.
+        matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest ones count.
+        attention: By implementation.
+        memory: Bytes/s of operations that read and write, by the bytes they do.
+        host_memory_bytes_per_s: One rank's share of what its host computes with.
+        to_host_bytes_per_s: Of copies from device to host; `to_device_bytes_per_s` back.
+        network_bytes_per_s: Of one rank's share of the network, by the size of messages; used where
+            no link was measured between nodes.
+        links: Measured or published.
+    """
+
+    peak_flops_per_s: float
+    issue_s: float
+    multiprocessors: int = 0
+    matmul: tuple[tuple[float, float, float, float], ...]
+    attention: dict[str, Attention]
+    memory: Points
+    host_memory_bytes_per_s: float
+    to_host_bytes_per_s: float
+    to_device_bytes_per_s: float
+    network_bytes_per_s: Points = ()
+    links: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What the operations of a program take.
+
+    Args:
+        attention: The implementation of attention.
+        ranks_a_node: Ranks that are neighbours in one node.
+    """
+
+    speeds: Speeds
+    attention: str
+    ranks_a_node: int
+
+    def seconds(self, op: Op) -> float:
+        """How long an operation takes if nobody else is in its way."""
+        s = self.speeds
+        if op.ranks:
+            return self._collective_s(op)
+        if op.kind == HOST:
+            return op.bytes / s.host_memory_bytes_per_s
+        if op.kind in (TO_HOST, TO_DEVICE):
+            return op.bytes / (
+                s.to_host_bytes_per_s if op.kind == TO_HOST else s.to_device_bytes_per_s
+            )
+        return max(self._flops_s(op), op.bytes / curve(s.memory, op.bytes))
+
+    def bus(self, op: Op) -> str:
+        """What an operation shares with others that run at the same time; empty if nothing."""
+        if op.ranks:
+            return "network" if self._nodes(op.ranks) > 1 else "links"
+        return op.kind if op.kind in (TO_HOST, TO_DEVICE) else ""
+
+    def _flops_s(self, op: Op) -> float:
+        if op.kind == "matmul":
+            rows, columns, inner = op.sizes
+            return op.flops / self._matmul_rate(rows, columns, inner)
+        if op.kind.startswith("attention"):
+            kernel = self.speeds.attention[self.attention]
+            points = kernel.forward if op.kind == "attention_forward" else kernel.backward
+            return op.flops / curve(points, op.sizes[2])
+        return 0.0
+
+    def _matmul_rate(self, *sizes: int) -> float:
+        """By the distance of shapes in log space (Shepard's interpolation, doi
+        10.1145/800186.810616); of what rounds of tiles leave idle the rest."""
+        weights = rates = 0.0
+        for *known, rate in self.speeds.matmul:
+            distance = sum(log(a / b) ** 2 for a, b in zip(sizes, known, strict=True))
+            weight = 1 / (distance**2 + 1e-9)
+            weights, rates = weights + weight, rates + weight * log(rate)
+        rate = exp(rates / weights)
+        if not self.speeds.multiprocessors:
+            return rate
+        tiles = sizes[0] / _TILE[0] * (sizes[1] / _TILE[1])
+        whole = ceil(sizes[0] / _TILE[0]) * ceil(sizes[1] / _TILE[1])
+        rounds = ceil(whole / self.speeds.multiprocessors)
+        return rate * tiles / (rounds * self.speeds.multiprocessors)
+
+    def _collective_s(self, op: Op) -> float:
+        size, nodes = op.sizes[0], self._nodes(op.ranks)
+        measured = [link for link in self.speeds.links if _suits(link, op, nodes)]
+        if measured:
+            best = min(measured, key=lambda link: _distance(link, len(op.ranks)))
+            return op.bytes / curve(best.points, size)
+        inside = min(len(op.ranks), self.ranks_a_node)
+        network = curve(self.speeds.network_bytes_per_s, size)
+        if op.kind in ("all_to_all", "p2p"):
+            # What leaves the node does so through each rank's own share of the network.
+            outside = (len(op.ranks) - inside) / max(1, len(op.ranks) - 1)
+            return op.bytes * (outside if op.kind == "all_to_all" else 1) / network
+        # NCCL's rings pass a node through all its members' network cards at once.
+        together = len(op.ranks) // nodes * network
+        fastest = [link for link in self.speeds.links if link.nodes == 1]
+        if fastest and len(op.ranks) > nodes:
+            together = min(together, curve(fastest[0].points, size))
+        return op.bytes / together
+
+    def _nodes(self, ranks: tuple[int, ...]) -> int:
+        return len({rank // self.ranks_a_node for rank in ranks})
+
+
+def curve(points: Points, x: float) -> float:
+    """y at x: a power law between two points, as at the last one beyond it. Below the first, y
+    falls with x, as a rate does where time is all latency."""
+    (lowest, y), (_, highest_y) = points[0], points[-1]
+    at = bisect_left(points, (x,))
+    if at == len(points):
+        return highest_y
+    if at == 0:
+        return y * max(x, 1) / lowest if len(points) > 1 else y
+    (x0, y0), (x1, y1) = points[at - 1], points[at]
+    return y0 * (y1 / y0) ** (log(x / x0) / log(x1 / x0))
+
+
+def _suits(link: Link, op: Op, nodes: int) -> bool:
+    same = link.collective in ("", op.kind)
+    return same and (link.nodes > 1) == (nodes > 1)
+
+
+def _distance(link: Link, ranks: int) -> tuple[bool, float]:
+    """Links of the very collective first, then by the size of their group."""
+    return not link.collective, abs(log((link.ranks or ranks) / ranks))
+
+
+def from_yaml(given: dict[str, Any]) -> Speeds:
+    """Speeds as :func:`to_yaml` writes them.
+
+    Raises:
+        TypeError, ValueError, KeyError: what is given is not that.
+    """
+    given = dict(given)
+    given["matmul"] = tuple((*map(float, row),) for row in given["matmul"])
+    given["attention"] = {
+        name: Attention(forward=_points(a["forward"]), backward=_points(a["backward"]))
+        for name, a in given["attention"].items()
+    }
+    given["memory"] = _points(given["memory"])
+    given["network_bytes_per_s"] = _points(given.get("network_bytes_per_s", ()))
+    given["links"] = tuple(
+        Link(**link | {"points": _points(link["points"])}) for link in given.get("links", ())
+    )
+    return Speeds(**given)
+
+
+def _points(given: Any) -> Points:
+    points = tuple((float(x), float(y)) for x, y in given)
+    if any(x <= 0 or y <= 0 for x, y in points) or list(points) != sorted(points):
+        raise ValueError(f"{given} is no curve: (x, y) above 0, x ascending")
+    return points
