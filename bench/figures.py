@@ -119,13 +119,13 @@ def throughput(data: pd.DataFrame) -> Figure:
     for axes, rows in panels:
         for name in layouts_of(rows):
             line = rows[rows["layout"] == name]
-            axes.plot(line["seq_len"], line["tokens_per_s"], label=name, **_style(name))
+            axes.plot(line["seq_len"], line["tokens_per_s"], label=name, **style_of(name))
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows["seq_len"].unique()))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: length_label(x)))
         axes.minorticks_off()
         axes.set_ylim(0, 1.06 * data["tokens_per_s"].max())
-    handles = [Line2D([], [], label=name, **_style(name)) for name in layouts_of(data)]
+    handles = [Line2D([], [], label=name, **style_of(name)) for name in layouts_of(data)]
     return _finish(figure, data, handles, "sequence length (tokens)", bottom=0.2)
 
 
@@ -234,7 +234,8 @@ def layout(row: Mapping[Any, Any]) -> str:
         return row["method"]
     name = f"ring {ring}"
     name += " contiguous" * (row.get("ring_order") == "contiguous")
-    name += f" {row['ring_backend']}" * (row.get("ring_backend") not in (None, "", "native"))
+    backend = row.get("ring_backend") or "native"
+    name += f" {backend}" * (backend != "native")
     return name if row["sequence_parallel_size"] == 1 else f"{row['method']} x {name}"
 
 
@@ -248,7 +249,7 @@ def layouts_of(data: pd.DataFrame) -> list[str]:
     return sorted(dict.fromkeys(data["layout"]), key=place)
 
 
-def _style(name: str) -> dict[str, Any]:
+def style_of(name: str) -> dict[str, Any]:
     """The method's own; with a ring across it hollow, the larger the ring the smaller."""
     method, size, _ = _parts(name)
     style = _METHOD_STYLE.get(method, _PURE_RING)

@@ -199,12 +199,22 @@ def find(name: str) -> Hardware:
     return _checked(name, given if isinstance(given, dict) else {})
 
 
+def with_speeds() -> str:
+    """The profiles that times can be predicted for, for messages."""
+    known = ", ".join(name for name, of in PROFILES.items() if of.speeds)
+    return f"hardware = {known}, or a file that python -m bench calibrate wrote"
+
+
 def write(hardware: Hardware, path: Path) -> None:
     """A profile as a file that :func:`find` reads, whole or not at all."""
-    plain = yaml.safe_dump(_plain(asdict(hardware)), sort_keys=False)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(plain)
+    partial.write_text(as_yaml(asdict(hardware)))
     partial.replace(path)
+
+
+def as_yaml(fields_of: dict[str, Any]) -> str:
+    """A profile's fields as text."""
+    return yaml.safe_dump(_plain(fields_of), sort_keys=False)
 
 
 def _plain(value: Any) -> Any:

@@ -98,6 +98,15 @@ def check(run: RunConfig) -> None:
     check_tokens(run)
 
 
+def refusal(run: RunConfig) -> str:
+    """Why a cell cannot be started; empty if it can."""
+    try:
+        check(run)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def check_compiler(run: RunConfig, device: torch.device) -> None:
     """Raise ValueError if torch.compile is asked for where it has nothing to build with."""
     compiler = os.environ.get("CXX", "g++")

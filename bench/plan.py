@@ -14,7 +14,7 @@ from functools import cached_property
 from bench import dryrun, hardware, theory_memory
 from odysseus.config import RunConfig
 
-_SHALLOW = (3, 4)
+SHALLOW = (3, 4)
 """Blocks of the two shallow runs: the last, the first, and one between that is gathered ahead."""
 _CLOSE = 256
 """The search ends when what fits and what does not are nearer than one in so many."""
@@ -55,21 +55,27 @@ class Longest:
     counted: dryrun.Counted | None
 
 
+def by_method(method: str, base: RunConfig) -> RunConfig:
+    """The run by another method; what is ulysses's own stays with it."""
+    chunks = base.ulysses_head_chunks if method == "ulysses" else 1
+    return replace(base, method=method, ulysses_head_chunks=chunks)
+
+
 def need_of(run: RunConfig, counted: dryrun.Counted) -> Need:
     """What a dry run has counted."""
-    return _need(run, counted.peak.bytes)
+    return need(run, counted.peak.bytes)
 
 
 def predicted_need(run: RunConfig) -> Need:
     """By two shallow dry runs, where a model is deeper than those."""
     layers = run.architecture.num_hidden_layers
-    if layers <= _SHALLOW[1]:
+    if layers <= SHALLOW[1]:
         return need_of(run, dryrun.counted(run))
     few, more = (
         dryrun.counted(replace(run, model=replace(run.model, num_hidden_layers=n))).peak.bytes
-        for n in _SHALLOW
+        for n in SHALLOW
     )
-    return _need(run, more + (more - few) * (layers - _SHALLOW[1]))
+    return need(run, more + (more - few) * (layers - SHALLOW[1]))
 
 
 def longest(run: RunConfig, tell: Callable[[int, Need], None]) -> Longest:
@@ -81,7 +87,7 @@ def longest(run: RunConfig, tell: Callable[[int, Need], None]) -> Longest:
     """
     unit = 256 * run.seq_len_unit
 
-    def need(units: int) -> Need:
+    def tried(units: int) -> Need:
         found = predicted_need(replace(run, seq_len=units * unit))
         tell(units * unit, found)
         return found
@@ -90,7 +96,7 @@ def longest(run: RunConfig, tell: Callable[[int, Need], None]) -> Longest:
     known: dict[int, Need] = {}
     trial = 1
     while not fails or fails - fits > max(1, fits // _CLOSE):
-        known[trial] = need(trial)
+        known[trial] = tried(trial)
         if known[trial].limit:
             fails = trial
         else:
@@ -124,7 +130,8 @@ def _next_trial(fits: int, fails: int, known: dict[int, Need]) -> int:
     return max(fits + 1, min(guess, high))
 
 
-def _need(run: RunConfig, gpu: int) -> Need:
+def need(run: RunConfig, gpu: int) -> Need:
+    """What a run takes whose heaviest rank has so many bytes on its GPU."""
     profile = hardware.find(run.hardware)
     host = theory_memory.host_bytes(run) * min(profile.gpus_a_node, run.world_size)
     return Need(gpu, profile.usable_bytes, host, dryrun.host_limit_bytes(run, profile))

@@ -45,8 +45,10 @@ def count(run: RunConfig) -> dryrun.Counted:
 
 
 def columns(run: RunConfig, counted: dryrun.Counted) -> dict[str, Any]:
-    """The columns of a dry run's row; those of time where the profile has speeds."""
-    found, known = timeline(run, counted), clock(run)
+    """The columns of a dry run's row; those of time where the profile has speeds and the program
+    was noted."""
+    known = clock(run)
+    found = timeline(run, counted) if counted.program else None
     if found is None or known is None:
         return dryrun.columns(run, counted)
     step_ms, split = found.step_s * 1e3, found.split_s()

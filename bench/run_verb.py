@@ -66,10 +66,9 @@ def main(arguments: list[str]) -> int:
 def _check_trace(run: RunConfig, path: Path) -> None:
     """Raise ValueError unless there will be a timeline and a place for it."""
     if not run.dry_run or predict.clock(run) is None:
-        known = ", ".join(name for name, of in hardware.PROFILES.items() if of.speeds)
         raise ValueError(
             f"trace = {path} needs dry_run = true and a profile with speeds; "
-            f"valid: hardware = {known}, or a file that python -m bench calibrate wrote"
+            f"valid: {hardware.with_speeds()}"
         )
     options.check_file("trace", path)
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import inf
 
 import torch
 
@@ -85,6 +86,19 @@ def step_traffic(run: RunConfig) -> Traffic:
     ):
         terms += [replace(term, count=term.count * repeat) for term in part]
     return Traffic(tuple(t for t in terms if t.ranks > 1))
+
+
+def line(run: RunConfig) -> tuple[Fraction, Fraction]:
+    """Bytes of a step as slope·L + fixed."""
+    unit = run.seq_len_unit
+    lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
+    low, high = (sum((t.bytes for t in step_traffic(of).terms), Fraction()) for of in lengths)
+    return (high - low) / unit, 2 * low - high
+
+
+def crossing(one: tuple[Fraction, Fraction], other: tuple[Fraction, Fraction]) -> float:
+    """The length at which two lines meet; infinite if they never do."""
+    return inf if one[0] == other[0] else float((other[1] - one[1]) / (one[0] - other[0]))
 
 
 def block_activations(run: RunConfig) -> Iterator[Term]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 from itertools import combinations
 
 import pandas as pd
@@ -66,7 +65,7 @@ def describe(run: RunConfig) -> str:
 
 def crossovers(base: RunConfig) -> list[str]:
     """In words, where in L the bytes of two methods cross; those of each are linear in L."""
-    lines = {name: _line(replace(base, method=name)) for name in METHODS}
+    lines = {name: theory.line(replace(base, method=name)) for name in METHODS}
     words = []
     for one, other in combinations(METHODS, 2):
         (slope, fixed), (other_slope, other_fixed) = lines[one], lines[other]
@@ -79,7 +78,7 @@ def crossovers(base: RunConfig) -> list[str]:
                 else f"- {less} sends less than {more} at any length"
             )
             continue
-        crossing = (other_fixed - fixed) / (slope - other_slope)
+        crossing = theory.crossing(lines[one], lines[other])
         long, short = (one, other) if slope < other_slope else (other, one)
         if crossing <= 0:
             words.append(f"- {long} sends less than {short} at any length")
@@ -88,16 +87,6 @@ def crossovers(base: RunConfig) -> list[str]:
                 f"- {long} sends less than {short} from L = {int(crossing) + 1} on, {short} below"
             )
     return words
-
-
-def _line(run: RunConfig) -> tuple[Fraction, Fraction]:
-    """Bytes of a step as slope·L + fixed."""
-    unit = run.seq_len_unit
-    lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
-    low, high = (
-        sum((t.bytes for t in theory.step_traffic(of).terms), Fraction()) for of in lengths
-    )
-    return (high - low) / unit, 2 * low - high
 
 
 def _derived(run: RunConfig) -> dict[str, str | int]:

@@ -21,7 +21,7 @@ class CopyStream:
     """Copies beside the compute stream, in order. On a CPU, ordinary copies."""
 
     def __init__(self, device: torch.device) -> None:
-        self.module = torch.get_device_module(device)
+        self.module = getattr(torch, device.type)  # torch.cuda, torch.cpu
         self.stream = self.module.Stream()
 
     def copy(self, target: Tensor, source: Tensor) -> None:

@@ -1,0 +1,52 @@
+"""The errors of the predictions that scripts/emulated_study.sh made: a table, a CSV, two figures.
+
+python -m scripts.emulated_errors [FOLDER]    default results/emulated
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from bench import figures, options, prediction, theory
+from odysseus.config import RunConfig
+
+RATES = ("50mbit", "200mbit", "800mbit", "none")
+
+
+def method_cells() -> dict[str, RunConfig]:
+    """A cell of each method."""
+    parser = options.parser("sweep", "")
+    options.add_grid_options(parser)
+    parsed = options.parse(parser, ["--config", "scripts/emulated.yml"])
+    return {run.method: run for run in options.expand(parsed)}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/emulated")
+    cells = []
+    for rate in RATES:
+        both = (pd.read_csv(folder / f"{how}-{rate}.csv") for how in ("measured", "predicted"))
+        cluster = "links not throttled" if rate == "none" else f"links of {rate[:-4]} Mbit/s"
+        cells.append(prediction.matched(*both, cluster))
+    found = pd.concat(cells, ignore_index=True)
+    found.to_csv(folder / "errors.csv", index=False, float_format="%.4f")
+    print(found.to_string(index=False, formatters={"error": "{:+.1%}".format}))
+    worst = found.loc[found["error"].abs().idxmax()]
+    print(f"mean {found['error'].abs().mean():.1%}, worst {worst['error']:+.1%}: {dict(worst)}")
+    print("predicted in another order:", prediction.misordered(found) or "none")
+    slow = found[found["cluster"] == found["cluster"].iloc[0]]
+    lines = {name: theory.line(run) for name, run in method_cells().items()}
+    changes = prediction.crossings(slow, lambda a, b: theory.crossing(lines[a], lines[b]))
+    print(changes.to_string(index=False, float_format="{:.0f}".format))
+    with figures.styled():
+        drawn = prediction.crossing_figure(changes, slow["cluster"].iloc[0])
+        figures.save(drawn, folder / "crossings")
+        figures.save(prediction.scatter(found), folder / "scatter")
+        figures.save(prediction.over_lengths(found), folder / "over_lengths")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What the Odysseus repository keeps from forward to backward, for docs/validation.md.
+
+Llama2-7B without checkpointing, 32K tokens on 8 ranks, on tensors without values: Transformers'
+modules, and of that repository's (feifeibear/Odysseus-Transformer, April 2024) what its TP-SP
+attention and MLP save: linear maps that keep only their shard of the gathered input, q, k and v
+sliced out of one packed projection, gate and up chunks of another, cos and sin made by every layer,
+logits in fp32.
+
+python -m scripts.validation.odysseus    a few seconds
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+from bench.cuda_kernels import KERNELS
+from bench.memory import MemoryMeter
+from bench.meta_world import META
+
+RANKS, TOKENS, WIDTH, INNER, HEADS, VOCABULARY, LAYERS = 8, 32768, 4096, 11008, 32, 32000, 32
+PARAMETERS, GIB = 6_738_415_616, 2**30
+UNCUT = (2 * VOCABULARY + 2 * LAYERS + 1) * WIDTH
+"""Parameters of embedding, head and norms: FSDP's root unit, whole from forward to backward."""
+CONFIG = LlamaConfig(
+    hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
+    num_attention_heads=HEADS, vocab_size=VOCABULARY, max_position_embeddings=TOKENS,
+)  # fmt: skip
+
+
+class Gathered(torch.autograd.Function):
+    """A linear map of the gathered sequence, in one buffer for all: it keeps its input's shard."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x.new_empty(1, x.shape[1] * RANKS, weight.shape[0])
+
+
+class Scattered(torch.autograd.Function):
+    """What follows a row's linear map: the sum's shard, which keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.new_empty(1, x.shape[1] // RANKS, x.shape[2])
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(LlamaRMSNorm(WIDTH) for _ in range(2))
+        self.rotary = LlamaRotaryEmbedding(CONFIG)
+        self.qkv = nn.Parameter(torch.empty(3 * WIDTH // RANKS, WIDTH))
+        self.o = nn.Parameter(torch.empty(WIDTH, WIDTH // RANKS))
+        self.gate_up = nn.Parameter(torch.empty(2 * INNER // RANKS, WIDTH))
+        self.down = nn.Parameter(torch.empty(WIDTH, INNER // RANKS))
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        qkv = Gathered.apply(self.norms[0](x), self.qkv).unflatten(2, (-1, WIDTH // HEADS))
+        q, k, v = (part.transpose(1, 2) for part in qkv.split(HEADS // RANKS, dim=2))
+        q, k = apply_rotary_pos_emb(q, k, *self.rotary(v, positions))
+        o = KERNELS["flash_attention_2"].attend(*(part.transpose(1, 2) for part in (q, k, v)))
+        x = x + Scattered.apply(F.linear(o.flatten(2), self.o))
+        gate, up = Gathered.apply(self.norms[1](x), self.gate_up).chunk(2, dim=-1)
+        return x + Scattered.apply(F.linear(F.silu(gate) * up, self.down))
+
+
+def main() -> None:
+    with META:
+        blocks = nn.ModuleList(Block() for _ in range(LAYERS)).to(torch.bfloat16)
+        norm = LlamaRMSNorm(WIDTH).to(torch.bfloat16)
+        table, head = (torch.empty(VOCABULARY, WIDTH, dtype=torch.bfloat16) for _ in range(2))
+        ids, positions = (torch.arange(n)[None] for n in (TOKENS // RANKS, TOKENS))
+    for tensor in (table, head):
+        tensor.requires_grad_()
+    meter = MemoryMeter(512)
+    with meter:
+        meter.watch([*blocks.parameters(), *norm.parameters(), table, head], "parameters")
+        x = F.embedding(ids, table)
+        for block in blocks:
+            x = block(x, positions)
+        logits = F.linear(norm(x), head).float()
+        del x
+        held = meter.before_backward()["activations"]
+    del logits
+    parts = {
+        "activations": held,
+        "gather buffer": TOKENS * WIDTH * 2,
+        "weights and moments": 6 * PARAMETERS // RANKS,
+        "root unit, whole": 2 * UNCUT * (RANKS - 1) // RANKS,
+    }
+    for name, size in parts.items():
+        print(f"{name}: {size / GIB:.2f} GiB")
+    print(f"in all {sum(parts.values()) / GIB:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Dry runs of published step times, for the table in docs/validation.md.
+
+python -m scripts.validation.times    about a minute
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bench import predict
+from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
+from scripts.validation.longest import ALL_TRICKS, ALST
+
+ODYSSEUS = RunConfig(
+    model=ModelOptions(name_or_path="llama2-7b"),
+    world_size=8,
+    seq_len=32768,
+    dtype="bf16",
+    dry_run=True,
+    hardware="a100-80g",
+    tiled_loss_compute=False,
+)
+ONE_GPU = replace(ALL_TRICKS, world_size=1, parameter_offload="cpu")
+FA3 = ModelOptions(name_or_path="llama3-8b", attn_implementation="flash_attention_3")
+STEPS = {
+    "Odysseus repository, 32K, Odysseus": (replace(ODYSSEUS, method="odysseus"), 14.99 / 7),
+    "Odysseus repository, 32K, TP-SP": (replace(ODYSSEUS, method="tp_sp"), 15.2 / 7),
+    "Odysseus repository, 32K, Ulysses": (replace(ODYSSEUS, method="ulysses"), 13.76 / 7),
+    "ALST, 8 GPUs, 1.1M": (replace(ALST, seq_len=1_100_000), 9 * 60 + 24),
+    "ALST, 8 GPUs, 3.8M": (replace(ALL_TRICKS, seq_len=3_800_000), 6455),
+    "ALST, 1 GPU, 500K": (replace(ONE_GPU, seq_len=500_000), 1010),
+    "Untied Ulysses' Ulysses, 8 GPUs, 1M, FlashAttention-3": (
+        replace(ALL_TRICKS, seq_len=2**20, model=FA3, optimizer=OptimizerOptions()),
+        2**20 / 8 / 475,
+    ),
+}
+"""A run and the seconds of one step that were published for it."""
+
+
+def main() -> None:
+    for name, (run, published) in STEPS.items():
+        found = predict.timeline(run, predict.count(run))
+        assert found is not None, "these profiles have speeds"
+        split = {part: f"{seconds:.2f}" for part, seconds in found.split_s().items()}
+        error = found.step_s / published - 1
+        print(f"{name}: {published:.2f} s published, {found.step_s:.2f} ({error:+.1%}), {split}")
+
+
+if __name__ == "__main__":
+    main()

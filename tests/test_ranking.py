@@ -1,0 +1,105 @@
+"""plan --objective throughput: what fits, fastest first, from shallow dry runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bench import plan, predict, ranking
+from bench.__main__ import main
+from methods import METHODS
+from odysseus.config import ModelOptions, RunConfig
+
+BASE = RunConfig(
+    model=ModelOptions(name_or_path="llama3-8b", num_hidden_layers=8),
+    world_size=4,
+    seq_len=65536,
+    dtype="bf16",
+    dry_run=True,
+    hardware="h100-80g",
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tricks", [ranking._TRICKS[0], ranking._TRICKS[-1]])
+def test_shallow_runs_say_what_a_deep_one_takes(method: str, tricks: dict[str, object]) -> None:
+    run = replace(BASE, method=method, **tricks)
+    counted = predict.count(run)
+    columns = predict.columns(run, counted)
+    found = ranking.predicted(run)
+    need = plan.need_of(run, counted)
+    assert found.need.host == need.host
+    assert found.need.gpu == pytest.approx(need.gpu, rel=0.01)  # the peak may be another one
+    assert found.parts_ms["step_ms_p50"] == pytest.approx(columns["step_ms_p50"], rel=1e-3)
+    parts = [found.parts_ms[part] for part in ranking.PARTS[1:]]
+    assert sum(parts) == pytest.approx(found.parts_ms["step_ms_p50"])
+
+
+def test_every_trick_takes_less_memory_and_more_time_than_the_one_before() -> None:
+    """Of a run that computes more than it moves."""
+    choices = [
+        ranking.predicted(replace(BASE, seq_len=2**19, **tricks)) for tricks in ranking._TRICKS
+    ]
+    needs = [choice.need.gpu for choice in choices]
+    times = [choice.parts_ms["step_ms_p50"] for choice in choices]
+    assert needs == sorted(needs, reverse=True)
+    assert all(later > 0.999 * sooner for sooner, later in pairwise(times))  # copies hide
+
+
+def test_layouts_of_all_sizes_and_of_the_one_that_is_set() -> None:
+    found = {
+        (run.method, run.sequence_size, run.ring_parallel_size) for run in ranking.layouts(BASE)
+    }
+    split = {(m, s, r) for m in METHODS for s, r in ((2, 1), (2, 2), (4, 1))}
+    assert found == split | {("ulysses", 1, r) for r in (1, 2, 4)}
+    set_by_user = replace(BASE, ring_parallel_size=2)
+    assert {run.sequence_size for run in ranking.layouts(set_by_user)} == {2}
+
+
+def test_fastest_first_each_with_the_fewest_tricks() -> None:
+    told: list[str] = []
+    base = replace(BASE, world_size=2, seq_len=2**18)
+    found = ranking.ranked(ranking.layouts(base), told.append)
+    speeds = [choice.tokens_per_s_per_gpu for choice in found]
+    assert speeds == sorted(speeds, reverse=True)
+    assert len(found) <= len(told) == 6
+    for choice in found:
+        assert not choice.need.limit
+        layout = replace(
+            base,
+            method=choice.run.method,
+            sequence_parallel_size=choice.run.sequence_size,
+            ring_parallel_size=choice.run.ring_parallel_size,
+        )
+        runs = [replace(layout, **tricks) for tricks in ranking._TRICKS]
+        last = runs.index(choice.run) - 1
+        assert last < 0 or ranking.predicted(runs[last]).need.limit
+
+
+def test_the_verb_prints_a_ranking_and_writes_the_best_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "best.csv"
+    flags = "--objective throughput --model.name_or_path llama3-8b --model.num_hidden_layers 4"
+    flags += f" --world_size 2 --seq_len 8192 --out {out}"
+    assert main(["plan", *flags.split()]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("tokens/s/GPU", "odysseus", "tricks", "predicted"))
+    assert len(out.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--hardware b200-180g", "valid: hardware = a100-80g, h100-80g, h200-141g"),
+        ("--seq_len 1000001 --sequence_parallel_size 8", "1000001"),
+        ("--objective fastest", "longest"),
+    ],
+)
+def test_bad_input(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--objective", "throughput", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line

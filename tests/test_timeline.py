@@ -1,0 +1,207 @@
+"""The timeline: programs simulated by hand, and those of dry runs against sums over their parts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import dryrun, hardware, predict
+from bench.__main__ import main
+from bench.program import HOST, Op, Program, Wait
+from bench.speeds import Attention, Clock, Link, Speeds, curve
+from bench.timeline import Timeline, simulate
+from methods import METHODS
+from odysseus.config import ModelOptions, RunConfig
+
+GB = 10**9
+EVEN = Speeds(
+    peak_flops_per_s=1e12,
+    issue_s=0,
+    matmul=((1.0, 1.0, 1.0, 1e12),),
+    attention={"flash_attention_2": Attention(forward=((1, 1e12),), backward=((1, 1e12),))},
+    memory=((1, GB),),
+    host_memory_bytes_per_s=GB,
+    to_host_bytes_per_s=GB,
+    to_device_bytes_per_s=GB,
+    links=(Link(points=((1, GB),)),),
+)
+"""A second a gigabyte, whatever is done with it."""
+LLAMA = RunConfig(
+    method="ulysses",
+    model=ModelOptions(name_or_path="llama3-8b", num_hidden_layers=2),
+    world_size=8,
+    seq_len=32768,
+    dtype="bf16",
+    dry_run=True,
+    hardware="h100-80g",
+    rank=0,
+)
+
+
+def op(stream: str, seconds: float, kind: str = "elementwise", after: tuple[int, ...] = ()) -> Op:
+    ranks = (0, 1) if kind == "all_gather" else ()
+    size = int(seconds * GB)
+    return Op(kind, kind, stream, after, 0, size, (size,), ranks, "", "")
+
+
+def simulated(program: Program, issue_s: float = 0) -> Timeline:
+    return simulate(program, Clock(replace(EVEN, issue_s=issue_s), "flash_attention_2", 8))
+
+
+def ends(found: Timeline) -> list[float]:
+    """When each operation ends, as the program has them."""
+    by_start = sorted(found.spans, key=lambda span: span.end_s)
+    return [round(span.end_s, 9) for span in by_start]
+
+
+def test_streams_run_beside_each_other_and_each_in_order() -> None:
+    found = simulated([op("a", 3), op("b", 1), op("b", 1)])
+    assert ends(found) == [1, 2, 3]
+    assert found.step_s == 3
+
+
+def test_an_operation_waits_for_another_stream() -> None:
+    found = simulated([op("a", 2), op("b", 1, after=(0,)), op("a", 4)])
+    assert [(s.op.stream, s.start_s) for s in found.spans] == [("a", 0), ("b", 2), ("a", 2)]
+
+
+def test_what_shares_a_link_takes_its_share() -> None:
+    """Half the link each until the short one is done, then all of it."""
+    gathers = [op("a", 3, "all_gather"), op("b", 1, "all_gather")]
+    assert ends(simulated(gathers)) == [2, 4]
+    assert ends(simulated([gathers[0], op("b", 1)])) == [1, 3]
+
+
+def test_the_host_waits_and_issues() -> None:
+    program = [op("a", 5), Wait((0,)), op("b", 1)]
+    assert ends(simulated(program)) == [5, 6]
+    # A second to issue each: the device waits for the host.
+    assert ends(simulated([op("a", 0.5), op("a", 0.5), op("a", 0.5)], issue_s=1)) == [0.5, 1.5, 2.5]
+    # What the host does itself holds up what it would issue next.
+    assert ends(simulated([op(HOST, 2), op("a", 1)])) == [2, 3]
+
+
+def test_the_split_adds_up() -> None:
+    program = [
+        op("a", 2),
+        op("b", 3, "all_gather"),
+        op("c", 4, "to_host"),
+        Wait((2,)),
+        op("a", 1),
+    ]
+    split = simulated(program, issue_s=0.5).split_s()
+    assert split == {"compute": 3, "communication": 1.5, "offload": pytest.approx(1.5), "idle": 0}
+
+
+def test_a_curve_between_and_beyond_its_points() -> None:
+    points = ((10.0, 2.0), (1000.0, 8.0))
+    assert curve(points, 100) == pytest.approx(4)
+    assert curve(points, 10) == 2
+    assert curve(points, 10**6) == 8
+    assert curve(points, 1) == pytest.approx(0.2)  # below, a rate falls with the size
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_overlaps_what_zero_moves_and_a_cpu_does_not(method: str) -> None:
+    """The same operations: as FSDP2's streams have them on a GPU, and one after another."""
+    run = replace(LLAMA, method=method)
+    gpu = dryrun.count(run, 0, True).program
+    cpu: Program = [
+        replace(action, stream=HOST, after=()) if isinstance(action, Op) else action
+        for action in gpu
+    ]
+    known = predict.clock(run)
+    assert known is not None
+    free = replace(known, speeds=replace(known.speeds, issue_s=0))
+    ahead, alone = simulate(gpu, free), simulate(cpu, free)
+    work = sum(free.seconds(action) for action in gpu if isinstance(action, Op))
+    assert alone.step_s == pytest.approx(work)
+    moved = sum(
+        free.seconds(a) for a in gpu if isinstance(a, Op) and a.purpose in ("parameter", "gradient")
+    )
+    hidden = alone.step_s - ahead.step_s
+    assert 0 < hidden <= moved * (1 + 1e-9)
+    assert ahead.split_s()["communication"] < alone.split_s()["communication"]
+
+
+def test_offload_hides_behind_blocks_on_a_gpu() -> None:
+    long = replace(LLAMA, seq_len=2**19, activation_checkpoint_cpu_offload=True)
+    found = predict.timeline(long, dryrun.count(long, 0, True))
+    assert found is not None
+    copied = [span for span in found.spans if span.op.kind in ("to_host", "to_device")]
+    size = long.seq_len // 8 * 4096 * 2
+    assert [span.op.bytes for span in copied] == [
+        size,
+        size,
+    ]  # out and back; the last block's stays
+    assert len({span.op.stream for span in copied}) == 2
+    assert found.split_s()["offload"] == 0
+
+
+def test_ring_hops_hide_behind_attention() -> None:
+    """Double buffering: of the forward's hops none is exposed while attention takes longer."""
+    run = replace(LLAMA, ring_parallel_size=8, seq_len=2**20)
+    found = predict.timeline(run, dryrun.count(run, 0, True))
+    assert found is not None
+    hops = [span for span in found.spans if span.op.kind == "p2p"]
+    assert len(hops) == 2 * (7 + 7 + 7)  # blocks x (forward, backward, gradients)
+    taken = sum(span.end_s - span.start_s for span in hops)
+    assert found.split_s()["communication"] < taken / 4
+
+
+def test_a_row_has_its_time_and_a_trace_its_operations(tmp_path: Path) -> None:
+    out, trace = tmp_path / "rows.csv", tmp_path / "trace.json"
+    flags = "--dry_run true --hardware h100-80g --dtype bf16 --world_size 4 --seq_len 4096"
+    assert main(["run", *flags.split(), "--out", str(out), "--trace", str(trace)]) == 0
+    row = dict(zip(*(line.split(",") for line in out.read_text().splitlines()[:2]), strict=True))
+    parts = ("compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
+    assert sum(float(row[part]) for part in parts) == pytest.approx(float(row["step_ms_p50"]))
+    assert 0 < float(row["mfu"]) < 1
+    events = json.loads(trace.read_text())["traceEvents"]
+    rows = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+    spans = [e for e in events if e["ph"] == "X"]
+    assert {e["tid"] for e in spans} == set(rows)
+    assert all(e["dur"] >= 0 and e["ts"] >= 0 and e["pid"] == 0 for e in spans)
+    assert max(e["ts"] + e["dur"] for e in spans) == pytest.approx(float(row["step_ms_p50"]) * 1e3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--trace t.json", "needs dry_run = true"),
+        ("--trace t.json --dry_run true", "a profile with speeds"),
+        ("--trace no/t.json --dry_run true --hardware h100-80g --dtype bf16", "cannot be written"),
+    ],
+)
+def test_bad_traces(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
+    for name, profile in hardware.PROFILES.items():
+        file = tmp_path / f"{name}.yml"
+        hardware.write(profile, file)
+        assert hardware.find(str(file)) == profile
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("  issue_s: 5.0e-06", "missing"),
+        ("device: cuda", "device is 'abacus'"),
+        ("    - 16384.0\n    - 795", "speeds"),
+    ],
+)
+def test_a_profile_with_bad_speeds(change: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "node.yml"
+    hardware.write(hardware.PROFILES["h100-80g"], file)
+    text = file.read_text()
+    assert change in text
+    file.write_text(text.replace(change, "device: abacus" if "device" in change else ""))
+    with pytest.raises(ValueError, match=told):
+        hardware.find(str(file))
