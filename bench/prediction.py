@@ -89,7 +89,7 @@ def over_lengths(found: pd.DataFrame) -> Figure:
         axes.set_xticks(sorted(set(found["seq_len"])), minor=False)
         axes.set_xticks([], minor=True)
         axes.set_xticklabels([figures.length_label(x) for x in sorted(set(found["seq_len"]))])
-    panels[0].set_ylabel("step (ms): lines predicted, markers measured")
+    panels[0].set_ylabel("step (ms)\nlines predicted, markers measured")
     panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -135,6 +135,8 @@ def crossing_figure(rows: pd.DataFrame, title: str) -> Figure:
         axes.plot(rows[name], rows["methods"], marker, color=color, ms=9, label=label)
     axes.set(xlabel="tokens at which they change places", xscale="log", title=title)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    plain = FuncFormatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_formatter(plain)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

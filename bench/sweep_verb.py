@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from tqdm import tqdm
@@ -55,22 +56,24 @@ def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], ou
         ValueError: a cell cannot run on so many ranks.
     """
     for run in cells:
-        options.check(run)
         options.check_gpus(run, launched)
-    is_first = os.environ["RANK"] == "0"
+    is_first, failed = os.environ["RANK"] == "0", 0
     with cell.process_group(cells[0]) as device:
         # Whose file it is says what is left.
         left = [[run for run in cells if rows.key(rows.identity(run)) not in known]]
         dist.broadcast_object_list(left, src=0)
         for run in left[0]:
-            started = time.monotonic()
-            row = launch.measured_row(run, lambda run=run: cell.measure_in_group(run, device))
+            started, refused = time.monotonic(), options.refusal(run)
+            row: dict[str, Any] = {"status": "invalid", "error": refused}
+            if not refused:
+                row = launch.measured_row(run, lambda run=run: cell.measure_in_group(run, device))
             if is_first:
                 rows.append(out, launch.finish_row(run, row, time.monotonic() - started))
                 print(f"{run.method} n={run.world_size} L={run.seq_len}: {row['status']}")
-            if row["status"] != "ok":
-                return 1
-    return 0
+            failed += row["status"] != "ok"
+            if row["status"] not in ("ok", "invalid"):
+                break  # the other ranks have ended
+    return 1 if failed else 0
 
 
 def _one(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:

@@ -283,3 +283,25 @@ def test_run_joins_workers_that_a_launcher_started(tmp_path: Path, launcher: str
         assert [finished(task)[0] for task in tasks] == [0, 0]
     assert one_row(out)["status"] == "ok"
     assert one_row(out)["world_size"] == "2"
+
+
+def test_a_sweep_joins_workers_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += ["-m", "bench", "sweep", *f"{SMALL} --world_size 2 --steps 1 --out {out}".split()]
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    for lengths, failed, statuses in (
+        ("[64]", 0, ["ok"]),
+        ("[65,64,128]", 1, ["ok", "invalid", "ok"]),
+    ):
+        done = run("--seq_len", lengths, "--method", "ulysses")
+        assert done.returncode == failed, done.stderr
+        assert list(pd.read_csv(out)["status"]) == statuses
+    refused = run("--seq_len", "64", "--world_size", "4")
+    assert "the launcher started 2 processes" in refused.stderr
+    assert len(pd.read_csv(out)) == 3
