@@ -1,7 +1,7 @@
 """Measuring what a profile says of this machine or cluster: every rank at once, as in a step.
 
 Ranks that share cores or links slow each other down, so all do the same at the same time, and the
-slowest counts. Nothing here is a step of a method, or any cell that a prediction is held against.
+slowest counts. No step of a cell is measured that a prediction could be held against.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _issue_s(device: torch.device) -> float:
         with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
             trainer.step(batches)
         issued.append(len(recorder.device.program))
-    return (took[1] - took[0]) / (issued[1] - issued[0])
+    return max(took[1] - took[0], 0.01 * took[0]) / (issued[1] - issued[0])  # less is noise
 
 
 def _matmuls(
@@ -172,7 +172,10 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
         for name, action, matmuls in (("forward", forward, 2), ("backward", backward, 5)):
             seconds = _seconds(action, device)
             found[name].append((float(tokens), attention_flops(*size, matmuls) / seconds))
-    name = "flash_attention_2" if device.type == "cuda" else "sdpa"
+    name = "sdpa"
+    if device.type == "cuda":  # as dry runs name it, where PyTorch's is FlashAttention-2 too
+        newest = run.model.attn_implementation == "flash_attention_3"
+        name = "flash_attention_3" if newest else "flash_attention_2"
     return name, Attention(forward=tuple(found["forward"]), backward=tuple(found["backward"]))
 
 
@@ -204,10 +207,13 @@ def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> 
 
     alone = _seconds(compute, device)
     for size in (2**power for power in range(12, largest + 1, 3)):
-        x = torch.ones(size // 4, device=device)
+        elements = -(-size // 4 // group.size()) * group.size()
+        x = torch.ones(elements, device=device)
         both = _seconds(lambda x=x: (compute(), _COLLECTIVES[collective](x, group)), device)
-        seconds = max(both - alone, 1e-6)
-        found.append((float(size), float(bytes_sent(collective, size, group.size())) / seconds))
+        seconds = max(both - alone, 0.01 * alone)  # less is noise
+        found.append(
+            (float(x.nbytes), float(bytes_sent(collective, x.nbytes, group.size())) / seconds)
+        )
         if seconds > _LONGEST_S:
             break
     return tuple(found)

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench import calibrate, cell, hardware, launch, options
 from odysseus.config import RunConfig
+from odysseus.mesh import pick_device
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +28,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=str, default="profile.yml", help="YAML file to write.")
     parsed = options.parse(parser, arguments)
     run, launched = options.run_config(parsed), launch.launched_world_size()
+    options.check(run)
     options.check_gpus(run, launched)
+    if pick_device(run.device).type == "cuda" and run.dtype != "bf16":
+        raise ValueError(f"dtype = {run.dtype} has no flash attention on CUDA; valid: bf16")
     if run.dry_run:
         raise ValueError("dry_run = true has nothing to measure; valid: false")
     out = Path(parsed.out)

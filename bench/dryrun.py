@@ -20,6 +20,7 @@ from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, MemoryMeter, Peak
 from bench.meta_world import META, cpu_kernels, only_rank
 from bench.program import Program, Recorder
+from bench.speeds import Clock
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from odysseus.config import RunConfig
@@ -72,14 +73,20 @@ def check(run: RunConfig) -> None:
             raise ValueError(f"dry_run = true does not know this {name}; valid: {valid}")
     if not run.hardware:
         return
-    if not on_gpu(run):
+    if on_gpu(run):
+        check_flash(run, f"hardware = {run.hardware}")
+    known = clock(run)
+    if known is None:
         return
-    check_flash(run, f"hardware = {run.hardware}")
-    known = hardware.find(run.hardware).speeds
-    if known is not None and attention_of(run) not in known.attention:
+    if not known.knows(run.world_size):
+        raise ValueError(
+            f"hardware = {run.hardware} has no links for world_size = {run.world_size}, "
+            f"{known.ranks_a_node} ranks a node; valid: what it was calibrated on"
+        )
+    if known.attention not in known.speeds.attention:
         raise ValueError(
             f"model.attn_implementation = {attention_of(run)} is not known to "
-            f"hardware = {run.hardware}; valid: {', '.join(known.attention)}"
+            f"hardware = {run.hardware}; valid: {', '.join(known.speeds.attention)}"
         )
 
 
@@ -94,6 +101,14 @@ def attention_of(run: RunConfig) -> str:
         return "sdpa"
     asked = run.model.attn_implementation
     return "flash_attention_2" if asked in ("auto", "sdpa") else asked
+
+
+def clock(run: RunConfig) -> Clock | None:
+    """What operations take on the run's profile; None where it has no speeds."""
+    profile = hardware.find(run.hardware) if run.hardware else None
+    if profile is None or profile.speeds is None:
+        return None
+    return Clock(profile.speeds, attention_of(run), min(profile.gpus_a_node, run.world_size))
 
 
 def counted(run: RunConfig, with_program: bool = False) -> Counted:

@@ -143,7 +143,7 @@ def _node_of_eight(
 
 # Data sheets, but for matmuls (the best that stas00/ml-engineering has achieved), rings and NVLS
 # (the same, of H200 and A100). Host memory: a DGX's channels (16 of DDR4-3200, 16 of DDR5-4800), an
-# eighth for each GPU. Cards between nodes: 200 and 400 Gb/s.
+# eighth for each GPU. Host link: PCIe 4 and 5, as the same reaches them. Cards: 200 and 400 Gb/s.
 _A100 = _speeds(
     of_peak=_FLASH_ON_AMPERE,
     peak=312e12,
@@ -236,6 +236,8 @@ def _checked(name: str, given: dict[str, Any]) -> Hardware:
     bad = [key for key in needed if not isinstance(given[key], int) or given[key] < 0]
     if bad:
         raise ValueError(f"hardware {name!r}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
+    if given["gpus_a_node"] < 1:
+        raise ValueError(f"hardware {name!r}: gpus_a_node is 0; valid: 1 and more")
     if given.get("device", "cuda") not in ("cuda", "cpu"):
         raise ValueError(f"hardware {name!r}: device is {given['device']!r}; valid: cuda, cpu")
     try:

@@ -7,7 +7,7 @@ host has no device of its own here, so FSDP2's copies to and from it are made by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -70,7 +70,9 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
         for check in ("_validate_no_meta_params", "_validate_cpu_offload_params"):
             stack.enter_context(patch.object(FSDPParamGroup, check))
         stack.enter_context(patch(_FUSED_ON, lambda: [META.type]))
-        stack.enter_context(patch.object(Tensor, "to", _copy_to if on_gpu else _move_to))
+        stack.enter_context(patch.object(Tensor, "to", _copying(device) if on_gpu else _move_to))
+        stack.enter_context(patch.object(Tensor, "pin_memory", lambda x: x))
+        stack.enter_context(patch.object(Tensor, "is_pinned", lambda x: True))
         shortcuts = torch.library.Library("aten", "IMPL", "Meta")
         stack.callback(shortcuts._destroy)
         for name, result in _IN_PLACE.items():
@@ -92,12 +94,20 @@ def _move_to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x if "non_blocking" in kwargs else _to(x, *args, **kwargs)
 
 
-def _copy_to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _copying(device: Device) -> Callable[..., Tensor]:
     """Tensor.to; what FSDP2's offloading moves is copied, and counted where it goes."""
-    if "non_blocking" not in kwargs:
-        return _to(x, *args, **kwargs)
-    with record_function("odysseus::host") if args[0].type == "cpu" else nullcontext():
-        return x.clone()
+
+    def copy_to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if "non_blocking" not in kwargs:
+            return _to(x, *args, **kwargs)
+        to_host = args[0].type == "cpu"
+        with record_function("odysseus::host") if to_host else nullcontext():
+            copy = x.clone()
+        if to_host and not kwargs["non_blocking"]:
+            device.host_waits(device.current.last)
+        return copy
+
+    return copy_to
 
 
 def cpu_kernels(run: RunConfig) -> Kernels:

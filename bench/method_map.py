@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from bench import figures, hardware, options, ranking, theory
+from bench import figures, hardware, options, ranking, rows, theory
 from bench.plan import by_method
 from methods import METHODS
 from odysseus.config import RunConfig
@@ -46,7 +46,7 @@ def cell(base: RunConfig) -> dict[str, Any]:
     """The fastest layout of one length on so many GPUs, and how much slower the best other method
     is."""
     found = ranking.ranked(layouts(base), lambda line: None)
-    row: dict[str, Any] = {"world_size": base.world_size, "seq_len": base.seq_len}
+    row: dict[str, Any] = identity(base)
     if not found:
         return row | {"method": NOTHING}
     best = found[0]
@@ -66,24 +66,55 @@ def cell(base: RunConfig) -> dict[str, Any]:
     }
 
 
+def identity(base: RunConfig) -> dict[str, Any]:
+    """What makes a cell this cell; all but the last two are the whole map's."""
+    known = rows.identity(base)
+    names = ("model", "attn_implementation", "micro_batch_size", "gradient_accumulation_steps")
+    names += ("dtype", "activation_checkpointing", "activation_checkpoint_cpu_offload")
+    names += ("tiled_mlp_compute", "optimizer_offload", "parameter_offload", "hardware")
+    return {name: known[name] for name in (*names, *_CELL)}
+
+
 def cells(base: RunConfig, seq_lens: list[int], world_sizes: list[int], out: Path) -> pd.DataFrame:
     """Every cell, as many at a time as there are cores; a file of them keeps what it has.
 
     Args:
-        out: CSV file, of this model on this hardware.
+        out: CSV file of this map.
+
+    Raises:
+        ValueError: no layout of a cell can run, or the file is another map's.
     """
-    known = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=_CELL)
+    wanted = [replace(base, world_size=n, seq_len=s) for n, s in product(world_sizes, seq_lens)]
+    for run in wanted:
+        if run.world_size < 1 or not any(layouts(run)):
+            raise ValueError(
+                f"no layout of world_size = {run.world_size}, seq_len = {run.seq_len} can run; "
+                "valid: lengths that divide by 2 x world_size"
+            )
+    known = _read(out, wanted[0])
     done = set(map(tuple, known[_CELL].to_numpy().tolist()))
-    left = [
-        replace(base, world_size=n, seq_len=length)
-        for n, length in product(world_sizes, seq_lens)
-        if (n, length) not in done
-    ]
+    left = [run for run in wanted if (run.world_size, run.seq_len) not in done]
     with ProcessPoolExecutor(os.cpu_count(), get_context("forkserver")) as pool:
         for row in pool.map(cell, left):
             known = pd.concat([known, pd.DataFrame([row])], ignore_index=True)
             known.to_csv(out, index=False)
     return known
+
+
+def _read(out: Path, base: RunConfig) -> pd.DataFrame:
+    """The cells of a file, if it is this map's."""
+    mine = identity(base)
+    if not out.exists():
+        return pd.DataFrame(columns=list(mine))
+    found = rows.read(out)
+    for name in mine:
+        others = set(found[name]) - {str(mine[name])} if name in found else {"no such column"}
+        if name not in _CELL and others:
+            raise ValueError(
+                f"map: {out} has {name} = {', '.join(sorted(others))}, not {mine[name]}; "
+                "valid: a new name, or the same flags"
+            )
+    return pd.read_csv(out)
 
 
 def figure(data: pd.DataFrame, base: RunConfig) -> Figure:
@@ -100,7 +131,7 @@ def figure(data: pd.DataFrame, base: RunConfig) -> Figure:
         if row["method"] in METHODS:
             style = {"facecolor": figures.style_of(row["method"])["color"], "edgecolor": "white"}
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **style))
-        if row.get("next_slower") == row.get("next_slower"):
+        if pd.notna(row.get("next_slower")):
             text = f"{row['next_slower']:+.0%}\n{_how(row)}"
             axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white")
     for y, world in enumerate(worlds):

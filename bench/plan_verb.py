@@ -146,7 +146,7 @@ def _map(base: RunConfig, path: Path, seq_lens: list[int], world_sizes: list[int
 
 
 def _check_speeds(base: RunConfig) -> None:
-    if predict.clock(base) is None:
+    if dryrun.clock(base) is None:
         raise ValueError(
             f"plan by time needs speeds, which hardware = {base.hardware} has none of; "
             f"valid: {hardware.with_speeds()}"

@@ -7,25 +7,16 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from bench import dryrun, flops, hardware
+from bench import dryrun, flops
 from bench.program import HOST
-from bench.speeds import Clock
 from bench.timeline import Timeline, simulate
 from odysseus.config import RunConfig
 from odysseus.ring_order import share_of_attention
 
 
-def clock(run: RunConfig) -> Clock | None:
-    """What operations take on the run's profile; None where it has no speeds."""
-    profile = hardware.find(run.hardware) if run.hardware else None
-    if profile is None or profile.speeds is None:
-        return None
-    return Clock(profile.speeds, dryrun.attention_of(run), min(profile.gpus_a_node, run.world_size))
-
-
 def timeline(run: RunConfig, counted: dryrun.Counted) -> Timeline | None:
     """The slowest rank's step in time; None where the profile has no speeds."""
-    found = clock(run)
+    found = dryrun.clock(run)
     return None if found is None else simulate(_slowest(run, counted).program, found)
 
 
@@ -41,13 +32,13 @@ def _slowest(run: RunConfig, counted: dryrun.Counted) -> dryrun.Counted:
 
 def count(run: RunConfig) -> dryrun.Counted:
     """As :func:`bench.dryrun.counted`, with the program where the profile has speeds."""
-    return dryrun.counted(run, with_program=clock(run) is not None)
+    return dryrun.counted(run, with_program=dryrun.clock(run) is not None)
 
 
 def columns(run: RunConfig, counted: dryrun.Counted) -> dict[str, Any]:
     """The columns of a dry run's row; those of time where the profile has speeds and the program
     was noted."""
-    known = clock(run)
+    known = dryrun.clock(run)
     found = timeline(run, counted) if counted.program else None
     if found is None or known is None:
         return dryrun.columns(run, counted)

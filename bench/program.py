@@ -28,6 +28,7 @@ from bench.watch import Watcher
 
 HOST = "host"
 TO_HOST, TO_DEVICE = "to_host", "to_device"
+_COPIES = ("aten::copy_", "aten::clone", "aten::_to_copy")
 # Operations that only allocate or look at tensors.
 _FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::resize_", "c10d::")
 
@@ -240,7 +241,8 @@ class Recorder(Watcher):
         from_host, to_host = (
             any(self.memory.on_host(t) for t in tensors) for tensors in (read, written)
         )
-        if from_host and to_host:
+        is_copy = of_op["name"] in _COPIES
+        if (from_host or to_host) and (from_host == to_host or not is_copy):
             device.queue(None, **of_op | {"kind": HOST})
         elif from_host or to_host:
             kind = TO_HOST if to_host else TO_DEVICE

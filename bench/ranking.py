@@ -32,6 +32,14 @@ _TRICKS: tuple[dict[str, Any], ...] = (
 )
 
 
+def with_tricks(run: RunConfig, number: int) -> RunConfig:
+    """The run with those tricks too."""
+    tricks = dict(_TRICKS[number])
+    if "optimizer" in tricks:
+        tricks["optimizer"] = replace(run.optimizer, offload="cpu")
+    return replace(run, **tricks)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A run that fits, and what it is predicted to take.
@@ -97,9 +105,8 @@ def layouts(base: RunConfig) -> Iterator[RunConfig]:
 
 def fitting(run: RunConfig) -> Choice | None:
     """The run with the first of the tricks that make it fit."""
-    for tricks in _TRICKS:
-        tried = replace(run, **tricks)
-        choice = predicted(tried)
+    for number in range(len(_TRICKS)):
+        choice = predicted(with_tricks(run, number))
         if not choice.need.limit:
             return choice
     return None

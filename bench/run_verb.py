@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 def _check_trace(run: RunConfig, path: Path) -> None:
     """Raise ValueError unless there will be a timeline and a place for it."""
-    if not run.dry_run or predict.clock(run) is None:
+    if not run.dry_run or dryrun.clock(run) is None:
         raise ValueError(
             f"trace = {path} needs dry_run = true and a profile with speeds; "
             f"valid: {hardware.with_speeds()}"

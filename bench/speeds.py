@@ -8,11 +8,13 @@ bus bandwidth that depends on the message's size, as NVIDIA's nccl-tests define 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass
-from math import ceil, exp, log
+from math import ceil, exp, inf, log
 from typing import Any
 
 from bench.program import HOST, TO_DEVICE, TO_HOST, Op
+from bench.traffic import COLLECTIVES
 
 Points = tuple[tuple[float, float], ...]
 """(x, y) of a curve, x ascending; straight lines between them in log-log."""
@@ -36,7 +38,7 @@ class Link:
     Attributes:
         collective: Which one; empty for all.
         ranks: Of the group it was measured on; 0 for any.
-        nodes: That the group spans; 1, or more, of which 0 is any.
+        nodes: That the group spans: 1, or more.
         points: (size in bytes, bytes/s), sizes as :func:`bench.traffic.bytes_sent` means them.
     """
 
@@ -139,23 +141,39 @@ class Clock:
         size, nodes = op.sizes[0], self._nodes(op.ranks)
         measured = [link for link in self.speeds.links if _suits(link, op, nodes)]
         if measured:
-            best = min(measured, key=lambda link: _distance(link, len(op.ranks)))
-            return op.bytes / curve(best.points, size)
-        inside = min(len(op.ranks), self.ranks_a_node)
+            return op.bytes / curve(self._nearest(measured, op).points, size)
+        inside = self._fewest_in_a_node(op.ranks)
         network = curve(self.speeds.network_bytes_per_s, size)
         if op.kind in ("all_to_all", "p2p"):
             # What leaves the node does so through each rank's own share of the network.
-            outside = (len(op.ranks) - inside) / max(1, len(op.ranks) - 1)
+            outside = (len(op.ranks) - inside) / (len(op.ranks) - 1)
             return op.bytes * (outside if op.kind == "all_to_all" else 1) / network
-        # NCCL's rings pass a node through all its members' network cards at once.
-        together = len(op.ranks) // nodes * network
-        fastest = [link for link in self.speeds.links if link.nodes == 1]
-        if fastest and len(op.ranks) > nodes:
-            together = min(together, curve(fastest[0].points, size))
+        # NCCL's rings pass a node through the network cards of all its members at once.
+        together = inside * network
+        within = [link for link in self.speeds.links if _suits(link, op, 1)]
+        if within and inside > 1:
+            together = min(together, curve(self._nearest(within, op).points, size))
         return op.bytes / together
+
+    def knows(self, ranks: int) -> bool:
+        """Whether collectives of a world of so many ranks have a speed."""
+        nodes = -(-ranks // self.ranks_a_node)
+        of_link = {link.nodes > 1 for link in self.speeds.links}
+        across = True in of_link or bool(self.speeds.network_bytes_per_s)
+        return ranks == 1 or (across if nodes > 1 else False in of_link)
+
+    def _nearest(self, links: list[Link], op: Op) -> Link:
+        """Of the very collective if there is one, then of the most alike group."""
+        ranks = len(op.ranks)
+        return min(
+            links, key=lambda link: (not link.collective, abs(log((link.ranks or ranks) / ranks)))
+        )
 
     def _nodes(self, ranks: tuple[int, ...]) -> int:
         return len({rank // self.ranks_a_node for rank in ranks})
+
+    def _fewest_in_a_node(self, ranks: tuple[int, ...]) -> int:
+        return min(Counter(rank // self.ranks_a_node for rank in ranks).values())
 
 
 def curve(points: Points, x: float) -> float:
@@ -176,33 +194,61 @@ def _suits(link: Link, op: Op, nodes: int) -> bool:
     return same and (link.nodes > 1) == (nodes > 1)
 
 
-def _distance(link: Link, ranks: int) -> tuple[bool, float]:
-    """Links of the very collective first, then by the size of their group."""
-    return not link.collective, abs(log((link.ranks or ranks) / ranks))
-
-
 def from_yaml(given: dict[str, Any]) -> Speeds:
-    """Speeds as :func:`to_yaml` writes them.
+    """Speeds from plain lists and numbers.
 
     Raises:
         TypeError, ValueError, KeyError: what is given is not that.
     """
     given = dict(given)
-    given["matmul"] = tuple((*map(float, row),) for row in given["matmul"])
+    given["matmul"] = tuple(_row(row, 4) for row in given["matmul"])
     given["attention"] = {
         name: Attention(forward=_points(a["forward"]), backward=_points(a["backward"]))
         for name, a in given["attention"].items()
     }
     given["memory"] = _points(given["memory"])
-    given["network_bytes_per_s"] = _points(given.get("network_bytes_per_s", ()))
-    given["links"] = tuple(
-        Link(**link | {"points": _points(link["points"])}) for link in given.get("links", ())
-    )
+    if given.get("network_bytes_per_s"):
+        given["network_bytes_per_s"] = _points(given["network_bytes_per_s"])
+    else:
+        given["network_bytes_per_s"] = ()
+    given["links"] = tuple(_link(link) for link in given.get("links", ()))
+    for name in _NUMBERS & given.keys():
+        given[name] = _row([given[name]], 1)[0]
+    rounds = given.get("multiprocessors", 0)
+    if not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"multiprocessors is {rounds!r}; it must be a whole number")
+    if not given["matmul"] or not given["attention"]:
+        raise ValueError("matmul and attention must have at least one rate")
     return Speeds(**given)
 
 
+_NUMBERS = {
+    *("peak_flops_per_s", "issue_s", "host_memory_bytes_per_s"),
+    *("to_host_bytes_per_s", "to_device_bytes_per_s"),
+}
+
+
+def _link(given: dict[str, Any]) -> Link:
+    fields: dict[str, Any] = given | {"points": _points(given["points"])}
+    link = Link(**fields)
+    if link.collective not in ("", *COLLECTIVES) or link.ranks < 0 or link.nodes < 1:
+        raise ValueError(
+            f"a link of {link.collective!r}, {link.ranks} ranks, {link.nodes} nodes is none; "
+            f"valid: {', '.join(COLLECTIVES)} or '', 0 ranks or more, 1 node or more"
+        )
+    return link
+
+
+def _row(given: Any, length: int) -> tuple[Any, ...]:
+    """So many finite numbers above 0."""
+    numbers = tuple(float(x) for x in given)
+    if len(numbers) != length or not all(0 < x < inf for x in numbers):
+        raise ValueError(f"{given} must be {length} finite numbers above 0")
+    return numbers
+
+
 def _points(given: Any) -> Points:
-    points = tuple((float(x), float(y)) for x, y in given)
-    if any(x <= 0 or y <= 0 for x, y in points) or list(points) != sorted(points):
-        raise ValueError(f"{given} is no curve: (x, y) above 0, x ascending")
+    points = tuple(_row(point, 2) for point in given)
+    if not points or list(points) != sorted(points):
+        raise ValueError(f"{given} is no curve: points (x, y), x ascending")
     return points

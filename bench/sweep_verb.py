@@ -11,8 +11,11 @@ from typing import Any
 import torch.distributed as dist
 from tqdm import tqdm
 
-from bench import cell, launch, options, rows
+from bench import cell, host_limit, launch, options, rows
 from odysseus.config import RunConfig
+
+_OF_A_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
+"""What a process group and its allocator are started with."""
 
 
 def main(arguments: list[str]) -> int:
@@ -50,29 +53,41 @@ def main(arguments: list[str]) -> int:
 def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], out: Path) -> int:
     """Be one of the workers that torchrun or srun started, for all cells one after another.
 
-    A cell that fails ends the job: started again, it goes on with the next.
+    A cell that fails on rank 0 ends the job: started again, it goes on with the next.
 
     Raises:
         ValueError: a cell cannot run on so many ranks.
     """
     for run in cells:
         options.check_gpus(run, launched)
+    for name in _OF_A_JOB:
+        if len({getattr(run, name) for run in cells}) > 1:
+            raise ValueError(
+                f"{name} differs between cells that join one job; valid: one value, or a sweep "
+                "that starts its own workers"
+            )
+    if not cells:
+        return 0
     is_first, failed = os.environ["RANK"] == "0", 0
     with cell.process_group(cells[0]) as device:
         # Whose file it is says what is left.
-        left = [[run for run in cells if rows.key(rows.identity(run)) not in known]]
+        keys = {rows.key(rows.identity(run)): run for run in cells}
+        left = [[run for key, run in keys.items() if key not in known]]
         dist.broadcast_object_list(left, src=0)
         for run in left[0]:
             started, refused = time.monotonic(), options.refusal(run)
+            short = "" if refused else host_limit.shortage(run)
             row: dict[str, Any] = {"status": "invalid", "error": refused}
-            if not refused:
+            if short:
+                row = {"status": "oom_cpu", "error": short}
+            elif not refused:
                 row = launch.measured_row(run, lambda run=run: cell.measure_in_group(run, device))
             if is_first:
                 rows.append(out, launch.finish_row(run, row, time.monotonic() - started))
                 print(f"{run.method} n={run.world_size} L={run.seq_len}: {row['status']}")
             failed += row["status"] != "ok"
-            if row["status"] not in ("ok", "invalid"):
-                break  # the other ranks have ended
+            if row["status"] != "ok" and not (refused or short):
+                break  # other ranks may have ended
     return 1 if failed else 0
 
 

@@ -57,7 +57,7 @@ def shard(model: CausalLM, mesh: Mesh, split: Mapping[str, int], run: RunConfig)
     )
     offload = OffloadPolicy()
     if run.parameter_offload == "cpu":
-        offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
+        offload = CPUOffloadPolicy(pin_memory=mesh.device.type != "cpu")
 
     def unit(module: nn.Module | list[nn.Module], reshard_after_forward: bool) -> None:
         fully_shard(

@@ -42,8 +42,9 @@ def main() -> None:
     changes = prediction.crossings(slow, lambda a, b: theory.crossing(lines[a], lines[b]))
     print(changes.to_string(index=False, float_format="{:.0f}".format))
     with figures.styled():
-        drawn = prediction.crossing_figure(changes, slow["cluster"].iloc[0])
-        figures.save(drawn, folder / "crossings")
+        if len(changes):
+            drawn = prediction.crossing_figure(changes, slow["cluster"].iloc[0])
+            figures.save(drawn, folder / "crossings")
         figures.save(prediction.scatter(found), folder / "scatter")
         figures.save(prediction.over_lengths(found), folder / "over_lengths")
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from bench import calibrate, hardware, predict
+from bench import calibrate, dryrun, hardware
 from bench.__main__ import main
 from odysseus.config import RunConfig
 from tests.ranks import run_ranks
@@ -37,7 +37,7 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     flags = f"--dry_run true --hardware {file} --world_size 4 --seq_len 64 --out {out}"
     assert main(["run", *flags.split()]) == 0
     run = RunConfig(dry_run=True, hardware=str(file), world_size=4)
-    known = predict.clock(run)
+    known = dryrun.clock(run)
     assert known is not None
     assert known.attention == "sdpa"
 

@@ -40,9 +40,8 @@ def test_shallow_runs_say_what_a_deep_one_takes(method: str, tricks: dict[str, o
 
 def test_every_trick_takes_less_memory_and_more_time_than_the_one_before() -> None:
     """Of a run that computes more than it moves."""
-    choices = [
-        ranking.predicted(replace(BASE, seq_len=2**19, **tricks)) for tricks in ranking._TRICKS
-    ]
+    run, numbers = replace(BASE, seq_len=2**19), range(len(ranking._TRICKS))
+    choices = [ranking.predicted(ranking.with_tricks(run, number)) for number in numbers]
     needs = [choice.need.gpu for choice in choices]
     times = [choice.parts_ms["step_ms_p50"] for choice in choices]
     assert needs == sorted(needs, reverse=True)
@@ -74,7 +73,7 @@ def test_fastest_first_each_with_the_fewest_tricks() -> None:
             sequence_parallel_size=choice.run.sequence_size,
             ring_parallel_size=choice.run.ring_parallel_size,
         )
-        runs = [replace(layout, **tricks) for tricks in ranking._TRICKS]
+        runs = [ranking.with_tricks(layout, number) for number in range(len(ranking._TRICKS))]
         last = runs.index(choice.run) - 1
         assert last < 0 or ranking.predicted(runs[last]).need.limit
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from bench.program import HOST, Op, Program, Wait
 from bench.speeds import Attention, Clock, Link, Speeds, curve
 from bench.timeline import Timeline, simulate
 from methods import METHODS
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
 
 GB = 10**9
 EVEN = Speeds(
@@ -113,7 +114,7 @@ def test_a_gpu_overlaps_what_zero_moves_and_a_cpu_does_not(method: str) -> None:
         replace(action, stream=HOST, after=()) if isinstance(action, Op) else action
         for action in gpu
     ]
-    known = predict.clock(run)
+    known = dryrun.clock(run)
     assert known is not None
     free = replace(known, speeds=replace(known.speeds, issue_s=0))
     ahead, alone = simulate(gpu, free), simulate(cpu, free)
@@ -139,6 +140,11 @@ def test_offload_hides_behind_blocks_on_a_gpu() -> None:
     ]  # out and back; the last block's stays
     assert len({span.op.stream for span in copied}) == 2
     assert found.split_s()["offload"] == 0
+
+
+def test_a_second_dry_run_issues_the_same() -> None:
+    run = replace(LLAMA, activation_checkpoint_cpu_offload=True)
+    assert dryrun.count(run, 0, True).program == dryrun.count(run, 0, True).program
 
 
 def test_ring_hops_hide_behind_attention() -> None:
@@ -187,6 +193,74 @@ def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
         file = tmp_path / f"{name}.yml"
         hardware.write(profile, file)
         assert hardware.find(str(file)) == profile
+
+
+@pytest.mark.parametrize("ranks", [(0, 8), (0, 4, 8, 12), (6, 7, 8, 9, 10, 11), tuple(range(16))])
+def test_what_crosses_nodes_takes_longer(ranks: tuple[int, ...]) -> None:
+    """Also where the ranks of a group are strided or straddle a node's end."""
+    known = dryrun.clock(replace(LLAMA, world_size=16))
+    assert known is not None
+    for kind in ("all_to_all", "all_gather", "all_reduce", "p2p"):
+        size = 2**30
+        across = Op("", kind, "a", (), 0, size, (size,), ranks, "", "")
+        inside = replace(across, ranks=tuple(range(min(len(ranks), 8))))
+        assert known.seconds(across) > known.seconds(inside)
+        assert (known.bus(across), known.bus(inside)) == ("network", "links")
+
+
+def test_adamw_on_the_host_waits_for_the_last_gradient() -> None:
+    """Also where FSDP2 moves the gradients, and where they accumulate there."""
+    on_host: list[dict[str, Any]] = [
+        {"optimizer": OptimizerOptions(offload="cpu")},
+        {"parameter_offload": "cpu"},
+        {"parameter_offload": "cpu", "gradient_accumulation_steps": 2},
+    ]
+    for tricks in on_host:
+        run = replace(LLAMA, **tricks)
+        found = predict.timeline(run, dryrun.count(run, 0, True))
+        assert found is not None
+        adamw = next(span for span in found.spans if "adamw" in span.op.name)
+        gradients = [span.end_s for span in found.spans if span.op.kind == "to_host"]
+        assert adamw.op.stream == HOST
+        assert adamw.start_s >= max(gradients)
+
+
+@pytest.mark.parametrize(
+    "speeds",
+    [
+        {"issue_s": -1},
+        {"issue_s": float("nan")},
+        {"matmul": []},
+        {"matmul": [[1, 1, 5]]},
+        {"memory": []},
+        {"memory": [[2, 1], [1, 1]]},
+        {"attention": {}},
+        {"attention": {"sdpa": {"forward": [], "backward": [[1, 1]]}}},
+        {"links": [{"points": []}]},
+        {"links": [{"collective": "gossip", "points": [[1, 1]]}]},
+        {"multiprocessors": -3},
+    ],
+)
+def test_speeds_that_are_none(speeds: dict[str, object], tmp_path: Path) -> None:
+    file = tmp_path / "node.yml"
+    given = asdict(hardware.PROFILES["h100-80g"])
+    given["speeds"] |= speeds
+    file.write_text(hardware.as_yaml(given))
+    with pytest.raises(ValueError, match="speeds: "):
+        hardware.find(str(file))
+
+
+def test_a_world_that_a_profile_has_no_links_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "node.yml"
+    given = asdict(hardware.PROFILES["h100-80g"])
+    given["speeds"]["network_bytes_per_s"] = ()
+    file.write_text(hardware.as_yaml(given))
+    flags = f"--dry_run true --dtype bf16 --seq_len 4096 --hardware {file} --world_size 16"
+    flags += " --sequence_parallel_size 8"
+    assert main(["run", *flags.split()]) == 2
+    assert "no links for world_size = 16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
