@@ -15,9 +15,12 @@ from odysseus.ring_order import share_of_attention
 
 
 def timeline(run: RunConfig, counted: dryrun.Counted) -> Timeline | None:
-    """The slowest rank's step in time; None where the profile has no speeds."""
-    found = dryrun.clock(run)
-    return None if found is None else simulate(_slowest(run, counted).program, found)
+    """The slowest rank's step in time; None where the profile has no speeds or the program was not
+    noted."""
+    known = dryrun.clock(run)
+    if known is None or not counted.program:
+        return None
+    return simulate(_slowest(run, counted).program, known)
 
 
 def _slowest(run: RunConfig, counted: dryrun.Counted) -> dryrun.Counted:
@@ -35,11 +38,15 @@ def count(run: RunConfig) -> dryrun.Counted:
     return dryrun.counted(run, with_program=dryrun.clock(run) is not None)
 
 
-def columns(run: RunConfig, counted: dryrun.Counted) -> dict[str, Any]:
-    """The columns of a dry run's row; those of time where the profile has speeds and the program
-    was noted."""
-    known = dryrun.clock(run)
-    found = timeline(run, counted) if counted.program else None
+def columns(
+    run: RunConfig, counted: dryrun.Counted, found: Timeline | None = None
+) -> dict[str, Any]:
+    """The columns of a dry run's row, those of time where it has a timeline.
+
+    Args:
+        found: The timeline, if it is there already.
+    """
+    known, found = dryrun.clock(run), found or timeline(run, counted)
     if found is None or known is None:
         return dryrun.columns(run, counted)
     step_ms, split = found.step_s * 1e3, found.split_s()

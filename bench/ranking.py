@@ -13,31 +13,21 @@ from typing import Any
 from bench import options, plan, predict
 from bench.plan import Need
 from methods import METHODS
-from odysseus.config import OptimizerOptions, RunConfig
+from odysseus.config import RunConfig
 
 PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
-# Tricks in the order that they are added in until a run fits. Each costs time, the later the more:
-# an MLP's forward again, a block's forward again, copies that hide, an optimizer on the host.
-_TRICKS: tuple[dict[str, Any], ...] = (
-    {},
-    {"tiled_mlp_compute": True},
-    {"activation_checkpointing": True},
-    {"activation_checkpointing": True, "tiled_mlp_compute": True},
-    {"activation_checkpoint_cpu_offload": True, "tiled_mlp_compute": True},
-    {
-        "activation_checkpoint_cpu_offload": True,
-        "tiled_mlp_compute": True,
-        "optimizer": OptimizerOptions(offload="cpu"),
-    },
-)
 
 
-def with_tricks(run: RunConfig, number: int) -> RunConfig:
-    """The run with those tricks too."""
-    tricks = dict(_TRICKS[number])
-    if "optimizer" in tricks:
-        tricks["optimizer"] = replace(run.optimizer, offload="cpu")
-    return replace(run, **tricks)
+def ladder(run: RunConfig) -> list[RunConfig]:
+    """The run with ever more memory tricks, in the order that they are added in until it fits. Each
+    costs time, the later the more: an MLP's forward again, a block's forward again, copies that
+    hide, an optimizer on the host."""
+    tiled: dict[str, Any] = {"tiled_mlp_compute": True}
+    recomputed: dict[str, Any] = {"activation_checkpointing": True}
+    offloaded = tiled | {"activation_checkpoint_cpu_offload": True}
+    on_host = offloaded | {"optimizer": replace(run.optimizer, offload="cpu")}
+    steps = ({}, tiled, recomputed, tiled | recomputed, offloaded, on_host)
+    return [replace(run, **tricks) for tricks in steps]
 
 
 @dataclass(frozen=True)
@@ -104,9 +94,9 @@ def layouts(base: RunConfig) -> Iterator[RunConfig]:
 
 
 def fitting(run: RunConfig) -> Choice | None:
-    """The run with the first of the tricks that make it fit."""
-    for number in range(len(_TRICKS)):
-        choice = predicted(with_tricks(run, number))
+    """The run with the fewest tricks that make it fit."""
+    for tried in ladder(run):
+        choice = predicted(tried)
         if not choice.need.limit:
             return choice
     return None

@@ -76,12 +76,12 @@ def _check_trace(run: RunConfig, path: Path) -> None:
 def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
     started = time.monotonic()
     counted = predict.count(run)
-    outcome = predict.columns(run, counted)
+    found = predict.timeline(run, counted)
+    outcome = predict.columns(run, counted, found)
     row = launch.finish_row(run, outcome, time.monotonic() - started)
     if explain:
         print(dryrun.explain(counted))
     if trace:
-        found = predict.timeline(run, counted)
         assert found is not None, "as has been made sure"
         predict.write_trace(found, Path(trace))
     return _finish(out, row)

@@ -24,9 +24,9 @@ BASE = RunConfig(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("tricks", [ranking._TRICKS[0], ranking._TRICKS[-1]])
-def test_shallow_runs_say_what_a_deep_one_takes(method: str, tricks: dict[str, object]) -> None:
-    run = replace(BASE, method=method, **tricks)
+@pytest.mark.parametrize("step", [0, -1])
+def test_shallow_runs_say_what_a_deep_one_takes(method: str, step: int) -> None:
+    run = ranking.ladder(replace(BASE, method=method))[step]
     counted = predict.count(run)
     columns = predict.columns(run, counted)
     found = ranking.predicted(run)
@@ -40,8 +40,7 @@ def test_shallow_runs_say_what_a_deep_one_takes(method: str, tricks: dict[str, o
 
 def test_every_trick_takes_less_memory_and_more_time_than_the_one_before() -> None:
     """Of a run that computes more than it moves."""
-    run, numbers = replace(BASE, seq_len=2**19), range(len(ranking._TRICKS))
-    choices = [ranking.predicted(ranking.with_tricks(run, number)) for number in numbers]
+    choices = [ranking.predicted(run) for run in ranking.ladder(replace(BASE, seq_len=2**19))]
     needs = [choice.need.gpu for choice in choices]
     times = [choice.parts_ms["step_ms_p50"] for choice in choices]
     assert needs == sorted(needs, reverse=True)
@@ -73,7 +72,7 @@ def test_fastest_first_each_with_the_fewest_tricks() -> None:
             sequence_parallel_size=choice.run.sequence_size,
             ring_parallel_size=choice.run.ring_parallel_size,
         )
-        runs = [ranking.with_tricks(layout, number) for number in range(len(ranking._TRICKS))]
+        runs = ranking.ladder(layout)
         last = runs.index(choice.run) - 1
         assert last < 0 or ranking.predicted(runs[last]).need.limit
 
