@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench import figures
+from bench import figures, rows
 
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
 CLEARLY = 0.10
@@ -28,7 +28,8 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
     Raises:
         ValueError: a cell is in one of the two only.
     """
-    both = measured.merge(predicted, on=_CELL, how="outer", suffixes=("_measured", "_predicted"))
+    same = [column for column in rows.IDENTITY if column in measured and column in predicted]
+    both = measured.merge(predicted, on=same, how="outer", suffixes=("_measured", "_predicted"))
     found = both[[*_CELL, "step_ms_p50_measured", "step_ms_p50_predicted"]].copy()
     if found.isna().any(axis=None):
         raise ValueError(f"cells of {cluster} are measured or predicted only; valid: the same ones")
@@ -53,6 +54,15 @@ def misordered(found: pd.DataFrame) -> list[str]:
                     f"{cluster}, {length} tokens: {fast['layout']} before {slow['layout']}"
                 )
     return wrong
+
+
+def off_over_on(cells: pd.DataFrame) -> pd.Series:
+    """Step times without ZeRO-3's prefetch over those with it, by method and length."""
+    off = cells["zero_prefetch"].notna()  # a row says False, or nothing
+    times = cells.assign(off=off).pivot(
+        index=["method", "seq_len"], columns="off", values="step_ms_p50"
+    )
+    return times[True] / times[False]
 
 
 def scatter(found: pd.DataFrame) -> Figure:
@@ -102,7 +112,7 @@ def crossings(found: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd
         found: Cells of one cluster.
         by_theory: The length of two methods at which their bytes are the same.
     """
-    rows = []
+    changes = []
     plain = found[found["ring_parallel_size"] == 1]
     for one, other in combinations(figures.methods_of(plain), 2):
         measured, predicted = (
@@ -110,8 +120,9 @@ def crossings(found: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd
         )
         if measured is not None:
             lengths = {"measured": measured, "predicted": predicted}
-            rows.append({"methods": f"{one}, {other}"} | lengths | {"bytes": by_theory(one, other)})
-    return pd.DataFrame(rows)
+            same = {"bytes": by_theory(one, other)}
+            changes.append({"methods": f"{one}, {other}"} | lengths | same)
+    return pd.DataFrame(changes)
 
 
 def _crossing(cells: pd.DataFrame, one: str, other: str, column: str) -> float | None:
@@ -125,16 +136,16 @@ def _crossing(cells: pd.DataFrame, one: str, other: str, column: str) -> float |
     return None
 
 
-def crossing_figure(rows: pd.DataFrame, title: str) -> Figure:
+def crossing_figure(changes: pd.DataFrame, title: str) -> Figure:
     """A line a pair of methods: where they change places as measured, predicted and by bytes."""
-    figure = Figure(figsize=(5.6, 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(5.6, 1.2 + 0.4 * len(changes)), layout="constrained")
     axes = figure.subplots()
     marks = {"measured": ("o", "#0072B2"), "predicted": ("x", "#D55E00"), "bytes": ("|", "black")}
     for name, (marker, color) in marks.items():
         label = "same bytes, by theory" if name == "bytes" else name
-        axes.plot(rows[name], rows["methods"], marker, color=color, ms=9, label=label)
+        axes.plot(changes[name], changes["methods"], marker, color=color, ms=9, label=label)
     axes.set(xlabel="tokens at which they change places", xscale="log", title=title)
-    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_ylim(-0.6, len(changes) - 0.4)
     plain = FuncFormatter(lambda x, _: f"{x:g}")
     axes.xaxis.set_major_formatter(plain)
     axes.xaxis.set_minor_formatter(plain)

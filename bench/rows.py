@@ -26,7 +26,7 @@ from odysseus.attention import choose_attention
 from odysseus.config import RunConfig
 from odysseus.mesh import pick_device
 
-_IDENTITY = (
+IDENTITY = (
     *("method", "model", "model_type", "attn_implementation"),
     *("world_size", "sequence_parallel_size", "ring_parallel_size", "data_parallel_size"),
     *("seq_len", "micro_batch_size", "gradient_accumulation_steps", "dtype"),
@@ -37,12 +37,14 @@ _IDENTITY = (
     *("tiled_loss_engine", "tiled_loss_bytes", "host_memory_limit_bytes"),
     *("expandable_segments", "compile"),
     *("ring_order", "ring_backend", "axis_order"),
-    *("regather", "ulysses_all_to_all", "ulysses_head_chunks", "learning_rate", "data_path"),
+    *("regather", "ulysses_all_to_all", "ulysses_head_chunks", "zero_prefetch"),
+    *("learning_rate", "data_path"),
 )
-_KEY = (*_IDENTITY, "mode", "device")
+"""What makes a cell the cell it is, whoever measures or predicts it."""
+_KEY = (*IDENTITY, "mode", "device")
 
 COLUMNS = (
-    *_IDENTITY,
+    *IDENTITY,
     *["mode", "rank", "backend", "device", "hardware", "allocator_settings"],
     *["torch_version", "git_commit", "git_dirty", "utc"],
     *["status", "error", "wall_s"],
@@ -100,6 +102,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "regather": run.regather,
         "ulysses_all_to_all": run.ulysses_all_to_all,
         "ulysses_head_chunks": run.ulysses_head_chunks if run.ulysses_head_chunks > 1 else None,
+        "zero_prefetch": None if run.zero_prefetch else False,
         "learning_rate": run.optimizer.learning_rate,
         "data_path": run.data.path,
         "mode": "dry_run" if run.dry_run else "measured",

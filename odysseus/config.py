@@ -52,6 +52,8 @@ class RunConfig:
         reduce_bucket_size: Elements of the largest gradient reduction; 0 reduces a whole ZeRO unit
             (a block, the embedding, the head) at once. Bounds the memory that reducing in
             another dtype takes.
+        zero_prefetch: Gather the next ZeRO unit's weights while this one computes (on a GPU);
+            without it they are gathered when they are needed, and one unit's fewer are held.
         activation_checkpointing: Recompute each block in backward, keeping only its input.
         activation_checkpoint_cpu_offload: Keep those inputs in host memory (implies the former).
         host_memory_limit_bytes: Host memory that offloading may take on one node; 0 is 90% of what
@@ -106,6 +108,7 @@ class RunConfig:
     dtype: Literal["fp32", "bf16", "fp64"] = "fp32"
     seq_parallel_communication_data_type: Literal["fp32", "bf16"] = "fp32"
     reduce_bucket_size: int = 0
+    zero_prefetch: bool = True
     activation_checkpointing: bool = False
     activation_checkpoint_cpu_offload: bool = False
     host_memory_limit_bytes: int = 0

@@ -84,6 +84,15 @@ def shard(model: CausalLM, mesh: Mesh, split: Mapping[str, int], run: RunConfig)
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            if not run.zero_prefetch:
+                _gather_when_needed(module)
             if run.reduce_bucket_size:
                 for group in module._get_fsdp_state()._fsdp_param_groups:
                     reduce_in_buckets(group, run.reduce_bucket_size, run.compute_dtype)
+
+
+def _gather_when_needed(unit: FSDPModule) -> None:
+    """FSDP2 prefetches on its own: in forward by gathering on a stream that does not wait for what
+    computes, in backward by asking for the next unit's weights early. Neither here."""
+    unit._set_unshard_async_op(True)  # on the current stream, in order
+    unit.set_modules_to_backward_prefetch([unit])  # whose weights are there by then

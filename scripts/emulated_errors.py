@@ -14,6 +14,16 @@ from bench import figures, options, prediction, theory
 from odysseus.config import RunConfig
 
 RATES = ("50mbit", "200mbit", "800mbit", "none")
+_CELL = ["cluster", "world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size"]
+
+
+def medians(rounds: list[pd.DataFrame]) -> pd.DataFrame:
+    """Of the rounds at one speed: each cell's median times, and the error between those."""
+    cells = pd.concat(rounds).groupby([*_CELL, "method", "layout"], sort=False)
+    found = cells[["measured_ms", "predicted_ms"]].median().reset_index()
+    found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
+    found["rounds"] = len(rounds)
+    return found
 
 
 def method_cells() -> dict[str, RunConfig]:
@@ -28,9 +38,12 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/emulated")
     cells = []
     for rate in RATES:
-        both = (pd.read_csv(folder / f"{how}-{rate}.csv") for how in ("measured", "predicted"))
         cluster = "links not throttled" if rate == "none" else f"links of {rate[:-4]} Mbit/s"
-        cells.append(prediction.matched(*both, cluster))
+        rounds = []
+        for at in sorted(folder.glob(f"{rate}-*")):
+            both = (pd.read_csv(at / f"{how}.csv") for how in ("measured", "predicted"))
+            rounds.append(prediction.matched(*both, cluster))
+        cells.append(medians(rounds))
     found = pd.concat(cells, ignore_index=True)
     found.to_csv(folder / "errors.csv", index=False, float_format="%.4f")
     print(found.to_string(index=False, formatters={"error": "{:+.1%}".format}))

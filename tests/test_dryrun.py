@@ -33,6 +33,7 @@ TOGGLES: list[dict[str, Any]] = [
     LOSS_TILES,
     LOSS_TILES | {"tiled_loss_engine": "checkpoint"},
     {"reduce_bucket_size": 1000},
+    {"zero_prefetch": False},
     {"optimizer": OptimizerOptions(offload="cpu")},
     {"parameter_offload": "cpu"},
     {"regather": False},

@@ -128,6 +128,29 @@ def test_a_gpu_overlaps_what_zero_moves_and_a_cpu_does_not(method: str) -> None:
     assert ahead.split_s()["communication"] < alone.split_s()["communication"]
 
 
+def test_without_prefetch_a_gpu_waits_for_weights_and_holds_fewer() -> None:
+    """Each gather then begins when all that was issued before it has ended. A CPU hides nothing
+    either way."""
+    four = replace(LLAMA, model=replace(LLAMA.model, num_hidden_layers=4))
+    ahead, needed = (replace(four, zero_prefetch=on) for on in (True, False))
+    counts = [dryrun.count(run, 0, True) for run in (ahead, needed)]
+    hides, waits = (predict.timeline(*each) for each in zip((ahead, needed), counts, strict=True))
+    assert hides is not None
+    assert waits is not None
+    gathers = [s for s in waits.spans if s.op.purpose == "parameter"]
+    computing = [s for s in waits.spans if not s.op.ranks]
+    assert len(gathers) == len([s for s in hides.spans if s.op.purpose == "parameter"])
+    for gather in gathers:
+        assert not [c for c in computing if c.start_s < gather.start_s < c.end_s]
+    exposed = waits.split_s()["communication"] - hides.split_s()["communication"]
+    taken = sum(gather.end_s - gather.start_s for gather in gathers)
+    assert taken / 2 < exposed <= taken
+    held = [found.peak.by_kind["communication"] for found in counts]
+    assert held[1] < held[0]
+    cpu = [replace(run, hardware="", dtype="fp32", seq_len=512) for run in (ahead, needed)]
+    assert len({dryrun.count(run, 0).traffic["comm_bytes_parameter"] for run in cpu}) == 1
+
+
 def test_offload_hides_behind_blocks_on_a_gpu() -> None:
     long = replace(LLAMA, seq_len=2**19, activation_checkpoint_cpu_offload=True)
     found = predict.timeline(long, dryrun.count(long, 0, True))

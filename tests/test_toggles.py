@@ -34,6 +34,7 @@ TOGGLES: dict[str, dict[str, Any]] = {
     "tiled_loss_checkpoint": LOSS_TILES | {"tiled_loss_engine": "checkpoint"},
     "tiled_loss_torch": LOSS_TILES | {"tiled_loss_engine": "torch"},
     "reduce_bucket_size": {"reduce_bucket_size": 1000},
+    "no_prefetch": {"zero_prefetch": False},
     "optimizer_offload": {"optimizer": OptimizerOptions(offload="cpu")},
     "parameter_offload": {"parameter_offload": "cpu"},
     "kept_gathers": {"regather": False},
