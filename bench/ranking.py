@@ -95,18 +95,40 @@ def layouts(base: RunConfig) -> Iterator[RunConfig]:
 
 def fitting(run: RunConfig) -> Choice | None:
     """The run with the fewest tricks that make it fit."""
-    for tried in ladder(run):
-        choice = predicted(tried)
-        if not choice.need.limit:
-            return choice
-    return None
+    first, *between, last = ladder(run)
+    if choice := _if_it_fits(first):
+        return choice
+    # All tricks leave the least on the GPU; if the host is what they lack, fewer may do.
+    most = predicted(last)
+    if most.need.limit == "GPU":
+        return None
+    choices = filter(None, map(_if_it_fits, between))
+    return next(choices, None if most.need.limit else most)
+
+
+def _if_it_fits(run: RunConfig) -> Choice | None:
+    shallow = _counted(run, _depths(run)[0])
+    if plan.need(run, shallow[0]).limit:  # and more blocks take more
+        return None
+    choice = _at_depth(run, shallow)
+    return None if choice.need.limit else choice
 
 
 def predicted(run: RunConfig) -> Choice:
     """What a run of any depth takes."""
-    layers = run.architecture.num_hidden_layers
-    few, more = (min(layers, n) for n in plan.SHALLOW)
-    (need, parts), (deeper, longer) = (_counted(run, n) for n in (few, more))
+    return _at_depth(run, _counted(run, _depths(run)[0]))
+
+
+def _depths(run: RunConfig) -> tuple[int, int]:
+    """Blocks of the two shallow runs."""
+    few, more = (min(run.architecture.num_hidden_layers, n) for n in plan.SHALLOW)
+    return few, more
+
+
+def _at_depth(run: RunConfig, shallow: tuple[int, dict[str, float]]) -> Choice:
+    """The whole run, of what the shallower of its two runs takes."""
+    layers, (few, more) = run.architecture.num_hidden_layers, _depths(run)
+    (need, parts), (deeper, longer) = shallow, _counted(run, more)
     times = (layers - few) / max(1, more - few)
 
     def at_depth(a: float, b: float) -> float:
