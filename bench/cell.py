@@ -57,6 +57,15 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def drop_groups() -> None:
+    """Free the process groups that a cell has made, so that the next one finds the memory that it
+    would have alone. Call it on every rank, once nothing of the cell is in use."""
+    gc.collect()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+
+
 def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
     """A run's trainer on this rank, and what it reads."""
     mesh = make_mesh(device, run)

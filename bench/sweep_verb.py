@@ -88,6 +88,7 @@ def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], ou
             failed += row["status"] != "ok"
             if row["status"] != "ok" and not (refused or short):
                 break  # other ranks may have ended
+            cell.drop_groups()
     return 1 if failed else 0
 
 
