@@ -91,6 +91,11 @@ def _off(key: str, value: Any) -> dict[str, Any]:
     return {}
 
 
+def _prefetch(key: str, value: Any) -> dict[str, Any]:
+    """Elements that DeepSpeed gathers ahead: some, or none."""
+    return {"zero_prefetch": value == "auto" or _number(key, value) > 0}
+
+
 def _hub_name(key: str, value: Any) -> str:
     if value not in list(_MODELS):
         valid = f"{', '.join(_MODELS)} (directories are not supported)"
@@ -130,7 +135,7 @@ _BUFFERS = (
 )
 # DeepSpeed knows these with and without stage3_.
 _STAGE3 = (
-    "max_live_parameters max_reuse_distance prefetch_bucket_size param_persistence_threshold "
+    "max_live_parameters max_reuse_distance param_persistence_threshold "
     "model_persistence_threshold module_granularity_threshold allgather_sequential "
     "gather_16bit_weights_on_model_save use_all_reduce_for_fetch_params "
     "partition_stream_chunk_size"
@@ -268,6 +273,7 @@ RULES: dict[str, Rule | None] = {
         "save_muon_momentum_buffer_in_memory stage3_gather_fp16_weights_on_model_save",
         None,
     ),
+    **_under(_ZERO, "prefetch_bucket_size stage3_prefetch_bucket_size", _prefetch),
     **_under(_ZERO, _STAGE3, None),
     **_under(f"{_ZERO}stage3_", _STAGE3, None),
 }

@@ -34,7 +34,6 @@ TOGGLES: dict[str, dict[str, Any]] = {
     "tiled_loss_checkpoint": LOSS_TILES | {"tiled_loss_engine": "checkpoint"},
     "tiled_loss_torch": LOSS_TILES | {"tiled_loss_engine": "torch"},
     "reduce_bucket_size": {"reduce_bucket_size": 1000},
-    "no_prefetch": {"zero_prefetch": False},
     "optimizer_offload": {"optimizer": OptimizerOptions(offload="cpu")},
     "parameter_offload": {"parameter_offload": "cpu"},
     "kept_gathers": {"regather": False},
@@ -48,12 +47,14 @@ ALL_ON = LOSS_TILES | {
 
 
 def combinations() -> list[dict[str, Any]]:
-    """Each toggle alone, each pair that is not two values of one field, and all at once."""
+    """Each toggle alone, each pair that is not two values of one field, and all at once; without
+    prefetch the plain run and all."""
     chosen = list(TOGGLES.values())
     for one, other in itertools.combinations(TOGGLES.values(), 2):
         if not any(one.get(key, value) != value for key, value in other.items()):
             chosen.append(one | other)
-    return [*chosen, ALL_ON]
+    on_demand = {"zero_prefetch": False}
+    return [*chosen, ALL_ON, on_demand, ALL_ON | on_demand]
 
 
 def errors(runs: list[RunConfig]) -> list[dict[str, float]]:
