@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from bench import launch, rows
+from bench.__main__ import main
 from odysseus.config import DataOptions, ModelOptions, RunConfig
 
 ROOT = Path(__file__).parent.parent
@@ -290,18 +291,24 @@ def test_a_sweep_joins_workers_and_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += ["-m", "bench", "sweep", *f"{SMALL} --world_size 2 --steps 1 --out {out}".split()]
 
-    def run(*flags: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-
     for lengths, failed, statuses in (
         ("[64]", 0, ["ok"]),
         ("[65,64,128]", 1, ["ok", "invalid", "ok"]),
     ):
-        done = run("--seq_len", lengths, "--method", "ulysses")
+        flags = ["--seq_len", lengths, "--method", "ulysses"]
+        done = subprocess.run(
+            [*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         assert done.returncode == failed, done.stderr
         assert list(pd.read_csv(out)["status"]) == statuses
-    refused = run("--seq_len", "64", "--world_size", "4")
-    assert "the launcher started 2 processes" in refused.stderr
-    assert len(pd.read_csv(out)) == 3
+
+
+def test_a_sweep_of_other_ranks_than_were_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "rows.csv"
+    assert main(["sweep", "--seq_len", "64", "--world_size", "4", "--out", str(out)]) == 2
+    assert "the launcher started 2 processes" in capsys.readouterr().err
+    assert not out.exists()
