@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +20,7 @@ from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, KINDS, MemoryMeter
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus import weights
+from odysseus import checkpoint, weights
 from odysseus.config import RunConfig
 from odysseus.data import Batch, Samples
 from odysseus.host_memory import ranks_a_node
@@ -29,13 +30,16 @@ from odysseus.step import StepResult, Trainer
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
-def measure(run: RunConfig) -> dict[str, Any]:
+def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
     """Run a cell on this rank; the measured columns of its row, the same on every rank.
 
     Call it on every rank of a launched job. The process group is started and stopped here.
+
+    Args:
+        save: Folder for the weights after the timed steps; empty for none.
     """
     with process_group(run) as device:
-        return measure_in_group(run, device)
+        return measure_in_group(run, device, save)
 
 
 @contextmanager
@@ -57,15 +61,6 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def drop_groups() -> None:
-    """Free the process groups that a cell has made, so that the next one finds the memory that it
-    would have alone. Call it on every rank, once nothing of the cell is in use."""
-    gc.collect()
-    for group in list(dist.distributed_c10d._world.pg_map):
-        if group is not dist.group.WORLD:
-            dist.destroy_process_group(group)
-
-
 def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
     """A run's trainer on this rank, and what it reads."""
     mesh = make_mesh(device, run)
@@ -73,11 +68,13 @@ def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
     return trainer, Samples(run, mesh.replica, mesh.shard, device)
 
 
-def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
+def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> dict[str, Any]:
     """As :func:`measure`, in a process group that is there already."""
     trainer, samples = start(run, device)
     results, times_ms = _timed_steps(run, trainer, samples, device)
     dist.barrier()
+    if save:
+        checkpoint.save(trainer.held(), run, trainer.mesh.world, device, Path(save))
     peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
     step = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters

@@ -68,14 +68,18 @@ def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) 
         return {"status": "timeout", "error": str(timeout)}
 
 
-def join_cell(run: RunConfig) -> dict[str, Any] | None:
-    """Be one of the workers that torchrun or srun started; on rank 0, the cell's row."""
+def join_cell(run: RunConfig, save: str = "") -> dict[str, Any] | None:
+    """Be one of the workers that torchrun or srun started; on rank 0, the cell's row.
+
+    Args:
+        save: As :func:`bench.cell.measure`.
+    """
     started, is_first = time.monotonic(), os.environ["RANK"] == "0"
     if short := host_limit.shortage(run):
         if not is_first:
             raise HostMemoryError(short)  # so that the launcher ends every rank
         return finish_row(run, {"status": "oom_cpu", "error": short}, 0.0)
-    outcome = measured_row(run, lambda: cell.measure(run))
+    outcome = measured_row(run, lambda: cell.measure(run, save))
     return finish_row(run, outcome, time.monotonic() - started) if is_first else None
 
 

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from bench import arctic, dryrun
 from methods import METHODS
-from odysseus import head_chunks, liger, ring
+from odysseus import checkpoint, head_chunks, liger, ring
 from odysseus.config import RunConfig
 from odysseus.data import check_tokens
 from odysseus.kernels import choose_kernels
@@ -96,6 +96,7 @@ def check(run: RunConfig) -> None:
     head_chunks.check(run, device)
     check_compiler(run, device)
     check_tokens(run)
+    checkpoint.check(run)
 
 
 def refusal(run: RunConfig) -> str:

@@ -40,6 +40,15 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
     return found
 
 
+def medians(rounds: list[pd.DataFrame]) -> pd.DataFrame:
+    """Of rounds as :func:`matched` has them: each cell's median times, and the error of those."""
+    cells = pd.concat(rounds).groupby(["cluster", *_CELL, "layout"], sort=False)
+    found = cells[["measured_ms", "predicted_ms"]].median().reset_index()
+    found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
+    found["rounds"] = len(rounds)
+    return found
+
+
 def misordered(found: pd.DataFrame) -> list[str]:
     """Pairs of layouts on one cluster at one length that clearly differ, and are predicted the
     other way round."""

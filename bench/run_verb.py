@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import dryrun, hardware, launch, options, predict, rows
+from bench import cell, dryrun, hardware, launch, options, predict, rows
 from bench.advice import advice
 from bench.placement import placement
+from odysseus import checkpoint
 from odysseus.config import RunConfig
 from odysseus.host_memory import ranks_a_node
 from odysseus.mesh import pick_device
@@ -38,6 +40,12 @@ def main(arguments: list[str]) -> int:
         help="dry_run with a hardware profile: JSON file for the step in time, as Chrome and "
         "Perfetto read it.",
     )
+    parser.add_argument(
+        "--save",
+        type=str,
+        default="",
+        help="Folder for the weights after the measured steps, as a Hugging Face checkpoint.",
+    )
     parsed = options.parse(parser, arguments)
     run, launched = options.run_config(parsed), launch.launched_world_size()
     options.check(run)
@@ -47,6 +55,8 @@ def main(arguments: list[str]) -> int:
         rows.check_writable(out)
     if parsed.trace:
         _check_trace(run, Path(parsed.trace))
+    if parsed.save:
+        _check_save(run, Path(parsed.save))
     if run.dry_run:
         return _dry_run(run, out, parsed.explain_peak, parsed.trace)
     local = ranks_a_node(run.world_size)
@@ -57,9 +67,9 @@ def main(arguments: list[str]) -> int:
     if launched is None:
         for line in advice(run, pick_device(run.device)):
             print(f"advice: {line}", file=sys.stderr)
-        row = launch.run_cell(run)
+        row = launch.run_cell(run, partial(cell.measure, save=parsed.save))
     else:
-        row = launch.join_cell(run)
+        row = launch.join_cell(run, parsed.save)
     return 0 if row is None else _finish(out, row)
 
 
@@ -71,6 +81,19 @@ def _check_trace(run: RunConfig, path: Path) -> None:
             f"valid: {hardware.with_speeds()}"
         )
     options.check_file("trace", path)
+
+
+def _check_save(run: RunConfig, folder: Path) -> None:
+    """Raise ValueError unless there will be weights and a place for them."""
+    if run.dry_run:
+        raise ValueError(f"save = {folder} needs weights; valid: dry_run = false")
+    checkpoint.configuration(run)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first one writes
+    taken = [path for path in (folder, Path(f"{folder}.partial")) if path.exists()]
+    if taken:
+        raise ValueError(f"save = {folder}: {taken[0]} is there already; valid: a new folder")
+    options.check_file("save", folder)
 
 
 def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:

@@ -75,8 +75,8 @@ def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], ou
         left = [[run for key, run in keys.items() if key not in known]]
         dist.broadcast_object_list(left, src=0)
         for run in left[0]:
-            started, refused = time.monotonic(), options.refusal(run)
-            short = "" if refused else host_limit.shortage(run)
+            started = time.monotonic()
+            refused, short = _told_anywhere(run)
             row: dict[str, Any] = {"status": "invalid", "error": refused}
             if short:
                 row = {"status": "oom_cpu", "error": short}
@@ -88,8 +88,17 @@ def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], ou
             failed += row["status"] != "ok"
             if row["status"] != "ok" and not (refused or short):
                 break  # other ranks may have ended
-            cell.drop_groups()
     return 1 if failed else 0
+
+
+def _told_anywhere(run: RunConfig) -> tuple[str, str]:
+    """Why a cell cannot be started, and what its hosts lack, on the first rank that says so: a file
+    may be on some hosts only."""
+    refused = options.refusal(run)
+    mine = refused, "" if refused else host_limit.shortage(run)
+    told = [mine] * dist.get_world_size()
+    dist.all_gather_object(told, mine)
+    return next(filter(any, told), ("", ""))
 
 
 def _one(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:

@@ -134,18 +134,30 @@ PRESETS: dict[str, Architecture] = {
 }
 
 
-def resolve(name: str, overrides: dict[str, Any]) -> Architecture:
-    """A preset with some of its fields replaced.
+def preset(name: str) -> Architecture:
+    """A published architecture.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f"model.name_or_path is {name!r}; valid presets: {', '.join(PRESETS)}; or a folder "
+            "with a Hugging Face checkpoint"
+        )
+    return PRESETS[name]
+
+
+def changed(base: Architecture, overrides: dict[str, Any]) -> Architecture:
+    """An architecture with some of its fields replaced.
 
     ``head_dim`` follows ``hidden_size / num_attention_heads`` when either of them is
     overridden and it is not; ``num_key_value_heads`` is kept.
 
     Raises:
-        ValueError: the preset is unknown, or the sizes do not fit together.
+        ValueError: the sizes do not fit together.
     """
-    if name not in PRESETS:
-        raise ValueError(f"model.name_or_path is {name!r}; valid presets: {', '.join(PRESETS)}")
-    sizes = {f.name: getattr(PRESETS[name], f.name) for f in fields(Architecture)} | overrides
+    sizes = {f.name: getattr(base, f.name) for f in fields(Architecture)} | overrides
     reshaped = overrides.keys() & {"hidden_size", "num_attention_heads"}
     if reshaped and "head_dim" not in overrides:
         hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]

@@ -11,7 +11,8 @@ from typing import Literal
 
 import torch
 
-from odysseus.architecture import Architecture, resolve
+from odysseus import config_json
+from odysseus.architecture import Architecture, changed, preset
 from odysseus.option_groups import DataOptions, ModelOptions, OptimizerOptions
 from odysseus.sizes import check_axes, check_multiple
 
@@ -82,7 +83,8 @@ class RunConfig:
         data: Input text.
         steps: Measured steps.
         warmup_steps: Steps before them, not measured.
-        seed: Decides all initial weights, whatever the method and the number of processes.
+        seed: Decides all initial weights that no checkpoint has, whatever the method and the number
+            of processes.
         timeout_s: Seconds after which a cell is stopped and becomes a row with status timeout.
         device: Where to compute; auto takes CUDA where there is a GPU.
         dry_run: Count instead of measure: one rank's step without values and without peers, the
@@ -136,7 +138,9 @@ class RunConfig:
     @cached_property
     def architecture(self) -> Architecture:
         """The model's sizes. Raises ValueError when they are impossible."""
-        return resolve(self.model.name_or_path, self.model.overrides)
+        folder = self.model.checkpoint
+        base = config_json.read(folder) if folder else preset(self.model.name_or_path)
+        return changed(base, self.model.overrides)
 
     @property
     def sequence_size(self) -> int:
@@ -256,7 +260,7 @@ class RunConfig:
                 f"rank = {self.rank} is none of world_size = {self.world_size}; "
                 f"valid: -1 to {self.world_size - 1}"
             )
-        if a.vocab_size < 256:
+        if a.vocab_size < 256 and not self.model.tokenizer:
             raise ValueError(f"model.vocab_size is {a.vocab_size}; byte tokens need at least 256")
 
     def advice(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Text to byte tokens to this rank's shard of a sample, with its positions."""
+"""Text to tokens to this rank's shard of a sample, with its positions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odysseus import tokenizer
 from odysseus.config import RunConfig
 from odysseus.ring_order import tokens_of
 
@@ -45,15 +46,34 @@ def open_tokens(path: str) -> np.ndarray:
     return np.memmap(file, dtype=np.uint8, mode="r")
 
 
+def tokens_of_text(run: RunConfig) -> np.ndarray:
+    """The run's text as its checkpoint's tokens, or as bytes where that has no tokenizer."""
+    file = run.model.tokenizer
+    return _encoded(run.data.path, file) if file else open_tokens(run.data.path)
+
+
+@lru_cache(maxsize=1)
+def _encoded(path: str, file: Path) -> np.ndarray:
+    return tokenizer.encode(open_tokens(path).tobytes().decode(), file)
+
+
 def check_tokens(run: RunConfig) -> None:
-    """Raise ValueError unless the run's text is UTF-8 and holds at least one whole sample."""
-    tokens = open_tokens(run.data.path)
+    """Raise ValueError unless the run's text is UTF-8 and holds at least one whole sample, and its
+    tokens are the model's."""
+    _check_utf8(run.data.path)
+    if run.model.tokenizer:
+        tokenizer.check(run.model.tokenizer, run.architecture.vocab_size)
+    tokens = tokens_of_text(run)
     if len(tokens) < run.seq_len + 1 and not run.data.repeat:
         raise ValueError(
             f"seq_len = {run.seq_len} needs {run.seq_len + 1} tokens, but data.path = "
             f"{run.data.path or 'the built-in text'!r} has {len(tokens)}; "
             f"valid: seq_len up to {len(tokens) - 1}, a longer text, or data.repeat = true"
         )
+
+
+def _check_utf8(path: str) -> None:
+    tokens = open_tokens(path)
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(tokens), _CHUNK_BYTES):
         pending = len(decoder.getstate()[0])
@@ -62,7 +82,7 @@ def check_tokens(run: RunConfig) -> None:
             decoder.decode(tokens[start:stop].tobytes(), final=stop >= len(tokens))
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"data.path is {run.data.path!r}, which is not UTF-8 at byte "
+                f"data.path is {path!r}, which is not UTF-8 at byte "
                 f"{start - pending + error.start}; valid: a UTF-8 text file"
             ) from None
 
@@ -85,7 +105,7 @@ class Samples:
 
     def __init__(self, run: RunConfig, replica: int, shard: int, device: torch.device) -> None:
         self.run, self.replica, self.device = run, replica, device
-        self.tokens = open_tokens(run.data.path)
+        self.tokens = tokens_of_text(run)
         place, part = divmod(shard, run.sequence_size)
         tokens = tokens_of(run.ring_order, run.seq_len, run.ring_parallel_size, place)
         self.positions = np.split(tokens, run.sequence_size)[part]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
+
+from odysseus.architecture import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,12 +15,13 @@ class ModelOptions:
 
     Args:
         name_or_path: Preset of a published architecture: tiny, small (95 M parameters), llama2-7b,
-            llama3-8b, llama3-70b or qwen3-32b.
+            llama3-8b, llama3-70b or qwen3-32b. Or a folder with a Hugging Face checkpoint of a
+            Llama, Mistral, Qwen2 or Qwen3 model: config.json, and safetensors that are read.
         type: Kernels of norm, rotary embedding, SwiGLU and tiled loss: PyTorch's and this
             project's, or liger-kernel's (CUDA).
         attn_implementation: Attention kernel. sdpa is PyTorch's; flash_attention_2 and
             flash_attention_3 need CUDA and their package; auto takes the best there is.
-        vocab_size: Rows of the embedding; at least 256, the byte tokens.
+        vocab_size: Rows of the embedding; at least 256, for byte tokens.
         hidden_size: Width d of the residual stream.
         intermediate_size: Width i of the MLP.
         num_hidden_layers: Number of decoder blocks.
@@ -58,6 +62,18 @@ class ModelOptions:
     tie_word_embeddings: bool | None = None
 
     @property
+    def checkpoint(self) -> Path | None:
+        """The folder that the model is in, unless it is a preset."""
+        name, folder = self.name_or_path, Path(self.name_or_path)
+        return folder if name and name not in PRESETS and folder.is_dir() else None
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The checkpoint's own tokenizer, if it brings one."""
+        file = self.checkpoint / "tokenizer.json" if self.checkpoint else None
+        return file if file and file.is_file() else None
+
+    @property
     def overrides(self) -> dict[str, int | float | bool]:
         """The architecture fields that were given, by name."""
         given = {f.name: getattr(self, f.name) for f in fields(self)[3:]}
@@ -91,7 +107,8 @@ class DataOptions:
     """What the model reads.
 
     Args:
-        path: UTF-8 text file, one token a byte; empty takes the English text every CPython carries.
+        path: UTF-8 text file, one token a byte, or as the checkpoint's tokenizer.json has them;
+            empty takes the English text every CPython carries.
         repeat: Let a sample longer than the text read it over again, for lengths that no text at
             hand has.
     """

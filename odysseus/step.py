@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from odysseus import collectives, weights, zero
+from odysseus.checkpoint import Checkpoint
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.host_memory import HostMemory
@@ -40,7 +41,7 @@ class StepResult:
 def build_model(
     run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
 ) -> CausalLM:
-    """This rank's shards of the run's model, initialised.
+    """This rank's shards of the run's model, initialised or read from its checkpoint.
 
     Built on the meta device, sharded there, then allocated and filled shard by shard: no rank
     ever holds a whole weight that it does not keep.
@@ -78,7 +79,10 @@ def build_model(
         held = weights.local_pieces(
             model, architecture, method.split, mesh.sequence.size, mesh.sequence.rank
         )
-        weights.initialize(held, run.seed)
+        if run.model.checkpoint:
+            Checkpoint(run.model.checkpoint).load(held)
+        else:
+            weights.initialize(held, run.seed)
     if run.compile:
         for block in model.model.layers:
             assert isinstance(block, Block)
@@ -165,6 +169,13 @@ class Trainer:
                 norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
                 square += norm.to(square.device) ** 2
         return self._world_sum(square).sqrt()
+
+    def held(self) -> Iterator[tuple[weights.Piece, Tensor]]:
+        """(piece, view of the weight) for everything that this rank's shards hold."""
+        axis, architecture = self.mesh.sequence, self.run.architecture
+        return weights.local_pieces(
+            self.model, architecture, self.method.split, axis.size, axis.rank
+        )
 
     def gradients(self):
         """(piece, view of the gradient) for everything that this rank's shards hold."""

@@ -14,16 +14,17 @@ from bench import figures, options, prediction, theory
 from odysseus.config import RunConfig
 
 RATES = ("50mbit", "200mbit", "800mbit", "none")
-_CELL = ["cluster", "world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size"]
+HOW = ("measured", "predicted")
 
 
-def medians(rounds: list[pd.DataFrame]) -> pd.DataFrame:
-    """Of the rounds at one speed: each cell's median times, and the error between those."""
-    cells = pd.concat(rounds).groupby([*_CELL, "method", "layout"], sort=False)
-    found = cells[["measured_ms", "predicted_ms"]].median().reset_index()
-    found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
-    found["rounds"] = len(rounds)
-    return found
+def read_rounds(folder: Path, rate: str, suffix: str = "") -> list[list[pd.DataFrame]]:
+    """Measured and predicted rows of each finished round at one speed."""
+    rounds = []
+    for at in sorted(folder.glob(f"{rate}-*")):
+        files = [at / f"{how}{suffix}.csv" for how in HOW]
+        if all(file.exists() for file in files):
+            rounds.append([pd.read_csv(file) for file in files])
+    return rounds
 
 
 def method_cells() -> dict[str, RunConfig]:
@@ -39,11 +40,8 @@ def main() -> None:
     cells = []
     for rate in RATES:
         cluster = "links not throttled" if rate == "none" else f"links of {rate[:-4]} Mbit/s"
-        rounds = []
-        for at in sorted(folder.glob(f"{rate}-*")):
-            both = (pd.read_csv(at / f"{how}.csv") for how in ("measured", "predicted"))
-            rounds.append(prediction.matched(*both, cluster))
-        cells.append(medians(rounds))
+        rounds = [prediction.matched(*both, cluster) for both in read_rounds(folder, rate)]
+        cells.append(prediction.medians(rounds))
     found = pd.concat(cells, ignore_index=True)
     found.to_csv(folder / "errors.csv", index=False, float_format="%.4f")
     print(found.to_string(index=False, formatters={"error": "{:+.1%}".format}))
@@ -54,6 +52,12 @@ def main() -> None:
     lines = {name: theory.line(run) for name, run in method_cells().items()}
     changes = prediction.crossings(slow, lambda a, b: theory.crossing(lines[a], lines[b]))
     print(changes.to_string(index=False, float_format="{:.0f}".format))
+    prefetch = [
+        pd.concat([prediction.off_over_on(cells) for cells in both], axis=1, keys=HOW)
+        for both in read_rounds(folder, "200mbit", "-prefetch")
+    ]
+    print("a step without ZeRO's prefetch, over one with it, links of 200 Mbit/s:")
+    print(pd.concat(prefetch).groupby(level=["method", "seq_len"]).median().round(3))
     with figures.styled():
         if len(changes):
             drawn = prediction.crossing_figure(changes, slow["cluster"].iloc[0])

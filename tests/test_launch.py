@@ -251,7 +251,7 @@ def test_a_killed_sweep_loses_no_row(tmp_path: Path) -> None:
 
 
 def test_a_joined_cell_that_fails_is_rank_zeros_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(run: RunConfig) -> None:
+    def fail(run: RunConfig, save: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(launch.cell, "measure", fail)

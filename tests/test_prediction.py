@@ -37,6 +37,37 @@ def test_cells_of_one_file_only() -> None:
         prediction.matched(rows(1, 2, 3), rows(1, 2, 3).iloc[:2], "here")
 
 
+def test_the_median_of_rounds() -> None:
+    rounds = [
+        prediction.matched(rows(t, 200, 105), rows(p, 180, 100), "here")
+        for t, p in ((100, 110), (300, 112), (101, 90))
+    ]
+    tp = prediction.medians(rounds).set_index("method").loc["tp"]
+    assert (tp["measured_ms"], tp["predicted_ms"], tp["rounds"]) == (101, 110, 3)
+    assert tp["error"] == pytest.approx(110 / 101 - 1)
+
+
+def test_what_prefetch_off_costs() -> None:
+    on, off = rows(100, 200, 50), rows(110, 200, 60).assign(zero_prefetch=False)
+    found = prediction.off_over_on(pd.concat([on, off]))
+    assert found.loc["tp", 1024] == pytest.approx(1.1)
+    assert found.loc["ulysses", 1024] == pytest.approx(1.2)
+
+
+def test_cells_are_matched_by_all_that_makes_them() -> None:
+    """Two that differ in a trick only, and columns that are empty."""
+
+    def twice(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([one.assign(compile=False), other.assign(compile=True)]).assign(
+            reduce_bucket_size=None
+        )
+
+    measured = twice(rows(100, 200, 300), rows(10, 20, 30))
+    predicted = twice(rows(110, 200, 300), rows(12, 20, 30))
+    found = prediction.matched(measured, predicted, "here")
+    assert sorted(found[found["method"] == "tp"]["error"].round(3)) == [0.1, 0.2]
+
+
 def test_figures_have_every_cell() -> None:
     found = prediction.matched(rows(100, 200, 105), rows(110, 180, 100), "here")
     with figures.styled():
