@@ -33,7 +33,8 @@ REFUSED: dict[str, tuple[RunConfig, str]] = {
     "unknown preset": (
         RunConfig(model=model(name_or_path="llama9")),
         "model.name_or_path is 'llama9'; valid presets: "
-        "tiny, small, llama2-7b, llama3-8b, llama3-70b, qwen3-32b",
+        "tiny, small, llama2-7b, llama3-8b, llama3-70b, qwen3-32b; "
+        "or a folder with a Hugging Face checkpoint",
     ),
     "vocabulary": (
         RunConfig(model=model(vocab_size=255)),

@@ -245,6 +245,7 @@ OTHER = RunConfig(
     dtype="bf16",
     seq_parallel_communication_data_type="bf16",
     reduce_bucket_size=5,
+    zero_prefetch=False,
     activation_checkpointing=True,
     activation_checkpoint_cpu_offload=True,
     host_memory_limit_bytes=10**9,
