@@ -6,7 +6,6 @@ A key that is not there means what Transformers' class of that model means by it
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
@@ -206,7 +205,7 @@ def _whole(file: Path, given: dict[str, Any], key: str) -> int:
 def _number(file: Path, given: dict[str, Any], key: str, default: float | None) -> float:
     value = given.get(key, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) < 1e300 or math.isnan(value):
+    if not is_number or not abs(value) < 1e300:  # nor is NaN
         raise _refusal(file, key, value, "a number")
     return float(value)
 

@@ -194,7 +194,9 @@ def test_fewer_blocks_than_saved_are_refused_and_saved_ones_keep_their_words(
 def test_a_dry_run_needs_no_weights(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(folders["mistral"] / "config.json", tmp_path)
     flags = f"--model.name_or_path {tmp_path} --world_size 4 --dry_run true --seq_len 64"
-    assert main(["run", *flags.split(), "--out", str(tmp_path / "rows.csv")]) == 0
+    run = ["run", *flags.split(), "--out", str(tmp_path / "rows.csv")]
+    assert main(run) == 0
+    assert main([*run, "--save", str(tmp_path / "saved")]) == 2  # and has none to save
 
 
 def damage(folder: Path, how: str) -> None:
