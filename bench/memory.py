@@ -74,8 +74,6 @@ class MemoryMeter(Watcher):
         self._log: list[tuple[int, bool]] = []
         self._allocations: list[Allocation] = []
         self._live: dict[int, tuple[int, Any]] = {}
-        self._threaded = False
-        self._unsettled = 0
 
     def watch(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count these from now on as this kind, whether new to the meter or not."""
@@ -144,19 +142,28 @@ class MemoryMeter(Watcher):
             self._add(storage, kind or "communication", "resize_")
 
         setattr(torch.UntypedStorage, "resize_", resize)  # noqa: B010
-        self._threaded = dist.is_initialized() and dist.get_backend() == "gloo"
+        # Gloo's threads hold what a collective used until a moment after it is done.
+        wait = self._wait = dist.Work.wait
+
+        def wait_and_settle(work: dist.Work, *timeout: Any) -> Any:
+            done = wait(work, *timeout)
+            _settle()
+            return done
+
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            setattr(dist.Work, "wait", wait_and_settle)  # noqa: B010
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
+        setattr(dist.Work, "wait", self._wait)  # noqa: B010
         super().__exit__(*exception)
 
     def observe(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         name, kind = func.name(), self._kind_here()
-        self._settle(name)
         if not func.is_view:  # a view of what is not known shows a buffer of gloo's
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor) and self._index(leaf.untyped_storage()) is None:
@@ -171,19 +178,6 @@ class MemoryMeter(Watcher):
             self.watch([args[1]], "communication")
         elif name == "fsdp::chunk_cat":
             self.watch(args[0], "gradients")
-
-    def _settle(self, name: str) -> None:
-        """Let gloo's threads drop their references to tensors that a collective is done with."""
-        self._unsettled = 4 if name.startswith("c10d::") else self._unsettled - 1
-        if not self._threaded or self._unsettled <= 0:
-            return
-        time.sleep(2e-4)
-        # Where ranks share cores a thread may have to wait for its turn; the first operation after
-        # the collective waits for it, a while.
-        for _ in range(5 if self._unsettled == 3 else 0):
-            if not _other_threads_run():
-                return
-            time.sleep(1e-3)
 
     def _kind_here(self) -> str:
         if self.region.startswith("FSDP::"):
@@ -214,6 +208,17 @@ class MemoryMeter(Watcher):
             return None
         self._log.append((known[0], False))
         return self._allocations[known[0]].kind
+
+
+def _settle() -> None:
+    """Wait until no other thread of this process runs, for as long as it takes where cores are
+    shared, but not for one that spins.
+    """
+    time.sleep(2e-4)
+    for _ in range(200):
+        if not _other_threads_run():
+            return
+        time.sleep(1e-3)
 
 
 def _other_threads_run() -> bool:
