@@ -194,7 +194,7 @@ def memory_of_step(
     meter.watch(trainer.optimizer.shards, shards)
     meter.watch(states, HOST if run.optimizer_on_host else "optimizer")
     meter.watch(trainer.host.tensors, HOST)
-    meter.watch([t for b in batches for t in vars(b).values()], "activations")
+    meter.watch([t for b in batches for t in b.tensors], "activations")
     with meter, beside or nullcontext():
         trainer.forward_backward(batches)
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]

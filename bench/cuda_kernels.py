@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odysseus.attention import CUDA_FLASH, BlockAttention, differentiable
+from odysseus.attention import at_home, differentiable
+from odysseus.block_attention import CUDA_FLASH, BlockAttention
 from odysseus.kernels import TORCH, Kernels
 
 _ROW_BLOCK = 128
@@ -61,7 +62,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _kernels(backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Kernels:
     blocks = BlockAttention(CUDA_FLASH.forward, backward)
-    return Kernels(differentiable(blocks), rms_norm, TORCH.swiglu, TORCH.rotary_, blocks)
+    whole = at_home(blocks)
+    return Kernels(differentiable(whole), rms_norm, TORCH.swiglu, TORCH.rotary_, blocks, whole)
 
 
 KERNELS = {

@@ -73,6 +73,11 @@ def check(run: RunConfig) -> None:
             raise ValueError(f"dry_run = true does not know this {name}; valid: {valid}")
     if not run.hardware:
         return
+    if run.data.pack:
+        raise ValueError(
+            f"hardware = {run.hardware} says nothing of data.pack = true, whose documents decide "
+            "what attention takes; valid: data.pack = false, or no hardware"
+        )
     if on_gpu(run):
         check_flash(run, f"hardware = {run.hardware}")
     known = clock(run)

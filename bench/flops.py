@@ -31,12 +31,16 @@ def step_flops(run: RunConfig) -> int:
 
 
 def speed_columns(run: RunConfig, step_ms: float, peak_flops_per_s: float) -> dict[str, Any]:
-    """The row's columns of a step that takes so long, on ranks with such a peak."""
+    """The row's columns of a step that takes so long, on ranks with such a peak.
+
+    Of packed documents no FLOPs are told: attention's depend on every sample's documents.
+    """
     tokens_per_s = run.tokens_per_step / (step_ms / 1e3)
+    speed = {"tokens_per_s": tokens_per_s, "tokens_per_s_per_gpu": tokens_per_s / run.world_size}
+    if run.data.pack:
+        return speed
     per_gpu = step_flops(run) / run.world_size / (step_ms / 1e3)
-    return {
-        "tokens_per_s": tokens_per_s,
-        "tokens_per_s_per_gpu": tokens_per_s / run.world_size,
+    return speed | {
         "model_tflops_per_gpu": per_gpu / 1e12,
         "mfu": per_gpu / peak_flops_per_s,
         "flops_convention": CONVENTION,

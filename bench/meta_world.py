@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench.program import Device
-from odysseus.attention import choose_block_attention, differentiable
+from odysseus.attention import differentiable
 from odysseus.config import RunConfig
 from odysseus.kernels import Kernels, choose_kernels
 
@@ -113,7 +113,6 @@ def _copying(device: Device) -> Callable[..., Tensor]:
 def cpu_kernels(run: RunConfig) -> Kernels:
     """The kernels of a real CPU rank: attention's is named, as nothing is chosen by device here."""
     cpu = torch.device("cpu")
-    blocks = choose_block_attention("sdpa", cpu)
-    assert blocks is not None, "the CPU has one"
     chosen = choose_kernels(run.model, cpu, run.compute_dtype)
-    return replace(chosen, attend=differentiable(blocks), blocks=blocks)
+    assert chosen.whole is not None, "the CPU has one"
+    return replace(chosen, attend=differentiable(chosen.whole))

@@ -21,7 +21,7 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     its MLP, at the norm before it, or at its attention; or it is at the loss. Claimed for fp32 and
     fp64 with this project's own kernels and loss, without biases and q/k norms, and in bf16 for
     what is neither `tp` nor tiled nor recomputed (a norm's fp32 work may be the moment there).
-    Not claimed for a ring.
+    Not claimed for a ring or packed documents.
     """
     if not _is_claimed(run):
         return None
@@ -80,7 +80,7 @@ def host_bytes(run: RunConfig) -> int:
 def _is_claimed(run: RunConfig) -> bool:
     a = run.architecture
     plain = not (a.use_qk_norm or a.attention_bias or a.attention_output_bias or run.compile)
-    plain = plain and run.ring_parallel_size == 1
+    plain = plain and run.ring_parallel_size == 1 and not run.data.pack
     own = run.model.type == "torch" and run.ulysses_all_to_all == "native"
     own = own and run.ulysses_head_chunks == 1
     own = own and (not run.tiles_loss or run.loss_engine == "fused")

@@ -6,16 +6,34 @@ B batch, S tokens, H query heads, G kv heads, K elements of a head.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""attend(q_BSHK, k_BSGK, v_BSGK) -> o_BSHK, causal, scaled by 1/sqrt(K)."""
+from odysseus.block_attention import CPU_FLASH, BlockAttention
+from odysseus.documents import Documents, Span
+
+
+class Attend(Protocol):
+    """Causal attention, scaled by 1/sqrt(K), within documents where sequences are packed."""
+
+    def __call__(
+        self,
+        q_BSHK: Tensor,
+        k_BSGK: Tensor,
+        v_BSGK: Tensor,
+        /,
+        *,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        """o_BSHK."""
+        ...
+
 
 _PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
@@ -35,7 +53,7 @@ def choose_attention(
         fitting = fitting and dtype == torch.bfloat16
         implementation = "flash_attention_2" if fitting else "sdpa"
     if implementation == "sdpa":
-        return implementation, sdpa
+        return implementation, _cpu_sdpa if device.type == "cpu" else sdpa
     if device.type != "cuda":
         raise ValueError(
             f"model.attn_implementation = {implementation} needs CUDA; "
@@ -54,8 +72,14 @@ def choose_attention(
     return implementation, _flash_attention(implementation)
 
 
-def sdpa(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
-    """PyTorch's scaled_dot_product_attention; kv heads are shared, never expanded."""
+def sdpa(
+    q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
+) -> Tensor:
+    """PyTorch's scaled_dot_product_attention; kv heads are shared, never expanded. Of documents
+    one after another."""
+    if documents is not None:
+        packed = zip(*(x.split(1) for x in (q_BSHK, k_BSGK, v_BSGK)), documents.starts, strict=True)
+        return torch.cat([_of_each(q, k, v, starts) for q, k, v, starts in packed])
     o_BHSK = F.scaled_dot_product_attention(
         q_BSHK.transpose(1, 2),
         k_BSGK.transpose(1, 2),
@@ -66,120 +90,94 @@ def sdpa(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
     return o_BHSK.transpose(1, 2)
 
 
+def _of_each(q_1SHK: Tensor, k_1SGK: Tensor, v_1SGK: Tensor, starts: tuple[int, ...]) -> Tensor:
+    """Attention of one sequence's documents."""
+    lengths = np.diff([*starts, q_1SHK.shape[1]]).tolist()
+    each = zip(*(x.split(lengths, dim=1) for x in (q_1SHK, k_1SGK, v_1SGK)), strict=True)
+    return torch.cat([sdpa(*document) for document in each], dim=1)
+
+
 @dataclass(frozen=True)
-class BlockAttention:
-    """Attention to one block of the keys, to be merged with others by its log-sum-exp.
+class CausalAttention:
+    """Causal attention of whole sequences, which may be packed, with its log-sum-exp.
 
     Attributes:
-        forward: (q_BSHK, k_BTGK, v_BTGK, causal) -> (o_BSHK, logsumexp_BHS), the latter in at
-            least fp32. `causal` masks the keys after a query's own; S = T then.
-        backward: (grad_o, q, k, v, o, logsumexp, causal) -> gradients of q, k and v. With `o` and
-            the log-sum-exp of attention to more keys, these are this block's part of them.
+        forward: (q_BSHK, k_BSGK, v_BSGK, documents) -> (o_BSHK, logsumexp_BHS).
+        backward: (grad_o, q, k, v, o, logsumexp, documents) -> gradients of q, k and v.
     """
 
-    forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+    forward: Callable[[Tensor, Tensor, Tensor, Documents | None], tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def differentiable(blocks: BlockAttention) -> Attend:
-    """Causal attention of a kernel, for autograd; keeps q, k, v, o and the log-sum-exp.
+def at_home(blocks: BlockAttention) -> CausalAttention:
+    """That of sequences which one rank has whole."""
+
+    def spans(q: Tensor, documents: Documents | None) -> Iterable[Span] | None:
+        tokens = np.arange(q.shape[1])
+        return None if documents is None else documents.spans(tokens, tokens)
+
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, documents: Documents | None
+    ) -> tuple[Tensor, Tensor]:
+        return blocks.forward_within(spans(q, documents), q, k, v, True)
+
+    def backward(
+        grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor,
+        documents: Documents | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        within = spans(q, documents)
+        return blocks.backward_within(within, grad_o, q, k, v, o, logsumexp, True)
+
+    return CausalAttention(forward, backward)
+
+
+def differentiable(whole: CausalAttention) -> Attend:
+    """That attention for autograd; keeps q, k, v, o and the log-sum-exp.
 
     torch.compile goes around it.
     """
 
-    def attend(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
-        return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, blocks)
+    def attend(
+        q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
+    ) -> Tensor:
+        return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, whole, documents)
 
     return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: BlockAttention) -> Tensor:
-        o, logsumexp = blocks.forward(q, k, v, True)
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        whole: CausalAttention,
+        documents: Documents | None,
+    ) -> Tensor:
+        o, logsumexp = whole.forward(q, k, v, documents)
         ctx.save_for_backward(q, k, v, o, logsumexp)
-        ctx.blocks = blocks
+        ctx.of = whole, documents
         return o
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_o,), (q, k, v, o, logsumexp) = grads, ctx.saved_tensors
-        return *ctx.blocks.backward(grad_o, q, k, v, o, logsumexp, True), None
+        whole, documents = ctx.of
+        return *whole.backward(grad_o, q, k, v, o, logsumexp, documents), None, None
 
 
-def choose_block_attention(name: str, device: torch.device) -> BlockAttention | None:
-    """The kernel with log-sum-exp beside the one that :func:`choose_attention` names, if any."""
-    if device.type == "cpu":
-        return BlockAttention(_cpu_forward, _cpu_backward)
-    found = {
-        "sdpa": CUDA_FLASH,
-        "flash_attention_2": BlockAttention(_flash_2_forward, _flash_2_backward),
-    }
-    return found.get(name)
+_cpu_packed = differentiable(at_home(CPU_FLASH))
 
 
-def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
-    return o.transpose(1, 2), logsumexp
-
-
-def _cpu_backward(
-    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
-    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad_o, q, k, v, o, logsumexp, 0.0, causal
-    )
-    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
-    return grad_q, grad_k, grad_v
-
-
-def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
-    return o.transpose(1, 2), logsumexp
-
-
-def _cuda_backward(
-    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, keys = q.shape[1], k.shape[1]
-    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
-    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none of
-    grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        *(grad_o, q, k, v, o, logsumexp.contiguous()),
-        *(None, None, tokens, keys, 0.0, causal, seed, seed[0]),
-    )
-    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
-    return grad_q, grad_k, grad_v
-
-
-CUDA_FLASH = BlockAttention(_cuda_forward, _cuda_backward)
-"""PyTorch's own FlashAttention-2."""
-
-
-def _flash_2_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    kernels = importlib.import_module("flash_attn.flash_attn_interface")
-    scale = q.shape[-1] ** -0.5
-    o, logsumexp, *_ = kernels._flash_attn_forward(
-        *(q, k, v, 0.0, scale, causal),
-        **{"window_size_left": -1, "window_size_right": -1, "softcap": 0.0},
-        **{"alibi_slopes": None, "return_softmax": False},
-    )
-    return o, logsumexp
-
-
-def _flash_2_backward(
-    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = importlib.import_module("flash_attn.flash_attn_interface")
-    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    kernels._flash_attn_backward(
-        *(grad_o.contiguous(), q, k, v, o, logsumexp.contiguous(), *grads),
-        *(0.0, q.shape[-1] ** -0.5, causal, -1, -1, 0.0, None, False),
-    )
-    return grads
+def _cpu_sdpa(
+    q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
+) -> Tensor:
+    """As :func:`sdpa`; of documents with one tensor for all, not one each and then all."""
+    if documents is None:
+        return sdpa(q_BSHK, k_BSGK, v_BSGK)
+    return _cpu_packed(q_BSHK, k_BSGK, v_BSGK, documents=documents)
 
 
 def by_head(x: Tensor, head_dim: int) -> Tensor:
@@ -194,7 +192,18 @@ def _is_installed(implementation: str) -> bool:
 def _flash_attention(implementation: str) -> Attend:
     module = importlib.import_module(_PACKAGES[implementation])
 
-    def attend(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
-        return module.flash_attn_func(q_BSHK, k_BSGK, v_BSGK, causal=True)
+    def attend(
+        q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
+    ) -> Tensor:
+        if documents is None:
+            return module.flash_attn_func(q_BSHK, k_BSGK, v_BSGK, causal=True)
+        batch, tokens = q_BSHK.shape[:2]
+        rows = enumerate(documents.starts)
+        ends = [row * tokens + start for row, starts in rows for start in starts]
+        ends = torch.tensor([*ends, batch * tokens], dtype=torch.int32)
+        longest, ends = int(ends.diff().max()), ends.to(q_BSHK.device, non_blocking=True)
+        flat = (x.flatten(0, 1) for x in (q_BSHK, k_BSGK, v_BSGK))
+        o = module.flash_attn_varlen_func(*flat, ends, ends, longest, longest, causal=True)
+        return o.unflatten(0, (batch, tokens))
 
     return attend

@@ -242,6 +242,11 @@ class RunConfig:
                 "compile = true is not known to be right with model.type = liger, whose kernels "
                 "write over their inputs; valid: model.type = torch, or compile = false"
             )
+        if self.compile and self.data.pack:
+            raise ValueError(
+                "compile = true would compile again for every sample's documents, with data.pack = "
+                "true; valid: data.pack = false, or compile = false"
+            )
         if self.ulysses_head_chunks > 1 and self.method != "ulysses":
             raise ValueError(
                 f"ulysses_head_chunks = {self.ulysses_head_chunks} is for method = ulysses, not "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,18 +15,43 @@ from torch import Tensor
 
 from odysseus import tokenizer
 from odysseus.config import RunConfig
+from odysseus.documents import Documents
+from odysseus.loss import IGNORED_LABEL
 from odysseus.ring_order import tokens_of
 
 _CHUNK_BYTES = 1 << 24
+_BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro step's tokens on one rank: [B, s] int64 each, positions [1, s]."""
+    """One micro step's tokens on one rank: [B, s] int64 each, positions [1, s], or [B, s] where
+    the sequences are packed, whose documents are then known whole."""
 
     input_ids: Tensor
     labels: Tensor
     position_ids: Tensor
+    documents: Documents | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.input_ids, self.labels, self.position_ids
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens, and where documents begin among them: at 0 and, packed, after blank lines."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+
+    def starts_between(self, first: int, last: int) -> np.ndarray:
+        """First tokens of the documents that begin in [first, last], from first, of the text read
+        over and over."""
+        length = len(self.tokens)
+        rounds = np.arange(first // length, last // length + 1) * length
+        starts = (rounds[:, None] + self.starts).ravel()
+        return starts[(first <= starts) & (starts <= last)] - first
 
 
 def open_tokens(path: str) -> np.ndarray:
@@ -46,15 +72,26 @@ def open_tokens(path: str) -> np.ndarray:
     return np.memmap(file, dtype=np.uint8, mode="r")
 
 
-def tokens_of_text(run: RunConfig) -> np.ndarray:
-    """The run's text as its checkpoint's tokens, or as bytes where that has no tokenizer."""
-    file = run.model.tokenizer
-    return _encoded(run.data.path, file) if file else open_tokens(run.data.path)
+def text_of(run: RunConfig) -> Text:
+    """The run's text as its checkpoint's tokens, or as bytes where that has no tokenizer.
+
+    Packed documents are tokenised each by itself, with the blank lines that end it.
+    """
+    return _text(run.data.path, run.data.pack, run.model.tokenizer)
 
 
 @lru_cache(maxsize=1)
-def _encoded(path: str, file: Path) -> np.ndarray:
-    return tokenizer.encode(open_tokens(path).tobytes().decode(), file)
+def _text(path: str, pack: bool, file: Path | None) -> Text:
+    found = open_tokens(path)
+    blanks = _BLANK_LINES.finditer(found.data) if pack else ()
+    ends = [blank.end() for blank in blanks]
+    starts = np.array([0, *(end for end in ends if end < len(found))])
+    if file is None:
+        return Text(found, starts)
+    documents = np.split(found, starts[1:])
+    encoded = [tokenizer.encode(document.tobytes().decode(), file) for document in documents]
+    lengths = [len(tokens) for tokens in encoded if len(tokens)]
+    return Text(np.concatenate(encoded), np.cumsum([0, *lengths[:-1]]))
 
 
 def check_tokens(run: RunConfig) -> None:
@@ -63,7 +100,7 @@ def check_tokens(run: RunConfig) -> None:
     _check_utf8(run.data.path)
     if run.model.tokenizer:
         tokenizer.check(run.model.tokenizer, run.architecture.vocab_size)
-    tokens = tokens_of_text(run)
+    tokens = text_of(run).tokens
     if len(tokens) < run.seq_len + 1 and not run.data.repeat:
         raise ValueError(
             f"seq_len = {run.seq_len} needs {run.seq_len + 1} tokens, but data.path = "
@@ -105,7 +142,7 @@ class Samples:
 
     def __init__(self, run: RunConfig, replica: int, shard: int, device: torch.device) -> None:
         self.run, self.replica, self.device = run, replica, device
-        self.tokens = tokens_of_text(run)
+        self.text = text_of(run)
         place, part = divmod(shard, run.sequence_size)
         tokens = tokens_of(run.ring_order, run.seq_len, run.ring_parallel_size, place)
         self.positions = np.split(tokens, run.sequence_size)[part]
@@ -122,10 +159,21 @@ class Samples:
         return batches
 
     def _batch(self, samples: np.ndarray) -> Batch:
-        where = samples[:, None] * self.run.seq_len + self.positions
-        inputs, labels = (
-            torch.from_numpy(self.tokens[at % len(self.tokens)].astype(np.int64)).to(self.device)
-            for at in (where, where + 1)
+        tokens, length = self.text.tokens, self.run.seq_len
+        where = samples[:, None] * length + self.positions
+        inputs, labels = (tokens[at % len(tokens)].astype(np.int64) for at in (where, where + 1))
+        positions, documents = self.positions[None], None
+        if self.run.data.pack:
+            edges = [self.text.starts_between(first, first + length) for first in samples * length]
+            starts = [np.union1d([0], e[e < length]) for e in edges]
+            documents = Documents(tuple(tuple(of_row.tolist()) for of_row in starts))
+            # The last token of a document has none to foretell.
+            ends = [np.isin(self.positions + 1, e) for e in edges]
+            labels[np.stack(ends)] = IGNORED_LABEL
+            at = [np.searchsorted(s, self.positions, side="right") - 1 for s in starts]
+            begun = [s[of_token] for s, of_token in zip(starts, at, strict=True)]
+            positions = self.positions - np.stack(begun)
+        input_ids, label_ids, position_ids = (
+            torch.from_numpy(x).to(self.device) for x in (inputs, labels, positions.copy())
         )
-        positions = torch.from_numpy(self.positions[None].copy()).to(self.device)
-        return Batch(inputs, labels, positions)
+        return Batch(input_ids, label_ids, position_ids, documents)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from odysseus import collectives
 from odysseus.architecture import Architecture
-from odysseus.attention import BlockAttention
+from odysseus.attention import CausalAttention
 from odysseus.config import RunConfig
+from odysseus.documents import Documents
 from odysseus.kernels import Kernels, check_blocks
 from odysseus.mesh import Axis
 from odysseus.model import Attention, RMSNorm
@@ -82,8 +83,8 @@ class ChunkedAttention(Attention):
         self, architecture: Architecture, kernels: Kernels, axis: Axis, chunks: int
     ) -> None:
         super().__init__(architecture, kernels)
-        assert kernels.blocks is not None, "as check has made sure"
-        self.blocks: BlockAttention = kernels.blocks
+        assert kernels.whole is not None, "as check has made sure"
+        self.whole: CausalAttention = kernels.whole
         self.axis = axis
         owners = min(axis.size, self.kv_heads)
         kv_chunks = min(chunks, self.kv_heads // owners)
@@ -98,14 +99,16 @@ class ChunkedAttention(Attention):
             ]
             self.chunks.append((of_kv, of_q))
 
-    def attend(self, norm: RMSNorm, x_BSD: Tensor, table: Tensor) -> Tensor:
+    def attend(
+        self, norm: RMSNorm, x_BSD: Tensor, table: Tensor, documents: Documents | None
+    ) -> Tensor:
         """As :meth:`Attention.attend`."""
         parts = [norm, self.qkv_proj, self.q_norm, self.k_norm]
         parameters = [p for part in parts if part is not None for p in part.parameters()]
         trained = [p for p in parameters if p.requires_grad]
         attend: Callable[..., Tensor]
         attend = torch.compiler.disable(_Chunked.apply)  # pyright: ignore[reportAssignmentType]
-        return attend(x_BSD, table.movedim(0, 2), self, norm, trained, *trained)
+        return attend(x_BSD, table.movedim(0, 2), self, norm, documents, trained, *trained)
 
     def to_heads(
         self, norm: RMSNorm, x_BsD: Tensor, table_Bs2: Tensor, parts: list[Part]
@@ -153,6 +156,7 @@ class _Chunked(torch.autograd.Function):
         table_Bs2: Tensor,
         a: ChunkedAttention,
         norm: RMSNorm,
+        documents: Documents | None,
         trained: list[nn.Parameter],
         *_: Tensor,
     ) -> Tensor:
@@ -162,24 +166,24 @@ class _Chunked(torch.autograd.Function):
             k_BSgK, v_BSgK = a.to_heads(norm, x_BsD, table_Bs2, of_kv)
             for part in of_q:
                 (q_BShK,) = a.to_heads(norm, x_BsD, table_Bs2, [part])
-                kept += a.blocks.forward(q_BShK, k_BSgK, v_BSgK, True)
+                kept += a.whole.forward(q_BShK, k_BSgK, v_BSgK, documents)
                 del q_BShK
                 part.of(o_BsHK).copy_(a.to_tokens(kept[-2]))
             del k_BSgK, v_BSgK
         ctx.save_for_backward(x_BsD, table_Bs2, *kept)
-        ctx.of = a, norm, trained
+        ctx.of = a, norm, documents, trained
         return o_BsHK.flatten(2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_BsD, table_Bs2, *kept = ctx.saved_tensors
-        a, norm, trained = ctx.of
+        a, norm, documents, trained = ctx.of
         # The gradient of o becomes that of q, chunk by chunk: it is the output projection's, which
         # nobody else reads.
         grad_q_BsHK = grads[0].contiguous().unflatten(2, (a.heads, a.head_dim))
         shape = (*x_BsD.shape[:2], a.kv_heads, a.head_dim)
         grad_kv_BsGK = [x_BsD.new_empty(shape) for _ in range(2)]
-        attended = _Attended(a, norm, x_BsD, table_Bs2, grad_q_BsHK)
+        attended = _Attended(a, norm, documents, x_BsD, table_Bs2, grad_q_BsHK)
         outputs = iter(zip(kept[::2], kept[1::2], strict=True))
         for of_kv, of_q in a.chunks:
             attended.backward_of_kv(of_kv, of_q, outputs, grad_kv_BsGK)
@@ -195,7 +199,7 @@ class _Chunked(torch.autograd.Function):
             x_BsD, table_Bs2, grad_q_BsHK, *grad_kv_BsGK, grad_x_BsD
         ):
             tiles.backward([x, table], grads_t, [grad_x], sums)
-        return grad_x_BsD, None, None, None, None, *tiles.rounded(sums)
+        return grad_x_BsD, None, None, None, None, None, *tiles.rounded(sums)
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,7 @@ class _Attended:
 
     attention: ChunkedAttention
     norm: RMSNorm
+    documents: Documents | None
     x_BsD: Tensor
     table_Bs2: Tensor
     grad_q_BsHK: Tensor
@@ -242,8 +247,8 @@ class _Attended:
         (q_BShK,) = self.to_heads([part])
         grad_nBshK = part.of(self.grad_q_BsHK)
         grad_o_BShK = self.attention.exchange_to_heads(grad_nBshK.contiguous())
-        grad_q_BShK, *grad_kv = self.attention.blocks.backward(
-            grad_o_BShK, q_BShK, k_BSgK, v_BSgK, o_BShK, logsumexp, True
+        grad_q_BShK, *grad_kv = self.attention.whole.backward(
+            grad_o_BShK, q_BShK, k_BSgK, v_BSgK, o_BShK, logsumexp, self.documents
         )
         del q_BShK, grad_o_BShK
         grad_nBshK.copy_(self.attention.to_tokens(grad_q_BShK))

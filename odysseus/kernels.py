@@ -15,14 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odysseus import liger
-from odysseus.attention import (
-    Attend,
-    BlockAttention,
-    by_head,
-    choose_attention,
-    choose_block_attention,
-    sdpa,
-)
+from odysseus.attention import Attend, CausalAttention, at_home, by_head, choose_attention, sdpa
+from odysseus.block_attention import BlockAttention, choose_block_attention
 from odysseus.config import ModelOptions, RunConfig
 
 
@@ -31,8 +25,8 @@ class Kernels:
     """What the modules of one rank compute with; the functions below say what each does.
 
     Attributes:
-        blocks: Attention to a block of the keys, which a ring and chunks of heads need; None
-            where there is none.
+        blocks: Attention to a block of the keys, which a ring needs; None where there is none.
+        whole: Causal attention with its log-sum-exp, which chunks of heads need; likewise.
     """
 
     attend: Attend
@@ -40,6 +34,7 @@ class Kernels:
     swiglu: Callable[[Tensor], Tensor]
     rotary_: Callable[[Tensor, Tensor, int], Tensor]
     blocks: BlockAttention | None = None
+    whole: CausalAttention | None = None
 
 
 def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype) -> Kernels:
@@ -50,10 +45,11 @@ def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype
     """
     name, attend = choose_attention(model.attn_implementation, device, dtype)
     blocks = choose_block_attention(name, device)
+    whole = None if blocks is None else at_home(blocks)
     if model.type == "liger":
         liger.require("model.type", "torch", device)
-        return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks)
-    return replace(TORCH, attend=attend, blocks=blocks)
+        return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks, whole)
+    return replace(TORCH, attend=attend, blocks=blocks, whole=whole)
 
 
 def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:

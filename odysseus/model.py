@@ -8,7 +8,6 @@ K elements of a head, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,8 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from odysseus.architecture import Architecture
 from odysseus.attention import by_head
+from odysseus.documents import Documents
 from odysseus.kernels import TORCH, Kernels
 from odysseus.loss import Loss, whole_logits
+from odysseus.rotary import rotary_table
 from odysseus.tiling import tiled
 
 Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -141,11 +142,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
         self.k_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
 
-    def attend(self, norm: RMSNorm, x_BSD: Tensor, table: Tensor) -> Tensor:
+    def attend(
+        self, norm: RMSNorm, x_BSD: Tensor, table: Tensor, documents: Documents | None
+    ) -> Tensor:
         """[B, S, H·K]: attention of a block's normed stream, before the output projection."""
         qkv_BSW = self.qkv_proj(norm(x_BSD))
         q_BSHK, k_BSGK, v_BSGK = self.turn(qkv_BSW, table, self.heads, self.kv_heads)
-        return self.kernels.attend(q_BSHK, k_BSGK, v_BSGK).flatten(2)
+        return self.kernels.attend(q_BSHK, k_BSGK, v_BSGK, documents=documents).flatten(2)
 
     def turn(
         self, qkv_BSW: Tensor, table: Tensor, heads: int, kv_heads: int
@@ -204,16 +207,15 @@ class Block(nn.Module):
         self.mlp = mlp
         self.tricks = tricks
 
-    def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, table: Tensor, documents: Documents | None = None) -> Tensor:
+        inputs = x_BSD, table, documents
         if not self.tricks.recompute:
-            return self.layer(x_BSD, table)
+            return self.layer(*inputs)
         with self.tricks.keep(x_BSD):
-            return checkpoint(
-                self.layer, x_BSD, table, use_reentrant=False, preserve_rng_state=False
-            )
+            return checkpoint(self.layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
-    def layer(self, x_BSD: Tensor, table: Tensor) -> Tensor:
-        o_BSW = self.self_attn.attend(self.input_layernorm, x_BSD, table)
+    def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
+        o_BSW = self.self_attn.attend(self.input_layernorm, x_BSD, table, documents)
         if self.tricks.tile_output:
             parts = self.self_attn.o_proj, self.post_attention_layernorm, self.mlp
             parameters = [p for part in parts for p in part.parameters()]
@@ -241,11 +243,13 @@ class Decoder(nn.Module):
         self.architecture = architecture
         self.edges = edges
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, documents: Documents | None
+    ) -> Tensor:
         x_BSD = self.edges.enter(self.embed_tokens(input_ids))
         table = rotary_table(self.architecture, self.edges.positions(position_ids), x_BSD.dtype)
         for layer in self.layers:
-            x_BSD = layer(x_BSD, table)
+            x_BSD = layer(x_BSD, table, documents)
         return self.edges.leave(x_BSD)
 
 
@@ -270,18 +274,25 @@ class CausalLM(nn.Module):
         if a.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """The sum of this rank's token losses.
 
         Args:
             input_ids: [B, s] int64.
             position_ids: [B or 1, s] int64.
             labels: [B, s] int64, the token after each input; -100 counts nothing.
+            documents: Of the whole sequences that these are shards of, where they are packed.
 
         Returns:
             A scalar, fp32 (fp64 in an fp64 model).
         """
-        hidden = self.model.norm(self.model(input_ids, position_ids))
+        hidden = self.model.norm(self.model(input_ids, position_ids, documents))
         return self.lm_head(hidden, labels)
 
 
@@ -290,29 +301,3 @@ def reference_model(architecture: Architecture) -> CausalLM:
     return CausalLM(
         architecture, lambda: Attention(architecture, TORCH), lambda: MLP(architecture, TORCH)
     )
-
-
-def rotary_table(architecture: Architecture, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """cos and sin of every position's angles, [2, B or 1, S, 1, K/2], once for all blocks.
-
-    Angles are fp32 whatever the dtype, as the published models were trained.
-    """
-    angles = position_ids[..., None, None].float() * rotary_frequencies(
-        architecture, position_ids.device
-    )
-    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
-
-
-def rotary_frequencies(architecture: Architecture, device: torch.device) -> Tensor:
-    """Radians a token for each of the K/2 pairs, fp32, with Llama-3's scaling of the slow ones."""
-    a = architecture
-    exponents = torch.arange(0, a.head_dim, 2, dtype=torch.int64, device=device).float()
-    frequencies = 1.0 / a.rope_theta ** (exponents / a.head_dim)
-    if a.rope_factor == 1.0:
-        return frequencies
-    # Llama 3.1's scaling: long wavelengths are stretched by the factor, short ones kept, those
-    # between blended (transformers.modeling_rope_utils, "llama3").
-    turns = a.rope_original_max_position_embeddings / (2 * math.pi / frequencies)
-    low, high = a.rope_low_freq_factor, a.rope_high_freq_factor
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - keep) * frequencies / a.rope_factor + keep * frequencies

@@ -111,7 +111,10 @@ class DataOptions:
             empty takes the English text every CPython carries.
         repeat: Let a sample longer than the text read it over again, for lengths that no text at
             hand has.
+        pack: Take the text as documents, separated by blank lines and packed into samples: no token
+            attends to another document's or foretells its first one; positions begin anew.
     """
 
     path: str = ""
     repeat: bool = False
+    pack: bool = False

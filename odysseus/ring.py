@@ -10,7 +10,7 @@ head; 2 is keys and values.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from odysseus import collectives
-from odysseus.attention import Attend, BlockAttention, differentiable
+from odysseus.attention import Attend, CausalAttention, differentiable
+from odysseus.block_attention import BlockAttention
 from odysseus.config import RunConfig
+from odysseus.documents import Documents, Span
 from odysseus.kernels import Kernels, check_blocks
 from odysseus.mesh import Axis
-from odysseus.ring_order import Look, look_at_place, look_at_whole
+from odysseus.ring_order import Look, look_at_place, look_at_whole, positions_of
 
 Visit = Callable[[Look, Tensor], None]
 """visit(look, kv_2BTGK): let this place's tokens look at these keys and values."""
@@ -32,6 +34,11 @@ Differentiate = Callable[[Look, Tensor], Tensor]
 
 class Exchange(Protocol):
     """How the keys and values of all places and this place's queries come together."""
+
+    @property
+    def axis(self) -> Axis: ...
+    @property
+    def order(self) -> str: ...
 
     def forward(self, kv_2BSGK: Tensor, visit: Visit) -> None:
         """Visit this place's own keys and values first, then all others that its tokens see."""
@@ -66,17 +73,21 @@ def check(run: RunConfig, device: torch.device) -> None:
             f"model.attn_implementation = {run.model.attn_implementation} is not what "
             f"ring_backend = yunchang computes with; valid: {', '.join(_FLASH)}"
         )
+    if run.ring_backend == "yunchang" and run.data.pack:
+        raise ValueError(
+            "ring_backend = yunchang does not know data.pack = true; valid: native, allgather"
+        )
     check_blocks(run, device, "ring attention")
 
 
 def choose_ring(run: RunConfig, axis: Axis, kernels: Kernels) -> Kernels:
     """These kernels, but for attention: a run's over the ring axis of its mesh."""
     if run.ring_backend == "yunchang":
-        return replace(kernels, attend=yunchang_attend(axis, run.ring_order), blocks=None)
+        return replace(kernels, attend=yunchang_attend(axis, run.ring_order), whole=None)
     assert kernels.blocks is not None, "as check has made sure"
     exchange = {"native": PassOn, "allgather": AllGather}[run.ring_backend]
-    blocks = around(exchange(axis, run.ring_order), kernels.blocks)
-    return replace(kernels, attend=differentiable(blocks), blocks=blocks)
+    whole = around(exchange(axis, run.ring_order), kernels.blocks)
+    return replace(kernels, attend=differentiable(whole), whole=whole)
 
 
 def yunchang_attend(axis: Axis, order: str) -> Attend:
@@ -89,7 +100,10 @@ def yunchang_attend(axis: Axis, order: str) -> Attend:
 
     ring = RING_IMPL_DICT["zigzag" if order == "zigzag" else "basic"]
 
-    def attend(q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+    def attend(
+        q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
+    ) -> Tensor:
+        assert documents is None, "as check has made sure"
         with collectives.region(axis):
             return ring(
                 *(q_BSHK, k_BSGK, v_BSGK), causal=True, group=axis.group, attn_type=AttnType.FA
@@ -98,31 +112,45 @@ def yunchang_attend(axis: Axis, order: str) -> Attend:
     return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
 
 
-def around(exchange: Exchange, blocks: BlockAttention) -> BlockAttention:
+def around(exchange: Exchange, blocks: BlockAttention) -> CausalAttention:
     """Causal attention over the tokens of all places, of one place's queries, by a block kernel."""
 
-    def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        assert causal, "a ring has no other"
+    def spans(look: Look, q: Tensor, documents: Documents | None) -> Iterable[Span] | None:
+        ring = exchange.axis.size, exchange.axis.rank
+        if documents is None:
+            return None
+        seq_len = q.shape[1] * ring[0]
+        return documents.spans(*positions_of(look, exchange.order, seq_len, *ring))
+
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, documents: Documents | None
+    ) -> tuple[Tensor, Tensor]:
         merged = _Merged()
 
         def visit(look: Look, kv_2BTGK: Tensor) -> None:
             k_BTGK, v_BTGK = kv_2BTGK
-            found = blocks.forward(q[:, look.queries], k_BTGK, v_BTGK, look.causal)
+            found = blocks.forward_within(
+                spans(look, q, documents), q[:, look.queries], k_BTGK, v_BTGK, look.causal
+            )
             merged.add(look.queries, *found)
 
         exchange.forward(torch.stack((k, v)), visit)
         return merged.out_BSHK.to(q.dtype), merged.logsumexp_BHS
 
     def backward(
-        grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse_BHS: Tensor, causal: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse_BHS: Tensor,
+        documents: Documents | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         grad_q = torch.zeros_like(q, dtype=_wide(q))
 
         def differentiate(look: Look, kv_2BTGK: Tensor) -> Tensor:
             queries, of = look.queries, (slice(None), look.queries)
             # With the log-sum-exp of all keys, a block's backward is its part of the whole one.
-            grad, *grad_kv = blocks.backward(
-                *(grad_o[of], q[of], *kv_2BTGK, o[of], lse_BHS[:, :, queries], look.causal)
+            of_queries, lse_BHs = (grad_o[of], q[of]), lse_BHS[:, :, queries]
+            k_BTGK, v_BTGK = kv_2BTGK
+            grad, *grad_kv = blocks.backward_within(
+                spans(look, q, documents),
+                *(*of_queries, k_BTGK, v_BTGK, o[of], lse_BHs, look.causal),
             )
             grad_q[of].add_(grad)
             return torch.stack(grad_kv).to(grad_q.dtype)
@@ -130,7 +158,7 @@ def around(exchange: Exchange, blocks: BlockAttention) -> BlockAttention:
         grad_k, grad_v = exchange.backward(torch.stack((k, v)), differentiate).to(k.dtype)
         return grad_q.to(q.dtype), grad_k, grad_v
 
-    return BlockAttention(forward, backward)
+    return CausalAttention(forward, backward)
 
 
 @dataclass(frozen=True)
@@ -209,12 +237,14 @@ class AllGather:
     def _come_together(self, kv_2BSGK: Tensor) -> Iterator[tuple[Look, Tensor]]:
         """This place's keys and values while all are on their way, then what else is seen."""
         gathered, work = collectives.start_all_gather(kv_2BSGK, self.axis)
-        tokens = slice(0, kv_2BSGK.shape[2])
-        yield Look(tokens, tokens, causal=True), kv_2BSGK
+        place, tokens = self.axis.rank, kv_2BSGK.shape[2]
+        home = look_at_place(self.order, place, place, tokens)
+        assert home is not None, "own keys are always seen"
+        yield home, kv_2BSGK
         work.wait()
         kv_2BTGK = self._in_order(gathered)
         del gathered, work
-        for look in look_at_whole(self.order, self.axis.size, self.axis.rank, tokens.stop):
+        for look in look_at_whole(self.order, self.axis.size, place, tokens):
             yield look, kv_2BTGK[:, :, look.keys]
 
     def _in_order(self, places_R2BSGK: Tensor) -> Tensor:

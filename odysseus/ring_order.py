@@ -21,10 +21,12 @@ class Look:
     Attributes:
         queries: Of the place's tokens.
         keys: Of the source's tokens.
+        source: The place that the keys are of; None if they are of the whole sequence in order.
     """
 
     queries: slice
     keys: slice
+    source: int | None
     causal: bool = False
 
 
@@ -44,13 +46,13 @@ def look_at_place(order: str, place: int, source: int, tokens: int) -> Look | No
     """
     everything = slice(0, tokens)
     if source == place:
-        return Look(everything, everything, causal=True)
+        return Look(everything, everything, source, causal=True)
     if order == "contiguous":
-        return Look(everything, everything) if source < place else None
+        return Look(everything, everything, source) if source < place else None
     # Both chunks of a later place lie between those of an earlier one.
     if source < place:
-        return Look(everything, slice(0, tokens // 2))
-    return Look(slice(tokens // 2, tokens), everything)
+        return Look(everything, slice(0, tokens // 2), source)
+    return Look(slice(tokens // 2, tokens), everything, source)
 
 
 def share_of_attention(order: str, ring: int, place: int) -> Fraction:
@@ -62,9 +64,20 @@ def look_at_whole(order: str, ring: int, place: int, tokens: int) -> list[Look]:
     """What the tokens of a place see of the whole sequence in order, but for its own tokens."""
     everything = slice(0, tokens)
     if order == "contiguous":
-        looks = [Look(everything, slice(0, place * tokens))]
+        looks = [Look(everything, slice(0, place * tokens), None)]
     else:
         width = tokens // 2
         between = slice((place + 1) * width, (2 * ring - 1 - place) * width)
-        looks = [Look(everything, slice(0, place * width)), Look(slice(width, tokens), between)]
+        before = Look(everything, slice(0, place * width), None)
+        looks = [before, Look(slice(width, tokens), between, None)]
     return [look for look in looks if look.keys.start < look.keys.stop]
+
+
+def positions_of(
+    look: Look, order: str, seq_len: int, ring: int, place: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the sample of the tokens that look, and of those that they look at."""
+    of_place = tokens_of(order, seq_len, ring, place)[look.queries]
+    if look.source is None:
+        return of_place, np.arange(seq_len)[look.keys]
+    return of_place, tokens_of(order, seq_len, ring, look.source)[look.keys]

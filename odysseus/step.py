@@ -156,7 +156,9 @@ class Trainer:
             )
         loss = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for batch in batches:
-            token_losses = self.model(batch.input_ids, batch.position_ids, batch.labels)
+            token_losses = self.model(
+                batch.input_ids, batch.position_ids, batch.labels, batch.documents
+            )
             (token_losses / tokens.to(token_losses.dtype)).backward()
             loss += token_losses.detach()
         return self._world_sum(loss) / tokens

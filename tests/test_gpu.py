@@ -11,11 +11,8 @@ import torch.nn.functional as F
 from bench import launch, theory_memory
 from methods import METHODS
 from odysseus import kernels
-from odysseus.attention import (
-    choose_attention,
-    choose_block_attention,
-    sdpa,
-)
+from odysseus.attention import choose_attention, sdpa
+from odysseus.block_attention import choose_block_attention
 from odysseus.config import DataOptions, ModelOptions, OptimizerOptions, RunConfig
 from odysseus.loss import cross_entropy_sum
 from tests.test_kernels import ROUNDINGS

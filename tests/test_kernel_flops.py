@@ -10,7 +10,8 @@ import torch
 from bench import flops
 from bench.kernel_flops import _KERNELS, FlopMeter
 from methods import METHODS
-from odysseus.attention import choose_attention, choose_block_attention
+from odysseus.attention import choose_attention
+from odysseus.block_attention import choose_block_attention
 from odysseus.config import RunConfig
 from odysseus.data import Samples
 from odysseus.mesh import make_mesh

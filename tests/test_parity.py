@@ -7,6 +7,7 @@ about 1e-16; a missing or doubled contribution, by 1e-4 and more.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from methods import METHODS
 from odysseus import weights
 from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Samples
+from odysseus.data import Batch, Samples
 from odysseus.mesh import make_mesh
 from odysseus.model import CausalLM, reference_model
 from odysseus.step import Trainer
@@ -77,8 +78,8 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
         gradient_accumulation_steps=run.gradient_accumulation_steps * run.data_parallel_size,
     )
     batches = Samples(alone, replica=0, shard=0, device=torch.device("cpu")).step(0)
-    losses = [model(b.input_ids, b.position_ids, b.labels) for b in batches]
-    loss = torch.stack(losses).sum() / run.tokens_per_step
+    losses = [sum_of_losses(model, batch) for batch in batches]
+    loss = torch.stack(losses).sum() / sum((batch.labels != -100).sum() for batch in batches)
     loss.backward()
     square = sum(float(p.grad.square().sum()) for p in model.parameters())
     gradients = {
@@ -90,6 +91,20 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
         for piece, view in weights.cut_rows(parameter.grad, of):
             piece.of(gradients[piece.name]).copy_(view)
     return loss.item(), square**0.5, gradients
+
+
+def sum_of_losses(model: CausalLM, batch: Batch) -> torch.Tensor:
+    """Every packed document by itself, as if there were no others."""
+    tokens = batch.input_ids, batch.position_ids, batch.labels
+    if batch.documents is None:
+        return model(*tokens)
+    losses = []
+    for row, starts in enumerate(batch.documents.starts):
+        for first, last in pairwise([*starts, batch.input_ids.shape[1]]):
+            ids, positions, labels = (x[row : row + 1, first:last] for x in tokens)
+            assert positions.tolist() == [list(range(last - first))]
+            losses.append(model(ids, positions, labels))
+    return torch.stack(losses).sum()
 
 
 def compare(run: RunConfig) -> tuple[float, dict[str, float]]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from bench import theory
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus.attention import Attend, BlockAttention, choose_block_attention, differentiable, sdpa
+from odysseus.attention import Attend, differentiable, sdpa
+from odysseus.block_attention import BlockAttention, choose_block_attention
 from odysseus.config import RunConfig
 from odysseus.mesh import Axis
 from odysseus.ring import AllGather, PassOn, around, yunchang_attend

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bench.memory import MemoryMeter
 from odysseus.architecture import PRESETS
 from odysseus.kernels import TORCH
-from odysseus.model import MLP, Attention, Block, Tricks, rotary_table
+from odysseus.model import MLP, Attention, Block, Tricks
+from odysseus.rotary import rotary_table
 from odysseus.tiling import tile_count, tiled
 
 TOLERANCE = 1e-12
