@@ -22,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from bench import arctic, dryrun
 from methods import METHODS
-from odysseus import checkpoint, head_chunks, liger, ring
+from odysseus import checkpoint, head_chunks, implementation, liger, ring
 from odysseus.config import RunConfig
 from odysseus.data import check_tokens
 from odysseus.kernels import choose_kernels
@@ -83,6 +83,7 @@ def expand(parsed: Any) -> list[RunConfig]:
 def check(run: RunConfig) -> None:
     """Raise ValueError unless the cell can be started: sizes, method, text, devices."""
     run.check()
+    implementation.check(run)
     METHODS[run.method].check(run)
     dryrun.check(run)
     if run.dry_run:

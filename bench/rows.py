@@ -38,7 +38,7 @@ IDENTITY = (
     *("expandable_segments", "compile"),
     *("ring_order", "ring_backend", "axis_order"),
     *("regather", "ulysses_all_to_all", "ulysses_head_chunks", "zero_prefetch"),
-    *("learning_rate", "data_path", "data_pack"),
+    *("learning_rate", "data_path", "data_pack", "model_implementation"),
 )
 """What makes a cell the cell it is, whoever measures or predicts it."""
 _KEY = (*IDENTITY, "mode", "device")
@@ -106,6 +106,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "learning_rate": run.optimizer.learning_rate,
         "data_path": run.data.path,
         "data_pack": run.data.pack or None,
+        "model_implementation": None if run.model.implementation == "native" else "transformers",
         "mode": "dry_run" if run.dry_run else "measured",
         "device": ("cuda" if dryrun.on_gpu(run) else "cpu") if run.dry_run else device.type,
         "hardware": run.hardware or None,

@@ -81,7 +81,8 @@ def _is_claimed(run: RunConfig) -> bool:
     a = run.architecture
     plain = not (a.use_qk_norm or a.attention_bias or a.attention_output_bias or run.compile)
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack
-    own = run.model.type == "torch" and run.ulysses_all_to_all == "native"
+    own = run.model.implementation == "native"
+    own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"
     own = own and run.ulysses_head_chunks == 1
     own = own and (not run.tiles_loss or run.loss_engine == "fused")
     wide = run.dtype != "bf16"
@@ -100,7 +101,7 @@ def _at_loss(run: RunConfig) -> int:
     held = _inputs(run) + stream_bytes(run) + scales
     logits = 3 * run.local_tokens * a.vocab_size * _wide(run)
     if run.tiles_loss:
-        logits = shard + loss_tile_tokens(run) * a.vocab_size * _wide(run)
+        logits = shard + loss_tile_tokens(run, a.vocab_size) * a.vocab_size * _wide(run)
     return held + max(shard + logits, 4 * shard + scales)
 
 

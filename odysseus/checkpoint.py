@@ -79,13 +79,12 @@ class Checkpoint:
         Args:
             held: As :func:`odysseus.weights.local_pieces`.
         """
-        wanted = _by_file((both, self.files[both[0].name]) for both in held)
-        for file, pieces in wanted.items():
-            with _opened(file) as opened:
-                for piece, view in pieces:
-                    rows, columns = slice(*piece.rows), slice(*piece.columns)
-                    at = (rows,) if len(piece.shape) == 1 else (rows, columns)
-                    view.copy_(opened.get_slice(piece.name)[at])
+        for piece, view in held:
+            rows, columns = slice(*piece.rows), slice(*piece.columns)
+            at = (rows,) if len(piece.shape) == 1 else (rows, columns)
+            # What is read of a file stays in memory until it is closed.
+            with _opened(self.files[piece.name]) as opened:
+                view.copy_(opened.get_slice(piece.name)[at])
 
 
 def save(

@@ -17,7 +17,7 @@ from odysseus import tokenizer
 from odysseus.config import RunConfig
 from odysseus.documents import Documents
 from odysseus.loss import IGNORED_LABEL
-from odysseus.ring_order import tokens_of
+from odysseus.ring_order import shard_of
 
 _CHUNK_BYTES = 1 << 24
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
@@ -143,9 +143,8 @@ class Samples:
     def __init__(self, run: RunConfig, replica: int, shard: int, device: torch.device) -> None:
         self.run, self.replica, self.device = run, replica, device
         self.text = text_of(run)
-        place, part = divmod(shard, run.sequence_size)
-        tokens = tokens_of(run.ring_order, run.seq_len, run.ring_parallel_size, place)
-        self.positions = np.split(tokens, run.sequence_size)[part]
+        sizes = run.ring_parallel_size, run.sequence_size
+        self.positions = shard_of(run.ring_order, run.seq_len, *sizes, shard)
 
     def step(self, step: int) -> list[Batch]:
         """The micro batches of one step."""

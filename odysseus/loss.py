@@ -27,16 +27,16 @@ Labels of -100 count nothing. Gradients are exact under any scale of the loss.
 """
 
 
-def choose_loss(run: RunConfig) -> Loss:
-    """How a run computes its loss."""
+def choose_loss(run: RunConfig, vocabulary: int) -> Loss:
+    """How a run computes its loss over so many logits."""
     if not run.tiles_loss:
         return whole_logits
-    return partial(_ENGINES[run.loss_engine], tile=loss_tile_tokens(run))
+    return partial(_ENGINES[run.loss_engine], tile=loss_tile_tokens(run, vocabulary))
 
 
-def loss_tile_tokens(run: RunConfig) -> int:
+def loss_tile_tokens(run: RunConfig, vocabulary: int) -> int:
     """Tokens whose fp32 logits take at most ``tiled_loss_bytes``; at least one."""
-    return min(run.local_tokens, max(1, run.tiled_loss_bytes // (4 * run.architecture.vocab_size)))
+    return min(run.local_tokens, max(1, run.tiled_loss_bytes // (4 * vocabulary)))
 
 
 def whole_logits(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -57,6 +58,7 @@ class Mesh:
         uncut_mesh: One-dimensional mesh over replicas and ring: what ZeRO shards the weights
             over that a method cuts along the sequence axis.
         full_mesh: One-dimensional mesh over all ranks: what ZeRO shards everything else over.
+        ring_order: Which tokens each place of the ring has.
     """
 
     device: torch.device
@@ -68,6 +70,12 @@ class Mesh:
     key_value_copies: Axis
     uncut_mesh: DeviceMesh
     full_mesh: DeviceMesh
+    ring_order: Literal["zigzag", "contiguous"] = "zigzag"
+
+    @property
+    def replicas(self) -> int:
+        """Data-parallel replicas."""
+        return self.world.size // (self.ring.size * self.sequence.size)
 
     @property
     def shard(self) -> int:
@@ -103,7 +111,8 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
     )
     uncut = tuple(_NAMES[axis] for axis in order if axis != "sp")
     # Fewer kv heads than ranks of the sequence axis: so many of them in a row share one.
-    copies = max(1, run.sequence_size // run.architecture.num_key_value_heads)
+    kv_heads = run.architecture.num_key_value_heads
+    copies = run.sequence_size // kv_heads if run.sequence_size % kv_heads == 0 else 1
     runs = grid.mesh.movedim(order.index("sp"), -1).reshape(-1, copies)
     shared, _ = dist.new_subgroups_by_enumeration(runs.tolist())
     assert isinstance(shared, dist.ProcessGroup), "every rank is in one of the runs"
@@ -117,4 +126,5 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
         key_value_copies=Axis(shared, "gradient"),
         uncut_mesh=grid[uncut]._flatten("uncut"),
         full_mesh=grid._flatten("full"),
+        ring_order=run.ring_order,
     )

@@ -244,7 +244,7 @@ class Decoder(nn.Module):
         self.edges = edges
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, documents: Documents | None
+        self, input_ids: Tensor, position_ids: Tensor, documents: Documents | None = None
     ) -> Tensor:
         x_BSD = self.edges.enter(self.embed_tokens(input_ids))
         table = rotary_table(self.architecture, self.edges.positions(position_ids), x_BSD.dtype)

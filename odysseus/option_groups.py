@@ -17,6 +17,8 @@ class ModelOptions:
         name_or_path: Preset of a published architecture: tiny, small (95 M parameters), llama2-7b,
             llama3-8b, llama3-70b or qwen3-32b. Or a folder with a Hugging Face checkpoint of a
             Llama, Mistral, Qwen2 or Qwen3 model: config.json, and safetensors that are read.
+        implementation: Whose model: this project's (native), or Transformers' own, unmodified, with
+            this project's attention and memory tricks (method ulysses).
         type: Kernels of norm, rotary embedding, SwiGLU and tiled loss: PyTorch's and this
             project's, or liger-kernel's (CUDA).
         attn_implementation: Attention kernel. sdpa is PyTorch's; flash_attention_2 and
@@ -41,6 +43,7 @@ class ModelOptions:
     """
 
     name_or_path: str = "tiny"
+    implementation: Literal["native", "transformers"] = "native"
     type: Literal["torch", "liger"] = "torch"
     attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
     vocab_size: int | None = None
@@ -76,7 +79,7 @@ class ModelOptions:
     @property
     def overrides(self) -> dict[str, int | float | bool]:
         """The architecture fields that were given, by name."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)[3:]}
+        given = {f.name: getattr(self, f.name) for f in fields(self)[4:]}
         return {name: value for name, value in given.items() if value is not None}
 
     @property

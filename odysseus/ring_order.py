@@ -38,6 +38,13 @@ def tokens_of(order: str, seq_len: int, ring: int, place: int) -> np.ndarray:
     return np.concatenate([np.arange(width) + c * width for c in (place, 2 * ring - 1 - place)])
 
 
+def shard_of(order: str, seq_len: int, ring: int, sequence: int, shard: int) -> np.ndarray:
+    """Positions in the sample of one rank's tokens, ascending, int64: those of its place of the
+    ring are divided among the ranks of the sequence axis."""
+    place, part = divmod(shard, sequence)
+    return np.split(tokens_of(order, seq_len, ring, place), sequence)[part]
+
+
 def look_at_place(order: str, place: int, source: int, tokens: int) -> Look | None:
     """What the tokens of a place see of those of another; None where all is masked.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odysseus import collectives, weights, zero
 from odysseus.checkpoint import Checkpoint
@@ -41,17 +41,11 @@ class StepResult:
 def build_model(
     run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
 ) -> CausalLM:
-    """This rank's shards of the run's model, initialised or read from its checkpoint.
-
-    Built on the meta device, sharded there, then allocated and filled shard by shard: no rank
-    ever holds a whole weight that it does not keep.
+    """This rank's shards of the run's model, on the meta device, without values.
 
     Args:
         host: The account of what goes to host memory.
         kernels: What one rank computes with, but for a ring's attention.
-
-    Raises:
-        HostMemoryError: the shards are to live in host memory, and there is too little.
     """
     architecture = run.architecture
     if mesh.ring.size > 1:
@@ -69,22 +63,13 @@ def build_model(
             kernels=kernels,
             edges=edges,
             tricks=choose_tricks(run, mesh.device, host),
-            loss=choose_loss(run),
+            loss=choose_loss(run, architecture.vocab_size),
         )
-    zero.shard(model, mesh, method.split, run)
-    if run.parameter_offload == "cpu":  # the shards, and later their gradients
-        host.claim(2 * sum(weights.local_shard(p)[0].nbytes for p in model.parameters()))
-    if mesh.device.type != "meta":  # a dry run's weights stay without values
-        model.to_empty(device="cpu" if run.parameter_offload == "cpu" else mesh.device)
-        held = weights.local_pieces(
-            model, architecture, method.split, mesh.sequence.size, mesh.sequence.rank
-        )
-        if run.model.checkpoint:
-            Checkpoint(run.model.checkpoint).load(held)
-        else:
-            weights.initialize(held, run.seed)
+    decoder = model.model
+    units = zero.Units(decoder.embed_tokens, decoder.layers, [decoder.norm, model.lm_head])
+    zero.shard(model, units, mesh, method.split, run)
     if run.compile:
-        for block in model.model.layers:
+        for block in decoder.layers:
             assert isinstance(block, Block)
             block.layer = torch.compile(block.layer)
     return model
@@ -115,6 +100,11 @@ def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tri
     return replace(tricks, keep=offload.keep)
 
 
+def _token_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """The sum of a batch's token losses on this rank, a scalar."""
+    return model(batch.input_ids, batch.position_ids, batch.labels, batch.documents)
+
+
 class Trainer:
     """Model, optimizer and step of one run on one rank.
 
@@ -127,8 +117,38 @@ class Trainer:
     ) -> None:
         self.run, self.method, self.mesh = run, method, mesh
         self.host = HostMemory.of(run, mesh.device)
-        kernels = kernels or choose_kernels(run.model, mesh.device, run.compute_dtype)
-        self.model = build_model(run, method, mesh, self.host, kernels)
+        self.model: nn.Module
+        if run.model.implementation == "transformers":
+            from odysseus.hf import model as theirs  # takes seconds
+
+            self.model = model = theirs.build(run, mesh, self.host)
+            self._fill()
+            theirs.fill_buffers(model)
+            self._losses = partial(theirs.token_losses, model)
+        else:
+            kernels = kernels or choose_kernels(run.model, mesh.device, run.compute_dtype)
+            self.model = build_model(run, method, mesh, self.host, kernels)
+            self._fill()
+            self._losses = partial(_token_losses, self.model)
+
+    def _fill(self) -> None:
+        """Allocate the shards, and initialise them or read them from the run's checkpoint: no rank
+        ever holds a whole weight that it does not keep.
+
+        Raises:
+            HostMemoryError: they are to live in host memory, and there is too little.
+        """
+        run, device = self.run, self.mesh.device
+        if run.parameter_offload == "cpu":  # the shards, and later their gradients
+            shards = (weights.local_shard(p)[0] for p in self.model.parameters())
+            self.host.claim(2 * sum(shard.nbytes for shard in shards))
+        if device.type == "meta":  # a dry run's weights stay without values
+            return
+        self.model.to_empty(device="cpu" if run.parameter_offload == "cpu" else device)
+        if run.model.checkpoint:
+            Checkpoint(run.model.checkpoint).load(self.held())
+        else:
+            weights.initialize(self.held(), run.seed)
 
     @cached_property
     def optimizer(self) -> ShardedAdamW:
@@ -156,9 +176,7 @@ class Trainer:
             )
         loss = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for batch in batches:
-            token_losses = self.model(
-                batch.input_ids, batch.position_ids, batch.labels, batch.documents
-            )
+            token_losses = self._losses(batch)
             (token_losses / tokens.to(token_losses.dtype)).backward()
             loss += token_losses.detach()
         return self._world_sum(loss) / tokens

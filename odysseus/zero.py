@@ -8,9 +8,13 @@ embedding, each block, and the head with its norm. Gradients are summed, never a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import nn
+from torch.distributed import _composable_state
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -19,13 +23,25 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from odysseus.buckets import reduce_in_buckets
 from odysseus.config import RunConfig
 from odysseus.mesh import Mesh
-from odysseus.model import CausalLM
 from odysseus.weights import PACKED
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is gathered and freed together: the embedding, each block, and what follows the last.
+
+    Attributes:
+        last: The norm, if it is known, and the head.
+    """
+
+    embedding: nn.Module
+    blocks: Iterable[nn.Module]
+    last: list[nn.Module]
 
 
 def is_cut(parameter: str, split: Mapping[str, int]) -> bool:
@@ -37,8 +53,10 @@ def is_cut(parameter: str, split: Mapping[str, int]) -> bool:
     return 0 in dims or (1 in dims and kind == "weight")
 
 
-def shard(model: CausalLM, mesh: Mesh, split: Mapping[str, int], run: RunConfig) -> None:
-    """Turn a model on the meta device into this rank's shards of it, still on the meta device.
+def shard(
+    model: nn.Module, units: Units, mesh: Mesh, split: Mapping[str, int], run: RunConfig
+) -> None:
+    """Turn a model into this rank's shards of it; one on the meta device stays there.
 
     Parameters are gathered in the run's compute dtype, gradients summed in its reduction dtype;
     shards keep the dtype they have.
@@ -69,12 +87,12 @@ def shard(model: CausalLM, mesh: Mesh, split: Mapping[str, int], run: RunConfig)
             shard_placement_fn=placement,
         )
 
-    embedding, head = model.model.embed_tokens, [model.model.norm, model.lm_head]
-    tied = model.lm_head.weight is embedding.weight
-    for block in model.model.layers:
+    embedding, last = units.embedding, units.last
+    tied = last[-1].weight is embedding.weight
+    for block in units.blocks:
         unit(block, reshard_after_forward=True)
     # The head's backward follows its forward at once, so its weights stay gathered between.
-    unit([embedding, *head] if tied else head, reshard_after_forward=False)
+    unit([embedding, *last] if tied else last, reshard_after_forward=False)
     if not tied:
         unit(embedding, reshard_after_forward=True)
         # The gradient of a lookup does not read the table: no second all-gather.
@@ -96,3 +114,36 @@ def _gather_when_needed(unit: FSDPModule) -> None:
     computes, in backward by asking for the next unit's weights early. Neither here."""
     unit._set_unshard_async_op(True)  # on the current stream, in order
     unit.set_modules_to_backward_prefetch([unit])  # whose weights are there by then
+
+
+@torch.no_grad()
+def unshard(model: nn.Module) -> None:
+    """Undo :func:`shard`: plain modules with whole weights and gradients, on every rank.
+
+    FSDP2 has no way back, so what it has left on the modules is removed by hand.
+    """
+    whole: dict[nn.Parameter, nn.Parameter] = {}
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.reshard()
+        state = module._get_fsdp_state()
+        state._pre_forward_hook_handle.remove()
+        state._post_forward_hook_handle.remove()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in whole:
+                whole[parameter] = nn.Parameter(_whole(parameter), parameter.requires_grad)
+                if parameter.grad is not None:
+                    whole[parameter].grad = _whole(parameter.grad)
+            setattr(module, name, whole[parameter])
+        for name in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+            module.__dict__.pop(name, None)
+    for module in sharded:
+        module.__class__ = type(module).__bases__[1]
+        for key in (STATE_KEY, REGISTRY_KEY):
+            module.__dict__.pop(key, None)
+        _composable_state._module_state_mapping.pop(module, None)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()

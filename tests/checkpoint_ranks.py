@@ -17,6 +17,7 @@ from odysseus.config import RunConfig
 from odysseus.data import Samples
 from odysseus.mesh import make_mesh
 from odysseus.step import Trainer
+from tests.hf_models import norms_in_fp64
 
 CPU = torch.device("cpu")
 
@@ -28,6 +29,7 @@ def errors(runs: list[RunConfig], expected: list[str]) -> list[tuple[float, floa
     Args:
         expected: Safetensors of each run's gradients by name, and of its ``loss``.
     """
+    norms_in_fp64()
     found = []
     for run, file in zip(runs, expected, strict=True):
         gradients = load_file(file)

@@ -5,4 +5,6 @@ import torch.distributed.fsdp
 import torch.utils.checkpoint  # noqa: F401
 
 import methods  # noqa: F401
+import odysseus.hf
 import odysseus.step  # noqa: F401
+import tests.hf_models  # noqa: F401

@@ -80,7 +80,8 @@ def norms_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_method_computes_what_transformers_does(
     world_size: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Loss and every gradient, fp64 to 1e-10, fp32 to 1e-5."""
+    """Loss and every gradient, fp64 to 1e-10, fp32 to 1e-5; in fp64 also Transformers' own models,
+    read and split by this project, over the sequence axis and over a ring."""
     runs, expected = [], []
     for name, dtype in itertools.product(CONFIGS, TOLERANCE):
         base = run_of(folders[name], world_size=world_size, dtype=dtype)
@@ -88,6 +89,11 @@ def test_every_method_computes_what_transformers_does(
         theirs(folders[name], base, file)
         runs += [replace(base, method=method) for method in METHODS]
         expected += [str(file)] * len(METHODS)
+        if dtype == "fp64":
+            theirs_too = replace(base.model, implementation="transformers")
+            split = replace(base, method="ulysses", model=theirs_too)
+            runs += [split, replace(split, ring_parallel_size=min(2, world_size))]
+            expected += [str(file)] * 2
     for of_rank in run_ranks(errors, world_size, runs, expected):
         for run, (of_loss, of_gradients) in zip(runs, of_rank, strict=True):
             assert of_loss < TOLERANCE[run.dtype], run

@@ -43,10 +43,10 @@ def test_model_type_liger_means_ligers_kernels(monkeypatch: pytest.MonkeyPatch) 
     assert chosen == Kernels(
         TORCH.attend, liger.rms_norm, liger.swiglu, liger.rotary, chosen.blocks
     )
-    tiled = choose_loss(RUN)
+    tiled = choose_loss(RUN, RUN.architecture.vocab_size)
     assert isinstance(tiled, partial)
     assert tiled.func is liger.fused_linear_cross_entropy
-    assert choose_loss(replace(RUN, tiled_loss_compute=False)) is whole_logits
+    assert choose_loss(replace(RUN, tiled_loss_compute=False), 512) is whole_logits
 
 
 ENGINE = replace(RUN, model=ModelOptions(), tiled_loss_engine="liger", device="cpu")

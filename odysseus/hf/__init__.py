@@ -1,0 +1,19 @@
+"""Sequence parallelism and Ulysses Plus's memory tricks under unmodified Transformers models.
+
+:func:`register` adds attention that a sequence split over ranks needs; :func:`shard_batch` splits
+it; :func:`prepare` applies the tricks and ZeRO-3 to one model; :func:`loss` is the project's.
+"""
+
+from odysseus.hf.attention import register
+from odysseus.hf.batches import ShardedLoader, count_items, loss, shard_batch
+from odysseus.hf.prepare import check_toggles, prepare
+
+__all__ = [
+    "ShardedLoader",
+    "check_toggles",
+    "count_items",
+    "loss",
+    "prepare",
+    "register",
+    "shard_batch",
+]

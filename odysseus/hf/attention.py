@@ -1,0 +1,161 @@
+"""Attention of Transformers' models over a split sequence, under the names ulysses, ring and
+ulysses_ring of their ``attn_implementation``.
+
+B batch, s tokens of this rank, H query heads, G kv heads, K elements of a head.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from odysseus.attention import Attend
+from odysseus.config import RunConfig
+from odysseus.documents import Documents
+from odysseus.head_exchange import all_to_all_attend
+from odysseus.kernels import choose_kernels
+from odysseus.mesh import Mesh
+from odysseus.option_groups import ModelOptions
+from odysseus.ring import choose_ring
+
+# The axes of which each may have more than one rank.
+_AXES = {"ulysses": ("sequence",), "ring": ("ring",), "ulysses_ring": ("sequence", "ring")}
+NAMES = tuple(_AXES)
+# What Transformers hands to attention that would change it, and that is not here.
+_UNKNOWN = ("softcap", "s_aux", "position_bias", "indexer_mask")
+
+
+def register(
+    mesh: Mesh, *, ring_backend: str = "native", attn_implementation: str = "auto"
+) -> None:
+    """Add ``ulysses``, ``ring`` and ``ulysses_ring`` to Transformers' attention functions.
+
+    Models made with one of these names train on shards of :func:`odysseus.hf.shard_batch`. Other
+    names, and so other models, are as before. Called again, another mesh takes the first one's
+    place.
+
+    Args:
+        mesh: This rank's.
+        ring_backend: As ``--ring_backend``: native or allgather.
+        attn_implementation: As ``--model.attn_implementation``: the kernel inside.
+
+    Raises:
+        ValueError: this device has no such kernel, or none that a ring can use.
+    """
+    run = RunConfig(
+        model=ModelOptions(attn_implementation=attn_implementation),  # pyright: ignore[reportArgumentType]
+        ring_backend=ring_backend,  # pyright: ignore[reportArgumentType]
+        ring_order=mesh.ring_order,
+    )
+    if ring_backend not in ("native", "allgather"):
+        raise ValueError(f"ring_backend is {ring_backend!r}; valid: native, allgather")
+
+    @lru_cache
+    def attend_in(dtype: torch.dtype) -> Attend:
+        kernels = choose_kernels(run.model, mesh.device, dtype)
+        if mesh.ring.size > 1:
+            if kernels.blocks is None:
+                raise ValueError(
+                    f"attn_implementation = {attn_implementation} gives no log-sum-exp here, which "
+                    "a ring needs; valid: auto, sdpa, flash_attention_2"
+                )
+            kernels = choose_ring(run, mesh.ring, kernels)
+        if mesh.sequence.size > 1:
+            return all_to_all_attend(kernels.attend, mesh.sequence)
+        return kernels.attend
+
+    attend_in(torch.bfloat16)  # says now what it lacks
+    for name, axes in _AXES.items():
+        for axis in {"sequence", "ring"} - {*axes}:
+            if getattr(mesh, axis).size > 1:
+                ranks = getattr(mesh, axis).size
+                instead = f"the mesh's {axis} axis has {ranks} ranks; valid: ulysses_ring"
+                AttentionInterface.register(name, partial(_refuse, name, instead))
+                AttentionMaskInterface.register(name, _no_mask)
+                break
+        else:
+            AttentionInterface.register(name, partial(_attention, mesh, attend_in))
+            AttentionMaskInterface.register(name, _no_mask)
+
+
+def _refuse(name: str, why: str, *_: Any, **__: Any) -> None:
+    raise ValueError(f"attn_implementation = {name}, but {why}")
+
+
+def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
+    """Causal attention within documents needs no mask; padding would."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ValueError("attention_mask has zeros; valid: batches of odysseus.hf.shard_batch")
+
+
+def _attention(
+    mesh: Mesh,
+    attend_in: Any,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    documents: Documents | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """One layer's attention: q [B, H, s, K], k and v [B, G, s, K] to [B, s, H, K].
+
+    Raises:
+        ValueError: the layer wants what this attention is not.
+    """
+    of = type(module).__name__
+    if documents is None:
+        raise ValueError(
+            f"{of} was not told of documents; valid: batches of odysseus.hf.shard_batch, and a "
+            "model that hands its keyword arguments on to attention"
+        )
+    tokens, width = query.shape[2] * mesh.sequence.size * mesh.ring.size, query.shape[3]
+    wanted: dict[str, Any] = {name: others.get(name) for name in _UNKNOWN}
+    wanted["dropout"] = dropout or None
+    if sliding_window is not None and sliding_window < tokens:
+        wanted[f"sliding_window shorter than a sample's {tokens} tokens"] = sliding_window
+    wanted["is_causal"] = None if _is_causal(module, others) else False
+    for name, given in wanted.items():
+        if given is not None:
+            shown = given if isinstance(given, int | float) else "a tensor"
+            raise ValueError(
+                f"{of} wants attention with {name} = {shown}, which is not here for a split "
+                "sequence; valid: plain causal attention"
+            )
+    if attention_mask is not None:
+        raise ValueError(f"{of} has an attention mask; valid: batches of odysseus.hf.shard_batch")
+    if key.shape[2] != query.shape[2]:
+        raise ValueError(
+            f"{of} has a cache of earlier keys; valid: use_cache = False, for training"
+        )
+    _check_heads(of, query.shape[1], key.shape[1], mesh.sequence.size)
+    if value.shape[3] != width:
+        raise ValueError(f"{of} has values of another width than its queries; valid: the same")
+    # Kernels scale by 1/sqrt(K).
+    factor = 1.0 if scaling is None else scaling * width**0.5
+    query = query if abs(factor - 1) < 1e-9 else query * factor
+    q_BsHK, k_BsGK, v_BsGK = (x.transpose(1, 2) for x in (query, key, value))
+    within = None if documents.one_each else documents
+    return attend_in(query.dtype)(q_BsHK, k_BsGK, v_BsGK, documents=within), None
+
+
+def _is_causal(module: nn.Module, others: dict[str, Any]) -> bool:
+    asked = others.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if asked is None else asked)
+
+
+def _check_heads(of: str, heads: int, kv_heads: int, ranks: int) -> None:
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise ValueError(
+            f"{of} has {heads} query and {kv_heads} kv heads, which {ranks} ranks of the sequence "
+            "axis cannot share evenly; valid: divisors of the query heads that divide the kv heads "
+            "or are multiples of them"
+        )

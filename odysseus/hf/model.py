@@ -1,0 +1,51 @@
+"""A run's model as Transformers has it, with the run's toggles, for the trainer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from odysseus import checkpoint
+from odysseus.config import RunConfig
+from odysseus.data import Batch
+from odysseus.documents import Documents
+from odysseus.hf.attention import register
+from odysseus.hf.batches import sum_of_losses
+from odysseus.hf.prepare import prepare
+from odysseus.host_memory import HostMemory
+from odysseus.mesh import Mesh
+
+
+def build(run: RunConfig, mesh: Mesh, host: HostMemory) -> PreTrainedModel:
+    """This rank's shards of it, on the meta device, without values."""
+    register(mesh, ring_backend=run.ring_backend, attn_implementation=run.model.attn_implementation)
+    given = checkpoint.configuration(run)
+    config = type(AutoConfig.for_model(given["model_type"])).from_dict(given)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation="ulysses_ring", dtype=run.master_dtype
+        )
+    prepare(model, mesh, run, host)
+    return model
+
+
+@torch.no_grad()
+def fill_buffers(model: PreTrainedModel) -> None:
+    """What no checkpoint has: rotary frequencies."""
+    for module in model.modules():
+        if hasattr(module, "original_inv_freq"):
+            model._init_weights(module)
+
+
+def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The sum of a batch's token losses on this rank, a scalar."""
+    one_each = Documents(((0,),) * len(batch.input_ids))
+    output = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        shift_labels=batch.labels,
+        documents=batch.documents or one_each,
+    )
+    return sum_of_losses(output, batch.labels)
