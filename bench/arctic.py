@@ -28,6 +28,8 @@ from bench.arctic_keys import (
     SECTIONS,
     ignore,
 )
+from odysseus import config_json
+from odysseus.option_groups import ModelOptions
 
 
 def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -137,12 +139,19 @@ def _completed(fields: dict[str, Any]) -> dict[str, Any]:
             "model.disable_activation_checkpoint; valid: one of them"
         )
     if "seq_len" not in fields:
-        preset = fields["model.name_or_path"]
-        if preset not in MAX_POSITION_EMBEDDINGS:
-            raise ValueError("data.max_length is missing; valid: the tokens of a sample")
-        fields["seq_len"] = MAX_POSITION_EMBEDDINGS[preset]
+        fields["seq_len"] = _longest(fields["model.name_or_path"])
     launched = launch.launched_world_size()
     return {"world_size": launched or fields["sequence_parallel_size"]} | fields
+
+
+def _longest(model: str) -> int:
+    """What ArcticTraining takes as the length of a sample where a recipe has none."""
+    length = MAX_POSITION_EMBEDDINGS.get(model)
+    if folder := ModelOptions(name_or_path=model).checkpoint:
+        length = config_json.read_object(folder / "config.json").get("max_position_embeddings")
+    if not isinstance(length, int):
+        raise ValueError("data.max_length is missing; valid: the tokens of a sample")
+    return length
 
 
 def _nested(fields: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
@@ -96,10 +97,12 @@ def _prefetch(key: str, value: Any) -> dict[str, Any]:
     return {"zero_prefetch": value == "auto" or _number(key, value) > 0}
 
 
-def _hub_name(key: str, value: Any) -> str:
+def _model(key: str, value: Any) -> str:
+    """The preset of a name on the hub, or the folder that it is."""
+    if isinstance(value, str) and Path(value).is_dir() and value:
+        return value
     if value not in list(_MODELS):
-        valid = f"{', '.join(_MODELS)} (directories are not supported)"
-        raise _refusal(key, value, valid)
+        raise _refusal(key, value, f"{', '.join(_MODELS)}, or a checkpoint's folder")
     return _MODELS[value]
 
 
@@ -182,7 +185,7 @@ RULES: dict[str, Rule | None] = {
         _choice("model.type", {"huggingface": "torch", "liger": "liger", "": "torch"})(key, value)
         | ({"tiled_loss_compute": True} if value == "liger" else {})  # Liger's loss is tiled.
     ),
-    "model.name_or_path": _to("model.name_or_path", _hub_name),
+    "model.name_or_path": _to("model.name_or_path", _model),
     "model.dtype": _choice("dtype", _DTYPES),
     "model.attn_implementation": _choice(
         "model.attn_implementation",

@@ -73,8 +73,7 @@ def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> di
     trainer, samples = start(run, device)
     results, times_ms = _timed_steps(run, trainer, samples, device)
     dist.barrier()
-    if save:
-        checkpoint.save(trainer.held(), run, trainer.mesh.world, device, Path(save))
+    saved = _save(run, trainer, device, Path(save)) if save else {}
     peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
     step = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
@@ -96,7 +95,17 @@ def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> di
             "hardware": hardware_name(device),
             "allocator_settings": allocator_settings() if device.type == "cuda" else None,
         }
+        | saved
     )
+
+
+def _save(run: RunConfig, trainer: Trainer, device: torch.device, to: Path) -> dict[str, str]:
+    """Write the weights; status and error if that failed, of a row that keeps its numbers."""
+    try:
+        checkpoint.save(trainer.held(), run, trainer.mesh.world, device, to)
+    except OSError as error:
+        return {"status": "error", "error": f"save = {to}: {error}"}
+    return {}
 
 
 def configure_allocator(run: RunConfig) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as shortened
@@ -103,15 +103,17 @@ def save(
     Args:
         held: As :func:`odysseus.weights.local_pieces`.
         to: A folder that is not there yet.
+
+    Raises:
+        OSError: the first rank could not write, on every rank; what it wrote is removed.
     """
     mine: defaultdict[str, list[tuple[Piece, Tensor]]] = defaultdict(list)
     for piece, view in held:
         mine[piece.name] += [(piece, view)] if piece.owned else []
     shapes, dtype = huggingface_shapes(run.architecture), run.compute_dtype
     files = _divided(shapes, dtype)
-    partial = Path(f"{to}.partial")
-    if world.rank == 0:
-        partial.mkdir()
+    partial, disk = Path(f"{to}.partial"), _Disk(world.rank == 0)
+    disk.do(partial.mkdir)
     for file, names in files.items():
         tensors = {}
         for name in names:
@@ -122,12 +124,29 @@ def save(
             collectives.all_reduce_plain(whole.view(torch.uint8), world)
             if world.rank == 0:
                 tensors[name] = whole.cpu()
+        disk.do(lambda t=tensors, f=file: save_file(t, partial / f, metadata={"format": "pt"}))
+    disk.do(lambda: _finish(run, files, partial))
+    disk.do(lambda: partial.rename(to))
+    shared = [disk.error]
+    dist.broadcast_object_list(shared, group_src=0, group=world.group)
+    if shared[0]:
         if world.rank == 0:
-            save_file(tensors, partial / file, metadata={"format": "pt"})
-    if world.rank == 0:
-        _finish(run, files, partial)
-        partial.rename(to)
-    dist.barrier(world.group)
+            shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(shared[0])
+
+
+class _Disk:
+    """What one rank writes while all go on together: after an error, nothing more."""
+
+    def __init__(self, writes: bool) -> None:
+        self.writes, self.error = writes, ""
+
+    def do(self, action: Callable[[], object]) -> None:
+        if self.writes and not self.error:
+            try:
+                action()
+            except (OSError, SafetensorError) as error:
+                self.error = " ".join(str(error).split())[:200]
 
 
 def _finish(run: RunConfig, files: dict[str, list[str]], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from bench import arctic, launch, options
 from bench.__main__ import main
+from odysseus import config_json
 from odysseus.config import RunConfig
 from tests.test_arctic_keys import LEAST, ZERO, built
 from tests.test_launch import ROOT, one_row
@@ -266,3 +268,12 @@ def test_a_recipe_runs(file: Path, tmp_path: Path) -> None:
     assert row["status"] == "ok"
     assert row["model"].startswith("llama3-70b(")
     assert (row["method"], row["micro_batch_size"], row["world_size"]) == ("ulysses", "2", "2")
+
+
+def test_a_recipe_of_a_folder(tmp_path: Path) -> None:
+    """Its config.json says how long a sample is where the recipe does not."""
+    architecture = RunConfig().architecture
+    (tmp_path / "config.json").write_text(json.dumps(config_json.written(architecture, 96)))
+    fields, _ = arctic.convert(built({**LEAST, "model.name_or_path": str(tmp_path)}))
+    assert fields["model"]["name_or_path"] == str(tmp_path)
+    assert fields["seq_len"] == 96
