@@ -9,6 +9,7 @@ from importlib import import_module
 VERBS = {
     "run": "one cell: one method, one model, one sequence length, one world size",
     "sweep": "a grid of cells from YAML; resumes, keeps going past a failed cell",
+    "compare": "other implementations of the same methods, beside ours",
     "verify": "the correctness experiment: reference against method, step by step",
     "calibrate": "measures this machine or cluster, for --hardware",
     "theory": "the cost table: as published, as derived, as measured",

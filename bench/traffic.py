@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
 from torch._ops import OpOverload
 
 from bench.watch import Watcher
@@ -29,6 +30,14 @@ _OPERATIONS = {
     "c10d::send": ("p2p", 0, 1),
 }
 _SILENT = {"c10d::recv_", "c10d::barrier"}
+_SILENT |= {f"_c10d_functional::{name}" for name in ("wait_tensor", "_wrap_tensor_autograd")}
+# DTensor's, whose first argument is this rank's part and whose last names the group.
+_FUNCTIONAL = {
+    "_c10d_functional::all_reduce": "all_reduce",
+    "_c10d_functional::all_gather_into_tensor": "all_gather",
+    "_c10d_functional::reduce_scatter_tensor": "reduce_scatter",
+    "_c10d_functional::all_to_all_single": "all_to_all",
+}
 
 
 def bytes_sent(collective: str, size_bytes: int, ranks: int) -> Fraction:
@@ -78,6 +87,8 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
     name = func.name()
     if not name.startswith(("c10d::", "_c10d_functional::")) or name in _SILENT:
         return None
+    if name in _FUNCTIONAL:
+        return _functional_call(_FUNCTIONAL[name], args, region)
     if name not in _OPERATIONS:
         raise RuntimeError(f"the traffic meter has no formula for {name}")
     collective, tensor_at, group_at = _OPERATIONS[name]
@@ -92,6 +103,13 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
         tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(args[group_at]))),
         bool(args[at]) if at < len(args) else True,
     )
+
+
+def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:
+    ranks = tuple(dist.get_process_group_ranks(_resolve_process_group(args[-1])))
+    size = args[0].numel() * args[0].element_size()
+    whole = size * len(ranks) if collective == "all_gather" else size
+    return Call(collective, _purpose(collective, region), whole, ranks, True)
 
 
 def _purpose(collective: str, region: str) -> str:

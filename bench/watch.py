@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 from torch._ops import OpOverload
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _UNIT = re.compile(r"FSDP::pre_(forward|backward) \((.+)\)")
@@ -44,6 +45,8 @@ class Watcher(TorchDispatchMode, ABC):
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if DTensor in types:
+            return NotImplemented  # DTensor's own operations come by afterwards, one by one
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.name()

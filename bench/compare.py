@@ -1,0 +1,165 @@
+"""Ours and a peer's, on the same weights and tokens, step by step in the same processes.
+
+A machine that others share changes its pace from second to second: what counts is the ratio within
+a pair of steps, one of each, of which there are many; each pair turns the order round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from bench import cell, flops
+from bench.memory import MemoryMeter
+from bench.traffic import TrafficMeter
+from methods.peers import PEERS, PeerTrainer
+from odysseus.collectives import all_reduce_plain
+from odysseus.config import RunConfig
+from odysseus.data import Batch, Samples
+from odysseus.step import Trainer
+from odysseus.weights import huggingface_shapes
+
+TOLERANCE = 1e-3
+"""Of the loss and of every gradient, relative to its largest element; fp32 sums in another order
+differ by 1e-6."""
+
+
+def measured(run: RunConfig, peer: str, pairs: int) -> dict[str, Any]:
+    """What one rank of a comparison does; its columns, the same on every rank."""
+    with cell.process_group(run) as device:
+        return measured_in_group(run, peer, pairs, device)
+
+
+def measured_in_group(
+    run: RunConfig, peer: str, pairs: int, device: torch.device
+) -> dict[str, Any]:
+    """As :func:`measured`, in a process group that is there already."""
+    ours, samples = cell.start(run, device)
+    theirs = _Theirs(run, peer, ours)
+    wrong = differences(ours, theirs, samples.step(0))
+    if max(wrong.values()) > TOLERANCE:
+        what = max(wrong, key=lambda name: wrong[name])
+        error = f"{peer} computes something else: {what} is off by {wrong[what]:.1e}"
+        return {"status": "invalid", "error": error}
+    steps = {"ours": lambda i: ours.step(samples.step(i)), "peer": theirs.step}
+    found: dict[str, Any] = {"largest_difference": max(wrong.values())}
+    for name, step in steps.items():
+        step(0)  # makes the optimizer
+        with TrafficMeter() as traffic:
+            step(1)
+        found[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
+    found["ours_peak_bytes"] = cell.memory_of_step(ours, samples.step(2)).peak().bytes
+    found["peer_peak_bytes"] = theirs.peak_bytes()
+    times = paired(steps, pairs, device)
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, (times, found))
+    slowest = np.max([of_rank for of_rank, _ in ranks], axis=0)
+    for name in ("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"):
+        found[name] = max(of_rank[name] for _, of_rank in ranks)
+    ratios = slowest[:, 0] / slowest[:, 1]
+    return found | {
+        "ours_ms_p50": float(np.median(slowest[:, 0])),
+        "peer_ms_p50": float(np.median(slowest[:, 1])),
+        **{f"ratio_p{q}": float(np.percentile(ratios, q)) for q in (20, 50, 80)},
+    }
+
+
+def paired(
+    steps: dict[str, Callable[[int], object]], pairs: int, device: torch.device
+) -> list[list[float]]:
+    """Milliseconds of each pair's steps, in the order of `steps`; pairs begin with either."""
+    times = []
+    for pair in range(pairs):
+        took = {}
+        for name in sorted(steps, reverse=bool(pair % 2)):
+            flops.synchronize(device)
+            dist.barrier()
+            start = time.perf_counter()
+            steps[name](pair + 3)
+            flops.synchronize(device)
+            took[name] = (time.perf_counter() - start) * 1e3
+        times.append([took[name] for name in steps])
+    return times
+
+
+class _Theirs:
+    """A peer's model with an optimizer and what it reads."""
+
+    def __init__(self, run: RunConfig, peer: str, ours: Trainer) -> None:
+        self.run, mesh = run, ours.mesh
+        self.trainer: PeerTrainer = PEERS[peer].load()(run, mesh)
+        whole = replace(run, world_size=run.data_parallel_size, sequence_parallel_size=1)
+        reads, shard = (whole, 0) if self.trainer.whole_samples else (run, mesh.shard)
+        self.samples = Samples(reads, mesh.replica, shard, mesh.device)
+        self.world = mesh.world
+        parameters = list(self.trainer.model.parameters())
+        kinds = [[p for p in parameters if isinstance(p, DTensor) == cut] for cut in (True, False)]
+        groups = [{"params": kind} for kind in kinds if kind]  # one kernel takes one kind
+        self.optimizer = torch.optim.AdamW(groups, lr=run.optimizer.learning_rate, fused=True)
+
+    def batch(self, step: int) -> Batch:
+        (batch,) = self.samples.step(step)
+        return batch
+
+    def forward_backward(self, batch: Batch) -> Tensor:
+        """The step's loss."""
+        loss = self.trainer.forward_backward(batch, self.run.tokens_per_step)
+        if not self.trainer.whole_samples:
+            all_reduce_plain(loss, self.world)
+        return loss
+
+    def step(self, index: int) -> None:
+        self.forward_backward(self.batch(index))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def peak_bytes(self) -> int:
+        """The most live tensor bytes of a step, parameters and optimizer included."""
+        meter, batch = MemoryMeter(), self.batch(2)
+        states = [t for state in self.optimizer.state.values() for t in state.values()]
+        for tensors, kind in (
+            (self.trainer.model.parameters(), "parameters"),
+            (states, "optimizer"),
+            (batch.tensors, "activations"),
+        ):
+            local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+            meter.watch(local, kind)
+        with meter:
+            self.forward_backward(batch)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return meter.peak().bytes
+
+
+def differences(ours: Trainer, theirs: _Theirs, batches: list[Batch]) -> dict[str, float]:
+    """How far the peer's loss and gradients are from ours, relative to the largest element."""
+    mine = ours.forward_backward(batches).item()
+    loss = theirs.forward_backward(theirs.batch(0)).item()
+    found = {"loss": abs(loss - mine) / abs(mine)}
+    expected = dict(_whole(ours))
+    for name, gradient in theirs.trainer.whole_gradients():
+        error = (gradient - expected[name]).abs().max() / expected[name].abs().max()
+        found[name] = error.item()
+    for model in (ours.model, theirs.trainer.model):
+        model.zero_grad(set_to_none=True)
+    return found
+
+
+def _whole(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Every whole gradient, on every rank."""
+    shapes = huggingface_shapes(trainer.run.architecture)
+    whole = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    for piece, gradient in trainer.gradients():
+        if piece.owned:
+            piece.of(whole[piece.name]).copy_(gradient)
+    for name, tensor in whole.items():
+        all_reduce_plain(tensor, trainer.mesh.world)
+        yield name, tensor

@@ -1,0 +1,113 @@
+"""``python -m bench compare``: this project's methods beside other implementations of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from bench import compare, compare_figure, figures, launch, options, rows
+from methods.peers import PEERS, check, plain
+from odysseus.config import RunConfig
+
+COLUMNS = (
+    *("peer", "method", "model", "world_size", "seq_len", "dtype", "pairs"),
+    *("status", "error", "ratio_p50", "ratio_p20", "ratio_p80", "ours_ms_p50", "peer_ms_p50"),
+    *("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"),
+    *("largest_difference", "differs", "mode", "device", "hardware"),
+    *("torch_version", "git_commit", "git_dirty", "utc"),
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Compare with every peer asked for, in every cell of the grid; 1 if one failed.
+
+    Raises:
+        ValueError: a peer that is unknown or not installed, or a cell that cannot be started.
+    """
+    parser = options.parser(
+        "compare",
+        "Time a method and a peer's implementation of it, a step of one and a step of the other, "
+        "in the same processes, after checking that both compute the same loss and gradients. "
+        "The method is the peer's own.",
+    )
+    options.add_grid_options(parser)
+    parser.add_argument("--peers", type=str, default="all", help=f"all, or of {', '.join(PEERS)}.")
+    parser.add_argument("--pairs", type=int, default=10, help="Pairs of steps.")
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="results/compare.csv",
+        help="CSV file of ratios; the figure goes beside it, as PNG and SVG.",
+    )
+    parsed = options.parse(parser, arguments)
+    out = Path(parsed.out)
+    if parsed.pairs < 1:
+        raise ValueError(f"pairs is {parsed.pairs}; it must be at least 1")
+    names = [*PEERS] if parsed.peers == "all" else parsed.peers.split(",")
+    for name in names:
+        check(name)
+    cells = [
+        (name, replace(run, method=PEERS[name].method))
+        for run in options.expand(parsed)
+        for name in names
+    ]
+    for _, run in cells:
+        check_cell(run)
+    rows.check_folder(out)
+    found: list[dict[str, Any]] = []
+    table = pd.DataFrame()
+    for name, run in tqdm(cells, disable=None):
+        found.append(compared(name, run, parsed.pairs))
+        table = pd.DataFrame(found, columns=list(COLUMNS))
+        table.to_csv(out, index=False)
+        print(line(found[-1]), flush=True)
+    if (table["status"] == "ok").any():
+        with figures.styled():
+            drawn = compare_figure.figure(table[table["status"] == "ok"])
+        figures.save(drawn, out.with_suffix(""))
+    return int((table["status"] != "ok").any())
+
+
+def check_cell(run: RunConfig) -> None:
+    """Raise ValueError unless ours can be started and the peers' model is the same."""
+    for name, given, known in (
+        ("dtype", run.dtype, "fp32"),
+        ("ring_parallel_size", run.ring_parallel_size, 1),
+        ("sequence_parallel_size", run.sequence_size, run.world_size),
+        ("gradient_accumulation_steps", run.gradient_accumulation_steps, 1),
+        ("dry_run", run.dry_run, False),
+        ("data.pack", run.data.pack, False),
+        ("model.implementation", run.model.implementation, "native"),
+    ):
+        if given != known:
+            raise ValueError(f"{name} = {given} is not for compare; valid: {known}")
+    plain.check(run)
+    options.check(run)
+    options.check_gpus(run, None)
+
+
+def compared(name: str, run: RunConfig, pairs: int) -> dict[str, Any]:
+    """One row."""
+    outcome = launch.run_workers(run, partial(compare.measured, peer=name, pairs=pairs))
+    of_run = rows.identity(run)
+    known = {key: of_run[key] for key in ("model", "world_size", "seq_len", "dtype", "device")}
+    about = {"peer": name, "method": run.method, "pairs": pairs, "differs": PEERS[name].differs}
+    return known | about | {"mode": "measured"} | rows.provenance() | outcome
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    of = f"{row['method']} beside {row['peer']}, {row['world_size']} ranks, {row['seq_len']} tokens"
+    if row["status"] != "ok":
+        return f"{of}: {row['status']}: {row['error']}"
+    spread = f"{row['ratio_p20']:.2f} to {row['ratio_p80']:.2f}"
+    bytes_, peak = (row[f"ours_{x}_bytes"] / row[f"peer_{x}_bytes"] for x in ("comm", "peak"))
+    return (
+        f"{of}: {row['ratio_p50']:.2f} x its time ({spread}), {bytes_:.2f} x its bytes, "
+        f"{peak:.2f} x its peak memory"
+    )

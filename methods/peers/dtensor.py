@@ -1,0 +1,116 @@
+"""PyTorch's own tensor parallelism (``parallelize_module``), as torchtitan's Llama plan has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    loss_parallel,
+    parallelize_module,
+)
+
+from methods.peers.plain import PlainLM, initialized, mean_loss
+from odysseus.config import RunConfig
+from odysseus.data import Batch
+from odysseus.mesh import Mesh
+
+
+class Trainer:
+    whole_samples = True
+
+    def __init__(self, model: PlainLM, cuts_logits: bool = False) -> None:
+        self.model, self.cuts_logits = model, cuts_logits
+
+    def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
+        logits = self.model(batch.input_ids, batch.position_ids)
+        if not self.cuts_logits:
+            loss = mean_loss(logits, batch, tokens)
+            loss.backward()
+            return loss.detach()
+        with loss_parallel():
+            loss = mean_loss(logits, batch, tokens)
+            loss.backward()
+        assert isinstance(loss, DTensor)
+        return loss.full_tensor().detach()
+
+    def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            gradient = parameter.grad
+            assert gradient is not None
+            yield name, gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+
+
+def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+    """The stream replicated."""
+    columns, rows = ColwiseParallel, RowwiseParallel
+    model, line = initialized(run), _line(mesh)
+    parallelize_module(
+        model,
+        line,
+        {
+            "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
+            "lm_head": ColwiseParallel(output_layouts=Replicate()),
+        },
+    )
+    plan: dict[str, ParallelStyle] = {
+        **{f"self_attn.{name}_proj": columns() for name in "qkv"},
+        **{f"mlp.{name}_proj": columns() for name in ("gate", "up")},
+        **{"self_attn.o_proj": rows(), "mlp.down_proj": rows()},
+    }
+    for block in model.model.layers:
+        parallelize_module(block, line, plan)
+    return Trainer(model)
+
+
+def sequence_parallel(run: RunConfig, mesh: Mesh, cuts_logits: bool = False) -> Trainer:
+    """The stream cut along the sequence between blocks."""
+    model, line = initialized(run), _line(mesh)
+    head = ColwiseParallel(
+        input_layouts=Shard(1),
+        output_layouts=Shard(-1) if cuts_logits else Replicate(),
+        use_local_output=not cuts_logits,
+    )
+    parallelize_module(
+        model,
+        line,
+        {
+            "model.embed_tokens": RowwiseParallel(
+                input_layouts=Replicate(), output_layouts=Shard(1)
+            ),
+            "model.norm": SequenceParallel(),
+            "lm_head": head,
+        },
+    )
+    gathered = PrepareModuleInput(
+        input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None)
+    )
+    plan: dict[str, ParallelStyle] = {
+        "input_layernorm": SequenceParallel(),
+        "self_attn": gathered,
+        **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"},
+        "self_attn.o_proj": RowwiseParallel(output_layouts=Shard(1)),
+        "post_attention_layernorm": SequenceParallel(),
+        "mlp": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
+        **{f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")},
+        "mlp.down_proj": RowwiseParallel(output_layouts=Shard(1)),
+    }
+    for block in model.model.layers:
+        parallelize_module(block, line, plan)
+    return Trainer(model, cuts_logits)
+
+
+def sequence_and_loss_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+    """And the logits cut by vocabulary."""
+    return sequence_parallel(run, mesh, cuts_logits=True)
+
+
+def _line(mesh: Mesh) -> DeviceMesh:
+    return DeviceMesh.from_group(mesh.sequence.group, mesh.device.type)

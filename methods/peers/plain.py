@@ -1,0 +1,133 @@
+"""A Llama of PyTorch's own modules, one weight each as in Hugging Face's, for peers to spread.
+
+B batch, S tokens, D width, F heads, K elements of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odysseus import weights
+from odysseus.architecture import Architecture
+from odysseus.attention import sdpa
+from odysseus.config import RunConfig
+from odysseus.data import Batch
+from odysseus.rotary import rotary_table
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Linear = Callable[[int, int, str], nn.Module]
+"""linear(width_in, width_out, name): a layer without bias, of this name in a block."""
+
+
+def plain_linear(width_in: int, width_out: int, name: str) -> nn.Module:
+    return nn.Linear(width_in, width_out, bias=False)
+
+
+class Attention(nn.Module):
+    def __init__(self, a: Architecture, attend: Attend, linear: Linear) -> None:
+        super().__init__()
+        self.head_dim, self.attend = a.head_dim, attend
+        self.q_proj = linear(a.hidden_size, a.query_width, "q_proj")
+        self.k_proj = linear(a.hidden_size, a.key_value_width, "k_proj")
+        self.v_proj = linear(a.hidden_size, a.key_value_width, "v_proj")
+        self.o_proj = linear(a.query_width, a.hidden_size, "o_proj")
+
+    def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
+        """Of as many heads as the projections have here."""
+        q, k, v = (
+            project(x_BSD).unflatten(-1, (-1, self.head_dim))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.o_proj(self.attend(rotated(q, table), rotated(k, table), v).flatten(2))
+
+
+def rotated(x_BSFK: Tensor, table: Tensor) -> Tensor:
+    """Pairs are (k, k + K/2)."""
+    cos, sin = table
+    first, second = x_BSFK.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class MLP(nn.Module):
+    def __init__(self, a: Architecture, linear: Linear) -> None:
+        super().__init__()
+        self.gate_proj = linear(a.hidden_size, a.intermediate_size, "gate_proj")
+        self.up_proj = linear(a.hidden_size, a.intermediate_size, "up_proj")
+        self.down_proj = linear(a.intermediate_size, a.hidden_size, "down_proj")
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))
+
+
+class Block(nn.Module):
+    def __init__(self, a: Architecture, attend: Attend, linear: Linear) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
+        self.self_attn = Attention(a, attend, linear)
+        self.post_attention_layernorm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
+        self.mlp = MLP(a, linear)
+
+    def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), table)
+        return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+
+
+class Decoder(nn.Module):
+    def __init__(self, a: Architecture, attend: Attend, linear: Linear) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(a.vocab_size, a.hidden_size)
+        blocks = [Block(a, attend, linear) for _ in range(a.num_hidden_layers)]
+        self.layers = nn.ModuleList(blocks)
+        self.norm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, table: Tensor) -> Tensor:
+        x_BSD = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, table)
+        return self.norm(x_BSD)
+
+
+class PlainLM(nn.Module):
+    """Token ids and positions to logits; parameters are named as in Hugging Face's Llama."""
+
+    def __init__(
+        self, a: Architecture, attend: Attend = sdpa, linear: Linear = plain_linear
+    ) -> None:
+        super().__init__()
+        self.architecture = a
+        self.model = Decoder(a, attend, linear)
+        self.lm_head = nn.Linear(a.hidden_size, a.vocab_size, bias=False)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        table = rotary_table(self.architecture, position_ids, torch.float32)
+        return self.lm_head(self.model(input_ids, table))
+
+
+def check(run: RunConfig) -> None:
+    """Raise ValueError if the plain model is not the run's."""
+    a = run.architecture
+    for name, given in (
+        ("attention_bias", a.attention_bias or a.attention_output_bias),
+        ("use_qk_norm", a.use_qk_norm),
+        ("tie_word_embeddings", a.tie_word_embeddings),
+    ):
+        if given:
+            raise ValueError(f"model.{name} = true is not in the peers' plain model; valid: false")
+
+
+def initialized(run: RunConfig, attend: Attend = sdpa) -> PlainLM:
+    """The whole model with the run's weights."""
+    model = PlainLM(run.architecture, attend)
+    weights.initialize(weights.local_pieces(model, run.architecture, {}, 1, 0), run.seed)
+    return model
+
+
+def mean_loss(logits: Tensor, batch: Batch, tokens: int) -> Tensor:
+    """The sum of token losses over the step's tokens."""
+    sums = partial(F.cross_entropy, reduction="sum")
+    return sums(logits.flatten(0, 1).float(), batch.labels.flatten()) / tokens

@@ -1,0 +1,127 @@
+"""Peers compute what ours computes, and a comparison says what it measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pandas as pd
+import pytest
+import torch
+
+from bench import compare
+from bench.__main__ import main
+from bench.compare_verb import COLUMNS
+from methods.peers import PEERS, Peer, plain
+from odysseus.config import ModelOptions, RunConfig
+from tests.ranks import run_ranks
+
+CPU = torch.device("cpu")
+MODEL = ModelOptions(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_key_value_heads=4, vocab_size=256
+)
+RUN = RunConfig(model=MODEL, seq_len=64, micro_batch_size=2)
+
+
+def all_peers(run: RunConfig) -> dict[str, dict[str, Any]]:
+    """Every peer's comparison with ours, of one pair."""
+    torch.set_num_threads(1)
+    return {
+        name: compare.measured_in_group(replace(run, method=peer.method), name, 1, CPU)
+        for name, peer in PEERS.items()
+    }
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_peer_computes_what_ours_does(world_size: int) -> None:
+    """The loss and every gradient of fp32, to 1e-5."""
+    run = replace(RUN, world_size=world_size)
+    for of_rank in run_ranks(all_peers, world_size, run):
+        assert {n: row["largest_difference"] < 1e-5 for n, row in of_rank.items()} == dict.fromkeys(
+            PEERS, True
+        )
+        for name, row in of_rank.items():
+            assert 0 < row["ratio_p20"] <= row["ratio_p50"] <= row["ratio_p80"], name
+            assert min(row["ours_peak_bytes"], row["peer_peak_bytes"]) > 0, name
+
+
+def test_bytes_of_a_known_peer() -> None:
+    """DTensor's tensor parallelism all-reduces the stream after the embedding, twice a block, and in
+    backward once for every column-parallel layer: q, k, v, gate, up, the head; logits it gathers.
+    An all-reduce sends 2(n-1)/n of its tensor, here once that, a gather half."""
+    row = run_ranks(all_peers, 2, replace(RUN, world_size=2))[0]["dtensor_tp"]
+    stream, logits = 4 * 2 * 64 * 32, 4 * 2 * 64 * 256
+    assert row["peer_comm_bytes"] == stream * (1 + 2 * 2 + 1 + 2 * 5) + logits // 2
+
+
+class Wrong:
+    """A peer whose loss is another's."""
+
+    whole_samples = True
+
+    def __init__(self, run: RunConfig, mesh: Any) -> None:
+        self.model = plain.initialized(run)
+
+    def forward_backward(self, batch: Any, tokens: int) -> torch.Tensor:
+        logits = self.model(batch.input_ids, batch.position_ids)
+        loss = 1.01 * plain.mean_loss(logits, batch, tokens)
+        loss.backward()
+        return loss.detach()
+
+    def whole_gradients(self) -> Any:
+        return ((n, p.grad) for n, p in self.model.named_parameters())
+
+
+def beside_a_wrong_one(run: RunConfig) -> dict[str, Any]:
+    with (
+        patch.dict(PEERS, wrong=Peer("tp", "torch", "", "")),
+        patch.object(Peer, "load", lambda self: Wrong),
+    ):
+        return compare.measured_in_group(run, "wrong", 1, CPU)
+
+
+def test_a_peer_that_computes_something_else_is_not_timed() -> None:
+    (row, _) = run_ranks(beside_a_wrong_one, 2, replace(RUN, world_size=2, method="tp"))
+    assert row.keys() == {"status", "error"}
+    assert row["status"] == "invalid"
+    assert row["error"].startswith("wrong computes something else: ")
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--model.num_hidden_layers 2 --world_size 2 --seq_len 64 --pairs 2"
+    out = tmp_path / "compare.csv"
+    assert main(["compare", *flags.split(), "--peers", "dtensor_tp_sp", "--out", str(out)]) == 0
+    (row,) = pd.read_csv(out).to_dict("records")
+    assert list(row) == list(COLUMNS)
+    assert (row["peer"], row["method"], row["status"]) == ("dtensor_tp_sp", "tp_sp", "ok")
+    assert (row["mode"], row["device"]) == ("measured", "cpu")
+    assert out.with_suffix(".png").stat().st_size > 1000
+    assert "tp_sp beside dtensor_tp_sp, 2 ranks, 64 tokens: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--peers none", "peers: 'none' is none; valid: all, dtensor_tp, "),
+        ("--pairs 0", "pairs is 0; it must be at least 1"),
+        ("--dtype bf16", "dtype = bf16 is not for compare; valid: fp32"),
+        ("--world_size 4 --sequence_parallel_size 2", "sequence_parallel_size = 2 is not for"),
+        ("--model.use_qk_norm true", "model.use_qk_norm = true is not in the peers' plain model"),
+    ],
+)
+def test_refusals(
+    flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *flags.split(), "--out", str(tmp_path / "x.csv")]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = replace(PEERS["fairscale_tp"], package="no_such_package")
+    with patch.dict(PEERS, fairscale_tp=missing):
+        assert main(["compare", "--peers", "fairscale_tp"]) == 2
+    told = capsys.readouterr().err
+    assert "fairscale_tp needs the package no_such_package; valid: pip install -r" in told
