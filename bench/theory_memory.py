@@ -101,7 +101,7 @@ def _at_loss(run: RunConfig) -> int:
     held = _inputs(run) + stream_bytes(run) + scales
     logits = 3 * run.local_tokens * a.vocab_size * _wide(run)
     if run.tiles_loss:
-        logits = shard + loss_tile_tokens(run, a.vocab_size) * a.vocab_size * _wide(run)
+        logits = shard + loss_tile_tokens(run) * a.vocab_size * _wide(run)
     return held + max(shard + logits, 4 * shard + scales)
 
 

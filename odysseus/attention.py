@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -197,13 +198,19 @@ def _flash_attention(implementation: str) -> Attend:
     ) -> Tensor:
         if documents is None:
             return module.flash_attn_func(q_BSHK, k_BSGK, v_BSGK, causal=True)
-        batch, tokens = q_BSHK.shape[:2]
-        rows = enumerate(documents.starts)
-        ends = [row * tokens + start for row, starts in rows for start in starts]
-        ends = torch.tensor([*ends, batch * tokens], dtype=torch.int32)
-        longest, ends = int(ends.diff().max()), ends.to(q_BSHK.device, non_blocking=True)
+        shape = q_BSHK.shape[:2]
+        ends, longest = _cumulated(documents, shape[1], q_BSHK.device)
         flat = (x.flatten(0, 1) for x in (q_BSHK, k_BSGK, v_BSGK))
         o = module.flash_attn_varlen_func(*flat, ends, ends, longest, longest, causal=True)
-        return o.unflatten(0, (batch, tokens))
+        return o.unflatten(0, shape)
 
     return attend
+
+
+@lru_cache(maxsize=8)
+def _cumulated(documents: Documents, tokens: int, device: torch.device) -> tuple[Tensor, int]:
+    """Ends of all documents in a batch laid end to end, from 0, and the longest one's length."""
+    rows = enumerate(documents.starts)
+    ends = [row * tokens + start for row, starts in rows for start in starts]
+    ends = [*ends, len(documents.starts) * tokens]
+    return torch.tensor(ends, dtype=torch.int32, device=device), int(np.diff(ends).max())

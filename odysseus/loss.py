@@ -31,12 +31,17 @@ def choose_loss(run: RunConfig, vocabulary: int) -> Loss:
     """How a run computes its loss over so many logits."""
     if not run.tiles_loss:
         return whole_logits
-    return partial(_ENGINES[run.loss_engine], tile=loss_tile_tokens(run, vocabulary))
+    return partial(_ENGINES[run.loss_engine], tile=_most_tokens(run, vocabulary))
 
 
-def loss_tile_tokens(run: RunConfig, vocabulary: int) -> int:
+def loss_tile_tokens(run: RunConfig) -> int:
+    """Tokens of the largest tile."""
+    return min(run.local_tokens, _most_tokens(run, run.architecture.vocab_size))
+
+
+def _most_tokens(run: RunConfig, vocabulary: int) -> int:
     """Tokens whose fp32 logits take at most ``tiled_loss_bytes``; at least one."""
-    return min(run.local_tokens, max(1, run.tiled_loss_bytes // (4 * vocabulary)))
+    return max(1, run.tiled_loss_bytes // (4 * vocabulary))
 
 
 def whole_logits(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:

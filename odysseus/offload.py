@@ -72,7 +72,8 @@ class CheckpointOffload:
     def _put(self, x: Tensor) -> Callable[[], Tensor]:
         if self._kept:
             self.out.wait()
-            self._kept[-1].on_device = None
+            if self._kept[-1].on_host is not None:  # the last block's stays
+                self._kept[-1].on_device = None
         kept = _Kept(on_device=x.detach())
         self._kept.append(kept)
         if len(self._kept) < self.blocks:

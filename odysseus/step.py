@@ -124,7 +124,7 @@ class Trainer:
             self.model = model = theirs.build(run, mesh, self.host)
             self._fill()
             theirs.fill_buffers(model)
-            self._losses = partial(theirs.token_losses, model)
+            self._losses = partial(theirs.token_losses, model, mesh)
         else:
             kernels = kernels or choose_kernels(run.model, mesh.device, run.compute_dtype)
             self.model = build_model(run, method, mesh, self.host, kernels)

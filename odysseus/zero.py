@@ -127,8 +127,13 @@ def unshard(model: nn.Module) -> None:
     for module in sharded:
         module.reshard()
         state = module._get_fsdp_state()
-        state._pre_forward_hook_handle.remove()
-        state._post_forward_hook_handle.remove()
+        handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
+        for group in state._fsdp_param_groups:
+            handles += group._module_to_pre_save_state_dict_hook_handle.values()
+            handles += group._module_to_pre_load_state_dict_hook_handle.values()
+            handles += [parameter._post_load_hook_handle for parameter in group.fsdp_params]
+        for handle in handles:
+            handle.remove()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in whole:
@@ -146,4 +151,9 @@ def unshard(model: nn.Module) -> None:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    # Shards in host memory are gathered where the ranks talk.
+    moved = tensor.to(tensor.device_mesh.device_type)
+    assert isinstance(moved, DTensor)
+    return moved.full_tensor().to(tensor.device)

@@ -52,6 +52,8 @@ def main(name, text, seq_len=4096, steps=100):
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     samples = packed(tokenizer, Path(text).read_text(), seq_len)
+    if len(samples[0]["input_ids"]) < seq_len:
+        sys.exit(f"{text} has fewer than {seq_len} tokens")
     sampler = DistributedSampler(samples, num_replicas=mesh.replicas, rank=mesh.replica)
     for step, shard in enumerate(hf.ShardedLoader(DataLoader(samples, sampler=sampler), mesh)):
         if step == steps:

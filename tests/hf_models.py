@@ -13,15 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import (
+    AttentionInterface,
     Gemma2Config,
     GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Starcoder2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -32,7 +36,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from odysseus import hf
-from odysseus.config import RunConfig
+from odysseus.config import OptimizerOptions, RunConfig
 from odysseus.mesh import Mesh, make_mesh
 
 CPU = torch.device("cpu")
@@ -53,6 +57,9 @@ CONFIGS = {
     "gemma": GemmaConfig(**SIZES | {"num_key_value_heads": 1}, head_dim=16),
     "phi3": Phi3Config(**SIZES, bos_token_id=None, eos_token_id=None),
     "phi": PhiConfig(**SIZES),
+    "granite": GraniteConfig(**SIZES, attention_multiplier=0.2, logits_scaling=3.0),
+    "olmo2": Olmo2Config(**SIZES),
+    "starcoder2": Starcoder2Config(**SIZES),
 }
 BATCH, TOKENS = 2, 48
 
@@ -181,10 +188,48 @@ def undone(name: str) -> dict[str, bool]:
         "type": [type(m) for m in model.modules()] == [type(m) for m in plain.modules()],
         "attributes": [sorted(vars(m)) for m in model.modules()]
         == [sorted(vars(m)) for m in plain.modules()],
+        "hooks": [hooks_of(m) for m in model.modules()] == [hooks_of(m) for m in plain.modules()],
         "logits": torch.equal(model(**inputs).logits, plain(**inputs).logits),
         "gradients": mine.keys() == expected.keys()
         and all(torch.allclose(mine[n], g, rtol=1e-4, atol=1e-8) for n, g in expected.items()),
     }
+
+
+def hooks_of(module: nn.Module) -> dict[str, int]:
+    """How many there are of each kind."""
+    return {name: len(of) for name, of in vars(module).items() if name.endswith("_hooks")}
+
+
+def registered() -> tuple[list[str], list[str]]:
+    """Transformers' names of attention before and after."""
+    for name in hf.attention.NAMES:
+        AttentionInterface._global_mapping.pop(name, None)
+    before = dict(AttentionInterface._global_mapping)
+    hf.register(make_mesh(CPU, Case("llama").run(1)))
+    after = dict(AttentionInterface._global_mapping)
+    assert {name: after[name] for name in before} == before
+    return [*before], [*before, *sorted(after.keys() - before.keys())]
+
+
+def in_other_orders() -> tuple[bool, float]:
+    """Whether all weights are shards after a forward without gradients; and the largest error of
+    the gradients of two forwards and then one backward, offloaded, against twice one's."""
+    case = Case("qwen3", toggles=ALL)
+    mesh = make_mesh(CPU, case.run(2))
+    hf.register(mesh)
+    model, _, _ = split(case, mesh, case.run(2))
+    once = [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
+    model.zero_grad()
+    shard = hf.shard_batch(batch_of(False), mesh)
+    with torch.no_grad():
+        model(**shard)
+    sharded = all(isinstance(p, DTensor) for p in model.parameters())
+    count = hf.count_items([shard], mesh)
+    losses = [hf.loss(model(**shard), shard["shift_labels"], count) for _ in range(2)]
+    torch.stack(losses).sum().backward()
+    twice = [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
+    errors = [(b / 2 - a).abs().max().item() for a, b in zip(once, twice, strict=True)]
+    return sharded, max(errors)
 
 
 ALL: dict[str, Any] = {
@@ -214,7 +259,33 @@ def refusals() -> dict[str, str]:
     run = Case("llama").run(2)
     mistakes: dict[str, Any] = {
         "sliding window": lambda: model_of(MistralConfig(**SIZES, sliding_window=16))(**shard),
-        "softcap": lambda: model_of(Gemma2Config(**SIZES, head_dim=16))(**shard),
+        "softcap": lambda: model_of(llama)(**shard, softcap=50.0),
+        "sinks": lambda: model_of(llama)(**shard, s_aux=torch.ones(4)),
+        "family": lambda: model_of(Gemma2Config(**SIZES, head_dim=16))(**shard),
+        "longest position": lambda: hf.prepare(
+            model_of(LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0})),
+            *(mesh, run),
+        ),
+        "plain attention": lambda: hf.prepare(build("llama", "sdpa"), mesh, run),
+        "dropout again": lambda: hf.prepare(
+            model_of(PhiConfig(**SIZES, resid_pdrop=0.5)),
+            *(mesh, replace(run, activation_checkpointing=True)),
+        ),
+        "eval": lambda: hf.prepare(
+            model_of(llama).eval(), mesh, replace(run, activation_checkpointing=True)
+        ),
+        "twice": lambda: hf.prepare(prepared(mesh, run), mesh, run),
+        "no head": lambda: hf.prepare(model_of(llama).model, mesh, run),
+        "value": lambda: hf.prepare(model_of(llama), mesh, replace(run, dtype="bfloat16")),
+        "optimizer": lambda: hf.prepare(
+            model_of(llama), mesh, replace(run, optimizer=OptimizerOptions(offload="cpu"))
+        ),
+        "other mesh": lambda: model_of(llama)(**hf.shard_batch(batch, ringed)),
+        "no labels at all": lambda: hf.count_items(
+            [{"shift_labels": torch.full_like(ones, -100)}], mesh
+        ),
+        "nothing": lambda: hf.shard_batch({}, mesh),
+        "shapes": lambda: hf.shard_batch(batch | {"labels": ones[:, 1:]}, mesh),
         "dropout": lambda: model_of(LlamaConfig(**SIZES, attention_dropout=0.1))(**shard),
         "plain batch": lambda: model_of(llama)(batch["input_ids"]),
         "heads": lambda: model_of(
@@ -223,7 +294,9 @@ def refusals() -> dict[str, str]:
             )
         )(**shard),
         "padding": lambda: hf.shard_batch(batch | {"attention_mask": holes}, mesh),
-        "padding with labels": lambda: hf.shard_batch(batch | {"attention_mask": padding}, mesh),
+        "padding with labels": lambda: hf.shard_batch(
+            batch | {"attention_mask": padding, "labels": ones}, mesh
+        ),
         "length": lambda: hf.shard_batch({"input_ids": batch["input_ids"][:, 1:]}, mesh),
         "other keys": lambda: hf.shard_batch(batch | {"pixel_values": ones}, mesh),
         "tiles of Phi": lambda: hf.prepare(
@@ -272,8 +345,11 @@ def padded() -> float:
         labels[row, length:], mask[row, length:] = -100, 0
         logits = plain(ids[row : row + 1, :length]).logits[0, :-1]
         losses.append(F.cross_entropy(logits, ids[row, 1:length], reduction="sum"))
-    given = {"input_ids": ids, "labels": labels, "attention_mask": mask}
-    (shard,) = hf.ShardedLoader([given], mesh)
+    given = {"input_ids": ids, "attention_mask": mask}
+    (shard, other) = hf.ShardedLoader([given | {"labels": labels}, given], mesh)
+    flags = hf.shard_batch(given | {"attention_mask": mask.bool()}, mesh)
+    for same in (other, flags):  # labels by default, and a mask of another type
+        assert torch.equal(shard["shift_labels"], same["shift_labels"])
     model = build("llama", "ulysses")
     hf.prepare(model, mesh, run)
     loss = hf.loss(model(**shard), shard["shift_labels"], hf.count_items([shard], mesh)).detach()

@@ -48,9 +48,9 @@ def test_every_peer_computes_what_ours_does(world_size: int) -> None:
 
 
 def test_bytes_of_a_known_peer() -> None:
-    """DTensor's tensor parallelism all-reduces the stream after the embedding, twice a block, and in
-    backward once for every column-parallel layer: q, k, v, gate, up, the head; logits it gathers.
-    An all-reduce sends 2(n-1)/n of its tensor, here once that, a gather half."""
+    """DTensor's tensor parallelism all-reduces the stream after the embedding, twice a block, and
+    in backward once for every column-parallel layer: q, k, v, gate, up, the head; logits it
+    gathers. An all-reduce sends 2(n-1)/n of its tensor, here once that, a gather half."""
     row = run_ranks(all_peers, 2, replace(RUN, world_size=2))[0]["dtensor_tp"]
     stream, logits = 4 * 2 * 64 * 32, 4 * 2 * 64 * 256
     assert row["peer_comm_bytes"] == stream * (1 + 2 * 2 + 1 + 2 * 5) + logits // 2

@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bench import rows
 from bench.__main__ import main
-from odysseus.config import OptimizerOptions
-from odysseus.hf.prepare import FAMILIES
-from tests.hf_models import CONFIGS, Case, errors, padded, refusals, undone
+from odysseus.hf.attention import NAMES
+from odysseus.hf.families import TRICKS
+from tests.hf_models import (
+    CONFIGS,
+    Case,
+    errors,
+    in_other_orders,
+    padded,
+    refusals,
+    registered,
+    undone,
+)
 from tests.ranks import run_ranks
 
 LOSS_TILES = {"tiled_loss_compute": True, "tiled_loss_bytes": 4 * 320 * 5}
@@ -26,7 +34,7 @@ TOGGLES: list[dict[str, Any]] = [
     LOSS_TILES | {"tiled_loss_engine": "torch"},
     {"reduce_bucket_size": 1000},
     {"zero_prefetch": False},
-    {"parameter_offload": "cpu", "optimizer": OptimizerOptions(offload="cpu")},
+    {"parameter_offload": "cpu"},
 ]
 ALL_ON = LOSS_TILES | {
     "activation_checkpoint_cpu_offload": True,
@@ -39,7 +47,7 @@ ALL_ON = LOSS_TILES | {
 def cases(name: str, world_size: int) -> list[Case]:
     """Ulysses over all ranks, a ring, or both, packed and not, with no toggle and with all; at 4
     ranks, for three families, also each toggle on the hybrid."""
-    tricks = ALL_ON if name in FAMILIES else {"activation_checkpoint_cpu_offload": True}
+    tricks = ALL_ON if name in TRICKS else {"activation_checkpoint_cpu_offload": True}
     places = {1: [("ulysses", 1)], 2: [("ulysses", 1), ("ring", 2)]}
     hybrid = ("ulysses_ring", 2)
     found = [
@@ -66,7 +74,7 @@ def test_equals_transformers(name: str, world_size: int) -> None:
 def test_prepare_undoes_itself(name: str) -> None:
     """Twice; the model is then one that Transformers computes with as before, on every rank."""
     for of_rank in run_ranks(undone, 2, name):
-        assert of_rank == {"type": True, "attributes": True, "logits": True, "gradients": True}
+        assert of_rank == dict.fromkeys(of_rank, True)
 
 
 def test_what_is_refused() -> None:
@@ -76,7 +84,21 @@ def test_what_is_refused() -> None:
         "ulysses_ring",
         "sliding window": "MistralAttention wants attention with sliding_window shorter than a "
         "sample's 48 tokens = 16",
-        "softcap": "Gemma2Attention wants attention with softcap = 50.0",
+        "softcap": "LlamaAttention wants attention with softcap = 50.0",
+        "sinks": "LlamaAttention wants attention with s_aux = Tensor",
+        "family": "Gemma2Attention is of model_type gemma2, not known to be right on a split seq",
+        "longest position": "LlamaForCausalLM has rope_type dynamic, whose frequencies depend on",
+        "plain attention": "LlamaForCausalLM was made with attn_implementation = sdpa, which kno",
+        "dropout again": "PhiForCausalLM has dropout of 0.5 in blocks that are computed again in",
+        "eval": "LlamaForCausalLM is in eval mode, in which Transformers recomputes nothing; val",
+        "twice": "FSDPLlamaForCausalLM is sharded already; valid: undo() first",
+        "no head": "LlamaModel has no blocks or no linear head; valid: a causal language model",
+        "value": "dtype is 'bfloat16'; valid: fp32, bf16, fp64",
+        "optimizer": "optimizer.offload = cpu is the optimizer's to do; valid: none",
+        "other mesh": "LlamaAttention has a batch of another mesh than the one registered last",
+        "no labels at all": "all labels of a step are -100; its loss is undefined",
+        "nothing": "the batch's input_ids are missing; valid: [samples, tokens]",
+        "shapes": "labels is [2, 47]; valid: [2, 48], as input_ids",
         "dropout": "LlamaAttention wants attention with dropout = 0.1",
         "plain batch": "LlamaAttention was not told of documents; valid: batches of "
         "odysseus.hf.shard_batch",
@@ -104,14 +126,16 @@ def test_padding_at_the_end_is_nobodys() -> None:
         assert of_rank < 1e-12
 
 
-def test_one_process_needs_no_mesh_to_be_valid() -> None:
-    """Transformers' own names are as they were."""
-    from transformers import AttentionInterface
+def test_registering_leaves_other_names_alone() -> None:
+    before, after = run_ranks(registered, 1)[0]
+    assert after == before + sorted(NAMES)
 
-    before = dict(AttentionInterface._global_mapping)
-    run_ranks(errors, 1, [Case("llama")])  # elsewhere
-    assert AttentionInterface._global_mapping == before
-    assert torch.distributed.is_initialized() is False
+
+def test_an_evaluation_leaves_shards() -> None:
+    """Also of the head, whose weights otherwise stay gathered for its backward."""
+    for sharded, same_after_two_forwards in run_ranks(in_other_orders, 2):
+        assert sharded
+        assert same_after_two_forwards < 1e-12
 
 
 def test_the_harness_measures_it(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_second_backward_is_an_error_and_no_wrong_gradient() -> None:
 def test_a_tile_is_what_its_bytes_hold(asked: int, local_tokens: int, tile: int) -> None:
     """The tiny preset's 256 logits of a token are 1024 bytes in fp32."""
     run = RunConfig(seq_len=local_tokens, tiled_loss_bytes=asked)
-    assert loss.loss_tile_tokens(run, run.architecture.vocab_size) == tile
+    assert loss.loss_tile_tokens(run) == tile
 
 
 def masked_steps(runs: list[RunConfig]) -> list[str | tuple[float, float]]:

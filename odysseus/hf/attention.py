@@ -15,8 +15,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from odysseus.attention import Attend
 from odysseus.config import RunConfig
-from odysseus.documents import Documents
 from odysseus.head_exchange import all_to_all_attend
+from odysseus.hf import families
+from odysseus.hf.batches import SplitDocuments
 from odysseus.kernels import choose_kernels
 from odysseus.mesh import Mesh
 from odysseus.option_groups import ModelOptions
@@ -25,8 +26,8 @@ from odysseus.ring import choose_ring
 # The axes of which each may have more than one rank.
 _AXES = {"ulysses": ("sequence",), "ring": ("ring",), "ulysses_ring": ("sequence", "ring")}
 NAMES = tuple(_AXES)
-# What Transformers hands to attention that would change it, and that is not here.
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "indexer_mask")
+# What Transformers hands to attention and attention does not read.
+_UNREAD = ("position_ids", "use_cache", "shift_labels", "output_attentions", "cache_position")
 
 
 def register(
@@ -103,7 +104,8 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    documents: Documents | None = None,
+    documents: SplitDocuments | None = None,
+    is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """One layer's attention: q [B, H, s, K], k and v [B, G, s, K] to [B, s, H, K].
@@ -112,20 +114,26 @@ def _attention(
         ValueError: the layer wants what this attention is not.
     """
     of = type(module).__name__
-    if documents is None:
+    families.check(getattr(module, "config"), of)  # noqa: B009
+    if not isinstance(documents, SplitDocuments):
         raise ValueError(
             f"{of} was not told of documents; valid: batches of odysseus.hf.shard_batch, and a "
             "model that hands its keyword arguments on to attention"
         )
+    if documents.mesh is not mesh:
+        raise ValueError(
+            f"{of} has a batch of another mesh than the one registered last; valid: one mesh"
+        )
     tokens, width = query.shape[2] * mesh.sequence.size * mesh.ring.size, query.shape[3]
-    wanted: dict[str, Any] = {name: others.get(name) for name in _UNKNOWN}
+    wanted = {name: given for name, given in others.items() if name not in _UNREAD}
     wanted["dropout"] = dropout or None
     if sliding_window is not None and sliding_window < tokens:
         wanted[f"sliding_window shorter than a sample's {tokens} tokens"] = sliding_window
-    wanted["is_causal"] = None if _is_causal(module, others) else False
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    wanted["is_causal"] = None if causal else False
     for name, given in wanted.items():
         if given is not None:
-            shown = given if isinstance(given, int | float) else "a tensor"
+            shown = given if isinstance(given, int | float) else type(given).__name__
             raise ValueError(
                 f"{of} wants attention with {name} = {shown}, which is not here for a split "
                 "sequence; valid: plain causal attention"
@@ -134,9 +142,19 @@ def _attention(
         raise ValueError(f"{of} has an attention mask; valid: batches of odysseus.hf.shard_batch")
     if key.shape[2] != query.shape[2]:
         raise ValueError(
-            f"{of} has a cache of earlier keys; valid: use_cache = False, for training"
+            f"{of} has {query.shape[2]} queries and {key.shape[2]} keys; valid: as many, without "
+            "a cache of earlier ones"
         )
     _check_heads(of, query.shape[1], key.shape[1], mesh.sequence.size)
+    if (
+        mesh.ring.size > 1
+        and query.is_cuda
+        and (query.dtype != torch.bfloat16 or width % 8 or width > 256)
+    ):
+        raise ValueError(
+            f"{of} has heads of {width} elements in {query.dtype}, which a ring has no kernel for "
+            "on CUDA; valid: torch.bfloat16, multiples of 8 up to 256"
+        )
     if value.shape[3] != width:
         raise ValueError(f"{of} has values of another width than its queries; valid: the same")
     # Kernels scale by 1/sqrt(K).
@@ -145,11 +163,6 @@ def _attention(
     q_BsHK, k_BsGK, v_BsGK = (x.transpose(1, 2) for x in (query, key, value))
     within = None if documents.one_each else documents
     return attend_in(query.dtype)(q_BsHK, k_BsGK, v_BsGK, documents=within), None
-
-
-def _is_causal(module: nn.Module, others: dict[str, Any]) -> bool:
-    asked = others.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if asked is None else asked)
 
 
 def _check_heads(of: str, heads: int, kv_heads: int, ranks: int) -> None:

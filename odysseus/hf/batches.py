@@ -5,10 +5,11 @@ B batch, S tokens of a sample, s of this rank, V vocabulary.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,14 +24,21 @@ from odysseus.sizes import check_multiple
 _TAKEN = ("input_ids", "labels", "position_ids", "attention_mask")
 
 
+@dataclass(frozen=True)
+class SplitDocuments(Documents):
+    """Documents of samples that the ranks of a mesh share; what attention must be told."""
+
+    mesh: Mesh
+
+
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """This rank's shard of a batch that every rank of its replica has whole.
 
     Args:
         batch: ``input_ids`` [B, S]; and, if they are there, ``labels`` [B, S] as Transformers takes
-            them, not shifted (-100 counts nothing; by default the inputs, without documents' first
-            ones), ``position_ids`` [B or 1, S] (a document begins wherever they do not count on),
-            ``attention_mask`` [B, S], whose zeros must come last and have no labels.
+            them, not shifted (-100 counts nothing; by default the inputs, without padding and
+            documents' first ones), ``position_ids`` [B or 1, S] (a document begins wherever they do
+            not count on), ``attention_mask`` [B, S], whose zeros must come last and have no labels.
         mesh: This rank's.
 
     Returns:
@@ -42,21 +50,33 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """
     if unknown := batch.keys() - {*_TAKEN}:
         raise ValueError(f"the batch has {min(unknown)!r}; valid: {', '.join(_TAKEN)}")
-    input_ids = batch["input_ids"]
+    input_ids = batch.get("input_ids")
+    if input_ids is None or input_ids.dim() != 2 or not input_ids.numel():
+        shape = "missing" if input_ids is None else f"of shape {list(input_ids.shape)}"
+        raise ValueError(f"the batch's input_ids are {shape}; valid: [samples, tokens]")
     tokens = input_ids.shape[1]
+    for name, given in batch.items():
+        rows = {input_ids.shape, (1, tokens)} if name == "position_ids" else {input_ids.shape}
+        if tuple(given.shape) not in rows:
+            raise ValueError(
+                f"{name} is {list(given.shape)}; valid: {list(input_ids.shape)}, as input_ids"
+            )
     places = mesh.ring.size * (2 if mesh.ring_order == "zigzag" and mesh.ring.size > 1 else 1)
     check_multiple(tokens, places * mesh.sequence.size, "ranks of a sample (twice, in zigzag)")
     position_ids = batch.get("position_ids")
     if position_ids is None:
         position_ids = torch.arange(tokens, device=input_ids.device)[None]
     position_ids = position_ids.expand(input_ids.shape)
-    documents = Documents.of_positions(position_ids.cpu().numpy())
-    labels = batch.get("labels")
+    starts = Documents.of_positions(position_ids.cpu().numpy()).starts
+    documents = SplitDocuments(starts, mesh)
+    labels, attention_mask = batch.get("labels"), batch.get("attention_mask")
     if labels is None:
         labels = input_ids.clone()
-        for row, starts in enumerate(documents.starts):
-            labels[row, list(starts)] = IGNORED_LABEL
-    _check_padding(batch.get("attention_mask"), labels)
+        for row, of_row in enumerate(starts):
+            labels[row, list(of_row)] = IGNORED_LABEL
+        if attention_mask is not None:
+            labels[attention_mask == 0] = IGNORED_LABEL
+    _check_padding(attention_mask, labels)
     shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
     sizes = mesh.ring.size, mesh.sequence.size
     mine = torch.from_numpy(shard_of(mesh.ring_order, tokens, *sizes, mesh.shard))
@@ -69,20 +89,23 @@ def _check_padding(attention_mask: Tensor | None, labels: Tensor) -> None:
     """Causal attention never sees what is after a token, so padding at the end needs no mask."""
     if attention_mask is None:
         return
-    if attention_mask.shape != labels.shape:
-        shape = list(attention_mask.shape)
-        raise ValueError(f"attention_mask is {shape}; valid: {list(labels.shape)}, as input_ids")
-    if bool((attention_mask.diff(dim=1) > 0).any()):
+    if bool((attention_mask.long().diff(dim=1) > 0).any()):
         raise ValueError("attention_mask has zeros before ones; valid: padding at the end")
     if bool((labels[attention_mask == 0] != IGNORED_LABEL).any()):
         raise ValueError(f"padding has labels; valid: {IGNORED_LABEL} where attention_mask is 0")
 
 
 def count_items(shards: Iterable[Mapping[str, Any]], mesh: Mesh) -> Tensor:
-    """Labels that count in the batches of one optimizer step, on all ranks: a scalar, fp64."""
+    """Labels that count in the batches of one optimizer step, on all ranks: a scalar, fp64.
+
+    Raises:
+        ValueError: there are none, on every rank.
+    """
     mine = sum((shard["shift_labels"] != IGNORED_LABEL).sum() for shard in shards)
     count = torch.as_tensor(mine, dtype=torch.float64, device=mesh.device)
     collectives.all_reduce_plain(count, mesh.world)
+    if count == 0:
+        raise ValueError(f"all labels of a step are {IGNORED_LABEL}; its loss is undefined")
     return count
 
 
@@ -126,14 +149,15 @@ class ShardedLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Raises ValueError where ranks of a replica have read different batches."""
         for batch in self.loader:
-            _check_same(batch["input_ids"], self.mesh)
+            _check_same(batch, self.mesh)
             yield shard_batch(batch, self.mesh)
 
 
-def _check_same(input_ids: Tensor, mesh: Mesh) -> None:
-    flat = input_ids.flatten().cpu().numpy().astype(np.uint64)
-    weights = np.arange(1, len(flat) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    digest = int((flat * weights).sum(dtype=np.uint64) >> np.uint64(2))
+def _check_same(batch: Mapping[str, Tensor], mesh: Mesh) -> None:
+    digest = 0
+    for name in sorted(batch):
+        digest = zlib.crc32(f"{name} {batch[name].shape}".encode(), digest)
+        digest = zlib.crc32(batch[name].cpu().contiguous().numpy().data, digest)
     most = torch.tensor([digest, -digest], device=mesh.device)
     for axis in (mesh.sequence, mesh.ring):
         dist.all_reduce(most, dist.ReduceOp.MAX, group=axis.group)

@@ -10,9 +10,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from odysseus import checkpoint
 from odysseus.config import RunConfig
 from odysseus.data import Batch
-from odysseus.documents import Documents
 from odysseus.hf.attention import register
-from odysseus.hf.batches import sum_of_losses
+from odysseus.hf.batches import SplitDocuments, sum_of_losses
 from odysseus.hf.prepare import prepare
 from odysseus.host_memory import HostMemory
 from odysseus.mesh import Mesh
@@ -39,13 +38,14 @@ def fill_buffers(model: PreTrainedModel) -> None:
             model._init_weights(module)
 
 
-def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
+def token_losses(model: PreTrainedModel, mesh: Mesh, batch: Batch) -> Tensor:
     """The sum of a batch's token losses on this rank, a scalar."""
-    one_each = Documents(((0,),) * len(batch.input_ids))
+    one_each = ((0,),) * len(batch.input_ids)
+    starts = one_each if batch.documents is None else batch.documents.starts
     output = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         shift_labels=batch.labels,
-        documents=batch.documents or one_each,
+        documents=SplitDocuments(starts, mesh),
     )
     return sum_of_losses(output, batch.labels)

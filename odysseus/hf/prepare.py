@@ -6,29 +6,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from odysseus import zero
+from odysseus import liger, zero
 from odysseus.config import RunConfig
+from odysseus.hf import families
+from odysseus.hf.attention import NAMES
 from odysseus.host_memory import HostMemory
 from odysseus.loss import Loss, choose_loss
 from odysseus.mesh import Mesh
 from odysseus.offload import CheckpointOffload
 from odysseus.tiling import tiled
 
-FAMILIES = ("gemma", "llama", "mistral", "phi3", "qwen2", "qwen3")
-"""Whose MLP is a function of tokens behind ``layer.mlp``, and whose head's output is the logits."""
-
 Undo = Callable[[], None]
 
 
 def check_toggles(run: RunConfig) -> None:
-    """Raise ValueError if a run has a toggle that is not for Transformers' models."""
+    """Raise ValueError if a run has a toggle that is not for Transformers' models, or a value that
+    no toggle has."""
+    for name, kind in get_type_hints(RunConfig).items():
+        if get_origin(kind) is Literal and getattr(run, name) not in get_args(kind):
+            valid = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"{name} is {getattr(run, name)!r}; valid: {valid}")
     refused = [
         ("method", run.method, "ulysses", "ulysses, with ring_parallel_size for a ring"),
         ("model.type", run.model.type, "torch", "torch"),
@@ -58,8 +64,10 @@ def prepare(
     Args:
         model: With the same weights on every rank, on the CPU, the device or meta.
         mesh: This rank's.
+            Its shards keep its dtype: load it in fp32 for fp32 sums and optimizer states.
         run: Its toggles: ``activation_checkpointing``, ``activation_checkpoint_cpu_offload``,
-            ``tiled_mlp_compute``, ``tiled_loss_compute`` and the other ``tiled_loss_*``,
+            ``tiled_mlp_compute``, ``tiled_loss_compute`` (auto: where the sequence is split and the
+            model's head is known) and the other ``tiled_loss_*``,
             ``parameter_offload``, ``reduce_bucket_size``, ``zero_prefetch``, ``dtype``,
             ``seq_parallel_communication_data_type``, ``host_memory_limit_bytes``.
         host: The account of what goes to host memory; by default one of its own.
@@ -72,9 +80,30 @@ def prepare(
         ValueError: a toggle is not for this model.
     """
     check_toggles(run)
+    if host is None and run.optimizer.offload != "none":
+        raise ValueError(
+            f"optimizer.offload = {run.optimizer.offload} is the optimizer's to do; valid: none"
+        )
+    liger.check(run, mesh.device)
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     _check(model, blocks, run)
     changes = _Changes()
+    try:
+        _apply(changes, model, blocks, mesh, run, host)
+    except BaseException:
+        changes.undo()
+        raise
+    return changes.undo
+
+
+def _apply(
+    changes: _Changes,
+    model: PreTrainedModel,
+    blocks: list[GradientCheckpointingLayer],
+    mesh: Mesh,
+    run: RunConfig,
+    host: HostMemory | None,
+) -> None:
     changes.set(model.config, "use_cache", False)
     if run.tiled_mlp_compute:
         for block in blocks:
@@ -89,25 +118,56 @@ def prepare(
         for block in blocks:
             changes.set(block, "gradient_checkpointing", True)
             changes.set(block, "_gradient_checkpointing_func", partial(_recomputed, keep))
-    if run.tiles_loss:
+    if _tiles_loss(model, run):
         _compute_loss_in_head(model, choose_loss(run, model.config.vocab_size), changes)
     zero.shard(model, _units(model, blocks), mesh, {}, run)
     changes.undone.append(lambda: zero.unshard(model))
-    return changes.undo
+    changes.undone.append(model.register_forward_hook(_let_go).remove)
+
+
+def _tiles_loss(model: PreTrainedModel, run: RunConfig) -> bool:
+    known = model.config.model_type in families.TRICKS
+    return run.tiles_loss and (known or run.tiled_loss_compute is True)
+
+
+def _let_go(model: nn.Module, *_: Any) -> None:
+    """Without a backward to come, nothing else frees the weights that stay gathered for it."""
+    if not torch.is_grad_enabled():
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def _check(
     model: PreTrainedModel, blocks: list[GradientCheckpointingLayer], run: RunConfig
 ) -> None:
     of, family = type(model).__name__, model.config.model_type
-    if not blocks:
-        raise ValueError(f"{of} has no GradientCheckpointingLayer, which it would be sharded by")
-    for name, asked in (("tiled_mlp", run.tiled_mlp_compute), ("tiled_loss", run.tiles_loss)):
-        if asked and family not in FAMILIES:
+    if isinstance(model, FSDPModule):
+        raise ValueError(f"{of} is sharded already; valid: undo() first")
+    families.check(model.config, of)
+    attention = model.config._attn_implementation
+    if attention not in NAMES and run.shards > 1:
+        raise ValueError(
+            f"{of} was made with attn_implementation = {attention}, which knows nothing of other "
+            f"ranks' tokens; valid: {', '.join(NAMES)}"
+        )
+    if not isinstance(model.get_output_embeddings(), nn.Linear) or not blocks:
+        raise ValueError(f"{of} has no blocks or no linear head; valid: a causal language model")
+    for name, asked in (
+        ("tiled_mlp", run.tiled_mlp_compute),
+        ("tiled_loss", run.tiled_loss_compute is True),
+    ):
+        if asked and family not in families.TRICKS:
             raise ValueError(
                 f"{name}_compute = true is not known to be right for {of}; valid: false, or a "
-                f"model of {', '.join(FAMILIES)}"
+                f"model of {', '.join(families.TRICKS)}"
             )
+    if run.recomputes and not model.training:
+        raise ValueError(
+            f"{of} is in eval mode, in which Transformers recomputes nothing; valid: model.train()"
+        )
+    if run.recomputes or run.tiled_mlp_compute:
+        families.check_dropout([*blocks], of)
 
 
 class _Changes:
@@ -152,13 +212,13 @@ def _compute_loss_in_head(model: PreTrainedModel, loss: Loss, changes: _Changes)
             )
         labels[:] = [kwargs["shift_labels"]]
 
-    def sum_of_losses(x_BSD: Tensor) -> Tensor:
+    def loss_of_shard(x_BSD: Tensor) -> Tensor:
         weight = head.weight
         assert isinstance(weight, Tensor)
         return loss(x_BSD.flatten(0, 1), weight, labels.pop().flatten())
 
     changes.undone.append(model.register_forward_pre_hook(remember, with_kwargs=True).remove)
-    changes.set(head, "forward", sum_of_losses)
+    changes.set(head, "forward", loss_of_shard)
 
 
 def _units(model: PreTrainedModel, blocks: list[GradientCheckpointingLayer]) -> zero.Units:
