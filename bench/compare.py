@@ -50,7 +50,10 @@ def measured_in_group(
         error = f"{peer} computes something else: {what} is off by {wrong[what]:.1e}"
         return {"status": "invalid", "error": error}
     steps = {"ours": lambda i: ours.step(samples.step(i)), "peer": theirs.step}
-    found: dict[str, Any] = {"largest_difference": max(wrong.values())}
+    found: dict[str, Any] = {
+        "largest_difference": max(wrong.values()),
+        "hardware": cell.hardware_name(device),
+    }
     for name, step in steps.items():
         step(0)  # makes the optimizer
         with TrafficMeter() as traffic:

@@ -31,13 +31,14 @@ def figure(rows: pd.DataFrame) -> Figure:
             values = rows[f"ours_{name}"] / rows[f"peer_{name}"]
         axes.barh(at, values, height=0.24, label=label, edgecolor="white", **STACK_STYLE[index])
         for place, value in zip(at, values, strict=True):
-            axes.annotate(f"{value:.2f}", (0.02, place), va="center", fontsize=6, color="white")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            axes.annotate(f"{value:.2f}", (0.02, place), va="center", fontsize=6, bbox=box)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("ours / peer's")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3)
+    drawn.legend(frameon=False, loc="outside upper center", ncols=len(_QUANTITIES))
     first = rows.iloc[0]
     machine = f"measured on {first['device']}, {first['pairs']} pairs, {first['git_commit'][:8]}"
     drawn.text(0.995, 0.0, machine, ha="right", va="bottom", fontsize=5)

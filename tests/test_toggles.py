@@ -125,7 +125,12 @@ def test_every_pair_of_tricks(method: str, world_size: int) -> None:
     check_all([replace(base, **toggles) for toggles in combinations()])
 
 
-@pytest.mark.parametrize("method", METHODS)
+SLOWLY = ("tp_sp", "ulysses")  # as odysseus, but for tp_sp's MLP, which is as its attention
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOWLY)) for m in METHODS]
+)
 def test_compiled_blocks(method: str) -> None:
     """Blocks break up around collectives, some of them in place: what comes after them is right."""
     run = replace(BASE, method=method, world_size=2, compile=True, activation_checkpointing=True)
