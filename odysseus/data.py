@@ -77,7 +77,10 @@ def text_of(run: RunConfig) -> Text:
 
     Packed documents are tokenised each by itself, with the blank lines that end it.
     """
-    return _text(run.data.path, run.data.pack, run.model.tokenizer)
+    path, pack, file = run.data.path, run.data.pack, run.model.tokenizer
+    if not pack and file is None:
+        return Text(open_tokens(path), np.zeros(1, dtype=np.int64))
+    return _text(path, pack, file)
 
 
 @lru_cache(maxsize=1)

@@ -270,7 +270,8 @@ def test_an_override_reaches_the_architecture(name: str, value: Any) -> None:
 
 def test_every_model_option_is_an_override_and_a_given_head_dim_stays() -> None:
     options = [f.name for f in fields(ModelOptions)]
-    assert options == ["name_or_path", "type", "attn_implementation", *OVERRIDES]
+    about = ["name_or_path", "implementation", "type", "attn_implementation"]
+    assert options == [*about, *OVERRIDES]
     assert RunConfig(model=model(**OVERRIDES)).architecture == replace(PRESETS["tiny"], **OVERRIDES)
 
 

@@ -15,7 +15,7 @@ from methods import METHODS
 from odysseus import liger
 from odysseus.config import ModelOptions, RunConfig
 from odysseus.data import Samples
-from odysseus.kernels import TORCH, Kernels, choose_kernels
+from odysseus.kernels import Kernels, choose_kernels
 from odysseus.loss import choose_loss, whole_logits
 from odysseus.mesh import make_mesh
 from odysseus.step import Trainer
@@ -40,8 +40,9 @@ def test_model_type_liger_means_ligers_kernels(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     options.check(replace(RUN, device="cpu"))
     chosen = choose_kernels(RUN.model, CPU, torch.float32)
+    own = choose_kernels(ModelOptions(), CPU, torch.float32)
     assert chosen == Kernels(
-        TORCH.attend, liger.rms_norm, liger.swiglu, liger.rotary, chosen.blocks
+        own.attend, liger.rms_norm, liger.swiglu, liger.rotary, own.blocks, chosen.whole
     )
     tiled = choose_loss(RUN, RUN.architecture.vocab_size)
     assert isinstance(tiled, partial)

@@ -17,8 +17,8 @@ def test_zigzag_by_hand() -> None:
     assert tokens_of("zigzag", 8, 2, 1).tolist() == [2, 3, 4, 5]
     assert tokens_of("contiguous", 8, 2, 1).tolist() == [4, 5, 6, 7]
     assert tokens_of("zigzag", 3, 1, 0).tolist() == [0, 1, 2]
-    assert look_at_place("zigzag", 0, 1, 4) == Look(slice(2, 4), slice(0, 4))
-    assert look_at_place("zigzag", 1, 0, 4) == Look(slice(0, 4), slice(0, 2))
+    assert look_at_place("zigzag", 0, 1, 4) == Look(slice(2, 4), slice(0, 4), 1)
+    assert look_at_place("zigzag", 1, 0, 4) == Look(slice(0, 4), slice(0, 2), 0)
 
 
 @pytest.mark.parametrize("order", ORDERS)

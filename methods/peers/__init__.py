@@ -62,6 +62,7 @@ class Peer:
 
 
 _WHOLE_LOGITS = "all logits on every rank, replicated embedding and head activations"
+_BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cut, not gathered"
 PEERS = {
     "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS),
     "dtensor_tp_sp": Peer("tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS),
@@ -69,9 +70,11 @@ PEERS = {
         "tp_sp",
         "torch",
         "dtensor:sequence_and_loss_parallel",
-        "logits cut by vocabulary, not by tokens",
+        _BY_VOCABULARY,
     ),
     "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS),
+    "megatron_tp": Peer("tp", "megatron", "megatron_core:tensor_parallel", _BY_VOCABULARY),
+    "megatron_tp_sp": Peer("tp_sp", "megatron", "megatron_core:sequence_parallel", _BY_VOCABULARY),
     "yunchang_ulysses": Peer(
         "ulysses",
         "yunchang",

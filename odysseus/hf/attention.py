@@ -6,11 +6,12 @@ B batch, s tokens of this rank, H query heads, G kv heads, K elements of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from odysseus.attention import Attend
@@ -70,21 +71,21 @@ def register(
         return kernels.attend
 
     attend_in(torch.bfloat16)  # says now what it lacks
+    sizes = {"sequence": mesh.sequence.size, "ring": mesh.ring.size}
     for name, axes in _AXES.items():
-        for axis in {"sequence", "ring"} - {*axes}:
-            if getattr(mesh, axis).size > 1:
-                ranks = getattr(mesh, axis).size
-                instead = f"the mesh's {axis} axis has {ranks} ranks; valid: ulysses_ring"
-                AttentionInterface.register(name, partial(_refuse, name, instead))
-                AttentionMaskInterface.register(name, _no_mask)
-                break
-        else:
-            AttentionInterface.register(name, partial(_attention, mesh, attend_in))
-            AttentionMaskInterface.register(name, _no_mask)
+        left_out = [axis for axis, size in sizes.items() if size > 1 and axis not in axes]
+        attention: Callable[..., Any] = partial(_attention, mesh, attend_in)
+        if left_out:
+            attention = partial(_refuse, name, left_out[0], sizes[left_out[0]])
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, _no_mask)
 
 
-def _refuse(name: str, why: str, *_: Any, **__: Any) -> None:
-    raise ValueError(f"attn_implementation = {name}, but {why}")
+def _refuse(name: str, axis: str, ranks: int, *_: Any, **__: Any) -> None:
+    raise ValueError(
+        f"attn_implementation = {name}, but the mesh's {axis} axis has {ranks} ranks; valid: "
+        "ulysses_ring"
+    )
 
 
 def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
@@ -95,8 +96,8 @@ def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
 
 def _attention(
     mesh: Mesh,
-    attend_in: Any,
-    module: nn.Module,
+    attend_in: Callable[[torch.dtype], Attend],
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -114,7 +115,7 @@ def _attention(
         ValueError: the layer wants what this attention is not.
     """
     of = type(module).__name__
-    families.check(getattr(module, "config"), of)  # noqa: B009
+    families.check(module.config, of)
     if not isinstance(documents, SplitDocuments):
         raise ValueError(
             f"{of} was not told of documents; valid: batches of odysseus.hf.shard_batch, and a "

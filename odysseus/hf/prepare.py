@@ -62,9 +62,9 @@ def prepare(
     :func:`odysseus.hf.loss` needs it.
 
     Args:
-        model: With the same weights on every rank, on the CPU, the device or meta.
+        model: With the same weights on every rank, on the CPU, the device or meta. Its shards keep
+            their dtype: load it in fp32 for sums and optimizer states in fp32.
         mesh: This rank's.
-            Its shards keep its dtype: load it in fp32 for fp32 sums and optimizer states.
         run: Its toggles: ``activation_checkpointing``, ``activation_checkpoint_cpu_offload``,
             ``tiled_mlp_compute``, ``tiled_loss_compute`` (auto: where the sequence is split and the
             model's head is known) and the other ``tiled_loss_*``,

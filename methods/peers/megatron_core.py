@@ -1,0 +1,155 @@
+"""Megatron-Core's tensor-parallel layers, embedding and vocabulary-parallel loss, with and without
+its sequence parallelism.
+
+Its layers take the sequence first: [S, B, D]. They ask CUDA for the current device; where there is
+none, a stand-in answers for them, and nothing else of theirs is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what it can do without
+    from megatron.core import ModelParallelConfig, parallel_state
+    from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+    from megatron.core.tensor_parallel.layers import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+    )
+
+from methods.peers.plain import PlainLM, initialized
+from odysseus import weights
+from odysseus.attention import sdpa
+from odysseus.config import RunConfig
+from odysseus.data import Batch
+from odysseus.mesh import Mesh
+from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT
+
+_SPLIT = ATTENTION_SPLIT | MLP_SPLIT
+_BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+class Column(ColumnParallelLinear):
+    """[B, s or S, D] to [B, S, e]."""
+
+    def forward(self, x_BSD: Tensor) -> Tensor:  # pyright: ignore
+        y_SBe, _bias = super().forward(x_BSD.transpose(0, 1).contiguous())
+        return y_SBe.transpose(0, 1)
+
+
+class Row(RowParallelLinear):
+    """[B, S, c] to [B, s or S, D]."""
+
+    def forward(self, x_BSc: Tensor) -> Tensor:  # pyright: ignore
+        y_SBD, _bias = super().forward(x_BSc.transpose(0, 1).contiguous())
+        return y_SBD.transpose(0, 1)
+
+
+class Embedding(VocabParallelEmbedding):
+    """[B, S] to [B, s or S, D]."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:  # pyright: ignore
+        x = super().forward(input_ids)
+        return x.transpose(0, 1) if self.reduce_scatter_embeddings else x
+
+
+class Trainer:
+    whole_samples = True
+
+    def __init__(self, model: PlainLM, mesh: Mesh, sequence_parallel: bool) -> None:
+        self.model, self.axis = model, mesh.sequence
+        norms = [m for m in model.modules() if isinstance(m, nn.RMSNorm)]
+        self.of_shards = [norm.weight for norm in norms] if sequence_parallel else []
+
+    def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
+        logits_BSv = self.model(batch.input_ids, batch.position_ids)
+        losses = vocab_parallel_cross_entropy(
+            logits_BSv.float().transpose(0, 1).contiguous(), batch.labels.T.contiguous()
+        )
+        loss = losses.sum() / tokens
+        loss.backward()
+        # What its trainer does at the end of a step for weights that saw a shard of the sequence.
+        grads = [p.grad for p in self.of_shards if p.grad is not None]
+        if grads:
+            summed = torch.stack(grads)
+            dist.all_reduce(summed, group=self.axis.group)
+            for grad, of_all in zip(grads, summed, strict=True):
+                grad.copy_(of_all)
+        return loss.detach()
+
+    def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            assert parameter.grad is not None
+            cut = _cut(name)
+            if cut is None:
+                yield name, parameter.grad
+                continue
+            parts = [torch.empty_like(parameter.grad) for _ in range(self.axis.size)]
+            dist.all_gather(parts, parameter.grad.contiguous(), group=self.axis.group)
+            yield name, torch.cat(parts, dim=cut)
+
+
+def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+    """The stream replicated."""
+    return _build(run, mesh, sequence_parallel=False)
+
+
+def sequence_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+    """The stream cut along the sequence between blocks."""
+    return _build(run, mesh, sequence_parallel=True)
+
+
+def _build(run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> Trainer:
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as it recommends
+    if not torch.cuda.is_available():
+        setattr(torch.cuda, "current_device", lambda: "cpu")  # noqa: B010
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(mesh.sequence.size)
+    a, axis = run.architecture, mesh.sequence
+    config = ModelParallelConfig(
+        tensor_model_parallel_size=axis.size,
+        sequence_parallel=sequence_parallel,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,
+        params_dtype=torch.float32,
+    )
+    about: dict[str, Any] = {"config": config, "init_method": lambda w: w, "tp_group": axis.group}
+
+    of_rows: dict[str, Any] = about | {"bias": False, "input_is_parallel": True}
+    of_rows |= {"skip_bias_add": False}
+
+    def linear(width_in: int, width_out: int, name: str) -> nn.Module:
+        if name in ("o_proj", "down_proj"):
+            return Row(width_in, width_out, **of_rows)
+        return Column(width_in, width_out, bias=False, gather_output=False, **about)
+
+    model = PlainLM(a, sdpa, linear)
+    model.model.embed_tokens = Embedding(  # pyright: ignore[reportAttributeAccessIssue]
+        a.vocab_size, a.hidden_size, reduce_scatter_embeddings=sequence_parallel, **about
+    )
+    model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")  # pyright: ignore
+    whole = dict(initialized(run).named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in _BY_VOCABULARY:
+                parameter.copy_(whole[name].chunk(axis.size)[axis.rank])
+                continue
+            (piece,) = weights.pieces(name, a, _SPLIT, axis.size, axis.rank)
+            parameter.copy_(piece.of(whole[name]))
+    return Trainer(model, mesh, sequence_parallel)
+
+
+def _cut(name: str) -> int | None:
+    if name in _BY_VOCABULARY:
+        return 0
+    return next((dim for key, dim in _SPLIT.items() if f".{key}." in name), None)
