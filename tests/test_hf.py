@@ -12,13 +12,13 @@ from bench import rows
 from bench.__main__ import main
 from odysseus.hf.attention import NAMES
 from odysseus.hf.families import TRICKS
+from tests.hf_mistakes import refusals
 from tests.hf_models import (
     CONFIGS,
     Case,
     errors,
     in_other_orders,
     padded,
-    refusals,
     registered,
     undone,
 )
