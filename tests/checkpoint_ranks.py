@@ -8,40 +8,65 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from methods import METHODS
 from odysseus import checkpoint
 from odysseus.config import RunConfig
 from odysseus.data import Samples
 from odysseus.mesh import make_mesh
+from odysseus.model import Head
 from odysseus.step import Trainer
 from tests.hf_models import norms_in_fp64
 
 CPU = torch.device("cpu")
 
 
-def errors(runs: list[RunConfig], expected: list[str]) -> list[tuple[float, float]]:
-    """Of each run on this rank: the errors of its loss, and of the worst gradient relative to that
-    tensor's largest element.
+def errors(runs: list[RunConfig], expected: list[str]) -> list[tuple[float, float, float]]:
+    """Of each run on this rank: the errors of its loss, of the worst gradient and of its shard's
+    logits, the latter two relative to that tensor's largest element.
 
     Args:
-        expected: Safetensors of each run's gradients by name, and of its ``loss``.
+        expected: Safetensors of each run's gradients by name, of its ``loss`` and its ``logits``.
     """
     norms_in_fp64()
     found = []
     for run, file in zip(runs, expected, strict=True):
         gradients = load_file(file)
         trainer = Trainer(run, METHODS[run.method], mesh := make_mesh(CPU, run))
-        mine = trainer.forward_backward(Samples(run, mesh.replica, mesh.shard, CPU).step(0))
+        samples = Samples(run, mesh.replica, mesh.shard, CPU)
+        logits = seen_logits(trainer.model)
+        mine = trainer.forward_backward(samples.step(0))
         worst = 0.0
         for piece, gradient in trainer.gradients():
             whole = gradients[piece.name]
             error = (gradient - piece.of(whole)).abs().max() / whole.abs().max()
             worst = max(worst, error.item())
-        found.append((abs(mine.item() / gradients["loss"].item() - 1), worst))
+        whole = gradients["logits"][0, samples.positions]
+        of_logits = [((x - whole).abs().max() / whole.abs().max()).item() for x in logits]
+        assert bool(logits) == (run.model.implementation == "native")
+        of_loss = abs(mine.item() / gradients["loss"].item() - 1)
+        found.append((of_loss, worst, max(of_logits, default=0.0)))
     return found
+
+
+def seen_logits(model: nn.Module) -> list[torch.Tensor]:
+    """Where a step of this project's model will leave its shard's logits; its head computes them
+    in tiles that nobody else sees, and Transformers' heads are left alone."""
+    seen: list[torch.Tensor] = []
+    head = model.lm_head
+    if isinstance(head, Head):
+        loss = head.loss
+
+        def seeing(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
+            seen.append(F.linear(hidden_TD, weight_VD).detach())
+            return loss(hidden_TD, weight_VD, labels_T)
+
+        head.loss = seeing
+    return seen
 
 
 def saved_again(runs: list[RunConfig], folder: str, file_bytes: int) -> None:

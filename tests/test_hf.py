@@ -4,7 +4,6 @@ one-process model, with Transformers' own attention and mask, in fp64 to 1e-10."
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,25 +22,12 @@ from tests.hf_models import (
     undone,
 )
 from tests.ranks import run_ranks
+from tests.test_toggles import ALL_ON
+from tests.test_toggles import TOGGLES as OWN_TOGGLES
 
-LOSS_TILES = {"tiled_loss_compute": True, "tiled_loss_bytes": 4 * 320 * 5}
-TOGGLES: list[dict[str, Any]] = [
-    {"activation_checkpointing": True},
-    {"activation_checkpoint_cpu_offload": True},
-    {"tiled_mlp_compute": True},
-    LOSS_TILES,
-    LOSS_TILES | {"tiled_loss_engine": "checkpoint"},
-    LOSS_TILES | {"tiled_loss_engine": "torch"},
-    {"reduce_bucket_size": 1000},
-    {"zero_prefetch": False},
-    {"parameter_offload": "cpu"},
-]
-ALL_ON = LOSS_TILES | {
-    "activation_checkpoint_cpu_offload": True,
-    "tiled_mlp_compute": True,
-    "reduce_bucket_size": 1000,
-    "parameter_offload": "cpu",
-}
+OF_OTHERS = ("kept_gathers", "optimizer_offload")  # a method's, the optimizer's
+TOGGLES = [toggle for name, toggle in OWN_TOGGLES.items() if name not in OF_OTHERS]
+TOGGLES.append({"zero_prefetch": False})
 
 
 def cases(name: str, world_size: int) -> list[Case]:
