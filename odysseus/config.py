@@ -14,6 +14,7 @@ import torch
 from odysseus import config_json
 from odysseus.architecture import Architecture, changed, preset
 from odysseus.option_groups import DataOptions, ModelOptions, OptimizerOptions
+from odysseus.ring_order import chunks_of
 from odysseus.sizes import check_axes, check_multiple
 
 _LOWEST = {"world_size": 1, "sequence_parallel_size": 0, "ring_parallel_size": 1, "seq_len": 1}
@@ -176,8 +177,7 @@ class RunConfig:
     def seq_len_unit(self) -> int:
         """What seq_len is a multiple of: two chunks a place in zigzag order, and every rank's shard
         a whole number of half chunks."""
-        halves = 2 if self.ring_order == "zigzag" and self.ring_parallel_size > 1 else 1
-        return halves * self.shards
+        return chunks_of(self.ring_order, self.ring_parallel_size) * self.sequence_size
 
     @property
     def local_tokens(self) -> int:

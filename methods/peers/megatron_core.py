@@ -26,15 +26,12 @@ with warnings.catch_warnings():
         VocabParallelEmbedding,
     )
 
-from methods.peers.plain import PlainLM, initialized
-from odysseus import weights
+from methods.peers.plain import PlainLM, cut_block, gathered, spread
 from odysseus.attention import sdpa
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh
-from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT
 
-_SPLIT = ATTENTION_SPLIT | MLP_SPLIT
 _BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -87,15 +84,7 @@ class Trainer:
         return loss.detach()
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            assert parameter.grad is not None
-            cut = _cut(name)
-            if cut is None:
-                yield name, parameter.grad
-                continue
-            parts = [torch.empty_like(parameter.grad) for _ in range(self.axis.size)]
-            dist.all_gather(parts, parameter.grad.contiguous(), group=self.axis.group)
-            yield name, torch.cat(parts, dim=cut)
+        return gathered(self.model, self.axis, _cut)
 
 
 def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
@@ -138,18 +127,11 @@ def _build(run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> Trainer:
         a.vocab_size, a.hidden_size, reduce_scatter_embeddings=sequence_parallel, **about
     )
     model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")  # pyright: ignore
-    whole = dict(initialized(run).named_parameters())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in _BY_VOCABULARY:
-                parameter.copy_(whole[name].chunk(axis.size)[axis.rank])
-                continue
-            (piece,) = weights.pieces(name, a, _SPLIT, axis.size, axis.rank)
-            parameter.copy_(piece.of(whole[name]))
+    spread(model, run, axis, _cut)
     return Trainer(model, mesh, sequence_parallel)
 
 
 def _cut(name: str) -> int | None:
     if name in _BY_VOCABULARY:
         return 0
-    return next((dim for key, dim in _SPLIT.items() if f".{key}." in name), None)
+    return cut_block(name)

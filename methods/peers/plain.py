@@ -5,10 +5,11 @@ B batch, S tokens, D width, F heads, K elements of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from odysseus.architecture import Architecture
 from odysseus.attention import sdpa
 from odysseus.config import RunConfig
 from odysseus.data import Batch
+from odysseus.mesh import Axis
+from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT
 from odysseus.rotary import rotary_table
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -131,3 +134,35 @@ def mean_loss(logits: Tensor, batch: Batch, tokens: int) -> Tensor:
     """The sum of token losses over the step's tokens."""
     sums = partial(F.cross_entropy, reduction="sum")
     return sums(logits.flatten(0, 1).float(), batch.labels.flatten()) / tokens
+
+
+Cut = Callable[[str], int | None]
+"""cut(name): the dimension that a weight is cut along over the ranks, None if it is whole."""
+
+
+def cut_block(name: str) -> int | None:
+    """As tensor parallelism cuts the weights of a block."""
+    split = ATTENTION_SPLIT | MLP_SPLIT
+    return next((dim for key, dim in split.items() if f".{key}." in name), None)
+
+
+@torch.no_grad()
+def spread(model: nn.Module, run: RunConfig, axis: Axis, cut: Cut) -> None:
+    """Fill a rank's cut model with the run's weights."""
+    whole = dict(initialized(run).named_parameters())
+    for name, parameter in model.named_parameters():
+        dim = cut(name)
+        mine = whole[name] if dim is None else whole[name].chunk(axis.size, dim)[axis.rank]
+        parameter.copy_(mine)
+
+
+def gathered(model: nn.Module, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor]]:
+    """Every whole gradient of a cut model, by name."""
+    for name, parameter in model.named_parameters():
+        gradient, dim = parameter.grad, cut(name)
+        assert gradient is not None
+        if dim is not None:
+            parts = [torch.empty_like(gradient) for _ in range(axis.size)]
+            dist.all_gather(parts, gradient.contiguous(), group=axis.group)
+            gradient = torch.cat(parts, dim=dim)
+        yield name, gradient

@@ -18,7 +18,7 @@ from odysseus import collectives
 from odysseus.documents import Documents
 from odysseus.loss import IGNORED_LABEL, cross_entropy_sum
 from odysseus.mesh import Mesh
-from odysseus.ring_order import shard_of
+from odysseus.ring_order import chunks_of, shard_of
 from odysseus.sizes import check_multiple
 
 _TAKEN = ("input_ids", "labels", "position_ids", "attention_mask")
@@ -61,8 +61,8 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
             raise ValueError(
                 f"{name} is {list(given.shape)}; valid: {list(input_ids.shape)}, as input_ids"
             )
-    places = mesh.ring.size * (2 if mesh.ring_order == "zigzag" and mesh.ring.size > 1 else 1)
-    check_multiple(tokens, places * mesh.sequence.size, "ranks of a sample (twice, in zigzag)")
+    chunks = chunks_of(mesh.ring_order, mesh.ring.size)
+    check_multiple(tokens, chunks * mesh.sequence.size, "ranks of a sample (twice, in zigzag)")
     position_ids = batch.get("position_ids")
     if position_ids is None:
         position_ids = torch.arange(tokens, device=input_ids.device)[None]
