@@ -105,10 +105,10 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
     """One block's forward and backward of one micro step.
 
     With activation checkpointing the block's forward runs again in backward, up to the last
-    tensor that backward needs: not its closing all-reduce or reduce-scatter, nor a tiled MLP.
+    tensor that backward needs: not its closing all-reduce or reduce-scatter (the last chunk's, if
+    it is taken in chunks), nor a tiled MLP.
     """
-    again = int(run.recomputes)
-    n = run.sequence_size
+    again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
     if run.method == "ulysses":
         to_heads, (size, calls) = _ulysses_exchanges(run)
         yield Term("all_to_all", "activation", calls * (2 + again), size, n)
@@ -116,24 +116,25 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
         for size, calls in to_heads:
             yield Term("all_to_all", "activation", calls * passes, size, n)
         return
-    stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+    stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize // chunks
+    closing = 2 * chunks + again * (chunks - 1)
     mlp = _mlp_tiles(run, stream)
     if run.method == "tp":
         # Megatron-LM (arXiv 1909.08053 §3): one all-reduce a half-block, forward and backward.
-        yield Term("all_reduce", "activation", 2 + again, stream, n)
+        yield Term("all_reduce", "activation", (2 + again) * chunks, stream, n)
         for size, count in mlp:
-            passes = 3 if run.tiled_mlp_compute else 2
+            passes = 3 if run.tiled_mlp_compute else closing
             yield Term("all_reduce", "activation", count * passes, size, n)
         return
     # Korthikanti et al. (arXiv 2205.05198 §4.2.2): a half-block gathers and scatters forward, does
     # the transposes backward, and gathers its input once more where it was not kept.
-    gathers = 2 + int(run.regather) + again
+    gathers = (2 + int(run.regather) + again) * chunks
     yield Term("all_gather", "activation", gathers, stream, n)
-    yield Term("reduce_scatter", "activation", 2 + again, stream, n)
+    yield Term("reduce_scatter", "activation", (2 + again) * chunks, stream, n)
     if run.method == "odysseus":
         return
     # A tile runs forward, forward again, and backward, with what it gathered still there.
-    gathers, scatters = (3, 3) if run.tiled_mlp_compute else (gathers, 2)
+    gathers, scatters = (3, 3) if run.tiled_mlp_compute else (gathers, closing)
     for size, count in mlp:
         yield Term("all_gather", "activation", count * gathers, size, n)
         yield Term("reduce_scatter", "activation", count * scatters, size, n)

@@ -29,6 +29,7 @@ from odysseus.buckets import reduce_in_buckets
 from odysseus.config import RunConfig
 from odysseus.mesh import Mesh
 from odysseus.weights import PACKED
+from odysseus.zero_overlap import overlap
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def shard(
             if run.reduce_bucket_size:
                 for group in module._get_fsdp_state()._fsdp_param_groups:
                     reduce_in_buckets(group, run.reduce_bucket_size, run.compute_dtype)
+    if run.zero_engine == "overlap":
+        overlap(model, [embedding, *units.blocks, *([] if tied else last[:1])])
 
 
 def _gather_when_needed(unit: FSDPModule) -> None:
