@@ -213,13 +213,15 @@ def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
 
 def _zero(run: RunConfig) -> Iterator[Term]:
     """ZeRO-3 in one micro step (Rajbhandari et al., arXiv 1910.02054 §7): a block's weights are
-    gathered forward and backward, the embedding's and the head's once; gradients scattered once.
+    gathered forward and backward, the embedding's and the head's once (the overlapping engine: the
+    last block's too); gradients scattered once.
     """
     a = run.architecture
+    layers, kept = a.num_hidden_layers, int(run.zero_engine == "overlap")
     block = _block_names(run)
     head = ["model.norm.weight"]
     table = ["model.embed_tokens.weight"]
-    units = [(block, 2, a.num_hidden_layers)]
+    units = [(block, 2 * layers - kept, layers)]
     if a.tie_word_embeddings:
         units += [(head + table, 1, 1)]
     else:
@@ -232,7 +234,7 @@ def _zero(run: RunConfig) -> Iterator[Term]:
             if not members:
                 continue
             width, reduced = run.compute_dtype.itemsize, run.reduce_dtype.itemsize
-            yield Term("all_gather", "parameter", gathers * count, size * width, ranks)
+            yield Term("all_gather", "parameter", gathers, size * width, ranks)
             for elements, parts in _reductions(run, size, ranks):
                 yield Term("reduce_scatter", "gradient", count * parts, elements * reduced, ranks)
 

@@ -21,19 +21,18 @@ from torch.utils.checkpoint import checkpoint
 from odysseus import overlapped
 from odysseus.architecture import Architecture
 from odysseus.attention import by_head
-from odysseus.collectives import Landing
 from odysseus.documents import Documents
 from odysseus.kernels import TORCH, Kernels
 from odysseus.loss import Loss, whole_logits
 from odysseus.rotary import rotary_table
 from odysseus.tiling import tiled
 
-Project = Callable[[Tensor, Tensor, Tensor | None], Landing]
+Project = Callable[[Tensor, Tensor, Tensor | None], Callable[[], Tensor]]
 """project(x, weight, bias)() -> y: a linear map and whatever communication belongs to it, which has
 begun when the first call returns and ended when the second does."""
 
 
-def local(x: Tensor, weight: Tensor, bias: Tensor | None) -> Landing:
+def local(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[], Tensor]:
     """The linear map alone."""
     return partial(F.linear, x, weight, bias)
 
@@ -88,7 +87,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
         self.project = project
 
-    def begin(self, x: Tensor) -> Landing:
+    def begin(self, x: Tensor) -> Callable[[], Tensor]:
         """Begin what :meth:`forward` does; call the result for y."""
         return self.project(x, self.weight, self.bias)
 

@@ -2,7 +2,8 @@
 
 FSDP2 hides gathers and reductions on CUDA's streams; on a CPU it waits for each where it begins.
 Here a unit's weights travel while the unit before it computes, its gradients while the next one's
-are computed. At most one unit more is held: forward's next (in backward FSDP2 holds it too).
+are computed. At most one unit more is held: forward's next (in backward FSDP2 holds it too), and
+the last block's weights while its loss is computed.
 """
 
 from __future__ import annotations
