@@ -196,11 +196,12 @@ def test_a_row_has_its_time_and_a_trace_its_operations(tmp_path: Path) -> None:
     rows = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
     spans = [e for e in events if e["ph"] == "X"]
     assert {e["tid"] for e in spans} == set(rows)
-    assert all(e["dur"] >= 0 and e["ts"] >= 0 and e["pid"] == 0 for e in spans)
+    assert all(e["dur"] > 0 and e["ts"] >= 0 and e["pid"] == 0 for e in spans)
+    assert rows[0].endswith("attention_backward") or rows[0].endswith("matmul")
     for tid in rows:  # viewers take what begins inside another event of a row for its child
         ends = 0.0
         for event in sorted((e for e in spans if e["tid"] == tid), key=lambda e: e["ts"]):
-            assert event["ts"] >= ends - 1e-3
+            assert event["ts"] >= ends
             ends = event["ts"] + event["dur"]
     assert max(e["ts"] + e["dur"] for e in spans) == pytest.approx(float(row["step_ms_p50"]) * 1e3)
 
