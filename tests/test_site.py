@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import options, rows
+from odysseus.config import RunConfig
+from scripts import toggles
+
 ROOT = Path(__file__).parent.parent
 # Nothing that a build asked the network for would be answered.
 _NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
@@ -49,3 +53,19 @@ def test_every_picture_of_a_page_is_there(site: Path) -> None:
         if not (page.parent / picture).is_file()
     ]
     assert missing == []
+
+
+def test_every_column_is_described_in_its_order() -> None:
+    described = re.findall(
+        r"^\| `(\w+)` \| \S", (ROOT / "docs/columns.md").read_text(), re.MULTILINE
+    )
+    assert described == list(rows.COLUMNS)
+
+
+def test_every_toggle_is_described_as_it_is() -> None:
+    assert toggles.page() == toggles.PAGE.read_text(), "python -m scripts.toggles"
+    parser = options.parser("run", "")
+    common = {action.dest for action in parser._actions}
+    options.add_run_options(parser)
+    flags = {action.dest for action in parser._actions} - common - {"model", "optimizer", "data"}
+    assert {name for name, _ in toggles.rows(RunConfig)} == flags
