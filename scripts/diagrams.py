@@ -1,11 +1,10 @@
 """docs/figures/METHOD.svg: what every rank holds on the way through a block, and what is sent.
 
-python -m scripts.diagrams [FOLDER]    default docs/figures
+python -m scripts.diagrams
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -190,8 +189,8 @@ def _residual(start: float, end: float) -> str:
     return f'{path}<text x="{x + 21}" y="{(start + end) / 2 + 4}">+</text>'
 
 
-def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+def main(folder: Path = FOLDER) -> None:
+    """Write the diagrams."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, steps in METHODS.items():
         (folder / f"{name}.svg").write_text(svg(steps, f"A block of {name} on {RANKS} ranks"))

@@ -15,9 +15,8 @@ from scripts import diagrams
 from tests.test_parity import RUN
 
 
-def test_the_files_are_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["diagrams", str(tmp_path)])
-    diagrams.main()
+def test_the_files_are_up_to_date(tmp_path: Path) -> None:
+    diagrams.main(tmp_path)
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     shipped = {path.name: path.read_text() for path in diagrams.FOLDER.iterdir()}
     assert drawn == shipped, "python -m scripts.diagrams"
