@@ -28,11 +28,12 @@ SECTIONS = {
 
 
 def shipped(*suffixes: str) -> list[str]:
-    """Files of results/ that git keeps."""
+    """Files of results/ that git keeps; all of them where there is no git."""
     listed = subprocess.run(
         ["git", "ls-files", "."], cwd=RESULTS, check=False, capture_output=True, text=True
-    )
-    return [name for name in listed.stdout.splitlines() if name.endswith(suffixes)]
+    ).stdout.splitlines()
+    there = [path.relative_to(RESULTS).as_posix() for path in sorted(RESULTS.rglob("*"))]
+    return [name for name in listed or there if name.endswith(suffixes)]
 
 
 def section_of(name: str) -> str:
