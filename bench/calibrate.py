@@ -25,13 +25,13 @@ from bench.program import Device, Recorder
 from bench.speeds import Attention, Link, Points, Speeds
 from bench.traffic import bytes_sent
 from methods import METHODS
-from odysseus.collectives import start_hop
 from odysseus.config import ModelOptions, RunConfig
 from odysseus.data import Samples
 from odysseus.host_memory import machine_bytes, ranks_a_node
 from odysseus.kernels import choose_kernels
 from odysseus.mesh import Axis, Mesh
 from odysseus.step import Trainer
+from odysseus.transfers import start_hop
 
 _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""

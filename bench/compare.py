@@ -21,10 +21,10 @@ from bench import cell, flops
 from bench.memory import MemoryMeter
 from bench.traffic import TrafficMeter
 from methods.peers import PEERS, PeerTrainer
-from odysseus.collectives import all_reduce_plain
 from odysseus.config import RunConfig
 from odysseus.data import Batch, Samples
 from odysseus.step import Trainer
+from odysseus.transfers import all_reduce_plain
 from odysseus.weights import huggingface_shapes
 
 TOLERANCE = 1e-3

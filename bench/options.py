@@ -22,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from bench import arctic, dryrun
 from methods import METHODS
-from odysseus import checkpoint, head_chunks, implementation, liger, ring
+from odysseus import checkpoint, head_chunks, implementation, liger, overlapped, ring, zero_overlap
 from odysseus.config import RunConfig
 from odysseus.data import check_tokens
 from odysseus.kernels import choose_kernels
@@ -85,8 +85,10 @@ def check(run: RunConfig) -> None:
     run.check()
     implementation.check(run)
     METHODS[run.method].check(run)
+    overlapped.check(run)
     dryrun.check(run)
     if run.dry_run:
+        zero_overlap.check(run, dryrun.on_gpu(run))
         return
     device = pick_device(run.device)
     if run.device == "cuda" and not torch.cuda.is_available():
@@ -95,6 +97,7 @@ def check(run: RunConfig) -> None:
     liger.check(run, device)
     ring.check(run, device)
     head_chunks.check(run, device)
+    zero_overlap.check(run, device.type == "cuda")
     check_compiler(run, device)
     check_tokens(run)
     checkpoint.check(run)

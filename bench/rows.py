@@ -37,7 +37,8 @@ IDENTITY = (
     *("tiled_loss_engine", "tiled_loss_bytes", "host_memory_limit_bytes"),
     *("expandable_segments", "compile"),
     *("ring_order", "ring_backend", "axis_order"),
-    *("regather", "ulysses_all_to_all", "ulysses_head_chunks", "zero_prefetch"),
+    *("regather", "ulysses_all_to_all", "ulysses_head_chunks", "zero_prefetch", "zero_engine"),
+    "overlap_chunks",
     *("learning_rate", "data_path", "data_pack", "model_implementation"),
 )
 """What makes a cell the cell it is, whoever measures or predicts it."""
@@ -103,6 +104,8 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "ulysses_all_to_all": run.ulysses_all_to_all,
         "ulysses_head_chunks": run.ulysses_head_chunks if run.ulysses_head_chunks > 1 else None,
         "zero_prefetch": None if run.zero_prefetch else False,
+        "zero_engine": None if run.zero_engine == "fsdp2" else run.zero_engine,
+        "overlap_chunks": run.overlap_chunks if run.overlap_chunks > 1 else None,
         "learning_rate": run.optimizer.learning_rate,
         "data_path": run.data.path,
         "data_pack": run.data.pack or None,

@@ -105,10 +105,10 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
     """One block's forward and backward of one micro step.
 
     With activation checkpointing the block's forward runs again in backward, up to the last
-    tensor that backward needs: not its closing all-reduce or reduce-scatter, nor a tiled MLP.
+    tensor that backward needs: not its closing all-reduce or reduce-scatter (the last chunk's, if
+    it is taken in chunks), nor a tiled MLP.
     """
-    again = int(run.recomputes)
-    n = run.sequence_size
+    again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
     if run.method == "ulysses":
         to_heads, (size, calls) = _ulysses_exchanges(run)
         yield Term("all_to_all", "activation", calls * (2 + again), size, n)
@@ -116,24 +116,25 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
         for size, calls in to_heads:
             yield Term("all_to_all", "activation", calls * passes, size, n)
         return
-    stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+    stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize // chunks
+    closing = 2 * chunks + again * (chunks - 1)
     mlp = _mlp_tiles(run, stream)
     if run.method == "tp":
         # Megatron-LM (arXiv 1909.08053 §3): one all-reduce a half-block, forward and backward.
-        yield Term("all_reduce", "activation", 2 + again, stream, n)
+        yield Term("all_reduce", "activation", (2 + again) * chunks, stream, n)
         for size, count in mlp:
-            passes = 3 if run.tiled_mlp_compute else 2
+            passes = 3 if run.tiled_mlp_compute else closing
             yield Term("all_reduce", "activation", count * passes, size, n)
         return
     # Korthikanti et al. (arXiv 2205.05198 §4.2.2): a half-block gathers and scatters forward, does
     # the transposes backward, and gathers its input once more where it was not kept.
-    gathers = 2 + int(run.regather) + again
+    gathers = (2 + int(run.regather) + again) * chunks
     yield Term("all_gather", "activation", gathers, stream, n)
-    yield Term("reduce_scatter", "activation", 2 + again, stream, n)
+    yield Term("reduce_scatter", "activation", (2 + again) * chunks, stream, n)
     if run.method == "odysseus":
         return
     # A tile runs forward, forward again, and backward, with what it gathered still there.
-    gathers, scatters = (3, 3) if run.tiled_mlp_compute else (gathers, 2)
+    gathers, scatters = (3, 3) if run.tiled_mlp_compute else (gathers, closing)
     for size, count in mlp:
         yield Term("all_gather", "activation", count * gathers, size, n)
         yield Term("reduce_scatter", "activation", count * scatters, size, n)
@@ -212,13 +213,15 @@ def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
 
 def _zero(run: RunConfig) -> Iterator[Term]:
     """ZeRO-3 in one micro step (Rajbhandari et al., arXiv 1910.02054 §7): a block's weights are
-    gathered forward and backward, the embedding's and the head's once; gradients scattered once.
+    gathered forward and backward, the embedding's and the head's once (the overlapping engine: the
+    last block's too); gradients scattered once.
     """
     a = run.architecture
+    layers, kept = a.num_hidden_layers, int(run.zero_engine == "overlap")
     block = _block_names(run)
     head = ["model.norm.weight"]
     table = ["model.embed_tokens.weight"]
-    units = [(block, 2, a.num_hidden_layers)]
+    units = [(block, 2 * layers - kept, layers)]
     if a.tie_word_embeddings:
         units += [(head + table, 1, 1)]
     else:
@@ -231,7 +234,7 @@ def _zero(run: RunConfig) -> Iterator[Term]:
             if not members:
                 continue
             width, reduced = run.compute_dtype.itemsize, run.reduce_dtype.itemsize
-            yield Term("all_gather", "parameter", gathers * count, size * width, ranks)
+            yield Term("all_gather", "parameter", gathers, size * width, ranks)
             for elements, parts in _reductions(run, size, ranks):
                 yield Term("reduce_scatter", "gradient", count * parts, elements * reduced, ranks)
 

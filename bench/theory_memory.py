@@ -83,7 +83,7 @@ def _is_claimed(run: RunConfig) -> bool:
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack
     own = run.model.implementation == "native"
     own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"
-    own = own and run.ulysses_head_chunks == 1
+    own = own and run.ulysses_head_chunks == run.overlap_chunks == 1
     own = own and (not run.tiles_loss or run.loss_engine == "fused")
     wide = run.dtype != "bf16"
     tricks = run.recomputes or run.tiled_mlp_compute or run.method == "tp"

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from odysseus import collectives
 from odysseus.config import RunConfig
 from odysseus.kernels import Kernels
 from odysseus.mesh import Mesh
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
-from odysseus.model import MLP, Attention
+from odysseus.model import MLP, Attention, local
 from odysseus.tensor_parallel import linear_all_reduce, with_shared_kv_gradients
 
 
@@ -26,12 +25,12 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
         run.architecture,
         kernels,
         shards=mesh.sequence.size,
-        column=with_shared_kv_gradients(F.linear, run, mesh),
+        column=with_shared_kv_gradients(local, run, mesh),
         row=partial(linear_all_reduce, axis=mesh.sequence),
     )
 
 
-def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
     return MLP(
         run.architecture,
         kernels,

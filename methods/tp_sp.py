@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from odysseus import collectives
 from odysseus.config import RunConfig
@@ -35,7 +35,7 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     )
 
 
-def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
     # A tile's backward follows its recomputed forward at once: what it gathered is still there.
     regather = run.regather and not run.tiled_mlp_compute
     return MLP(

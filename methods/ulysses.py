@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
-
 from odysseus.config import RunConfig
 from odysseus.head_chunks import ChunkedAttention
 from odysseus.head_exchange import all_to_all_attend, yunchang_attend
@@ -30,7 +28,7 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     return Attention(run.architecture, kernels)
 
 
-def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
     return MLP(run.architecture, kernels)
 
 

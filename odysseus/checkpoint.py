@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from odysseus import collectives, config_json
+from odysseus import config_json, transfers
 from odysseus.architecture import Architecture
 from odysseus.config import RunConfig
 from odysseus.mesh import Axis
@@ -121,7 +121,7 @@ def save(
             for piece, view in mine[name]:
                 piece.of(whole).copy_(view)
             # Every element is on one rank: adding zeros to its bytes keeps it, -0.0 and NaN too.
-            collectives.all_reduce_plain(whole.view(torch.uint8), world)
+            transfers.all_reduce_plain(whole.view(torch.uint8), world)
             if world.rank == 0:
                 tensors[name] = whole.cpu()
         disk.do(lambda t=tensors, f=file: save_file(t, partial / f, metadata={"format": "pt"}))

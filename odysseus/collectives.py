@@ -5,26 +5,28 @@ backward is the transposed linear map and nothing else: no scale factor anywhere
 S tokens of the whole sequence, s = S/n of this rank, D width, n ranks of the axis. Byte counts
 are what one rank sends, by the usual ring convention.
 
-Each runs inside a profiler region named after its axis's purpose, so that whoever watches from
-outside (a profiler, the traffic meter) can tell what it was for.
+What begins a collective returns what waits for it. In backward the place that waited begins the
+transposed collective, and the place that began waits for it: whatever computes between the two runs
+beside the collective, forward and backward. What autograd passes between them is an empty tensor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import record_function
 
+from odysseus import transfers
 from odysseus.mesh import Axis
 
+Landing = Callable[[], Tensor]
+"""landing() -> the result, once it has come; to be called once."""
 
-def region(axis: Axis) -> record_function:
-    """Names what happens inside after the axis's purpose; costs about a microsecond."""
-    return record_function(f"odysseus::{axis.purpose}")
+Begin = Callable[[Tensor], Landing]
 
 
 def all_gather(x_BsD: Tensor, axis: Axis, dim: int = 1) -> Tensor:
@@ -32,23 +34,44 @@ def all_gather(x_BsD: Tensor, axis: Axis, dim: int = 1) -> Tensor:
     Backward: reduce-scatter.
     Bytes: (n-1)/n of the gathered tensor.
     Meaning: every rank sees the whole sequence."""
-    return x_BsD if axis.size == 1 else _AllGather.apply(x_BsD, axis, dim)
+    return begin_all_gather(x_BsD, axis, dim)()
 
 
-def reduce_scatter(x_BSD: Tensor, axis: Axis, dim: int = 1) -> Tensor:
+def begin_all_gather(x_BsD: Tensor, axis: Axis, dim: int = 1) -> Landing:
+    """As :func:`all_gather`, begun."""
+    return _through(x_BsD, axis, _gather(axis, dim), _scatter(axis, dim))
+
+
+def begin_reduce_scatter(x_BSD: Tensor, axis: Axis, dim: int = 1) -> Landing:
     """Forward: sum over ranks, each rank keeps its shard along dim.
     Backward: all-gather.
     Bytes: (n-1)/n of the whole tensor.
     Meaning: partial sums become a sequence shard."""
-    return x_BSD if axis.size == 1 else _ReduceScatter.apply(x_BSD, axis, dim)
+    return _through(x_BSD, axis, _scatter(axis, dim), _gather(axis, dim))
 
 
-def all_reduce_(x_BSD: Tensor, axis: Axis) -> Tensor:
-    """Forward: sum over ranks, in place, every rank gets it.
+def begin_all_reduce_(x_BSD: Tensor, axis: Axis) -> Landing:
+    """Forward: sum over ranks, in place, every rank gets it; nobody else reads x.
     Backward: all-reduce.
     Bytes: 2(n-1)/n of the tensor.
     Meaning: partial sums become a replicated stream."""
-    return x_BSD if axis.size == 1 else _AllReduce.apply(x_BSD, axis)
+
+    def of_copy(grad: Tensor) -> Landing:
+        # The gradient is also the residual path's, so it is summed in a copy.
+        return _reduce_(axis)(grad.clone(memory_format=torch.contiguous_format))
+
+    return _through(x_BSD, axis, _reduce_(axis), of_copy)
+
+
+def begin_gathered_linear(x_BsD: Tensor, weight_eD: Tensor, axis: Axis) -> Landing:
+    """Forward: :func:`all_gather`, then matmul, [B, s, D] to [B, S, e]; keeps the shard alone.
+    Backward: gathers it again, behind the input gradient's matmul; the reduce-scatter of that
+    gradient runs behind the weight gradient's.
+    Bytes: (n-1)/n of the gathered tensor, twice in backward.
+    Meaning: every rank works on the whole sequence and keeps none of it."""
+    flight = Flight(_gather(axis, 1), _scatter(axis, 1))
+    token = _Begin.apply(x_BsD, flight)
+    return lambda: _GatheredLinear.apply(token, x_BsD.detach(), weight_eD, flight)
 
 
 def all_to_all(x_n: Tensor, axis: Axis) -> Tensor:
@@ -76,78 +99,6 @@ def sum_gradient_rows(weight: Tensor, first_row: int, axis: Axis, dtype: torch.d
     return weight if axis.size == 1 else _SumGradientRows.apply(weight, first_row, axis, dtype)
 
 
-def all_reduce_plain(x: Tensor, axis: Axis) -> None:
-    """Sum over ranks, in place, for values that autograd does not follow."""
-    if axis.size > 1:
-        with region(axis):
-            dist.all_reduce(x, group=axis.group)
-
-
-def start_all_gather(x: Tensor, axis: Axis) -> tuple[Tensor, dist.Work]:
-    """Begin gathering into [n, …]; :func:`unstack` it once the work has been waited for."""
-    gathered = x.new_empty((axis.size, *x.shape))
-    with region(axis):
-        work = dist.all_gather_single(
-            gathered.flatten(0, 1), x.contiguous(), group=axis.group, async_op=True
-        )
-    assert work is not None
-    return gathered, work
-
-
-def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> tuple[Tensor, dist.Work]:
-    """Begin summing; the result is this rank's shard once the work is waited for."""
-    stacked = stack(x, axis.size, dim)
-    shard = stacked.new_empty(stacked.shape[1:])
-    with region(axis):
-        work = dist.reduce_scatter_single(
-            shard, stacked.flatten(0, 1), group=axis.group, async_op=True
-        )
-    assert work is not None
-    return shard, work
-
-
-@dataclass(frozen=True)
-class Hop:
-    """Something on its way to the next rank of an axis, kept alive here, and what comes."""
-
-    sent: Tensor
-    received: Tensor
-    works: list[dist.Work]
-
-    def wait(self) -> Tensor:
-        """What came, when it has come and what was sent has gone."""
-        for work in self.works:
-            work.wait()
-        return self.received
-
-
-def start_hop(x: Tensor, axis: Axis) -> Hop:
-    """Forward: begin passing a contiguous tensor round the axis, each rank's to the next one.
-    Backward: none.
-    Bytes: the tensor.
-    Meaning: a block of the sequence visits every rank in turn."""
-    received = torch.empty_like(x)
-    after, before = (axis.rank + 1) % axis.size, (axis.rank - 1) % axis.size
-    with region(axis):
-        works = dist.batch_isend_irecv(
-            [
-                dist.P2POp(dist.isend, x, group=axis.group, group_peer=after),
-                dist.P2POp(dist.irecv, received, group=axis.group, group_peer=before),
-            ]
-        )
-    return Hop(x, received, works)
-
-
-def unstack(x_n: Tensor, dim: int) -> Tensor:
-    """[n, …, s, …] to […, n·s, …]: shards of ranks side by side along dim. A view for batch 1."""
-    return x_n.movedim(0, dim).flatten(dim, dim + 1)
-
-
-def stack(x: Tensor, n: int, dim: int) -> Tensor:
-    """The inverse of :func:`unstack`, contiguous. No copy for batch 1."""
-    return x.unflatten(dim, (n, -1)).movedim(dim, 0).contiguous()
-
-
 def heads_by_rank(x_BsHK: Tensor, n: int) -> Tensor:
     """[n, B, s, h, K]: the heads that each of n ranks computes, as a view. A kv head that several
     ranks need appears once for each of them, and no more often."""
@@ -158,57 +109,95 @@ def heads_by_rank(x_BsHK: Tensor, n: int) -> Tensor:
     return x_BsGcK.movedim((2, 3), (0, 1)).flatten(0, 1).unsqueeze(3)
 
 
-def _gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    gathered, work = start_all_gather(x, axis)
-    work.wait()
-    return unstack(gathered, dim)
+class Flight:
+    """A collective on its way.
+
+    Attributes:
+        landing: Of the one that has begun, there or back.
+    """
+
+    landing: Landing
+
+    def __init__(self, there: Begin, back: Begin) -> None:
+        self.there, self.back = there, back
+
+    def land(self) -> Tensor:
+        result = self.landing()
+        del self.landing  # and the buffers that it has
+        return result
 
 
-def _scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    shard, work = start_reduce_scatter(x, axis, dim)
-    work.wait()
-    return shard
+def _through(x: Tensor, axis: Axis, there: Begin, back: Begin) -> Landing:
+    if axis.size == 1:
+        return lambda: x
+    flight = Flight(there, back)
+    token = _Begin.apply(x, flight)
+    return lambda: _End.apply(token, flight)
 
 
-class _AllGather(torch.autograd.Function):
+def _gather(axis: Axis, dim: int) -> Begin:
+    def begin(x: Tensor) -> Landing:
+        transfer = transfers.start_all_gather(x, axis)
+        return lambda: transfers.unstack(transfer.wait(), dim)
+
+    return begin
+
+
+def _scatter(axis: Axis, dim: int) -> Begin:
+    return lambda x: transfers.start_reduce_scatter(x, axis, dim).wait
+
+
+def _reduce_(axis: Axis) -> Begin:
+    return lambda x: transfers.start_all_reduce_(x, axis).wait
+
+
+class _Begin(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return _gather(x, axis, dim)
+    def forward(ctx: Any, x: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        flight.landing = flight.there(x)
+        return x.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        return _scatter(grad, ctx.axis, ctx.dim), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.flight.land(), None
 
 
-class _ReduceScatter(torch.autograd.Function):
+class _End(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return _scatter(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        return _gather(grad, ctx.axis, ctx.dim), None, None
-
-
-class _AllReduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        ctx.mark_dirty(x)
-        all_reduce_plain(x, axis)
-        return x
+    def forward(ctx: Any, token: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        return flight.land()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
-        # The gradient is also the residual path's, so it is summed in a copy.
-        total = grad.clone(memory_format=torch.contiguous_format)
-        all_reduce_plain(total, ctx.axis)
-        return total, None
+        ctx.flight.landing = ctx.flight.back(grad)
+        return grad.new_empty(0), None
+
+
+class _GatheredLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, x_BsD: Tensor, weight_eD: Tensor, flight: Flight
+    ) -> Tensor:
+        ctx.save_for_backward(x_BsD, weight_eD)
+        ctx.flight = flight
+        return F.linear(flight.land(), weight_eD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        (grad_BSe,) = grads
+        x_BsD, weight_eD = ctx.saved_tensors
+        flight: Flight = ctx.flight
+        gathered = flight.there(x_BsD)
+        grad_BSD = grad_BSe @ weight_eD
+        x_BSD = gathered()
+        del gathered  # and with it what was sent
+        flight.landing = flight.back(grad_BSD)
+        del grad_BSD
+        grad_eD = grad_BSe.flatten(0, 1).T @ x_BSD.flatten(0, 1)
+        return grad_eD.new_empty(0), None, grad_eD, None
 
 
 class _AllToAll(torch.autograd.Function):
@@ -217,7 +206,7 @@ class _AllToAll(torch.autograd.Function):
         ctx.axis = axis
         x = x.contiguous()
         received = torch.empty_like(x)
-        with region(axis):
+        with transfers.region(axis):
             dist.all_to_all_single(received, x, group=axis.group)
         return received
 
@@ -238,6 +227,6 @@ class _SumGradientRows(torch.autograd.Function):
         (grad,) = grads
         grad = grad.clone(memory_format=torch.contiguous_format)
         rows = grad[ctx.first_row :].to(ctx.dtype)
-        all_reduce_plain(rows, ctx.axis)
+        transfers.all_reduce_plain(rows, ctx.axis)
         grad[ctx.first_row :] = rows
         return grad, None, None, None

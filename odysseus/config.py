@@ -20,6 +20,7 @@ from odysseus.sizes import check_axes, check_multiple
 _LOWEST = {"world_size": 1, "sequence_parallel_size": 0, "ring_parallel_size": 1, "seq_len": 1}
 _LOWEST |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "reduce_bucket_size": 0}
 _LOWEST |= {"host_memory_limit_bytes": 0, "tiled_loss_bytes": 1, "ulysses_head_chunks": 1}
+_LOWEST |= {"overlap_chunks": 1}
 _LOWEST |= {"steps": 1, "warmup_steps": 0, "seed": 0, "timeout_s": 1, "rank": -1}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -56,6 +57,8 @@ class RunConfig:
             another dtype takes.
         zero_prefetch: Gather the next ZeRO unit's weights while this one computes (on a GPU);
             without it they are gathered when they are needed, and one unit's fewer are held.
+        zero_engine: Who gathers ZeRO's weights and sums its gradients. fsdp2 hides both behind
+            what computes on a GPU and waits for each on a CPU; overlap hides them on a CPU too.
         activation_checkpointing: Recompute each block in backward, keeping only its input.
         activation_checkpoint_cpu_offload: Keep those inputs in host memory (implies the former).
         host_memory_limit_bytes: Host memory that offloading may take on one node; 0 is 90% of what
@@ -70,6 +73,8 @@ class RunConfig:
             fused linear cross-entropy; auto is liger with model.type liger, else fused.
         regather: tp_sp and odysseus: gather a block's input again in backward instead of keeping
             the gathered copy (one more all-gather a half-block, 1/N of the activation memory).
+        overlap_chunks: tp, tp_sp and odysseus: take a block's tokens in so many chunks, so that the
+            collective of one runs beside the matmuls of another.
         ulysses_all_to_all: Who exchanges heads for tokens: this project's packed all-to-all,
             or yunchang's one for each of q, k, v and the output.
         ulysses_head_chunks: ulysses: take a rank's attention in so many chunks of its heads, each
@@ -112,6 +117,7 @@ class RunConfig:
     seq_parallel_communication_data_type: Literal["fp32", "bf16"] = "fp32"
     reduce_bucket_size: int = 0
     zero_prefetch: bool = True
+    zero_engine: Literal["fsdp2", "overlap"] = "fsdp2"
     activation_checkpointing: bool = False
     activation_checkpoint_cpu_offload: bool = False
     host_memory_limit_bytes: int = 0
@@ -120,6 +126,7 @@ class RunConfig:
     tiled_loss_bytes: int = 2**30
     tiled_loss_engine: Literal["auto", "fused", "checkpoint", "torch", "liger"] = "auto"
     regather: bool = True
+    overlap_chunks: int = 1
     ulysses_all_to_all: Literal["native", "yunchang"] = "native"
     ulysses_head_chunks: int = 1
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
@@ -177,7 +184,8 @@ class RunConfig:
     def seq_len_unit(self) -> int:
         """What seq_len is a multiple of: two chunks a place in zigzag order, and every rank's shard
         a whole number of half chunks."""
-        return chunks_of(self.ring_order, self.ring_parallel_size) * self.sequence_size
+        places = chunks_of(self.ring_order, self.ring_parallel_size) * self.sequence_size
+        return places * self.overlap_chunks
 
     @property
     def local_tokens(self) -> int:
@@ -257,8 +265,10 @@ class RunConfig:
         check_axes(self.world_size, ring, self.sequence_size, *heads)
         product = "sequence_parallel_size"
         if ring > 1:
-            halves = "2 x " if self.seq_len_unit > self.shards else ""
+            halves = "2 x " if chunks_of(self.ring_order, ring) > ring else ""
             product = f"{halves}ring_parallel_size x {product}"
+        if self.overlap_chunks > 1:
+            product += " x overlap_chunks"
         check_multiple(self.seq_len, self.seq_len_unit, product)
         if self.rank >= self.world_size:
             raise ValueError(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odysseus import collectives
+from odysseus import collectives, transfers
 from odysseus.architecture import Architecture
 from odysseus.attention import CausalAttention
 from odysseus.config import RunConfig
@@ -126,7 +126,7 @@ class ChunkedAttention(Attention):
         for sent_BtnfK, x_BtD, table_Bt2 in cut(
             _tile_count(x_BsD), sent_nBsfK.movedim(0, 2), x_BsD, table_Bs2
         ):
-            qkv_BtW = project.project(norm(x_BtD), weight, bias)
+            qkv_BtW = project.project(norm(x_BtD), weight, bias)()
             turned = self.turn(qkv_BtW, table_Bt2.movedim(2, 0), *heads)
             of_ranks = [collectives.heads_by_rank(x, self.axis.size) for x in turned if x.shape[2]]
             sent_BtnfK.copy_(torch.cat(of_ranks, dim=3).movedim(0, 2))
@@ -134,11 +134,11 @@ class ChunkedAttention(Attention):
 
     def exchange_to_heads(self, sent_nBsfK: Tensor) -> Tensor:
         """[B, S, f, K] of this rank's heads from every rank's tokens."""
-        return collectives.unstack(collectives.all_to_all(sent_nBsfK, self.axis), 1)
+        return transfers.unstack(collectives.all_to_all(sent_nBsfK, self.axis), 1)
 
     def to_tokens(self, x_BSfK: Tensor) -> Tensor:
         """[n, B, s, f, K] of this rank's tokens from every rank's heads."""
-        sent_nBsfK = collectives.stack(x_BSfK, self.axis.size, 1)
+        sent_nBsfK = transfers.stack(x_BSfK, self.axis.size, 1)
         return collectives.all_to_all(sent_nBsfK, self.axis)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odysseus import collectives
+from odysseus import collectives, transfers
 from odysseus.attention import Attend
 from odysseus.documents import Documents
 from odysseus.mesh import Axis
@@ -30,9 +30,9 @@ def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
         )
         heads = [q_BsHK.shape[2] // axis.size] + 2 * [max(1, k_BsGK.shape[2] // axis.size)]
         o_BShK = attend(
-            *collectives.unstack(received_nBsFK, 1).split(heads, dim=2), documents=documents
+            *transfers.unstack(received_nBsFK, 1).split(heads, dim=2), documents=documents
         )
-        o_nBshK = collectives.all_to_all(collectives.stack(o_BShK, axis.size, 1), axis)
+        o_nBshK = collectives.all_to_all(transfers.stack(o_BShK, axis.size, 1), axis)
         return o_nBshK.movedim(0, 2).flatten(2, 3)
 
     return exchanged

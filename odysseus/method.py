@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from odysseus.config import RunConfig
 from odysseus.kernels import Kernels
 from odysseus.mesh import Mesh
-from odysseus.model import Attention
+from odysseus.model import MLP, Attention
 from odysseus.sizes import nearest_multiples
 
 Edge = Callable[[Tensor, Mesh], Tensor]
@@ -42,7 +42,7 @@ class Method:
 
     name: str
     attention: Callable[[RunConfig, Mesh, Kernels], Attention]
-    mlp: Callable[[RunConfig, Mesh, Kernels], nn.Module]
+    mlp: Callable[[RunConfig, Mesh, Kernels], MLP]
     split: Mapping[str, int] = field(default_factory=dict)
     enter: Edge = unchanged
     leave: Edge = unchanged

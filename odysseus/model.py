@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from odysseus import overlapped
 from odysseus.architecture import Architecture
 from odysseus.attention import by_head
 from odysseus.documents import Documents
@@ -25,8 +27,14 @@ from odysseus.loss import Loss, whole_logits
 from odysseus.rotary import rotary_table
 from odysseus.tiling import tiled
 
-Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""project(x, weight, bias) -> y: a linear map and whatever communication belongs to it."""
+Project = Callable[[Tensor, Tensor, Tensor | None], Callable[[], Tensor]]
+"""project(x, weight, bias)() -> y: a linear map and whatever communication belongs to it, which has
+begun when the first call returns and ended when the second does."""
+
+
+def local(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[], Tensor]:
+    """The linear map alone."""
+    return partial(F.linear, x, weight, bias)
 
 
 def identity(x: Tensor) -> Tensor:
@@ -57,12 +65,14 @@ class Tricks:
         tile_mlp: Compute the MLP in tiles of the sequence.
         tile_output: Compute all that follows attention in such tiles.
         recompute: Keep only the block's input, and run the block again in backward.
+        overlap_chunks: Take tokens in so many chunks, one's collectives beside the other's matmuls.
         keep: Context in which that input is saved, given it: where it waits for backward.
     """
 
     tile_mlp: bool = False
     tile_output: bool = False
     recompute: bool = False
+    overlap_chunks: int = 1
     keep: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
 
 
@@ -70,15 +80,19 @@ class Linear(nn.Module):
     """A weight, uninitialised, and the way its input meets it."""
 
     def __init__(
-        self, width_in: int, width_out: int, bias: bool = False, project: Project = F.linear
+        self, width_in: int, width_out: int, bias: bool = False, project: Project = local
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width_out, width_in))
         self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
         self.project = project
 
-    def forward(self, x: Tensor) -> Tensor:
+    def begin(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin what :meth:`forward` does; call the result for y."""
         return self.project(x, self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.begin(x)()
 
 
 class Embedding(nn.Module):
@@ -127,8 +141,8 @@ class Attention(nn.Module):
         kernels: Kernels,
         *,
         shards: int = 1,
-        column: Project = F.linear,
-        row: Project = F.linear,
+        column: Project = local,
+        row: Project = local,
     ) -> None:
         super().__init__()
         a = architecture
@@ -146,7 +160,10 @@ class Attention(nn.Module):
         self, norm: RMSNorm, x_BSD: Tensor, table: Tensor, documents: Documents | None
     ) -> Tensor:
         """[B, S, H·K]: attention of a block's normed stream, before the output projection."""
-        qkv_BSW = self.qkv_proj(norm(x_BSD))
+        return self.of(self.qkv_proj(norm(x_BSD)), table, documents)
+
+    def of(self, qkv_BSW: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
+        """[B, S, H·K]: attention of what is projected."""
         q_BSHK, k_BSGK, v_BSGK = self.turn(qkv_BSW, table, self.heads, self.kv_heads)
         return self.kernels.attend(q_BSHK, k_BSGK, v_BSGK, documents=documents).flatten(2)
 
@@ -175,8 +192,8 @@ class MLP(nn.Module):
         kernels: Kernels,
         *,
         shards: int = 1,
-        column: Project = F.linear,
-        row: Project = F.linear,
+        column: Project = local,
+        row: Project = local,
     ) -> None:
         super().__init__()
         self.swiglu = kernels.swiglu
@@ -195,7 +212,7 @@ class Block(nn.Module):
         self,
         architecture: Architecture,
         attention: Attention,
-        mlp: nn.Module,
+        mlp: MLP,
         kernels: Kernels,
         tricks: Tricks,
     ) -> None:
@@ -215,6 +232,8 @@ class Block(nn.Module):
             return checkpoint(self.layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
+        if self.tricks.overlap_chunks > 1:
+            return overlapped.layer(self, x_BSD, table, documents, self.tricks.overlap_chunks)
         o_BSW = self.self_attn.attend(self.input_layernorm, x_BSD, table, documents)
         if self.tricks.tile_output:
             parts = self.self_attn.o_proj, self.post_attention_layernorm, self.mlp
@@ -260,7 +279,7 @@ class CausalLM(nn.Module):
         self,
         architecture: Architecture,
         attention: Callable[[], Attention],
-        mlp: Callable[[], nn.Module],
+        mlp: Callable[[], MLP],
         kernels: Kernels = TORCH,
         edges: Edges = Edges(),
         tricks: Tricks = Tricks(),

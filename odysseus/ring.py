@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from odysseus import collectives
+from odysseus import transfers
 from odysseus.attention import Attend, CausalAttention, differentiable
 from odysseus.block_attention import BlockAttention
 from odysseus.config import RunConfig
@@ -104,7 +104,7 @@ def yunchang_attend(axis: Axis, order: str) -> Attend:
         q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
     ) -> Tensor:
         assert documents is None, "as check has made sure"
-        with collectives.region(axis):
+        with transfers.region(axis):
             return ring(
                 *(q_BSHK, k_BSGK, v_BSGK), causal=True, group=axis.group, attn_type=AttnType.FA
             )
@@ -190,14 +190,14 @@ class PassOn:
             sum_2BSGK = torch.zeros_like(own_2BSGK) if hop is None else hop.wait()
             if look is not None and found is not None:
                 sum_2BSGK[:, :, look.keys] += found
-            hop = collectives.start_hop(sum_2BSGK, self.axis)
+            hop = transfers.start_hop(sum_2BSGK, self.axis)
         return own_2BSGK if hop is None else own_2BSGK.add_(hop.wait())
 
     def _come_round(self, kv_2BSGK: Tensor) -> Iterator[tuple[Look | None, Tensor]]:
         """Every place's keys and values, own ones first, the next on their way meanwhile."""
         place, ring = self.axis.rank, self.axis.size
         for step in range(ring):
-            hop = collectives.start_hop(kv_2BSGK, self.axis) if step < ring - 1 else None
+            hop = transfers.start_hop(kv_2BSGK, self.axis) if step < ring - 1 else None
             source = (place - step) % ring
             yield look_at_place(self.order, place, source, kv_2BSGK.shape[2]), kv_2BSGK
             if hop is not None:
@@ -228,38 +228,36 @@ class AllGather:
         for look, block in blocks:
             sum_2BTGK[:, :, look.keys] += differentiate(look, block)
         del block  # and with it all keys and values
-        others, work = collectives.start_reduce_scatter(
+        others = transfers.start_reduce_scatter(
             self._by_place(sum_2BTGK).flatten(0, 1), self.axis, 0
         )
-        work.wait()
-        return others.add_(own_2BSGK)
+        return others.wait().add_(own_2BSGK)
 
     def _come_together(self, kv_2BSGK: Tensor) -> Iterator[tuple[Look, Tensor]]:
         """This place's keys and values while all are on their way, then what else is seen."""
-        gathered, work = collectives.start_all_gather(kv_2BSGK, self.axis)
+        gathered = transfers.start_all_gather(kv_2BSGK, self.axis)
         place, tokens = self.axis.rank, kv_2BSGK.shape[2]
         home = look_at_place(self.order, place, place, tokens)
         assert home is not None, "own keys are always seen"
         yield home, kv_2BSGK
-        work.wait()
-        kv_2BTGK = self._in_order(gathered)
-        del gathered, work
+        kv_2BTGK = self._in_order(gathered.wait())
+        del gathered
         for look in look_at_whole(self.order, self.axis.size, place, tokens):
             yield look, kv_2BTGK[:, :, look.keys]
 
     def _in_order(self, places_R2BSGK: Tensor) -> Tensor:
         """The sequence in order from what every place has of it."""
         if self.order == "contiguous":
-            return collectives.unstack(places_R2BSGK, 2)
+            return transfers.unstack(places_R2BSGK, 2)
         fronts, backs = places_R2BSGK.chunk(2, dim=3)
-        return torch.cat([collectives.unstack(x, 2) for x in (fronts, backs.flip(0))], dim=2)
+        return torch.cat([transfers.unstack(x, 2) for x in (fronts, backs.flip(0))], dim=2)
 
     def _by_place(self, whole_2BTGK: Tensor) -> Tensor:
         """The inverse of :meth:`_in_order`."""
         ring = self.axis.size
         if self.order == "contiguous":
-            return collectives.stack(whole_2BTGK, ring, 2)
-        chunks = collectives.stack(whole_2BTGK, 2 * ring, 2)
+            return transfers.stack(whole_2BTGK, ring, 2)
+        chunks = transfers.stack(whole_2BTGK, 2 * ring, 2)
         return torch.cat([chunks[:ring], chunks[ring:].flip(0)], dim=3)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from odysseus import collectives, weights, zero
+from odysseus import transfers, weights, zero
 from odysseus.checkpoint import Checkpoint
 from odysseus.config import RunConfig
 from odysseus.data import Batch
@@ -93,6 +93,7 @@ def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tri
         tile_mlp=run.tiled_mlp_compute and not in_chunks,
         tile_output=run.tiled_mlp_compute and in_chunks,
         recompute=run.recomputes,
+        overlap_chunks=run.overlap_chunks,
     )
     if not run.activation_checkpoint_cpu_offload:
         return tricks
@@ -208,5 +209,5 @@ class Trainer:
                 yield from weights.cut_rows(parameter.grad, of)
 
     def _world_sum(self, value: Tensor) -> Tensor:
-        collectives.all_reduce_plain(value, self.mesh.world)
+        transfers.all_reduce_plain(value, self.mesh.world)
         return value

@@ -7,37 +7,33 @@ an inner width. Megatron-LM (arXiv 1909.08053) joins the cuts with all-reduce, K
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from odysseus import collectives
+from odysseus.collectives import Landing
 from odysseus.config import RunConfig
 from odysseus.mesh import Axis, Mesh
-from odysseus.model import Project
+from odysseus.model import Project, local
 
 
 def linear_all_reduce(
     x_BSc: Tensor, weight_Dc: Tensor, bias_D: Tensor | None, axis: Axis
-) -> Tensor:
+) -> Landing:
     """Row-parallel linear on a replicated stream: [B, S, c] to [B, S, D], summed over the axis."""
-    y_BSD = collectives.all_reduce_(F.linear(x_BSc, weight_Dc), axis)
-    return y_BSD if bias_D is None else y_BSD + bias_D
+    return _biased(collectives.begin_all_reduce_(F.linear(x_BSc, weight_Dc), axis), bias_D)
 
 
 def linear_reduce_scatter(
     x_BSc: Tensor, weight_Dc: Tensor, bias_D: Tensor | None, axis: Axis
-) -> Tensor:
+) -> Landing:
     """Row-parallel linear into a sequence shard: [B, S, c] to [B, s, D], summed over the axis."""
-    y_BsD = collectives.reduce_scatter(F.linear(x_BSc, weight_Dc), axis)
-    return y_BsD if bias_D is None else y_BsD + bias_D
+    return _biased(collectives.begin_reduce_scatter(F.linear(x_BSc, weight_Dc), axis), bias_D)
 
 
 def gather_linear(
     x_BsD: Tensor, weight_eD: Tensor, bias_e: Tensor | None, axis: Axis, regather: bool
-) -> Tensor:
+) -> Landing:
     """Column-parallel linear out of a sequence shard: [B, s, D] to [B, S, e].
 
     Args:
@@ -45,37 +41,15 @@ def gather_linear(
             §4.2.2 describes; otherwise the gathered input stays until backward.
     """
     if axis.size == 1:
-        return F.linear(x_BsD, weight_eD, bias_e)
-    if not regather:
-        return F.linear(collectives.all_gather(x_BsD, axis), weight_eD, bias_e)
-    y_BSe = _GatherLinear.apply(x_BsD, weight_eD, axis)
-    return y_BSe if bias_e is None else y_BSe + bias_e
+        return local(x_BsD, weight_eD, bias_e)
+    if regather:
+        return _biased(collectives.begin_gathered_linear(x_BsD, weight_eD, axis), bias_e)
+    gathered = collectives.begin_all_gather(x_BsD, axis)
+    return lambda: F.linear(gathered(), weight_eD, bias_e)
 
 
-class _GatherLinear(torch.autograd.Function):
-    """All-gather, then matmul; backward hides the second all-gather behind the input gradient's
-    matmul, and its reduce-scatter behind the weight gradient's."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BsD: Tensor, weight_eD: Tensor, axis: Axis) -> Tensor:
-        ctx.save_for_backward(x_BsD, weight_eD)
-        ctx.axis = axis
-        gathered, work = collectives.start_all_gather(x_BsD, axis)
-        work.wait()
-        return F.linear(collectives.unstack(gathered, 1), weight_eD)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        (grad_BSe,) = grads
-        x_BsD, weight_eD = ctx.saved_tensors
-        gathered, gathering = collectives.start_all_gather(x_BsD, ctx.axis)
-        grad_BSD = grad_BSe @ weight_eD
-        gathering.wait()
-        grad_BsD, scattering = collectives.start_reduce_scatter(grad_BSD, ctx.axis, 1)
-        x_BSD = collectives.unstack(gathered, 1)
-        grad_eD = grad_BSe.flatten(0, 1).T @ x_BSD.flatten(0, 1)
-        scattering.wait()
-        return grad_BsD, grad_eD, None
+def _biased(landing: Landing, bias: Tensor | None) -> Landing:
+    return landing if bias is None else lambda: landing() + bias
 
 
 def with_shared_kv_gradients(project: Project, run: RunConfig, mesh: Mesh) -> Project:
@@ -86,7 +60,7 @@ def with_shared_kv_gradients(project: Project, run: RunConfig, mesh: Mesh) -> Pr
     """
     first_row = run.architecture.query_width // mesh.sequence.size
 
-    def shared(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def shared(x: Tensor, weight: Tensor, bias: Tensor | None) -> Landing:
         def own(tensor: Tensor) -> Tensor:
             axis, dtype = mesh.key_value_copies, run.reduce_dtype
             return collectives.sum_gradient_rows(tensor, first_row, axis, dtype)

@@ -29,6 +29,7 @@ from odysseus.buckets import reduce_in_buckets
 from odysseus.config import RunConfig
 from odysseus.mesh import Mesh
 from odysseus.weights import PACKED
+from odysseus.zero_overlap import overlap
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,11 @@ def shard(
 
     embedding, last = units.embedding, units.last
     tied = last[-1].weight is embedding.weight
-    for block in units.blocks:
-        unit(block, reshard_after_forward=True)
+    blocks = list(units.blocks)
+    for block in blocks:
+        # Backward needs the last one's weights at once: the overlapping engine keeps them.
+        kept = run.zero_engine == "overlap" and block is blocks[-1]
+        unit(block, reshard_after_forward=not kept)
     # The head's backward follows its forward at once, so its weights stay gathered between.
     unit([embedding, *last] if tied else last, reshard_after_forward=False)
     if not tied:
@@ -107,6 +111,8 @@ def shard(
             if run.reduce_bucket_size:
                 for group in module._get_fsdp_state()._fsdp_param_groups:
                     reduce_in_buckets(group, run.reduce_bucket_size, run.compute_dtype)
+    if run.zero_engine == "overlap":
+        overlap(model, [embedding, *blocks, *([] if tied else last[:1])])
 
 
 def _gather_when_needed(unit: FSDPModule) -> None:

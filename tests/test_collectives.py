@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from odysseus import collectives
+from odysseus import collectives, transfers
 from odysseus.mesh import Axis
 from tests.ranks import run_ranks
 
@@ -59,14 +59,18 @@ def sliced(inputs: list[Tensor], rank: int, dim: int) -> Tensor:
 
 def fresh_all_reduce(x: Tensor, axis: Axis) -> Tensor:
     """A tensor of its own for the all-reduce to work on in place."""
-    return collectives.all_reduce_(x * 1, axis)
+    return collectives.begin_all_reduce_(x * 1, axis)()
+
+
+def reduce_scatter(x: Tensor, axis: Axis, dim: int = 1) -> Tensor:
+    return collectives.begin_reduce_scatter(x, axis, dim)()
 
 
 CASES: dict[str, Case] = {"all_reduce_": (fresh_all_reduce, summed)} | {
     f"{collective.__name__} dim {dim}": (partial(collective, dim=dim), partial(expected, dim=dim))
     for collective, expected in (
         (collectives.all_gather, gathered),
-        (collectives.reduce_scatter, scattered),
+        (reduce_scatter, scattered),
         (collectives.take_shard, sliced),
     )
     for dim in (0, 1, 2)
@@ -157,13 +161,13 @@ def change_nothing_alone() -> bool:
     x = numbers(dist.get_rank(), (2, 3, 4)).requires_grad_()
     same = [
         collectives.all_gather(x, axis),
-        collectives.reduce_scatter(x, axis),
-        collectives.all_reduce_(x, axis),
+        reduce_scatter(x, axis),
+        collectives.begin_all_reduce_(x, axis)(),
         collectives.all_to_all(x, axis),
         collectives.sum_gradient_rows(x, 0, axis, torch.float64),
     ]
     total = x.detach().clone()
-    collectives.all_reduce_plain(total, axis)
+    transfers.all_reduce_plain(total, axis)
     sliced = collectives.take_shard(x, axis)
     return all(y is x for y in same) and torch.equal(total, x) and torch.equal(sliced, x)
 
@@ -176,14 +180,14 @@ def test_one_rank_alone_changes_nothing() -> None:
 def test_stack_and_unstack_are_inverse(dim: int) -> None:
     n = 3
     x = numbers(0, (n, 2 * n, 4 * n))
-    stacked = collectives.stack(x, n, dim)
+    stacked = transfers.stack(x, n, dim)
     assert stacked.is_contiguous()
     assert all(torch.equal(a, b) for a, b in zip(stacked, x.chunk(n, dim), strict=True))
-    assert torch.equal(collectives.unstack(stacked, dim), x)
+    assert torch.equal(transfers.unstack(stacked, dim), x)
 
 
 def test_stack_and_unstack_copy_nothing_for_batch_1() -> None:
     x_BSD = torch.zeros(1, 6, 4)
-    stacked = collectives.stack(x_BSD, 3, 1)
+    stacked = transfers.stack(x_BSD, 3, 1)
     assert stacked.data_ptr() == x_BSD.data_ptr()
-    assert collectives.unstack(stacked, 1).data_ptr() == x_BSD.data_ptr()
+    assert transfers.unstack(stacked, 1).data_ptr() == x_BSD.data_ptr()

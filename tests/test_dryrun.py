@@ -34,6 +34,7 @@ TOGGLES: list[dict[str, Any]] = [
     LOSS_TILES | {"tiled_loss_engine": "checkpoint"},
     {"reduce_bucket_size": 1000},
     {"zero_prefetch": False},
+    {"zero_engine": "overlap"},
     {"optimizer": OptimizerOptions(offload="cpu")},
     {"parameter_offload": "cpu"},
     {"regather": False},

@@ -44,17 +44,18 @@ ALL_ON = LOSS_TILES | {
     "reduce_bucket_size": 1000,
     "parameter_offload": "cpu",
 }
+AHEAD = {"zero_engine": "overlap", "reduce_bucket_size": 0}
 
 
 def combinations() -> list[dict[str, Any]]:
     """Each toggle alone, each pair that is not two values of one field, and all at once; without
-    prefetch the plain run and all."""
+    prefetch, and with the overlapping engine, the plain run and all."""
     chosen = list(TOGGLES.values())
     for one, other in itertools.combinations(TOGGLES.values(), 2):
         if not any(one.get(key, value) != value for key, value in other.items()):
             chosen.append(one | other)
     on_demand = {"zero_prefetch": False}
-    return [*chosen, ALL_ON, on_demand, ALL_ON | on_demand]
+    return [*chosen, ALL_ON, on_demand, ALL_ON | on_demand, AHEAD, ALL_ON | AHEAD]
 
 
 def errors(runs: list[RunConfig]) -> list[dict[str, float]]:

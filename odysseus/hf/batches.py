@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from odysseus import collectives
+from odysseus import transfers
 from odysseus.documents import Documents
 from odysseus.loss import IGNORED_LABEL, cross_entropy_sum
 from odysseus.mesh import Mesh
@@ -103,7 +103,7 @@ def count_items(shards: Iterable[Mapping[str, Any]], mesh: Mesh) -> Tensor:
     """
     mine = sum((shard["shift_labels"] != IGNORED_LABEL).sum() for shard in shards)
     count = torch.as_tensor(mine, dtype=torch.float64, device=mesh.device)
-    collectives.all_reduce_plain(count, mesh.world)
+    transfers.all_reduce_plain(count, mesh.world)
     if count == 0:
         raise ValueError(f"all labels of a step are {IGNORED_LABEL}; its loss is undefined")
     return count

@@ -68,8 +68,8 @@ def prepare(
         run: Its toggles: ``activation_checkpointing``, ``activation_checkpoint_cpu_offload``,
             ``tiled_mlp_compute``, ``tiled_loss_compute`` (auto: where the sequence is split and the
             model's head is known) and the other ``tiled_loss_*``,
-            ``parameter_offload``, ``reduce_bucket_size``, ``zero_prefetch``, ``dtype``,
-            ``seq_parallel_communication_data_type``, ``host_memory_limit_bytes``.
+            ``parameter_offload``, ``reduce_bucket_size``, ``zero_prefetch``, ``zero_engine``,
+            ``dtype``, ``seq_parallel_communication_data_type``, ``host_memory_limit_bytes``.
         host: The account of what goes to host memory; by default one of its own.
 
     Returns:

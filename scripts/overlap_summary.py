@@ -1,0 +1,87 @@
+"""What scripts/overlap_study.sh measured: steps over the longer of compute and communication.
+
+python -m scripts.overlap_summary [FOLDER]    default results/overlap
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench import figures
+
+RATES = {"400mbit": 400e6, "200mbit": 200e6}
+WAYS = {
+    ("fsdp2", 1): "nothing hidden",
+    ("overlap", 1): "zero_engine overlap",
+    ("fsdp2", 2): "overlap_chunks 2",
+    ("overlap", 2): "both",
+}
+
+
+def summary(folder: Path) -> pd.DataFrame:
+    """A row for each cell of each speed.
+
+    Compute is the step of the same method with nothing hidden on links that are not throttled;
+    communication, the bytes that a rank sends over the speed of its link.
+    """
+    alone = _cells(folder / "none.csv")
+    compute_s = alone[alone["way"] == "nothing hidden"].set_index("method")["step_ms_p50"] / 1e3
+    found = []
+    for name, rate in RATES.items():
+        cells = _cells(folder / f"{name}.csv")
+        link_s = cells["comm_bytes_total"] * 8 / rate
+        of_method = cells["method"].map(compute_s)
+        times = {"step_s": cells["step_ms_p50"] / 1e3, "compute_s": of_method, "link_s": link_s}
+        row = cells[["method", "way", "hardware", "git_commit"]].assign(link=name, **times)
+        row["ratio"] = row["step_s"] / row[["compute_s", "link_s"]].max(axis=1)
+        found.append(row)
+    return pd.concat(found, ignore_index=True)
+
+
+def _cells(path: Path) -> pd.DataFrame:
+    rows = pd.read_csv(path)
+    rows = rows[rows["status"] == "ok"]
+    engines, chunks = rows["zero_engine"].fillna("fsdp2"), rows["overlap_chunks"].fillna(1)
+    keys = zip(engines, chunks.astype(int), strict=True)
+    return rows.assign(way=[WAYS[key] for key in keys])
+
+
+def figure(cells: pd.DataFrame) -> Figure:
+    """A panel for each speed: bars of a method's ways, from 1, which is perfect."""
+    links, methods = cells["link"].unique(), figures.methods_of(cells)
+    drawn = Figure(figsize=(6.4, 3.2), layout="constrained")
+    panels = drawn.subplots(1, len(links), sharey=True, squeeze=False)[0]
+    for axes, link in zip(panels, links, strict=True):
+        here = cells[cells["link"] == link].set_index(["method", "way"])["ratio"]
+        for index, way in enumerate(WAYS.values()):
+            at = [place + 0.2 * (index - 1.5) for place in range(len(methods))]
+            heights = [here.get((method, way), float("nan")) for method in methods]
+            label = way if link == links[0] else None
+            axes.bar(at, heights, width=0.18, label=label, **figures.STACK_STYLE[index])
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(methods)), methods)
+        axes.set_title(f"links of {link.removesuffix('mbit')} Mbit/s")
+    panels[0].set_ylabel("step / max(compute, communication)")
+    drawn.legend(frameon=False, loc="outside upper center", ncols=len(WAYS))
+    first = cells.iloc[0]
+    source = f"measured on {first['hardware']}, two emulated hosts, {str(first['git_commit'])[:8]}"
+    drawn.text(0.995, 0.0, source, ha="right", va="bottom", fontsize=5)
+    return drawn
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/overlap")
+    found = summary(folder)
+    found.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
+    table = found.pivot_table(index=["link", "method"], columns="way", values="ratio", sort=False)
+    print(table.round(2).to_string())
+    with figures.styled():
+        figures.save(figure(found), folder / "summary")
+
+
+if __name__ == "__main__":
+    main()
