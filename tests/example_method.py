@@ -8,8 +8,6 @@ reduce-scatters partial sums on the way out.
 from dataclasses import replace
 from functools import partial
 
-from torch import nn
-
 from odysseus.config import RunConfig
 from odysseus.head_exchange import all_to_all_attend
 from odysseus.kernels import Kernels
@@ -25,7 +23,7 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     return Attention(run.architecture, kernels)
 
 
-def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> nn.Module:
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
     regather = run.regather and not run.tiled_mlp_compute
     return MLP(
         run.architecture,
