@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import options, rows
+from bench import options
 from bench.__main__ import VERBS, main
 
 ROOT = Path(__file__).parent.parent
@@ -45,18 +45,6 @@ def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> 
     shown = commands((ROOT / "README.md").read_text() + (ROOT / "run_example.sh").read_text())
     assert [main(command.split()) for command in shown] == [130] * len(shown)
     assert len(parsed) == len(shown) == 13
-
-
-def test_the_readme_explains_every_column() -> None:
-    text = (ROOT / "README.md").read_text()
-    table = text[text.index("## Reading the columns") :]
-    named = set()
-    for stem, middle, end in re.findall(r"`(\w*)\{([^}]*)\}(\w*)`", table):
-        named |= {stem + part.strip() + end for part in middle.split(",")}
-    named |= set(re.findall(r"`(\w+)`", table)) | {"step_ms_p20", "step_ms_p80"}
-    named |= {f"comm_bytes_{c}" for c in ("all_gather", "reduce_scatter", "all_to_all", "p2p")}
-    identity = rows.COLUMNS[: rows.COLUMNS.index("mode")]
-    assert set(rows.COLUMNS) - set(identity) - named == set()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,97 @@
+"""What ships in results/: every file told of, every command right, no figure stale."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import options, rows
+from bench.__main__ import main
+from scripts import pictures
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+README = (RESULTS / "README.md").read_text()
+PICTURES = (".png", ".svg")
+# By heading: names of files, as patterns, and what is said of them.
+SECTIONS = {
+    tuple(re.findall(r"`([^`]+)`", heading)): text
+    for heading, text in re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", README, re.MULTILINE)
+}
+
+
+def shipped(*suffixes: str) -> list[str]:
+    """Files of results/ that git keeps; all of them where there is no git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "."], cwd=RESULTS, check=False, capture_output=True, text=True
+    ).stdout.splitlines()
+    there = [path.relative_to(RESULTS).as_posix() for path in sorted(RESULTS.rglob("*"))]
+    return [name for name in listed or there if name.endswith(suffixes)]
+
+
+def section_of(name: str) -> str:
+    """What the README says of a file."""
+    (text,) = [text for names, text in SECTIONS.items() if any(fnmatch(name, n) for n in names)]
+    return text
+
+
+@pytest.mark.parametrize("name", shipped(".csv"))
+def test_every_csv_has_its_command_and_its_mode(name: str) -> None:
+    text = section_of(name)
+    made = [word for command in pictures.commands(text) for word in command]
+    by_script = name.startswith("emulated/") and "scripts/emulated_study.sh" in text
+    assert by_script or {f"results/{name}", f"results/{name.removesuffix('.csv')}"} & set(made)
+    table = rows.read(RESULTS / name)
+    assert re.search("`measured`|`dry_run`", text)
+    for mode in set(table.get("mode", [])):
+        assert f"`{mode}`" in text
+    for hardware in set(table.get("hardware", [])):
+        assert hardware in text or hardware.endswith("/profile.yml")
+
+
+def test_every_picture_is_told_of() -> None:
+    names = shipped(*PICTURES)
+    assert len(names) > 50
+    assert [name for name in names if not section_of(name)] == []
+
+
+def test_every_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(made: Any, arguments: list[str]) -> None:
+        real(made, arguments)
+        raise KeyboardInterrupt
+
+    real = options.parse
+    monkeypatch.setattr(options, "parse", stop)
+    monkeypatch.chdir(ROOT)
+    found = list(pictures.commands(README))
+    assert len(found) > 40
+    for module, *arguments in found:
+        assert find_spec(module) is not None
+        assert module != "bench" or main(arguments) == 130, arguments
+
+
+def test_no_figure_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn again from the files that ship, every figure is the one that ships."""
+    shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "*.svg"))
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    monkeypatch.chdir(tmp_path)
+    for command in pictures.commands(README):
+        pictures.draw(command)
+    drawn, kept = tmp_path / "results", shipped(*PICTURES)
+    assert [name for name in kept if not (drawn / name).is_file()] == []
+    texts = [name for name in kept if not name.endswith(".png")]
+    stale = [n for n in texts if (drawn / n).read_text() != (RESULTS / n).read_text()]
+    assert stale == [], "python -m scripts.pictures"
+
+
+def test_the_readme_shows_at_most_four_shipped_pictures() -> None:
+    pictures_shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert 1 <= len(pictures_shown) <= 4
+    assert {name.removeprefix("results/") for name in pictures_shown} <= set(shipped(".png"))
