@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from odysseus import overlapped
 from odysseus.architecture import Architecture
 from odysseus.attention import by_head
 from odysseus.documents import Documents
@@ -232,8 +231,6 @@ class Block(nn.Module):
             return checkpoint(self.layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
-        if self.tricks.overlap_chunks > 1:
-            return overlapped.layer(self, x_BSD, table, documents, self.tricks.overlap_chunks)
         o_BSW = self.self_attn.attend(self.input_layernorm, x_BSD, table, documents)
         if self.tricks.tile_output:
             parts = self.self_attn.o_proj, self.post_attention_layernorm, self.mlp
@@ -284,10 +281,11 @@ class CausalLM(nn.Module):
         edges: Edges = Edges(),
         tricks: Tricks = Tricks(),
         loss: Loss = whole_logits,
+        block: type[Block] = Block,
     ) -> None:
         super().__init__()
         a = architecture
-        blocks = [Block(a, attention(), mlp(), kernels, tricks) for _ in range(a.num_hidden_layers)]
+        blocks = [block(a, attention(), mlp(), kernels, tricks) for _ in range(a.num_hidden_layers)]
         self.model = Decoder(a, blocks, kernels, edges)
         self.lm_head = Head(a.hidden_size, a.vocab_size, loss)
         if a.tie_word_embeddings:

@@ -6,16 +6,12 @@ gathered of it is n slices, and joining chunks puts each back among its rank's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from odysseus.config import RunConfig
 from odysseus.documents import Documents
-
-if TYPE_CHECKING:
-    from odysseus.model import Block
+from odysseus.model import Block
 
 
 def check(run: RunConfig) -> None:
@@ -35,30 +31,32 @@ def check(run: RunConfig) -> None:
             )
 
 
-def layer(
-    block: Block, x_BsD: Tensor, table: Tensor, documents: Documents | None, chunks: int
-) -> Tensor:
-    """As :meth:`Block.layer`; x has its method's tokens, s, and attention's projections S = n·s."""
-    attention, mlp = block.self_attn, block.mlp
-    xs = x_BsD.chunk(chunks, dim=1)
-    begun = [attention.qkv_proj.begin(block.input_layernorm(x)) for x in xs]
-    qkvs = [landing() for landing in begun]
-    shards = qkvs[0].shape[1] // xs[0].shape[1]
-    o_BSW = attention.of(_joined(qkvs, shards), table, documents)
-    outputs = [attention.o_proj.begin(o) for o in _cut(o_BSW, shards, chunks)]
-    streams, inputs = [], []
-    for x, landing in zip(xs, outputs, strict=True):
-        streams.append(x + landing())
-        inputs.append(mlp.gate_up_proj.begin(block.post_attention_layernorm(streams[-1])))
-    outputs = []
-    try:
-        for landing in inputs:
-            outputs.append(mlp.down_proj.begin(mlp.swiglu(landing())))
-    except BaseException:  # recomputing ends with the last tensor that backward needs
-        for landing in outputs:
-            landing()
-        raise
-    return torch.cat([x + landing() for x, landing in zip(streams, outputs, strict=True)], dim=1)
+class OverlappedBlock(Block):
+    """Its stream x has its method's tokens, s; attention's projections have S = n·s."""
+
+    def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
+        attention, mlp, chunks = self.self_attn, self.mlp, self.tricks.overlap_chunks
+        xs = x_BSD.chunk(chunks, dim=1)
+        begun = [attention.qkv_proj.begin(self.input_layernorm(x)) for x in xs]
+        qkvs = [landing() for landing in begun]
+        shards = qkvs[0].shape[1] // xs[0].shape[1]
+        o_BSW = attention.of(_joined(qkvs, shards), table, documents)
+        begun = [attention.o_proj.begin(o) for o in _cut(o_BSW, shards, chunks)]
+        streams, inputs = [], []
+        for x, landing in zip(xs, begun, strict=True):
+            streams.append(x + landing())
+            inputs.append(mlp.gate_up_proj.begin(self.post_attention_layernorm(streams[-1])))
+        outputs = []
+        try:
+            for landing in inputs:
+                output = mlp.down_proj.begin(mlp.swiglu(landing()))
+                outputs.append(output)
+        except BaseException:  # recomputing ends with the last tensor that backward needs
+            for landing in outputs:
+                landing()
+            raise
+        ended = [x + landing() for x, landing in zip(streams, outputs, strict=True)]
+        return torch.cat(ended, dim=1)
 
 
 def _joined(chunks_BtW: list[Tensor], shards: int) -> Tensor:

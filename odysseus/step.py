@@ -22,6 +22,7 @@ from odysseus.method import Method
 from odysseus.model import Block, CausalLM, Edges, Tricks
 from odysseus.offload import CheckpointOffload
 from odysseus.optimizer import ShardedAdamW
+from odysseus.overlapped import OverlappedBlock
 from odysseus.ring import choose_ring
 
 
@@ -64,6 +65,7 @@ def build_model(
             edges=edges,
             tricks=choose_tricks(run, mesh.device, host),
             loss=choose_loss(run, architecture.vocab_size),
+            block=OverlappedBlock if run.overlap_chunks > 1 else Block,
         )
     decoder = model.model
     units = zero.Units(decoder.embed_tokens, decoder.layers, [decoder.norm, model.lm_head])
