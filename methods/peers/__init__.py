@@ -63,7 +63,7 @@ class Peer:
 
 _WHOLE_LOGITS = "all logits on every rank, replicated embedding and head activations"
 _BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cut, not gathered"
-_NOT_PACKED = f"{_BY_VOCABULARY}; q, k, v, gate and up not packed, as Megatron's own block has them"
+_MEGATRON = f"{_BY_VOCABULARY}; SwiGLU and loss not compiled"
 PEERS = {
     "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS),
     "dtensor_tp_sp": Peer("tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS),
@@ -74,8 +74,8 @@ PEERS = {
         _BY_VOCABULARY,
     ),
     "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS),
-    "megatron_tp": Peer("tp", "megatron", "megatron_core:tensor_parallel", _NOT_PACKED),
-    "megatron_tp_sp": Peer("tp_sp", "megatron", "megatron_core:sequence_parallel", _NOT_PACKED),
+    "megatron_tp": Peer("tp", "megatron", "megatron_core:tensor_parallel", _MEGATRON),
+    "megatron_tp_sp": Peer("tp_sp", "megatron", "megatron_core:sequence_parallel", _MEGATRON),
     "yunchang_ulysses": Peer(
         "ulysses",
         "yunchang",

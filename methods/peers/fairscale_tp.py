@@ -8,7 +8,7 @@ from fairscale.nn.model_parallel import initialize
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
-from methods.peers.plain import PlainLM, cut_block, gathered, mean_loss, spread
+from methods.peers.plain import PlainLM, cut_block, gathered, mean_loss, plain_model, spread
 from odysseus.attention import sdpa
 from odysseus.config import RunConfig
 from odysseus.data import Batch
@@ -40,6 +40,6 @@ def build(run: RunConfig, mesh: Mesh) -> Trainer:
             return RowParallelLinear(width_in, width_out, input_is_parallel=True, **keep)
         return ColumnParallelLinear(width_in, width_out, gather_output=False, **keep)
 
-    model = PlainLM(run.architecture, sdpa, linear)
+    model = plain_model(run.architecture, sdpa, linear)
     spread(model, run, mesh.sequence, cut_block)
     return Trainer(model, mesh)
