@@ -94,7 +94,7 @@ def paired(
 
 
 class _Theirs:
-    """A peer's model with an optimizer and what it reads."""
+    """A peer's model and what it reads."""
 
     def __init__(self, run: RunConfig, peer: str, ours: Trainer) -> None:
         self.run, mesh = run, ours.mesh
@@ -103,10 +103,6 @@ class _Theirs:
         reads, shard = (whole, 0) if self.trainer.whole_samples else (run, mesh.shard)
         self.samples = Samples(reads, mesh.replica, shard, mesh.device)
         self.world = mesh.world
-        parameters = list(self.trainer.model.parameters())
-        kinds = [[p for p in parameters if isinstance(p, DTensor) == cut] for cut in (True, False)]
-        groups = [{"params": kind} for kind in kinds if kind]  # one kernel takes one kind
-        self.optimizer = torch.optim.AdamW(groups, lr=run.optimizer.learning_rate, fused=True)
 
     def batch(self, step: int) -> Batch:
         (batch,) = self.samples.step(step)
@@ -121,24 +117,23 @@ class _Theirs:
 
     def step(self, index: int) -> None:
         self.forward_backward(self.batch(index))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad()
 
     def peak_bytes(self) -> int:
         """The most live tensor bytes of a step, parameters and optimizer included."""
         meter, batch = MemoryMeter(), self.batch(2)
-        states = [t for state in self.optimizer.state.values() for t in state.values()]
         for tensors, kind in (
+            (self.trainer.optimizer.held(), "optimizer"),
             (self.trainer.model.parameters(), "parameters"),
-            (states, "optimizer"),
             (batch.tensors, "activations"),
         ):
             local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
             meter.watch(local, kind)
         with meter:
             self.forward_backward(batch)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad()
         return meter.peak().bytes
 
 
@@ -151,8 +146,8 @@ def differences(ours: Trainer, theirs: _Theirs, batches: list[Batch]) -> dict[st
     for name, gradient in theirs.trainer.whole_gradients():
         error = (gradient - expected[name]).abs().max() / expected[name].abs().max()
         found[name] = error.item()
-    for model in (ours.model, theirs.trainer.model):
-        model.zero_grad(set_to_none=True)
+    ours.model.zero_grad(set_to_none=True)
+    theirs.trainer.optimizer.zero_grad()
     return found
 
 

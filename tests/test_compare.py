@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ from bench import compare
 from bench.__main__ import main
 from bench.compare_verb import COLUMNS
 from methods.peers import PEERS, Peer, plain
+from methods.peers.optimizer import AdamW
 from odysseus.config import ModelOptions, RunConfig
+from odysseus.weights import huggingface_shapes
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 MODEL = ModelOptions(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_key_value_heads=4, vocab_size=256
 )
-RUN = RunConfig(model=MODEL, seq_len=64, micro_batch_size=2)
+RUN = RunConfig(model=MODEL, seq_len=128, micro_batch_size=2, tiled_loss_bytes=2**15)
 
 
 def all_peers(run: RunConfig) -> dict[str, dict[str, Any]]:
     """Every peer's comparison with ours, of one pair."""
     torch.set_num_threads(1)
     return {
-        name: compare.measured_in_group(replace(run, method=peer.method), name, 1, CPU)
+        name: compare.measured_in_group(peer.ours(run), name, 1, CPU)
         for name, peer in PEERS.items()
     }
 
@@ -62,9 +65,23 @@ def bytes_of_megatron_tp(ranks: int) -> int:
     return 2 * (STREAM * (1 + 2 * 2 + 2 * 2 + 1) + 3 * 4 * TOKENS) * (ranks - 1) // ranks
 
 
-TOKENS = 2 * 64
+def bytes_of_deepspeed_ulysses(ranks: int) -> int:
+    """DeepSpeed's exchanges q, k, v and o of both blocks, and their gradients; its ZeRO-3 keeps
+    weights gathered from forward to backward and sums three numbers to know that all is finite."""
+    shapes = huggingface_shapes(RUN.architecture)
+    heads = RUN.architecture.query_width + RUN.architecture.key_value_width
+    exchanged = 2 * 2 * 2 * heads * TOKENS // ranks
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    return 4 * (exchanged + 2 * weights + 2 * 3) * (ranks - 1) // ranks
+
+
+TOKENS = 2 * 128
 STREAM, LOGITS = 4 * TOKENS * 32, 4 * TOKENS * 256
-BYTES = {"dtensor_tp": bytes_of_dtensor_tp, "megatron_tp": bytes_of_megatron_tp}
+BYTES = {
+    "dtensor_tp": bytes_of_dtensor_tp,
+    "megatron_tp": bytes_of_megatron_tp,
+    "deepspeed_ulysses": bytes_of_deepspeed_ulysses,
+}
 
 
 class Wrong:
@@ -74,6 +91,7 @@ class Wrong:
 
     def __init__(self, run: RunConfig, mesh: Any) -> None:
         self.model = plain.initialized(run)
+        self.optimizer = AdamW(self.model, run)
 
     def forward_backward(self, batch: Any, tokens: int) -> torch.Tensor:
         logits = self.model(batch.input_ids, batch.position_ids)

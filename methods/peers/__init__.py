@@ -7,10 +7,10 @@ Each file is a peer's own fast path, as its documentation has it, around the pla
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -19,15 +19,29 @@ from odysseus.data import Batch
 from odysseus.mesh import Mesh
 
 
+class Optimizer(Protocol):
+    """What updates a peer's weights."""
+
+    def step(self) -> None: ...
+
+    def zero_grad(self) -> None: ...
+
+    def held(self) -> Iterable[Tensor]:
+        """What lives from step to step, for the memory meter; with or without the parameters."""
+        ...
+
+
 class PeerTrainer(Protocol):
     """A peer's model on one rank.
 
     Attributes:
-        model: What the optimizer updates and the meters watch.
+        model: Its parameters are the weights, or this rank's parts of them.
+        optimizer: Updates them.
         whole_samples: Whether each rank reads whole samples, not its shard of them.
     """
 
     model: nn.Module
+    optimizer: Optimizer
     whole_samples: bool
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
@@ -46,15 +60,21 @@ class Peer:
 
     Attributes:
         method: Of ours, which it is a peer of.
-        package: What it needs.
+        package: What it needs; names of several are apart by a space.
         build: Where it is made: ``module:function`` of this package, of (run, mesh).
         differs: How its work differs from ours, in words.
+        tricks: Options of ours that make its work the peer's.
     """
 
     method: str
     package: str
     build: str
     differs: str
+    tricks: Mapping[str, Any] = field(default_factory=dict)
+
+    def ours(self, run: RunConfig) -> RunConfig:
+        """What of ours a run compares with it."""
+        return replace(run, method=self.method, **self.tricks)
 
     def load(self) -> Callable[[RunConfig, Mesh], PeerTrainer]:
         module, name = self.build.split(":")
@@ -64,6 +84,8 @@ class Peer:
 _WHOLE_LOGITS = "all logits on every rank, replicated embedding and head activations"
 _BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cut, not gathered"
 _MEGATRON = f"{_BY_VOCABULARY}; SwiGLU and loss not compiled"
+_EXCHANGED = "q, k, v exchanged one by one; weights not packed"
+_ZERO = f"{_EXCHANGED}; ZeRO-3 keeps gathered weights for backward"
 PEERS = {
     "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS),
     "dtensor_tp_sp": Peer("tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS),
@@ -80,7 +102,20 @@ PEERS = {
         "ulysses",
         "yunchang",
         "yunchang_ulysses:build",
-        "q, k, v exchanged one by one; a shard's logits whole; weights not packed",
+        f"{_EXCHANGED}; a shard's logits whole",
+    ),
+    "deepspeed_ulysses": Peer(
+        "ulysses",
+        "deepspeed transformers",
+        "deepspeed_zero3:ulysses",
+        f"{_ZERO}; a shard's logits whole",
+    ),
+    "deepspeed_alst": Peer(
+        "ulysses",
+        "deepspeed transformers",
+        "deepspeed_zero3:alst",
+        f"{_ZERO}; position ids gathered in every block",
+        {"tiled_mlp_compute": True, "tiled_loss_compute": True},
     ),
 }
 
@@ -89,9 +124,9 @@ def check(name: str) -> None:
     """Raise ValueError unless there is such a peer and its package is installed."""
     if name not in PEERS:
         raise ValueError(f"peers: {name!r} is none; valid: all, {', '.join(PEERS)}")
-    package = PEERS[name].package
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"peers: {name} needs the package {package}; valid: pip install -r "
-            "requirements-peers.txt, or other peers"
-        )
+    for package in PEERS[name].package.split():
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"peers: {name} needs the package {package}; valid: pip install -r "
+                "requirements-peers.txt, or other peers"
+            )

@@ -31,6 +31,7 @@ with warnings.catch_warnings():
         VocabParallelEmbedding,
     )
 
+from methods.peers.optimizer import AdamW
 from methods.peers.plain import Linear, PlainLM, cut_block, gathered, rotated, spread
 from odysseus.architecture import Architecture
 from odysseus.attention import sdpa
@@ -96,8 +97,9 @@ class MLP(nn.Module):
 class Trainer:
     whole_samples = True
 
-    def __init__(self, model: PlainLM, mesh: Mesh, sequence_parallel: bool) -> None:
+    def __init__(self, model: PlainLM, run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> None:
         self.model, self.axis = model, mesh.sequence
+        self.optimizer = AdamW(model, run)
         norms = [m for m in model.modules() if isinstance(m, nn.RMSNorm)]
         self.of_shards = [norm.weight for norm in norms] if sequence_parallel else []
 
@@ -160,7 +162,7 @@ def _build(run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> Trainer:
     )
     model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")  # pyright: ignore
     spread(model, run, axis, _cut)
-    return Trainer(model, mesh, sequence_parallel)
+    return Trainer(model, run, mesh, sequence_parallel)
 
 
 def _cut(name: str) -> int | None:

@@ -33,7 +33,7 @@ def plain_linear(width_in: int, width_out: int, name: str) -> nn.Module:
 
 
 class Attention(nn.Module):
-    def __init__(self, a: Architecture, attend: Attend, linear: Linear) -> None:
+    def __init__(self, a: Architecture, attend: Attend, linear: Linear = plain_linear) -> None:
         super().__init__()
         self.head_dim, self.attend = a.head_dim, attend
         self.q_proj = linear(a.hidden_size, a.query_width, "q_proj")
@@ -58,7 +58,7 @@ def rotated(x_BSFK: Tensor, table: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    def __init__(self, a: Architecture, linear: Linear) -> None:
+    def __init__(self, a: Architecture, linear: Linear = plain_linear) -> None:
         super().__init__()
         self.gate_proj = linear(a.hidden_size, a.intermediate_size, "gate_proj")
         self.up_proj = linear(a.hidden_size, a.intermediate_size, "up_proj")
@@ -84,13 +84,15 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, a: Architecture, attention: Make, mlp: Make) -> None:
         super().__init__()
+        self.architecture = a
         self.embed_tokens = nn.Embedding(a.vocab_size, a.hidden_size)
         blocks = [Block(a, attention(), mlp()) for _ in range(a.num_hidden_layers)]
         self.layers = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, table: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         x_BSD = self.embed_tokens(input_ids)
+        table = rotary_table(self.architecture, position_ids, x_BSD.dtype)
         for layer in self.layers:
             x_BSD = layer(x_BSD, table)
         return self.norm(x_BSD)
@@ -107,8 +109,7 @@ class PlainLM(nn.Module):
         self.lm_head = nn.Linear(a.hidden_size, a.vocab_size, bias=False)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        table = rotary_table(self.architecture, position_ids, torch.float32)
-        return self.lm_head(self.model(input_ids, table))
+        return self.lm_head(self.model(input_ids, position_ids))
 
 
 def plain_model(a: Architecture, attend: Attend = sdpa, linear: Linear = plain_linear) -> PlainLM:
@@ -130,12 +131,16 @@ def check(run: RunConfig) -> None:
 
 def initialized(run: RunConfig, attend: Attend = sdpa) -> PlainLM:
     """The whole model with the run's weights."""
-    model = plain_model(run.architecture, attend)
+    return filled(plain_model(run.architecture, attend), run)
+
+
+def filled(model: PlainLM, run: RunConfig) -> PlainLM:
+    """A whole model, now with the run's weights."""
     weights.initialize(weights.local_pieces(model, run.architecture, {}, 1, 0), run.seed)
     return model
 
 
-def mean_loss(logits: Tensor, batch: Batch, tokens: int) -> Tensor:
+def mean_loss(logits: Tensor, batch: Batch, tokens: float) -> Tensor:
     """The sum of token losses over the step's tokens."""
     sums = partial(F.cross_entropy, reduction="sum")
     return sums(logits.flatten(0, 1).float(), batch.labels.flatten()) / tokens

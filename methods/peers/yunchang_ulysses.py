@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from methods.peers.optimizer import AdamW
 from methods.peers.plain import PlainLM, initialized, mean_loss
 from odysseus.attention import sdpa
 from odysseus.config import RunConfig
@@ -20,8 +21,9 @@ from odysseus.mesh import Mesh
 class Trainer:
     whole_samples = False
 
-    def __init__(self, model: PlainLM) -> None:
+    def __init__(self, model: PlainLM, run: RunConfig) -> None:
         self.model = model
+        self.optimizer = AdamW(model, run, sharded=True)
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
         loss = mean_loss(self.model(batch.input_ids, batch.position_ids), batch, tokens)
@@ -44,4 +46,4 @@ def build(run: RunConfig, mesh: Mesh) -> Trainer:
         if isinstance(module, FSDPModule):  # summed over ranks, as the loss is
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(dist.get_backend() != "fake")
-    return Trainer(model)
+    return Trainer(model, run)
