@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bench import compare, compare_figure, figures, launch, options, rows
-from methods.peers import PEERS, check, plain
+from methods.peers import PEERS, check, check_dtype, plain
 from odysseus.config import RunConfig
 
 COLUMNS = (
@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
     for run in asked:
         check_run(run)
     cells = [(name, PEERS[name].ours(run)) for run in asked for name in names]
-    for _, run in cells:
+    for name, run in cells:
+        check_dtype(name, run.dtype)
         options.check(run)
         options.check_gpus(run, None)
     rows.check_folder(out)
@@ -75,7 +76,6 @@ def main(arguments: list[str]) -> int:
 def check_run(run: RunConfig) -> None:
     """Raise ValueError unless the peers can do what the run asks for."""
     for name, given, known in (
-        ("dtype", run.dtype, "fp32"),
         ("ring_parallel_size", run.ring_parallel_size, 1),
         ("sequence_parallel_size", run.sequence_size, run.world_size),
         ("gradient_accumulation_steps", run.gradient_accumulation_steps, 1),

@@ -64,6 +64,7 @@ class Peer:
         build: Where it is made: ``module:function`` of this package, of (run, mesh).
         differs: How its work differs from ours, in words.
         tricks: Options of ours that make its work the peer's.
+        dtypes: What it can compute in.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Peer:
     build: str
     differs: str
     tricks: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
 
     def ours(self, run: RunConfig) -> RunConfig:
         """What of ours a run compares with it."""
@@ -118,6 +120,13 @@ PEERS = {
         {"tiled_mlp_compute": True, "tiled_loss_compute": True},
     ),
 }
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    """Raise ValueError unless the peer computes in such numbers."""
+    valid = PEERS[name].dtypes
+    if dtype not in valid:
+        raise ValueError(f"dtype = {dtype} is not for peer {name}; valid: {', '.join(valid)}")
 
 
 def check(name: str) -> None:

@@ -73,6 +73,8 @@ class Trainer:
             "train_micro_batch_size_per_gpu": run.micro_batch_size,
             "sequence_parallel_size": mesh.sequence.size,
             "zero_optimization": zero,
+            "bf16": {"enabled": run.dtype == "bf16"},
+            "seq_parallel_communication_data_type": run.seq_parallel_communication_data_type,
         }
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=adamw, config=config, mesh_param=(1, mesh.sequence.size)

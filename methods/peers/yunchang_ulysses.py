@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from methods.peers.optimizer import AdamW
@@ -39,9 +39,10 @@ class Trainer:
 
 def build(run: RunConfig, mesh: Mesh) -> Trainer:
     model = initialized(run, yunchang_attend(sdpa, mesh.sequence))
+    precision = MixedPrecisionPolicy(param_dtype=run.compute_dtype, reduce_dtype=run.reduce_dtype)
     for block in model.model.layers:
-        fully_shard(block, mesh=mesh.full_mesh)
-    fully_shard(model, mesh=mesh.full_mesh)
+        fully_shard(block, mesh=mesh.full_mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh.full_mesh, mp_policy=precision)
     for module in model.modules():
         if isinstance(module, FSDPModule):  # summed over ranks, as the loss is
             module.set_gradient_divide_factor(1.0)
