@@ -65,6 +65,14 @@ def bytes_of_megatron_tp(ranks: int) -> int:
     return 2 * (STREAM * (1 + 2 * 2 + 2 * 2 + 1) + 3 * 4 * TOKENS) * (ranks - 1) // ranks
 
 
+def bytes_of_torchtitan_tp_sp(ranks: int) -> int:
+    """torchtitan's gathers or scatters the stream after the embedding, four times a block and
+    before the head, and again in backward. Its loss sums three numbers a token; the five norms'
+    gradients are summed."""
+    moved = STREAM * 2 * (1 + 2 * 4 + 1) + 2 * 4 * (3 * TOKENS + 5 * 32)
+    return moved * (ranks - 1) // ranks
+
+
 def bytes_of_deepspeed_ulysses(ranks: int) -> int:
     """DeepSpeed's exchanges q, k, v and o of both blocks, and their gradients; its ZeRO-3 keeps
     weights gathered from forward to backward and sums three numbers to know that all is finite."""
@@ -80,6 +88,7 @@ STREAM, LOGITS = 4 * TOKENS * 32, 4 * TOKENS * 256
 BYTES = {
     "dtensor_tp": bytes_of_dtensor_tp,
     "megatron_tp": bytes_of_megatron_tp,
+    "torchtitan_tp_sp": bytes_of_torchtitan_tp_sp,
     "deepspeed_ulysses": bytes_of_deepspeed_ulysses,
 }
 

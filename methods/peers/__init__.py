@@ -65,6 +65,7 @@ class Peer:
         differs: How its work differs from ours, in words.
         tricks: Options of ours that make its work the peer's.
         dtypes: What it can compute in.
+        install: What pip installs to have its packages.
     """
 
     method: str
@@ -73,6 +74,7 @@ class Peer:
     differs: str
     tricks: Mapping[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("fp32", "bf16")
+    install: str = "-r requirements-peers.txt"
 
     def ours(self, run: RunConfig) -> RunConfig:
         """What of ours a run compares with it."""
@@ -100,6 +102,13 @@ PEERS = {
     "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS),
     "megatron_tp": Peer("tp", "megatron", "megatron_core:tensor_parallel", _MEGATRON),
     "megatron_tp_sp": Peer("tp_sp", "megatron", "megatron_core:sequence_parallel", _MEGATRON),
+    "torchtitan_tp_sp": Peer(
+        "tp_sp",
+        "torchtitan spmd_types tyro",
+        "torchtitan_llama:tensor_and_sequence_parallel",
+        f"{_BY_VOCABULARY}; gate and up not packed; rotary embedding in complex numbers",
+        install="--no-deps -r requirements-torchtitan.txt",
+    ),
     "yunchang_ulysses": Peer(
         "ulysses",
         "yunchang",
@@ -136,6 +145,6 @@ def check(name: str) -> None:
     for package in PEERS[name].package.split():
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"peers: {name} needs the package {package}; valid: pip install -r "
-                "requirements-peers.txt, or other peers"
+                f"peers: {name} needs the package {package}; valid: pip install "
+                f"{PEERS[name].install}, or other peers"
             )
