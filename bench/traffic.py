@@ -109,6 +109,9 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
 def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:
     ranks = tuple(dist.get_process_group_ranks(_resolve_process_group(args[-1])))
     size = args[0].numel() * args[0].element_size()
+    if collective == "all_to_all" and len(set(args[2])) > 1:  # a permutation of the ranks
+        kept = size * args[2][ranks.index(dist.get_rank())] // sum(args[2])
+        return Call("p2p", _purpose("p2p", region), size - kept, ranks, True)
     whole = size * len(ranks) if collective == "all_gather" else size
     return Call(collective, _purpose(collective, region), whole, ranks, True)
 

@@ -83,12 +83,27 @@ def bytes_of_deepspeed_ulysses(ranks: int) -> int:
     return 4 * (exchanged + 2 * weights + 2 * 3) * (ranks - 1) // ranks
 
 
+def bytes_of_torch_context_parallel(ranks: int) -> int:
+    """PyTorch's ring gathers keys and values in both directions and passes their gradients, in
+    fp32, all the way round; FSDP2 gathers weights and reduces gradients: blocks are gathered
+    again in backward."""
+    shapes = huggingface_shapes(RUN.architecture)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    blocks = sum(size for name, size in sizes.items() if ".layers." in name)
+    weights = 2 * sum(sizes.values()) + blocks
+    keys_and_values = 2 * 2 * RUN.architecture.key_value_width * TOKENS
+    of_loss = 2
+    gathered = weights + 2 * keys_and_values + of_loss
+    return 4 * gathered * (ranks - 1) // ranks + 4 * keys_and_values
+
+
 TOKENS = 2 * 128
 STREAM, LOGITS = 4 * TOKENS * 32, 4 * TOKENS * 256
 BYTES = {
     "dtensor_tp": bytes_of_dtensor_tp,
     "megatron_tp": bytes_of_megatron_tp,
     "torchtitan_tp_sp": bytes_of_torchtitan_tp_sp,
+    "torch_context_parallel": bytes_of_torch_context_parallel,
     "deepspeed_ulysses": bytes_of_deepspeed_ulysses,
 }
 

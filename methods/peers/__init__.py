@@ -66,6 +66,7 @@ class Peer:
         tricks: Options of ours that make its work the peer's.
         dtypes: What it can compute in.
         install: What pip installs to have its packages.
+        ring: Whether ours is on the ring axis, not on the sequence axis.
     """
 
     method: str
@@ -75,10 +76,12 @@ class Peer:
     tricks: Mapping[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     install: str = "-r requirements-peers.txt"
+    ring: bool = False
 
     def ours(self, run: RunConfig) -> RunConfig:
         """What of ours a run compares with it."""
-        return replace(run, method=self.method, **self.tricks)
+        ring = {"ring_parallel_size": run.world_size, "sequence_parallel_size": 1}
+        return replace(run, method=self.method, **self.tricks, **(ring if self.ring else {}))
 
     def load(self) -> Callable[[RunConfig, Mesh], PeerTrainer]:
         module, name = self.build.split(":")
@@ -114,6 +117,14 @@ PEERS = {
         "yunchang",
         "yunchang_ulysses:build",
         f"{_EXCHANGED}; a shard's logits whole",
+    ),
+    "torch_context_parallel": Peer(
+        "ulysses",
+        "torch",
+        "torch_context_parallel:build",
+        "keys and values gathered whole, their gradients go round; weights not packed; "
+        "a shard's logits whole",
+        ring=True,
     ),
     "deepspeed_ulysses": Peer(
         "ulysses",
