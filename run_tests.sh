@@ -2,7 +2,7 @@
 # Sets everything up on a fresh machine, then runs every check. Extra arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")"
-source scripts/setup_env.sh requirements-dev.txt
+source scripts/setup_env.sh requirements-dev.txt requirements-torchtitan.txt
 
 export OMP_NUM_THREADS=1
 if [ $# -eq 0 ]; then

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bench import compare, compare_figure, figures, launch, options, rows
-from methods.peers import PEERS, check, plain
+from methods.peers import PEERS, check, check_dtype, plain
 from odysseus.config import RunConfig
 
 COLUMNS = (
@@ -51,13 +50,14 @@ def main(arguments: list[str]) -> int:
     names = [*PEERS] if parsed.peers == "all" else parsed.peers.split(",")
     for name in names:
         check(name)
-    cells = [
-        (name, replace(run, method=PEERS[name].method))
-        for run in options.expand(parsed)
-        for name in names
-    ]
-    for _, run in cells:
-        check_cell(run)
+    asked = list(options.expand(parsed))
+    for run in asked:
+        check_run(run)
+    cells = [(name, PEERS[name].ours(run)) for run in asked for name in names]
+    for name, run in cells:
+        check_dtype(name, run.dtype)
+        options.check(run)
+        options.check_gpus(run, None)
     rows.check_folder(out)
     found: list[dict[str, Any]] = []
     table = pd.DataFrame()
@@ -73,10 +73,9 @@ def main(arguments: list[str]) -> int:
     return int((table["status"] != "ok").any())
 
 
-def check_cell(run: RunConfig) -> None:
-    """Raise ValueError unless ours can be started and the peers' model is the same."""
+def check_run(run: RunConfig) -> None:
+    """Raise ValueError unless the peers can do what the run asks for."""
     for name, given, known in (
-        ("dtype", run.dtype, "fp32"),
         ("ring_parallel_size", run.ring_parallel_size, 1),
         ("sequence_parallel_size", run.sequence_size, run.world_size),
         ("gradient_accumulation_steps", run.gradient_accumulation_steps, 1),
@@ -87,8 +86,6 @@ def check_cell(run: RunConfig) -> None:
         if given != known:
             raise ValueError(f"{name} = {given} is not for compare; valid: {known}")
     plain.check(run)
-    options.check(run)
-    options.check_gpus(run, None)
 
 
 def compared(name: str, run: RunConfig, pairs: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _resolve_process_group
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
 
 from bench.watch import Watcher
 
@@ -25,6 +26,7 @@ PURPOSES = ("activation", "parameter", "gradient", "edge")
 _OPERATIONS = {
     "c10d::allreduce_": ("all_reduce", 0, 1),
     "c10d::_allgather_base_": ("all_gather", 0, 2),
+    "c10d::allgather_": ("all_gather", 0, 2),
     "c10d::_reduce_scatter_base_": ("reduce_scatter", 1, 2),
     "c10d::alltoall_base_": ("all_to_all", 1, 2),
     "c10d::send": ("p2p", 0, 1),
@@ -92,8 +94,7 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
     if name not in _OPERATIONS:
         raise RuntimeError(f"the traffic meter has no formula for {name}")
     collective, tensor_at, group_at = _OPERATIONS[name]
-    held = args[tensor_at]
-    tensors: list[Tensor] = held if isinstance(held, list) else [held]
+    tensors: list[Tensor] = tree_leaves(args[tensor_at])
     names = [argument.name for argument in func._schema.arguments]
     at = names.index("async_op") if "async_op" in names else len(args)
     return Call(
@@ -108,6 +109,9 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
 def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:
     ranks = tuple(dist.get_process_group_ranks(_resolve_process_group(args[-1])))
     size = args[0].numel() * args[0].element_size()
+    if collective == "all_to_all" and len(set(args[2])) > 1:  # a permutation of the ranks
+        kept = size * args[2][ranks.index(dist.get_rank())] // sum(args[2])
+        return Call("p2p", _purpose("p2p", region), size - kept, ranks, True)
     whole = size * len(ranks) if collective == "all_gather" else size
     return Call(collective, _purpose(collective, region), whole, ranks, True)
 

@@ -16,6 +16,8 @@ if [ ! -e "$stamp" ]; then
             # These build against the torch that is installed by now.
             pip install --quiet --no-build-isolation -r "$file" ||
                 echo "GPU extras did not install; going on with PyTorch's own kernels" >&2
+        elif [ "$file" = requirements-torchtitan.txt ]; then
+            pip install --quiet --no-deps -r "$file"
         else
             pip install --quiet -r "$file"
         fi

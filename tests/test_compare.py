@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ from bench import compare
 from bench.__main__ import main
 from bench.compare_verb import COLUMNS
 from methods.peers import PEERS, Peer, plain
+from methods.peers.optimizer import AdamW
 from odysseus.config import ModelOptions, RunConfig
+from odysseus.weights import huggingface_shapes
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 MODEL = ModelOptions(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_key_value_heads=4, vocab_size=256
 )
-RUN = RunConfig(model=MODEL, seq_len=64, micro_batch_size=2)
+RUN = RunConfig(model=MODEL, seq_len=128, micro_batch_size=2, tiled_loss_bytes=2**15)
 
 
 def all_peers(run: RunConfig) -> dict[str, dict[str, Any]]:
     """Every peer's comparison with ours, of one pair."""
     torch.set_num_threads(1)
     return {
-        name: compare.measured_in_group(replace(run, method=peer.method), name, 1, CPU)
+        name: compare.measured_in_group(peer.ours(run), name, 1, CPU)
         for name, peer in PEERS.items()
     }
 
@@ -45,16 +48,74 @@ def test_every_peer_computes_what_ours_does(world_size: int) -> None:
         for name, row in of_rank.items():
             assert 0 < row["ratio_p20"] <= row["ratio_p50"] <= row["ratio_p80"], name
             assert min(row["ours_peak_bytes"], row["peer_peak_bytes"]) > 0, name
-        sent = of_rank["dtensor_tp"]["peer_comm_bytes"]
-        assert sent == bytes_of_dtensor_tp(world_size)
+        for name, expected in BYTES.items():
+            assert of_rank[name]["peer_comm_bytes"] == expected(world_size), name
 
 
 def bytes_of_dtensor_tp(ranks: int) -> int:
     """DTensor's tensor parallelism all-reduces the stream after the embedding, twice a block, and
     in backward once for every column-parallel layer: q, k, v, gate, up, the head; logits it
     gathers. An all-reduce sends 2(n-1)/n of its tensor, a gather half of that."""
-    stream, logits = 4 * 2 * 64 * 32, 4 * 2 * 64 * 256
-    return (2 * stream * (1 + 2 * 2 + 1 + 2 * 5) + logits) * (ranks - 1) // ranks
+    return (2 * STREAM * (1 + 2 * 2 + 1 + 2 * 5) + LOGITS) * (ranks - 1) // ranks
+
+
+def bytes_of_megatron_tp(ranks: int) -> int:
+    """Megatron-Core's, packed, all-reduces the stream after the embedding, twice a block and in
+    backward twice a block and once for the head. Its loss sums three numbers a token."""
+    return 2 * (STREAM * (1 + 2 * 2 + 2 * 2 + 1) + 3 * 4 * TOKENS) * (ranks - 1) // ranks
+
+
+def bytes_of_torchtitan_tp_sp(ranks: int) -> int:
+    """torchtitan's gathers or scatters the stream after the embedding, four times a block and
+    before the head, and again in backward. Its loss sums three numbers a token; the five norms'
+    gradients are summed."""
+    moved = STREAM * 2 * (1 + 2 * 4 + 1) + 2 * 4 * (3 * TOKENS + 5 * 32)
+    return moved * (ranks - 1) // ranks
+
+
+def bytes_of_deepspeed_ulysses(ranks: int) -> int:
+    """DeepSpeed's exchanges q, k, v and o of both blocks, and their gradients; its ZeRO-3 keeps
+    weights gathered from forward to backward and sums three numbers to know that all is finite."""
+    shapes = huggingface_shapes(RUN.architecture)
+    heads = RUN.architecture.query_width + RUN.architecture.key_value_width
+    exchanged = 2 * 2 * 2 * heads * TOKENS // ranks
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    return 4 * (exchanged + 2 * weights + 2 * 3) * (ranks - 1) // ranks
+
+
+def bytes_of_torch_context_parallel(ranks: int) -> int:
+    """PyTorch's ring gathers keys and values in both directions and passes their gradients, in
+    fp32, all the way round; FSDP2 gathers weights and reduces gradients: blocks are gathered
+    again in backward."""
+    shapes = huggingface_shapes(RUN.architecture)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    blocks = sum(size for name, size in sizes.items() if ".layers." in name)
+    weights = 2 * sum(sizes.values()) + blocks
+    keys_and_values = 2 * 2 * RUN.architecture.key_value_width * TOKENS
+    of_loss = 2
+    gathered = weights + 2 * keys_and_values + of_loss
+    return 4 * gathered * (ranks - 1) // ranks + 4 * keys_and_values
+
+
+TOKENS = 2 * 128
+STREAM, LOGITS = 4 * TOKENS * 32, 4 * TOKENS * 256
+BYTES = {
+    "dtensor_tp": bytes_of_dtensor_tp,
+    "megatron_tp": bytes_of_megatron_tp,
+    "torchtitan_tp_sp": bytes_of_torchtitan_tp_sp,
+    "torch_context_parallel": bytes_of_torch_context_parallel,
+    "deepspeed_ulysses": bytes_of_deepspeed_ulysses,
+}
+
+
+def test_every_peer_computes_in_bf16() -> None:
+    """As well as bf16 rounds, and the stream travels in it: half the bytes of fp32."""
+    for of_rank in run_ranks(all_peers, 2, replace(RUN, world_size=2, dtype="bf16")):
+        differ = {n: row.get("largest_difference", row) for n, row in of_rank.items()}
+        assert {n for n, difference in differ.items() if 1e-4 < difference < 2e-2} == {*PEERS}
+        of_loss = 2 * 3 * 4 * TOKENS // 2
+        sent = of_rank["megatron_tp"]["peer_comm_bytes"] - of_loss
+        assert sent == (bytes_of_megatron_tp(2) - of_loss) // 2
 
 
 class Wrong:
@@ -64,6 +125,7 @@ class Wrong:
 
     def __init__(self, run: RunConfig, mesh: Any) -> None:
         self.model = plain.initialized(run)
+        self.optimizer = AdamW(self.model, run)
 
     def forward_backward(self, batch: Any, tokens: int) -> torch.Tensor:
         logits = self.model(batch.input_ids, batch.position_ids)
@@ -107,7 +169,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("--peers none", "peers: 'none' is none; valid: all, dtensor_tp, "),
         ("--pairs 0", "pairs is 0; it must be at least 1"),
-        ("--dtype bf16", "dtype = bf16 is not for compare; valid: fp32"),
+        ("--dtype fp64", "dtype = fp64 is not for peer dtensor_tp; valid: fp32, bf16"),
         ("--world_size 4 --sequence_parallel_size 2", "sequence_parallel_size = 2 is not for"),
         ("--model.use_qk_norm true", "model.use_qk_norm = true is not in the peers' plain model"),
     ],

@@ -7,10 +7,10 @@ Each file is a peer's own fast path, as its documentation has it, around the pla
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -19,15 +19,29 @@ from odysseus.data import Batch
 from odysseus.mesh import Mesh
 
 
+class Optimizer(Protocol):
+    """What updates a peer's weights."""
+
+    def step(self) -> None: ...
+
+    def zero_grad(self) -> None: ...
+
+    def held(self) -> Iterable[Tensor]:
+        """What lives from step to step, for the memory meter; with or without the parameters."""
+        ...
+
+
 class PeerTrainer(Protocol):
     """A peer's model on one rank.
 
     Attributes:
-        model: What the optimizer updates and the meters watch.
+        model: Its parameters are the weights, or this rank's parts of them.
+        optimizer: Updates them.
         whole_samples: Whether each rank reads whole samples, not its shard of them.
     """
 
     model: nn.Module
+    optimizer: Optimizer
     whole_samples: bool
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
@@ -46,15 +60,28 @@ class Peer:
 
     Attributes:
         method: Of ours, which it is a peer of.
-        package: What it needs.
+        package: What it needs; names of several are apart by a space.
         build: Where it is made: ``module:function`` of this package, of (run, mesh).
         differs: How its work differs from ours, in words.
+        tricks: Options of ours that make its work the peer's.
+        dtypes: What it can compute in.
+        install: What pip installs to have its packages.
+        ring: Whether ours is on the ring axis, not on the sequence axis.
     """
 
     method: str
     package: str
     build: str
     differs: str
+    tricks: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
+    install: str = "-r requirements-peers.txt"
+    ring: bool = False
+
+    def ours(self, run: RunConfig) -> RunConfig:
+        """What of ours a run compares with it."""
+        ring = {"ring_parallel_size": run.world_size, "sequence_parallel_size": 1}
+        return replace(run, method=self.method, **self.tricks, **(ring if self.ring else {}))
 
     def load(self) -> Callable[[RunConfig, Mesh], PeerTrainer]:
         module, name = self.build.split(":")
@@ -63,7 +90,9 @@ class Peer:
 
 _WHOLE_LOGITS = "all logits on every rank, replicated embedding and head activations"
 _BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cut, not gathered"
-_NOT_PACKED = f"{_BY_VOCABULARY}; q, k, v, gate and up not packed, as Megatron's own block has them"
+_MEGATRON = f"{_BY_VOCABULARY}; SwiGLU and loss not compiled"
+_EXCHANGED = "q, k, v exchanged one by one; weights not packed"
+_ZERO = f"{_EXCHANGED}; ZeRO-3 keeps gathered weights for backward"
 PEERS = {
     "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS),
     "dtensor_tp_sp": Peer("tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS),
@@ -74,24 +103,59 @@ PEERS = {
         _BY_VOCABULARY,
     ),
     "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS),
-    "megatron_tp": Peer("tp", "megatron", "megatron_core:tensor_parallel", _NOT_PACKED),
-    "megatron_tp_sp": Peer("tp_sp", "megatron", "megatron_core:sequence_parallel", _NOT_PACKED),
+    "megatron_tp": Peer("tp", "megatron", "megatron_core:tensor_parallel", _MEGATRON),
+    "megatron_tp_sp": Peer("tp_sp", "megatron", "megatron_core:sequence_parallel", _MEGATRON),
+    "torchtitan_tp_sp": Peer(
+        "tp_sp",
+        "torchtitan spmd_types tyro",
+        "torchtitan_llama:tensor_and_sequence_parallel",
+        f"{_BY_VOCABULARY}; gate and up not packed; rotary embedding in complex numbers",
+        install="--no-deps -r requirements-torchtitan.txt",
+    ),
     "yunchang_ulysses": Peer(
         "ulysses",
         "yunchang",
         "yunchang_ulysses:build",
-        "q, k, v exchanged one by one; a shard's logits whole; weights not packed",
+        f"{_EXCHANGED}; a shard's logits whole",
+    ),
+    "torch_context_parallel": Peer(
+        "ulysses",
+        "torch",
+        "torch_context_parallel:build",
+        "keys and values gathered whole, their gradients go round; weights not packed; "
+        "a shard's logits whole",
+        ring=True,
+    ),
+    "deepspeed_ulysses": Peer(
+        "ulysses",
+        "deepspeed transformers",
+        "deepspeed_zero3:ulysses",
+        f"{_ZERO}; a shard's logits whole",
+    ),
+    "deepspeed_alst": Peer(
+        "ulysses",
+        "deepspeed transformers",
+        "deepspeed_zero3:alst",
+        f"{_ZERO}; position ids gathered in every block",
+        {"tiled_mlp_compute": True, "tiled_loss_compute": True},
     ),
 }
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    """Raise ValueError unless the peer computes in such numbers."""
+    valid = PEERS[name].dtypes
+    if dtype not in valid:
+        raise ValueError(f"dtype = {dtype} is not for peer {name}; valid: {', '.join(valid)}")
 
 
 def check(name: str) -> None:
     """Raise ValueError unless there is such a peer and its package is installed."""
     if name not in PEERS:
         raise ValueError(f"peers: {name!r} is none; valid: all, {', '.join(PEERS)}")
-    package = PEERS[name].package
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"peers: {name} needs the package {package}; valid: pip install -r "
-            "requirements-peers.txt, or other peers"
-        )
+    for package in PEERS[name].package.split():
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"peers: {name} needs the package {package}; valid: pip install "
+                f"{PEERS[name].install}, or other peers"
+            )

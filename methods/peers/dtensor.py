@@ -17,6 +17,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from methods.peers.optimizer import AdamW
 from methods.peers.plain import PlainLM, initialized, mean_loss
 from odysseus.config import RunConfig
 from odysseus.data import Batch
@@ -26,8 +27,9 @@ from odysseus.mesh import Mesh
 class Trainer:
     whole_samples = True
 
-    def __init__(self, model: PlainLM, cuts_logits: bool = False) -> None:
+    def __init__(self, model: PlainLM, run: RunConfig, cuts_logits: bool = False) -> None:
         self.model, self.cuts_logits = model, cuts_logits
+        self.optimizer = AdamW(model, run)
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
         logits = self.model(batch.input_ids, batch.position_ids)
@@ -67,7 +69,7 @@ def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
     }
     for block in model.model.layers:
         parallelize_module(block, line, plan)
-    return Trainer(model)
+    return Trainer(model, run)
 
 
 def sequence_parallel(run: RunConfig, mesh: Mesh, cuts_logits: bool = False) -> Trainer:
@@ -104,7 +106,7 @@ def sequence_parallel(run: RunConfig, mesh: Mesh, cuts_logits: bool = False) -> 
     }
     for block in model.model.layers:
         parallelize_module(block, line, plan)
-    return Trainer(model, cuts_logits)
+    return Trainer(model, run, cuts_logits)
 
 
 def sequence_and_loss_parallel(run: RunConfig, mesh: Mesh) -> Trainer:

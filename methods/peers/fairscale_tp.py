@@ -8,7 +8,8 @@ from fairscale.nn.model_parallel import initialize
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
-from methods.peers.plain import PlainLM, cut_block, gathered, mean_loss, spread
+from methods.peers.optimizer import AdamW
+from methods.peers.plain import PlainLM, cut_block, gathered, mean_loss, plain_model, spread
 from odysseus.attention import sdpa
 from odysseus.config import RunConfig
 from odysseus.data import Batch
@@ -18,8 +19,9 @@ from odysseus.mesh import Mesh
 class Trainer:
     whole_samples = True
 
-    def __init__(self, model: PlainLM, mesh: Mesh) -> None:
+    def __init__(self, model: PlainLM, run: RunConfig, mesh: Mesh) -> None:
         self.model, self.mesh = model, mesh
+        self.optimizer = AdamW(model, run)
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
         loss = mean_loss(self.model(batch.input_ids, batch.position_ids), batch, tokens)
@@ -40,6 +42,6 @@ def build(run: RunConfig, mesh: Mesh) -> Trainer:
             return RowParallelLinear(width_in, width_out, input_is_parallel=True, **keep)
         return ColumnParallelLinear(width_in, width_out, gather_output=False, **keep)
 
-    model = PlainLM(run.architecture, sdpa, linear)
+    model = plain_model(run.architecture, sdpa, linear)
     spread(model, run, mesh.sequence, cut_block)
-    return Trainer(model, mesh)
+    return Trainer(model, run, mesh)

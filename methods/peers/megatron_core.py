@@ -1,8 +1,12 @@
 """Megatron-Core's tensor-parallel layers, embedding and vocabulary-parallel loss, with and without
 its sequence parallelism.
 
-Its layers take the sequence first: [S, B, D]. They ask CUDA for the current device; where there is
-none, a stand-in answers for them, and nothing else of theirs is changed.
+As in its own transformer block one weight is for q, k and v and one for gate and up, and the stream
+has the sequence first. Its layers ask CUDA for the current device; where there is none, a stand-in
+answers for them, and nothing else of theirs is changed.
+
+B batch, S tokens, s this rank's of them (all, where the stream is replicated), D width, F heads of
+q, k and v, h query heads of this rank, K elements of a head; c and e a layer's width on this rank.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
@@ -26,7 +31,9 @@ with warnings.catch_warnings():
         VocabParallelEmbedding,
     )
 
-from methods.peers.plain import PlainLM, cut_block, gathered, spread
+from methods.peers.optimizer import AdamW
+from methods.peers.plain import Linear, PlainLM, cut_block, gathered, rotated, spread
+from odysseus.architecture import Architecture
 from odysseus.attention import sdpa
 from odysseus.config import RunConfig
 from odysseus.data import Batch
@@ -36,42 +43,69 @@ _BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 class Column(ColumnParallelLinear):
-    """[B, s or S, D] to [B, S, e]."""
+    """[s or S, B, D] to [S, B, e]."""
 
-    def forward(self, x_BSD: Tensor) -> Tensor:  # pyright: ignore
-        y_SBe, _bias = super().forward(x_BSD.transpose(0, 1).contiguous())
-        return y_SBe.transpose(0, 1)
+    def forward(self, x_sBD: Tensor) -> Tensor:  # pyright: ignore
+        return super().forward(x_sBD)[0]
 
 
 class Row(RowParallelLinear):
-    """[B, S, c] to [B, s or S, D]."""
+    """[S, B, c] to [s or S, B, D]."""
 
-    def forward(self, x_BSc: Tensor) -> Tensor:  # pyright: ignore
-        y_SBD, _bias = super().forward(x_BSc.transpose(0, 1).contiguous())
-        return y_SBD.transpose(0, 1)
+    def forward(self, x_SBc: Tensor) -> Tensor:  # pyright: ignore
+        return super().forward(x_SBc)[0]
 
 
 class Embedding(VocabParallelEmbedding):
-    """[B, S] to [B, s or S, D]."""
+    """[B, S] to [s or S, B, D]."""
 
     def forward(self, input_ids: Tensor) -> Tensor:  # pyright: ignore
         x = super().forward(input_ids)
-        return x.transpose(0, 1) if self.reduce_scatter_embeddings else x
+        return x if self.reduce_scatter_embeddings else x.transpose(0, 1).contiguous()
+
+
+class Attention(nn.Module):
+    """Of this rank's heads, q, k and v from one weight."""
+
+    def __init__(self, a: Architecture, ranks: int, linear: Linear) -> None:
+        super().__init__()
+        self.head_dim = a.head_dim
+        self.heads = [n // ranks for n in (a.num_attention_heads, *2 * [a.num_key_value_heads])]
+        self.qkv_proj = linear(a.hidden_size, a.query_width + 2 * a.key_value_width, "qkv_proj")
+        self.o_proj = linear(a.query_width, a.hidden_size, "o_proj")
+
+    def forward(self, x_sBD: Tensor, table: Tensor) -> Tensor:
+        packed_BSFK = self.qkv_proj(x_sBD).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+        q, k, v = packed_BSFK.split(self.heads, dim=2)
+        o_BShK = sdpa(rotated(q, table), rotated(k, table), v)
+        return self.o_proj(o_BShK.transpose(0, 1).flatten(2))
+
+
+class MLP(nn.Module):
+    """Gate and up from one weight."""
+
+    def __init__(self, a: Architecture, linear: Linear) -> None:
+        super().__init__()
+        self.gate_up_proj = linear(a.hidden_size, 2 * a.intermediate_size, "gate_up_proj")
+        self.down_proj = linear(a.intermediate_size, a.hidden_size, "down_proj")
+
+    def forward(self, x_sBD: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x_sBD).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Trainer:
     whole_samples = True
 
-    def __init__(self, model: PlainLM, mesh: Mesh, sequence_parallel: bool) -> None:
+    def __init__(self, model: PlainLM, run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> None:
         self.model, self.axis = model, mesh.sequence
+        self.optimizer = AdamW(model, run)
         norms = [m for m in model.modules() if isinstance(m, nn.RMSNorm)]
         self.of_shards = [norm.weight for norm in norms] if sequence_parallel else []
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
-        logits_BSv = self.model(batch.input_ids, batch.position_ids)
-        losses = vocab_parallel_cross_entropy(
-            logits_BSv.float().transpose(0, 1).contiguous(), batch.labels.T.contiguous()
-        )
+        logits_SBv = self.model(batch.input_ids, batch.position_ids)
+        losses = vocab_parallel_cross_entropy(logits_SBv.float(), batch.labels.T.contiguous())
         loss = losses.sum() / tokens
         loss.backward()
         # What its trainer does at the end of a step for weights that saw a shard of the sequence.
@@ -122,13 +156,13 @@ def _build(run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> Trainer:
             return Row(width_in, width_out, **of_rows)
         return Column(width_in, width_out, bias=False, gather_output=False, **about)
 
-    model = PlainLM(a, sdpa, linear)
+    model = PlainLM(a, lambda: Attention(a, axis.size, linear), lambda: MLP(a, linear))
     model.model.embed_tokens = Embedding(  # pyright: ignore[reportAttributeAccessIssue]
         a.vocab_size, a.hidden_size, reduce_scatter_embeddings=sequence_parallel, **about
     )
     model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")  # pyright: ignore
     spread(model, run, axis, _cut)
-    return Trainer(model, mesh, sequence_parallel)
+    return Trainer(model, run, mesh, sequence_parallel)
 
 
 def _cut(name: str) -> int | None:

@@ -25,6 +25,7 @@ from odysseus.rotary import rotary_table
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = Callable[[int, int, str], nn.Module]
 """linear(width_in, width_out, name): a layer without bias, of this name in a block."""
+Make = Callable[[], nn.Module]
 
 
 def plain_linear(width_in: int, width_out: int, name: str) -> nn.Module:
@@ -32,7 +33,7 @@ def plain_linear(width_in: int, width_out: int, name: str) -> nn.Module:
 
 
 class Attention(nn.Module):
-    def __init__(self, a: Architecture, attend: Attend, linear: Linear) -> None:
+    def __init__(self, a: Architecture, attend: Attend, linear: Linear = plain_linear) -> None:
         super().__init__()
         self.head_dim, self.attend = a.head_dim, attend
         self.q_proj = linear(a.hidden_size, a.query_width, "q_proj")
@@ -57,7 +58,7 @@ def rotated(x_BSFK: Tensor, table: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    def __init__(self, a: Architecture, linear: Linear) -> None:
+    def __init__(self, a: Architecture, linear: Linear = plain_linear) -> None:
         super().__init__()
         self.gate_proj = linear(a.hidden_size, a.intermediate_size, "gate_proj")
         self.up_proj = linear(a.hidden_size, a.intermediate_size, "up_proj")
@@ -68,12 +69,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, a: Architecture, attend: Attend, linear: Linear) -> None:
+    def __init__(self, a: Architecture, attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
-        self.self_attn = Attention(a, attend, linear)
+        self.self_attn = attention
         self.post_attention_layernorm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
-        self.mlp = MLP(a, linear)
+        self.mlp = mlp
 
     def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), table)
@@ -81,34 +82,39 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, a: Architecture, attend: Attend, linear: Linear) -> None:
+    def __init__(self, a: Architecture, attention: Make, mlp: Make) -> None:
         super().__init__()
+        self.architecture = a
         self.embed_tokens = nn.Embedding(a.vocab_size, a.hidden_size)
-        blocks = [Block(a, attend, linear) for _ in range(a.num_hidden_layers)]
+        blocks = [Block(a, attention(), mlp()) for _ in range(a.num_hidden_layers)]
         self.layers = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, table: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         x_BSD = self.embed_tokens(input_ids)
+        table = rotary_table(self.architecture, position_ids, x_BSD.dtype)
         for layer in self.layers:
             x_BSD = layer(x_BSD, table)
         return self.norm(x_BSD)
 
 
 class PlainLM(nn.Module):
-    """Token ids and positions to logits; parameters are named as in Hugging Face's Llama."""
+    """Token ids and positions to logits; parameters are named as in Hugging Face's Llama, or as
+    ours where they are packed."""
 
-    def __init__(
-        self, a: Architecture, attend: Attend = sdpa, linear: Linear = plain_linear
-    ) -> None:
+    def __init__(self, a: Architecture, attention: Make, mlp: Make) -> None:
         super().__init__()
         self.architecture = a
-        self.model = Decoder(a, attend, linear)
+        self.model = Decoder(a, attention, mlp)
         self.lm_head = nn.Linear(a.hidden_size, a.vocab_size, bias=False)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        table = rotary_table(self.architecture, position_ids, torch.float32)
-        return self.lm_head(self.model(input_ids, table))
+        return self.lm_head(self.model(input_ids, position_ids))
+
+
+def plain_model(a: Architecture, attend: Attend = sdpa, linear: Linear = plain_linear) -> PlainLM:
+    """One weight each for q, k, v, gate and up."""
+    return PlainLM(a, lambda: Attention(a, attend, linear), lambda: MLP(a, linear))
 
 
 def check(run: RunConfig) -> None:
@@ -125,12 +131,16 @@ def check(run: RunConfig) -> None:
 
 def initialized(run: RunConfig, attend: Attend = sdpa) -> PlainLM:
     """The whole model with the run's weights."""
-    model = PlainLM(run.architecture, attend)
+    return filled(plain_model(run.architecture, attend), run)
+
+
+def filled(model: PlainLM, run: RunConfig) -> PlainLM:
+    """A whole model, now with the run's weights."""
     weights.initialize(weights.local_pieces(model, run.architecture, {}, 1, 0), run.seed)
     return model
 
 
-def mean_loss(logits: Tensor, batch: Batch, tokens: int) -> Tensor:
+def mean_loss(logits: Tensor, batch: Batch, tokens: float) -> Tensor:
     """The sum of token losses over the step's tokens."""
     sums = partial(F.cross_entropy, reduction="sum")
     return sums(logits.flatten(0, 1).float(), batch.labels.flatten()) / tokens
@@ -146,23 +156,35 @@ def cut_block(name: str) -> int | None:
     return next((dim for key, dim in split.items() if f".{key}." in name), None)
 
 
+def parts(name: str) -> list[str]:
+    """The Hugging Face tensors that a parameter is made of, top row to bottom row."""
+    packed = next((leaf for leaf in weights.PACKED if f".{leaf}." in name), "")
+    return [name.replace(packed, part) for part in weights.PACKED[packed]] if packed else [name]
+
+
 @torch.no_grad()
 def spread(model: nn.Module, run: RunConfig, axis: Axis, cut: Cut) -> None:
     """Fill a rank's cut model with the run's weights."""
     whole = dict(initialized(run).named_parameters())
+
+    def mine(part: str) -> Tensor:
+        dim = cut(part)
+        return whole[part] if dim is None else whole[part].chunk(axis.size, dim)[axis.rank]
+
     for name, parameter in model.named_parameters():
-        dim = cut(name)
-        mine = whole[name] if dim is None else whole[name].chunk(axis.size, dim)[axis.rank]
-        parameter.copy_(mine)
+        parameter.copy_(torch.cat([mine(part) for part in parts(name)]))
 
 
-def gathered(model: nn.Module, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor]]:
-    """Every whole gradient of a cut model, by name."""
+def gathered(model: PlainLM, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor]]:
+    """Every whole gradient of a cut model, by its Hugging Face name."""
+    shapes = weights.huggingface_shapes(model.architecture)
     for name, parameter in model.named_parameters():
-        gradient, dim = parameter.grad, cut(name)
-        assert gradient is not None
-        if dim is not None:
-            parts = [torch.empty_like(gradient) for _ in range(axis.size)]
-            dist.all_gather(parts, gradient.contiguous(), group=axis.group)
-            gradient = torch.cat(parts, dim=dim)
-        yield name, gradient
+        assert parameter.grad is not None
+        rows = [shapes[part][0] // (axis.size if cut(part) == 0 else 1) for part in parts(name)]
+        for part, gradient in zip(parts(name), parameter.grad.split(rows), strict=True):
+            dim = cut(part)
+            if dim is not None:
+                of_ranks = [torch.empty_like(gradient) for _ in range(axis.size)]
+                dist.all_gather(of_ranks, gradient.contiguous(), group=axis.group)
+                gradient = torch.cat(of_ranks, dim=dim)
+            yield part, gradient

@@ -1,47 +1,13 @@
-"""yunchang's Ulysses exchange around PyTorch's attention; weights in FSDP2, a unit a block."""
+"""yunchang's Ulysses exchange around PyTorch's attention; weights in FSDP2."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
-
-from methods.peers.plain import PlainLM, initialized, mean_loss
+from methods.peers.fsdp import Trainer, sharded
 from odysseus.attention import sdpa
 from odysseus.config import RunConfig
-from odysseus.data import Batch
 from odysseus.head_exchange import yunchang_attend
 from odysseus.mesh import Mesh
 
 
-class Trainer:
-    whole_samples = False
-
-    def __init__(self, model: PlainLM) -> None:
-        self.model = model
-
-    def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
-        loss = mean_loss(self.model(batch.input_ids, batch.position_ids), batch, tokens)
-        loss.backward()
-        return loss.detach()
-
-    def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            gradient = parameter.grad
-            assert isinstance(gradient, DTensor)
-            yield name, gradient.full_tensor()
-
-
 def build(run: RunConfig, mesh: Mesh) -> Trainer:
-    model = initialized(run, yunchang_attend(sdpa, mesh.sequence))
-    for block in model.model.layers:
-        fully_shard(block, mesh=mesh.full_mesh)
-    fully_shard(model, mesh=mesh.full_mesh)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # summed over ranks, as the loss is
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(dist.get_backend() != "fake")
-    return Trainer(model)
+    return sharded(run, mesh, yunchang_attend(sdpa, mesh.sequence))

@@ -1,0 +1,168 @@
+"""DeepSpeed: sequence parallelism by its own attention modules, weights in its ZeRO-3.
+
+B batch, s tokens of this rank, H query heads, G kv heads, K elements of a head.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+if not torch.cuda.is_available():  # DeepSpeed looks as it is imported
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_BUILD_OPS", "0")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what it can do without
+    import deepspeed
+    from deepspeed.runtime.sequence_parallel import ulysses_sp
+    from deepspeed.sequence.layer import DistributedAttention
+    from deepspeed.utils import safe_get_full_grad
+
+from methods.peers.plain import MLP, Attention, PlainLM, filled, mean_loss
+from odysseus.attention import sdpa
+from odysseus.config import RunConfig
+from odysseus.data import Batch
+from odysseus.mesh import Mesh
+
+
+class Optimizer:
+    """ZeRO-3 around PyTorch's fused AdamW."""
+
+    def __init__(self, zero: Any) -> None:
+        self.zero = zero
+
+    def step(self) -> None:
+        self.zero.step()
+
+    def zero_grad(self) -> None:
+        self.zero.zero_grad(set_to_none=True)
+
+    def held(self) -> Iterator[Tensor]:
+        """Shards, their fp32 copies, buffers and AdamW's states."""
+        shards = [p.ds_tensor for group in self.zero.fp16_groups for p in group]
+        states = list(self.zero.optimizer.state.values())
+        for leaf in tree_leaves([shards, states, vars(self.zero)]):
+            if isinstance(leaf, Tensor):
+                yield leaf
+
+
+class Trainer:
+    whole_samples = False
+
+    def __init__(self, model: nn.Module, run: RunConfig, mesh: Mesh) -> None:
+        adamw = torch.optim.AdamW(model.parameters(), lr=run.optimizer.learning_rate, fused=True)
+        hidden = run.architecture.hidden_size
+        zero = {  # sizes as Transformers' "auto" has them; the defaults are for larger models
+            "stage": 3,
+            "reduce_bucket_size": hidden**2,
+            "stage3_prefetch_bucket_size": int(0.9 * hidden**2),
+            "stage3_param_persistence_threshold": 10 * hidden,
+        }
+        config = {
+            "train_micro_batch_size_per_gpu": run.micro_batch_size,
+            "sequence_parallel_size": mesh.sequence.size,
+            "zero_optimization": zero,
+            "bf16": {"enabled": run.dtype == "bf16"},
+            "seq_parallel_communication_data_type": run.seq_parallel_communication_data_type,
+        }
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=adamw, config=config, mesh_param=(1, mesh.sequence.size)
+        )
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # it uses old names
+        self.model, self.optimizer = model, Optimizer(self.engine.optimizer)
+        self.ranks = mesh.world.size
+
+    def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
+        # It takes the mean of the ranks' gradients, of which ours is the sum.
+        loss = self.engine(batch, tokens / self.ranks)
+        self.engine.backward(loss)
+        return loss.detach() / self.ranks
+
+    def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            gradient = safe_get_full_grad(parameter)
+            assert gradient is not None
+            yield name, gradient
+
+
+class Ulysses(PlainLM):
+    """DeepSpeed-Ulysses as it was published: DistributedAttention."""
+
+    def __init__(self, run: RunConfig, mesh: Mesh) -> None:
+        a = run.architecture
+        local: Any = sdpa
+        group: Any = mesh.sequence.group
+        exchanged = DistributedAttention(local, group, scatter_idx=2, gather_idx=1)
+        attend = partial(exchanged, batch_dim_idx=0)
+        super().__init__(a, lambda: Attention(a, attend), lambda: MLP(a))
+
+    def forward(self, batch: Batch, tokens: float) -> Tensor:  # pyright: ignore
+        return mean_loss(super().forward(batch.input_ids, batch.position_ids), batch, tokens)
+
+
+class TiledMLP(MLP):
+    """Its tiles are as many as its tutorial has."""
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        tiles = math.ceil(x_BSD.shape[1] / x_BSD.shape[2])
+        return ulysses_sp.TiledMLP.apply(MLP.forward, self, x_BSD, tiles, list(self.parameters()))
+
+
+class ALST(PlainLM):
+    """Arctic Long Sequence Training: UlyssesSPAttentionHF, TiledMLP and TiledFusedLogitsLoss."""
+
+    def __init__(self, run: RunConfig, mesh: Mesh) -> None:
+        self.tile_bytes = run.tiled_loss_bytes
+        a, axis = run.architecture, mesh.sequence
+        group: Any = axis.group
+        exchanged = ulysses_sp.UlyssesSPAttentionHF(
+            sdpa_attention_forward,
+            batch_size=run.micro_batch_size,
+            attn_head_count=a.num_attention_heads,
+            attn_head_size=a.head_dim,
+            kv_head_count=a.num_key_value_heads,
+            num_hidden_layers=a.num_hidden_layers,
+            process_group=group,
+            seq_length_is_variable=True,
+        )
+        groups = a.num_attention_heads // a.num_key_value_heads
+        layer: Any = SimpleNamespace(training=True, is_causal=True, num_key_value_groups=groups)
+        tokens = run.local_tokens // run.micro_batch_size
+        positions_1s = torch.arange(tokens, device=mesh.device)[None] + axis.rank * tokens
+
+        def attend(*heads_BsFK: Tensor) -> Tensor:
+            of_heads = (x_BsFK.transpose(1, 2) for x_BsFK in heads_BsFK)
+            return exchanged(layer, *of_heads, None, position_ids=positions_1s)[0]
+
+        super().__init__(a, lambda: Attention(a, attend), lambda: TiledMLP(a))
+
+    def forward(self, batch: Batch, tokens: float) -> Tensor:  # pyright: ignore
+        def loss(self: ALST, x_TD: Tensor, labels_T: Tensor) -> Tensor:
+            return F.cross_entropy(self.lm_head(x_TD).float(), labels_T, reduction="sum") / tokens
+
+        x_BsD = self.model(batch.input_ids, batch.position_ids)
+        logits_bytes = 4 * batch.labels.numel() * self.architecture.vocab_size
+        tiles = math.ceil(logits_bytes / self.tile_bytes)
+        head = [self.lm_head.weight]
+        return ulysses_sp.TiledFusedLogitsLoss.apply(
+            loss, self, x_BsD, batch.labels, None, tiles, head, "sum"
+        )
+
+
+def ulysses(run: RunConfig, mesh: Mesh) -> Trainer:
+    return Trainer(filled(Ulysses(run, mesh), run), run, mesh)
+
+
+def alst(run: RunConfig, mesh: Mesh) -> Trainer:
+    return Trainer(filled(ALST(run, mesh), run), run, mesh)

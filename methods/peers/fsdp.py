@@ -1,0 +1,49 @@
+"""The plain model in FSDP2, with others' attention over ranks that each have a shard of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from methods.peers.optimizer import AdamW
+from methods.peers.plain import Attend, PlainLM, initialized, mean_loss
+from odysseus.config import RunConfig
+from odysseus.data import Batch
+from odysseus.mesh import Mesh
+
+
+class Trainer:
+    whole_samples = False
+
+    def __init__(self, model: PlainLM, run: RunConfig) -> None:
+        self.model = model
+        self.optimizer = AdamW(model, run, sharded=True)
+
+    def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
+        loss = mean_loss(self.model(batch.input_ids, batch.position_ids), batch, tokens)
+        loss.backward()
+        return loss.detach()
+
+    def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            gradient = parameter.grad
+            assert isinstance(gradient, DTensor)
+            yield name, gradient.full_tensor()
+
+
+def sharded(run: RunConfig, mesh: Mesh, attend: Attend) -> Trainer:
+    """The plain model with this attention, a unit a block."""
+    model = initialized(run, attend)
+    precision = MixedPrecisionPolicy(param_dtype=run.compute_dtype, reduce_dtype=run.reduce_dtype)
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh.full_mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh.full_mesh, mp_policy=precision)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # summed over ranks, as the loss is
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(dist.get_backend() != "fake")
+    return Trainer(model, run)

@@ -1,0 +1,59 @@
+"""PyTorch's experimental context parallelism: its ring attention, balanced; weights in FSDP2.
+
+Its dispatcher does not know the CPU's flash attention; its ring takes the kernel as an argument.
+B batch, s tokens of this rank, H query heads, G kv heads, F either, K elements of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor.experimental._context_parallel import _attention as ring
+
+from methods.peers.fsdp import Trainer, sharded
+from odysseus.config import RunConfig
+from odysseus.mesh import Axis, Mesh
+
+_SEQUENCE = 2
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _RingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_BHsK: Tensor, k_BGsK: Tensor, v_BGsK: Tensor, axis: Axis) -> Tensor:
+        heads = q_BHsK, k_BGsK, v_BGsK
+        o, logsumexp = ring._templated_ring_attention(
+            axis.group, _SEQUENCE, _FLASH, *heads, is_causal=True
+        )
+        ctx.save_for_backward(*heads, o, logsumexp)
+        ctx.axis = axis
+        return o
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, o, logsumexp = ctx.saved_tensors
+        found = ring._templated_ring_attention_backward(
+            ctx.axis.group,
+            _SEQUENCE,
+            _FLASH_BACKWARD,
+            grads[0],
+            "grad_out",
+            *(q, k, v, o, logsumexp),
+            is_causal=True,
+            dropout_p=0.0,
+        )
+        return *found, None
+
+
+def build(run: RunConfig, mesh: Mesh) -> Trainer:
+    if mesh.device.type != "cpu":
+        raise ValueError("peer torch_context_parallel is on cpu only; valid: --device cpu")
+
+    def attend(*heads_BsFK: Tensor) -> Tensor:
+        o_BHsK = _RingAttention.apply(*(x.transpose(1, 2) for x in heads_BsFK), mesh.ring)
+        return o_BHsK.transpose(1, 2)
+
+    return sharded(run, mesh, attend)
