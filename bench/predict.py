@@ -61,9 +61,10 @@ def columns(
     }
 
 
-def write_trace(found: Timeline, path: Path) -> None:
+def write_trace(found: Timeline, path: Path, run: RunConfig) -> None:
     """A timeline in Chrome's trace format (a JSON object with traceEvents, times in microseconds),
-    which Perfetto and chrome://tracing open: a row a stream, named after what it mostly does."""
+    which Perfetto and chrome://tracing open: a row a stream, named after what it mostly does; the
+    run is in otherData."""
     kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for span in found.spans:
         kinds[span.op.stream][span.op.kind] += 1
@@ -95,4 +96,6 @@ def write_trace(found: Timeline, path: Path) -> None:
                 "args": details,
             }
         )
-    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+    of = f"{run.model.label}, {run.seq_len} tokens, {run.world_size} x {run.hardware}, {run.dtype}"
+    whole = {"otherData": {"method": run.method, "of": of}, "displayTimeUnit": "ms"}
+    path.write_text(json.dumps(whole | {"traceEvents": events}))
