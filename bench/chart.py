@@ -117,3 +117,8 @@ class Chart:
                 if mark.label:
                     found.setdefault(mark.label, mark)
         return found
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of at most so many letters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

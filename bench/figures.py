@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bench.chart import Axis, Bars, Chart, Mark, Panel
+from bench.chart import Axis, Bars, Chart, Mark, Panel, shortened
 
 FORMATS = ("png", "svg", "pdf")
 _STYLE: dict[Any, Any] = {
@@ -102,8 +102,7 @@ def draw(chart: Chart) -> Figure:
 def plain(text: str, most: int = 300) -> str:
     """Text that matplotlib takes as it is: no formulas, no control characters, not too long."""
     shown = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    shown = shown if len(shown) <= most else f"{shown[: most - 1]}…"
-    return shown.replace("$", r"\$")
+    return shortened(shown, most).replace("$", r"\$")
 
 
 def _wrapped(text: str, letters: int) -> str:

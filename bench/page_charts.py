@@ -7,7 +7,7 @@ from html import escape
 from math import isfinite, log10
 from typing import Any
 
-from bench.chart import Axis, Bars, Chart, Line, Mark, Panel, Style
+from bench.chart import Axis, Bars, Chart, Line, Mark, Panel, Style, shortened
 
 # matplotlib's words in plotly's.
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "*": "star"}
@@ -46,7 +46,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "xaxis": _axis(panel.x, [x for mark in panel.marks for x in _ends(mark)[0]]),
         "yaxis": _axis(panel.y, [y for mark in panel.marks for y in _ends(mark)[1]]),
         "annotations": [
-            {"x": x, "y": 1, "yref": "paper", "yanchor": "top", "text": escape(text)}
+            {"x": x, "y": 1, "yref": "paper", "yanchor": "top", "text": _safe(text)}
             | {"showarrow": False}
             for x, text in panel.headings.items()
         ],
@@ -71,7 +71,7 @@ def _line(mark: Line) -> dict[str, Any]:
     return found | {
         "type": "scatter",
         "textposition": "top center",
-        "name": escape(mark.label),
+        "name": _safe(mark.label),
         "x": numbers(mark.x),
         "y": numbers(mark.y),
         "mode": "+".join(modes) or "none",
@@ -92,7 +92,7 @@ def _bars(mark: Bars) -> dict[str, Any]:
     along, size = numbers(mark.at), numbers(mark.size)
     found = {
         "type": "bar",
-        "name": escape(mark.label),
+        "name": _safe(mark.label),
         "x": size if mark.lying else along,
         "y": along if mark.lying else size,
         "base": numbers(mark.base),
@@ -108,8 +108,9 @@ def _bars(mark: Bars) -> dict[str, Any]:
     if mark.text:
         texts = [_lines(text) for text in mark.text]
         found |= {"text": texts, "textposition": "inside", "insidetextanchor": "middle"}
+        found["textangle"] = 0
     if mark.about:
-        found |= {"hovertext": [escape(text) for text in mark.about], "hoverinfo": "text"}
+        found |= {"hovertext": [_safe(text) for text in mark.about], "hoverinfo": "text"}
     return found
 
 
@@ -122,14 +123,14 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     if axis.log:
         found["type"] = "log"
         sizes = [value for value in values if value > 0 and isfinite(value)] or [1]
-        if axis.log == 10 and max(sizes) < 300 * min(sizes):
+        if axis.log == 10 and min(sizes) >= 1 and max(sizes) < 300 * min(sizes):
             found |= {"dtick": "D2", "exponentformat": "none"}
         else:
             found |= {"dtick": log10(axis.log), "exponentformat": "power"}
     if axis.limits is not None:
         found["range"] = [log10(end) if axis.log else end for end in axis.limits]
     if axis.ticks:
-        texts = [escape(text) for text in axis.ticks.values()]
+        texts = [_safe(shortened(text, 40)) for text in axis.ticks.values()]
         found |= {"tickmode": "array", "tickvals": list(axis.ticks), "ticktext": texts}
     if axis.upright:
         found |= {"tickangle": -90, "tickfont": {"size": 10}}
@@ -147,8 +148,13 @@ def _number(value: float) -> float | None:
     return int(value) if value.is_integer() else float(f"{value:.6g}")
 
 
+def _safe(text: str) -> str:
+    """Text that plotly shows as it is; of its markup it undoes these three letters only."""
+    return escape(text, quote=False)
+
+
 def _lines(text: str) -> str:
-    return escape(text).replace("\n", "<br>")
+    return _safe(text).replace("\n", "<br>")
 
 
 def _dash(style: Style) -> str:

@@ -27,8 +27,8 @@ TOLERANCES = {
 """Relative, and why. A gradient that is N times too large, or not summed over ranks, changes the
 first gradient norm in its first digit."""
 
-_REFERENCE = {"color": "#E69F00", "linewidth": 4}
-_SPLIT = {"color": "#0072B2", "linewidth": 1.2}
+_REFERENCE = {"color": "#E69F00", "linewidth": 5}
+_SPLIT = {"color": "#0072B2", "linewidth": 1.5}
 _DIFFERENCE = {"color": "black", "marker": ".", "linestyle": "", "markersize": 4}
 
 

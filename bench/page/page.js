@@ -109,8 +109,8 @@ function swatch(entry, theme) {
 }
 
 function escaped(text) { // as the names of traces are
-  const letters = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;" };
-  return text.replace(/[&<>"']/g, (letter) => letters[letter]);
+  const letters = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
+  return text.replace(/[&<>]/g, (letter) => letters[letter]);
 }
 
 function drawChart(card, chart) {
