@@ -14,7 +14,7 @@ VERBS = {
     "calibrate": "measures this machine or cluster, for --hardware",
     "theory": "the cost table: as published, as derived, as measured",
     "plan": "what fits: memory by method, and the longest sequence of each",
-    "report": "CSV rows in, figures and a table out",
+    "report": "CSV rows in, one HTML page, figures and a table out",
 }
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
-from bench.figures import MIB, STACK_STYLE, length_label, methods_of, source_of
+from bench.cell_charts import rule_across
+from bench.chart import Axis, Bars, Chart, Mark, Panel
+from bench.layouts import STACK_STYLE, bytes_unit, few, length_label, methods_of, source_of
 
 LADDER: dict[str, dict[str, bool]] = {
     "no trick": {},
@@ -19,6 +16,7 @@ LADDER: dict[str, dict[str, bool]] = {
     "+ checkpoint offload": {"activation_checkpoint_cpu_offload": True},
 }
 """Each rung adds to those before it."""
+_IN_HOST = {"fill": False, "edgecolor": "black", "linestyle": ":", "linewidth": 0.8}
 COLUMNS = ["theory_peak_activation_bytes", *(trick for rung in LADDER.values() for trick in rung)]
 
 
@@ -34,35 +32,56 @@ def ladder(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found)
 
 
-def figure(rows: pd.DataFrame) -> Figure | None:
-    """A panel for each method, a group of bars for each length; None without a whole ladder."""
-    rungs = ladder(rows)
+def chart(rows: pd.DataFrame) -> Chart | str:
+    """A panel for each method, a group of bars for each length; why not without a whole ladder."""
+    needed = [*COLUMNS, "peak_activation_bytes", "peak_host_bytes"]
+    rungs = ladder(rows[(rows["status"] == "ok") & rows[needed].notna().all(axis=1)])
     if rungs["rung"].nunique() < len(LADDER):
-        return None
-    methods, lengths = methods_of(rungs), sorted(rungs["seq_len"].unique())
-    drawn = Figure(figsize=(max(7.0, 1.2 + 2.3 * len(methods)), 3.8), layout="constrained")
-    panels = drawn.subplots(1, len(methods), sharey=True, squeeze=False)[0]
-    for axes, method in zip(panels, methods, strict=True):
-        for _, row in rungs[rungs["method"] == method].iterrows():
-            at = lengths.index(row["seq_len"]) * (len(LADDER) + 1) + row["rung"]
-            measured, host = row["peak_activation_bytes"], row["peak_host_bytes"]
-            axes.bar(at, measured / MIB, 0.8, edgecolor="white", lw=0.3, **STACK_STYLE[row["rung"]])
-            axes.bar(at, host / MIB, 0.8, measured / MIB, fill=False, ec="black", ls=":", lw=0.8)
-            axes.hlines(row["theory_peak_activation_bytes"] / MIB, at - 0.5, at + 0.5, "black")
-        axes.set_title(method, fontsize=9)
-        axes.set_xticks(
-            [number * (len(LADDER) + 1) + (len(LADDER) - 1) / 2 for number in range(len(lengths))],
-            [length_label(tokens) for tokens in lengths],
-        )
-        axes.tick_params(axis="x", length=0)
-    panels[0].set_ylim(0, 1.05 * rungs["peak_activation_bytes"].max() / MIB)
-    panels[0].set_ylabel("peak activations of a rank (MiB)")
-    drawn.supxlabel(f"sequence length (tokens)\n{source_of(rungs)}", fontsize=7)
-    handles: list[Any] = [
-        Patch(label=name, edgecolor="white", **style)
-        for style, name in zip(STACK_STYLE, LADDER, strict=True)
+        return f"these rows are no ladder of {', '.join(LADDER)}"
+    rungs = rungs.drop_duplicates(["method", "seq_len", "rung"], keep="last")
+    lengths = few(rungs["seq_len"], 5)
+    rungs = rungs[rungs["seq_len"].isin(lengths)]
+    highest = (rungs["peak_activation_bytes"] + rungs["peak_host_bytes"]).max()
+    divisor, unit = bytes_unit(highest)
+    group = len(LADDER) + 1
+    x = Axis(
+        label="sequence length (tokens)",
+        ticks={
+            number * group + (group - 2) / 2: length_label(n) for number, n in enumerate(lengths)
+        },
+    )
+    y = Axis(label=f"peak activations of a rank ({unit})", limits=(0, 1.05 * highest / divisor))
+    panels = [
+        Panel(title=method, x=x, y=y, marks=_marks(rungs[rungs["method"] == method], lengths))
+        for method in methods_of(rungs)
     ]
-    handles.append(Patch(label="in host memory", fill=False, ec="black", ls=":"))
-    handles.append(Line2D([], [], color="black", label="formula"))
-    drawn.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    return drawn
+    return Chart(panels=panels, source=source_of(rungs), columns=4)
+
+
+def _marks(rungs: pd.DataFrame, lengths: list[float]) -> list[Mark]:
+    """Each rung's bars over the lengths, what waits in host memory on them, the formula across."""
+    marks: list[Mark] = []
+    divisor, unit = bytes_unit((rungs["peak_activation_bytes"] + rungs["peak_host_bytes"]).max())
+    place = rungs["seq_len"].map(lengths.index) * (len(LADDER) + 1) + rungs["rung"]
+    on_device, on_host = (
+        rungs[name] / divisor for name in ("peak_activation_bytes", "peak_host_bytes")
+    )
+    for rung, (name, style) in enumerate(zip(LADDER, STACK_STYLE, strict=True)):
+        here = rungs["rung"] == rung
+        size = [*on_device[here]]
+        about = [f"{name}: {value:.4g} {unit} on the device" for value in size]
+        at = [*place[here]]
+        base = [0.0] * len(at)
+        marks.append(Bars(label=name, at=at, size=size, base=base, style=style, about=about))
+    marks.append(
+        Bars(
+            label="in host memory",
+            at=[*place],
+            size=[*on_host],
+            base=[*on_device],
+            style=_IN_HOST,
+            about=[f"{value:.4g} {unit} in host memory" for value in on_host],
+        )
+    )
+    formula = [*rungs["theory_peak_activation_bytes"] / divisor]
+    return [*marks, rule_across("formula", [*place], formula)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.figures import STACK_STYLE
+from bench.layouts import STACK_STYLE
 
 _QUANTITIES = {
     "ratio": "step time",

@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 
-from bench import figures, hardware, options, ranking, rows, theory
+from bench import hardware, options, ranking, rows, theory
+from bench.chart import Axis, Bars, Chart, Line, Mark, Panel
+from bench.layouts import few, length_label, style_of
 from bench.plan import by_method
 from methods import METHODS
 from odysseus.config import RunConfig
 
 _CELL = ["world_size", "seq_len"]
 NOTHING = "nothing fits"
+_CHANGE = {"color": "black", "linewidth": 2}
 
 
 def layouts(base: RunConfig) -> Iterator[RunConfig]:
@@ -117,52 +118,88 @@ def _read(out: Path, base: RunConfig) -> pd.DataFrame:
     return pd.read_csv(out)
 
 
-def figure(data: pd.DataFrame, base: RunConfig) -> Figure:
-    """A square a cell in its method's colour, with how much slower the next method is; lines where
-    theory has another method send the fewest bytes."""
-    lengths, worlds = (sorted(data[name].unique()) for name in ("seq_len", "world_size"))
-    drawn = Figure(
-        figsize=(0.75 * len(lengths) + 2.6, 0.5 * len(worlds) + 1.4), layout="constrained"
-    )
-    axes = drawn.subplots()
-    for row in data.to_dict("records"):
-        x, y = lengths.index(row["seq_len"]), worlds.index(row["world_size"])
-        style: dict[str, Any] = {"facecolor": "white", "hatch": "///", "edgecolor": "0.8"}
-        if row["method"] in METHODS:
-            style = {"facecolor": figures.style_of(row["method"])["color"], "edgecolor": "white"}
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **style))
-        if pd.notna(row.get("next_slower")):
-            text = f"{row['next_slower']:+.0%}\n{_how(row)}"
-            axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white")
-    for y, world in enumerate(worlds):
-        for at in least_bytes_change(replace(base, world_size=int(world)), lengths[0], lengths[-1]):
-            x = float(
-                np.interp(log2(at), [log2(length) for length in lengths], range(len(lengths)))
+def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None = None) -> Chart:
+    """A square a cell in its method's colour, with how much slower the next method is.
+
+    Args:
+        of: What the map is of.
+        lines: By number of GPUs, lengths to draw a line at: where theory has another method send
+            the fewest bytes.
+    """
+    lengths, worlds = (few(data[name], 24) for name in _CELL[::-1])
+    marks: list[Mark] = []
+    for name in (*METHODS, NOTHING):
+        cells = data[(data["method"] == name) & data["seq_len"].isin(lengths)]
+        cells = cells[cells["world_size"].isin(worlds)].to_dict("records")
+        if not cells:
+            continue
+        fill = style_of(name)["color"] if name in METHODS else "0.75"
+        marks.append(
+            Bars(
+                label=name,
+                at=[lengths.index(cell["seq_len"]) for cell in cells],
+                size=[1.0] * len(cells),
+                base=[worlds.index(cell["world_size"]) - 0.5 for cell in cells],
+                style={"facecolor": fill, "edgecolor": "white"},
+                thickness=1.0,
+                text=[_text(cell) for cell in cells],
+                about=[_about(cell) for cell in cells],
             )
-            axes.plot([x, x], [y - 0.5, y + 0.5], color="black", lw=2)
-    axes.set(
-        xlim=(-0.5, len(lengths) - 0.5),
-        ylim=(-0.5, len(worlds) - 0.5),
-        xlabel="tokens",
-        ylabel="GPUs",
+        )
+    for world, changes in (lines or {}).items():
+        y = worlds.index(world)
+        known = [log2(length) for length in lengths]
+        for at in changes:
+            x = float(np.interp(log2(at), known, range(len(lengths))))
+            ends = [y - 0.5, y + 0.5]
+            marks.append(Line(label="fewest bytes change", x=[x, x], y=ends, style=_CHANGE))
+    panel = Panel(
+        x=Axis(
+            label="sequence length (tokens)",
+            ticks={float(i): length_label(n) for i, n in enumerate(lengths)},
+            limits=(-0.5, len(lengths) - 0.5),
+        ),
+        y=Axis(
+            label="GPUs",
+            ticks={float(i): f"{n:g}" for i, n in enumerate(worlds)},
+            limits=(-0.5, len(worlds) - 0.5),
+        ),
+        marks=marks,
+        width=0.24 * len(lengths) + 0.2,
+        height=0.22 * len(worlds) + 0.2,
     )
-    axes.set_xticks(range(len(lengths)), [figures.length_label(length) for length in lengths])
-    axes.set_yticks(range(len(worlds)), [str(n) for n in worlds])
-    axes.grid(visible=False)
-    present = [name for name in METHODS if name in set(data["method"])]
-    handles = [Patch(facecolor=figures.style_of(n)["color"], label=n) for n in present]
-    if NOTHING in set(data["method"]):
-        handles.append(Patch(facecolor="white", edgecolor="0.8", hatch="///", label=NOTHING))
-    axes.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set_title(f"fastest method, {base.model.label}, {base.hardware} (dry run)", fontsize=9)
-    return drawn
+    return Chart(panels=[panel], source=f"fastest method: {of}")
+
+
+def _text(cell: Mapping[Any, Any]) -> str:
+    """The method, how much slower the next one is, and what goes across nodes."""
+    if pd.isna(cell["next_slower"]):
+        return ""
+    return f"{cell['method']}\n{cell['next_slower']:+.0%} {_how(cell)}".strip()
+
+
+def _about(cell: Mapping[Any, Any]) -> str:
+    of = f"{cell['world_size']:g} GPUs, {length_label(cell['seq_len'])} tokens: {cell['method']}"
+    if pd.isna(cell["next_slower"]):
+        return of
+    return f"{of} {_how(cell)}, {cell.get('next_method')} {cell['next_slower']:.1%} slower"
 
 
 def _how(row: Mapping[Any, Any]) -> str:
     """What goes across nodes."""
     if row["ring_parallel_size"] > 1:
         return f"ring {row['ring_parallel_size']:.0f}"
-    return f"x {row['data_parallel_size']:.0f}" if row["data_parallel_size"] > 1 else ""
+    replicas = row.get("data_parallel_size") or 1
+    return f"x {replicas:.0f}" if replicas > 1 else ""
+
+
+def changes(base: RunConfig, data: pd.DataFrame) -> dict[int, list[float]]:
+    """The lines of :func:`chart` for a map of these cells."""
+    lengths = data["seq_len"]
+    return {
+        int(n): least_bytes_change(replace(base, world_size=int(n)), lengths.min(), lengths.max())
+        for n in data["world_size"].unique()
+    }
 
 
 def least_bytes_change(run: RunConfig, low: float, high: float) -> list[float]:

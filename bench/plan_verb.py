@@ -140,7 +140,9 @@ def _map(base: RunConfig, path: Path, seq_lens: list[int], world_sizes: list[int
     csv = path.with_name(f"{path.name}.csv")
     options.check_file("map", csv)
     data = method_map.cells(base, seq_lens, world_sizes, csv)
-    figures.save(method_map.figure(data, base), path)
+    of = f"{base.model.label}, {base.dtype}, dry run, {base.hardware}"
+    drawn = method_map.chart(data, of, method_map.changes(base, data))
+    figures.save(figures.draw(drawn), path)
     print(f"{csv}, .png and .svg: {len(data)} cells")
     return 0
 

@@ -67,9 +67,10 @@ def _exact_us(seconds: float) -> float:
     return round(seconds * 1e6 * 1024) / 1024
 
 
-def write_trace(found: Timeline, path: Path) -> None:
+def write_trace(found: Timeline, path: Path, run: RunConfig) -> None:
     """A timeline in Chrome's trace format (a JSON object with traceEvents, times in microseconds),
-    which Perfetto and chrome://tracing open: a row a stream, named after what it mostly does."""
+    which Perfetto and chrome://tracing open: a row a stream, named after where most of
+    its time goes; the run is in otherData."""
     seconds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for span in found.spans:
         seconds[span.op.stream][span.op.kind] += span.end_s - span.start_s
@@ -103,4 +104,6 @@ def write_trace(found: Timeline, path: Path) -> None:
                 "args": details,
             }
         )
-    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+    of = f"{run.model.label}, {run.seq_len} tokens, {run.world_size} x {run.hardware}, {run.dtype}"
+    whole = {"otherData": {"method": run.method, "of": of}, "displayTimeUnit": "ms"}
+    path.write_text(json.dumps(whole | {"traceEvents": events}))

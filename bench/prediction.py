@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations, pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench import figures, rows
+from bench import layouts, rows
+from bench.chart import Axis, Chart, Line, Panel
 
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
+_DIAGONAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
+_BAND = {"color": "0.6", "linestyle": ":", "linewidth": 0.8}
 CLEARLY = 0.10
 """A difference of measured times from which on a prediction must have the same order."""
 
@@ -36,8 +38,23 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
     found.columns = [*_CELL, "measured_ms", "predicted_ms"]
     found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
     found.insert(0, "cluster", cluster)
-    found["layout"] = [figures.layout(row) for row in found.to_dict("records")]
+    found["layout"] = [layouts.layout(row) for row in found.to_dict("records")]
     return found
+
+
+def of_rows(data: pd.DataFrame) -> pd.DataFrame:
+    """As :func:`matched`, of those cells among rows that are both measured and predicted; the
+    cluster says by which profile and on what."""
+    timed = data[(data["status"] == "ok") & data["step_ms_p50"].notna()]
+    same = [*rows.IDENTITY, "device", "layout"]
+    both = timed[timed["mode"] == "measured"].merge(
+        timed[timed["mode"] == "dry_run"], on=same, suffixes=("_measured", "_predicted")
+    )
+    return both.assign(
+        cluster=both["hardware_predicted"] + ", measured on " + both["hardware_measured"],
+        measured_ms=both["step_ms_p50_measured"],
+        predicted_ms=both["step_ms_p50_predicted"],
+    )
 
 
 def medians(rounds: list[pd.DataFrame]) -> pd.DataFrame:
@@ -74,43 +91,49 @@ def off_over_on(cells: pd.DataFrame) -> pd.Series:
     return times[True] / times[False]
 
 
-def scatter(found: pd.DataFrame) -> Figure:
+def scatter(found: pd.DataFrame) -> Chart:
     """Predicted against measured times of all cells, and a band of 15 % around the diagonal."""
-    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
-    axes = figure.subplots()
-    ends = found["measured_ms"].min() * 0.7, found["measured_ms"].max() * 1.4
-    axes.fill_between(
-        ends, [0.85 * x for x in ends], [1.15 * x for x in ends], color="0.9", label="within 15 %"
-    )
-    axes.plot(ends, ends, color="0.6", lw=0.8)
-    for name in figures.layouts_of(found):
+    ends = [found["measured_ms"].min() * 0.7, found["measured_ms"].max() * 1.4]
+    lines = [Line(label="as measured", x=ends, y=ends, style=_DIAGONAL)]
+    for share in (0.85, 1.15):
+        y = [share * x for x in ends]
+        lines.append(Line(label="15 % off", x=ends, y=y, style=_BAND))
+    for name in layouts.layouts_of(found):
         cells = found[found["layout"] == name]
-        style: dict[str, Any] = figures.style_of(name) | {"linestyle": ""}
-        axes.plot(cells["measured_ms"], cells["predicted_ms"], label=name, **style)
-    axes.set(xscale="log", yscale="log", xlabel="measured step (ms)", ylabel="predicted step (ms)")
-    axes.legend(frameon=False, fontsize=8)
-    return figure
+        style = layouts.style_of(name) | {"linestyle": ""}
+        x, y = [*cells["measured_ms"]], [*cells["predicted_ms"]]
+        lines.append(Line(label=name, x=x, y=y, style=style))
+    panel = Panel(
+        x=Axis(label="measured step (ms)", log=10),
+        y=Axis(label="predicted step (ms)", log=10),
+        marks=lines,
+        width=1.3,
+        height=1.3,
+    )
+    return Chart(panels=[panel], source="; ".join(dict.fromkeys(found["cluster"])))
 
 
-def over_lengths(found: pd.DataFrame) -> Figure:
+def over_lengths(found: pd.DataFrame) -> Chart:
     """Measured (markers) and predicted (lines) times over the length, a panel a cluster."""
-    clusters = list(dict.fromkeys(found["cluster"]))
-    figure = Figure(figsize=(2.6 * len(clusters) + 1.4, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(clusters), squeeze=False)[0]
-    for axes, cluster in zip(panels, clusters, strict=True):
-        for name in figures.layouts_of(found):
-            cells = found[(found["layout"] == name) & (found["cluster"] == cluster)]
-            cells = cells.sort_values("seq_len")
-            style = figures.style_of(name)
-            axes.plot(cells["seq_len"], cells["predicted_ms"], label=name, **style | {"marker": ""})
-            axes.plot(cells["seq_len"], cells["measured_ms"], **style | {"linestyle": ""})
-        axes.set(xscale="log", yscale="log", title=cluster, xlabel="tokens")
-        axes.set_xticks(sorted(set(found["seq_len"])), minor=False)
-        axes.set_xticks([], minor=True)
-        axes.set_xticklabels([figures.length_label(x) for x in sorted(set(found["seq_len"]))])
-    panels[0].set_ylabel("step (ms)\nlines predicted, markers measured")
-    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    panels = []
+    x = Axis(label="sequence length (tokens)", log=2, ticks=layouts.lengths_ticks(found["seq_len"]))
+    for cluster, of in found.groupby("cluster", sort=False):
+        lines = []
+        for name in layouts.layouts_of(of):
+            cells = of[of["layout"] == name].sort_values("seq_len")
+            at, style = [*cells["seq_len"]], layouts.style_of(name)
+            for column, without in (("predicted_ms", "marker"), ("measured_ms", "linestyle")):
+                label = f"{name}, {column.removesuffix('_ms')}"
+                shown = style | {without: ""}
+                lines.append(Line(label=label, x=at, y=[*cells[column]], style=shown))
+        y = Axis(label="step (ms)", log=10)
+        panels.append(Panel(title=str(cluster), x=x, y=y, marks=lines))
+    return Chart(
+        panels=panels,
+        source="lines predicted by dry runs, markers measured",
+        share_y=False,
+        columns=4,
+    )
 
 
 def crossings(found: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd.DataFrame:
@@ -123,7 +146,7 @@ def crossings(found: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd
     """
     changes = []
     plain = found[found["ring_parallel_size"] == 1]
-    for one, other in combinations(figures.methods_of(plain), 2):
+    for one, other in combinations(layouts.methods_of(plain), 2):
         measured, predicted = (
             _crossing(plain, one, other, column) for column in ("measured_ms", "predicted_ms")
         )

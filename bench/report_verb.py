@@ -1,14 +1,15 @@
-"""``python -m bench report``: rows in, figures and a table out."""
+"""``python -m bench report``: rows in, a page, figures and a table out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from bench import ablation, figures, options, ring_balance, rows
+from bench import options, page, report, report_input
 
+_SHOWN = 200
+"""Rows of the table on the terminal."""
 _TABLE = {
     "layout": "layout",
     "world_size": "ranks",
@@ -22,80 +23,59 @@ _TABLE = {
     "loss_last": "loss",
 }
 
-_STUDIES: dict[str, tuple[Any, str]] = {
-    "ablation": (ablation, f"ladder of {', '.join(ablation.LADDER)}"),
-    "balance": (ring_balance, "rings of both orders"),
-}
-
 
 def main(arguments: list[str]) -> int:
-    """Draw every figure whose columns are there, print the table.
+    """Write the page and every figure that the files allow, print the table.
 
     Raises:
-        ValueError: a rows file is missing or is not one.
+        ValueError: a file is missing or is none that a report reads.
     """
-    parser = options.parser("report", "Figures (PNG and SVG) and a table from CSV rows.")
-    parser.add_argument(
-        "--rows", nargs="+", default=["results/runs.csv"], help="CSV files of rows."
+    parser = options.parser(
+        "report",
+        "One HTML page with charts and a table, and each figure as PNG, SVG and PDF, from CSV "
+        "files of any verb.",
     )
-    parser.add_argument("--out", type=str, default="results/report", help="Folder of figures.")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["results/runs.csv"],
+        help="CSV files of run, sweep, verify, plan --map and scripts/emulated_errors.py, and JSON "
+        "traces of run --trace, told apart by what is in them.",
+    )
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="results/report",
+        help="Folder of report.html and of the figures.",
+    )
     parsed = options.parse(parser, arguments)
-    data = load([Path(name) for name in parsed.rows])
-    print(table(data))
-    out = Path(parsed.out)
-    for note in figures.draw_all(data, out):
+    given, out = report_input.read([Path(name) for name in parsed.rows]), Path(parsed.out)
+    data = report_input.drawable(given)
+    cards = report.cards(given, data)
+    text = page.html(given, cards)
+    print(table(data[data["status"] == "ok"]))
+    for note in (*report.write_figures(cards, out), *given.notes):
         print(note)
-    for name in _STUDIES:
-        print(draw_study(name, data, out / name))
+    page.write(text, out / "report.html")
+    print(f"page: {out / 'report.html'}")
     return 0
 
 
-def draw_study(name: str, data: pd.DataFrame, path: Path) -> str:
-    """Draw a study if the rows have one; a line that says so or why not."""
-    study, wanted = _STUDIES[name]
-    if missing := [c for c in study.COLUMNS if c not in data or data[c].isna().all()]:
-        return f"{name}: left out, no {', '.join(missing)} in these rows"
-    with figures.styled():
-        drawn = study.figure(data)
-    if drawn is None:
-        return f"{name}: left out, these rows are no {wanted}"
-    figures.save(drawn, path)
-    return f"{name}: {path}.png and .svg"
-
-
-def load(paths: list[Path]) -> pd.DataFrame:
-    """All rows whose status is ok, numbers as numbers; of a cell measured twice, the last."""
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise ValueError(f"rows: no such file: {', '.join(missing)}; valid: CSV files of `run`")
-    frames = [rows.read(path) for path in paths]
-    for path, frame in zip(paths, frames, strict=True):
-        absent = {"method", "status", "seq_len"} - set(frame.columns)
-        if absent:
-            raise ValueError(f"rows: {path} has no column {', '.join(sorted(absent))}")
-    data = pd.concat(frames, ignore_index=True)
-    data["key"] = [rows.key(row) for row in data.to_dict("records")]
-    data = data[data["status"] == "ok"].drop_duplicates("key", keep="last")
-    if data.empty:
-        raise ValueError("rows: none has status ok, so there is nothing to draw")
-    numeric = data.apply(pd.to_numeric, errors="coerce")
-    return data.where(numeric.isna(), numeric)
-
-
 def table(data: pd.DataFrame) -> str:
-    """The rows side by side, sorted by ranks, tokens, ring and method."""
+    """The rows side by side, sorted by ranks, tokens, ring and method; the first of very many."""
     shown = data.assign(
         comm_mib=data["comm_bytes_total"] / 2**20,
         theory_mib=data["theory_comm_bytes_total"] / 2**20,
         peak_mib=data["peak_memory_bytes"] / 2**20,
         mfu=data["mfu"] * 100,
-        layout=[figures.layout(row) for row in data.to_dict("records")],
     )
     order = ["world_size", "seq_len", "ring_parallel_size", "layout"]
-    shown = shown.sort_values(order)[list(_TABLE)]
+    shown = shown.sort_values(order)[list(_TABLE)].head(_SHOWN)
     formats = {"step_ms_p50": "{:.0f}", "tokens_per_s": "{:.0f}", "loss_last": "{:.4f}"}
     formats |= dict.fromkeys(("comm_mib", "theory_mib"), "{:.2f}")
     formats |= dict.fromkeys(("peak_mib", "mfu"), "{:.1f}")
+    formats |= dict.fromkeys(("world_size", "seq_len"), "{:.0f}")
     for name, form in formats.items():
         shown[name] = [form.format(value) for value in shown[name]]
-    return shown.rename(columns=_TABLE).to_string(index=False)
+    left = f"\nand {len(data) - _SHOWN} more, on the page" if len(data) > _SHOWN else ""
+    return shown.rename(columns=_TABLE).to_string(index=False) + left

@@ -106,7 +106,7 @@ def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
         print(dryrun.explain(counted))
     if trace:
         assert found is not None, "as has been made sure"
-        predict.write_trace(found, Path(trace))
+        predict.write_trace(found, Path(trace), run)
     return _finish(out, row)
 
 

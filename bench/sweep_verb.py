@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from bench import cell, host_limit, launch, options, rows
+from bench.live_page import LivePage
 from odysseus.config import RunConfig
 
 _OF_A_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
@@ -32,25 +33,56 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--retry_failed", type=bool, default=False, help="Run cells again whose row is not ok."
     )
+    parser.add_argument(
+        "--watch",
+        type=str,
+        default="",
+        help="Folder for report.html, the report's page of the rows so far: written as each lands, "
+        "and read again by the browser that shows it.",
+    )
     parsed = options.parse(parser, arguments)
     out = Path(parsed.out)
     rows.check_writable(out)
     cells, launched = options.expand(parsed), launch.launched_world_size()
     known = rows.keys(out, only_ok=parsed.retry_failed)
+    live = LivePage(out, parsed.watch, len(cells))
     if launched is not None:
-        return _join(cells, launched, known, out)
+        return _join(cells, launched, known, out, live)
     failed = done = 0
-    with tqdm(cells, unit="cell", file=sys.stderr, disable=None) as progress:
-        for run in progress:
+    with _progress(len(cells)) as progress:
+        live.write(0)
+        for number, run in enumerate(cells, 1):
             progress.set_description(f"{run.method} n={run.world_size} L={run.seq_len}")
             status = _one(run, known, out)
             done += status is not None
             failed += status not in (None, "ok")
+            _advance(progress, was_there=status is None)
+            if status is not None:
+                live.write(number)
+    live.write(len(cells), ended=True)
     print(f"{len(cells)} cells: {len(cells) - done} had rows, {done - failed} ok, {failed} failed")
     return 1 if failed else 0
 
 
-def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], out: Path) -> int:
+def _progress(cells: int) -> tqdm[Any]:
+    """A bar with the current cell and the time left, where there is a terminal."""
+    return tqdm(total=cells, unit="cell", smoothing=0, file=sys.stderr, disable=None)
+
+
+def _advance(progress: tqdm[Any], was_there: bool) -> None:
+    """Go on by a cell. One that had its row took no time, so it says nothing of the time left."""
+    if was_there and not progress.disable:
+        progress.initial += 1
+    progress.update()
+
+
+def _join(
+    cells: list[RunConfig],
+    launched: int,
+    known: set[tuple[str, ...]],
+    out: Path,
+    live: LivePage,
+) -> int:
     """Be one of the workers that torchrun or srun started, for all cells one after another.
 
     A cell that fails on rank 0 ends the job: started again, it goes on with the next.
@@ -74,7 +106,7 @@ def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], ou
         keys = {rows.key(rows.identity(run)): run for run in cells}
         left = [[run for key, run in keys.items() if key not in known]]
         dist.broadcast_object_list(left, src=0)
-        for run in left[0]:
+        for number, run in enumerate(left[0], 1 + len(keys) - len(left[0])):
             started = time.monotonic()
             refused, short = _told_anywhere(run)
             row: dict[str, Any] = {"status": "invalid", "error": refused}
@@ -85,6 +117,7 @@ def _join(cells: list[RunConfig], launched: int, known: set[tuple[str, ...]], ou
             if is_first:
                 rows.append(out, launch.finish_row(run, row, time.monotonic() - started))
                 print(f"{run.method} n={run.world_size} L={run.seq_len}: {row['status']}")
+                live.write(number, ended=number == len(keys))
             failed += row["status"] != "ok"
             if row["status"] != "ok" and not (refused or short):
                 break  # other ranks may have ended

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         print(f"verify: {error}", file=sys.stderr)
         return 1
     verdict.steps.to_csv(out, index=False)
-    figures.save(figures.overlay(verdict.steps, title(run)), out.with_suffix(""))
+    figures.save(figures.draw(verify.overlay(verdict.steps, title(run))), out.with_suffix(""))
     print(f"{title(run)}\n{judgement(verdict)}")
     return 0 if verdict.passed else 1
 

@@ -62,8 +62,8 @@ def main() -> None:
         if len(changes):
             drawn = prediction.crossing_figure(changes, slow["cluster"].iloc[0])
             figures.save(drawn, folder / "crossings")
-        figures.save(prediction.scatter(found), folder / "scatter")
-        figures.save(prediction.over_lengths(found), folder / "over_lengths")
+        figures.save(figures.draw(prediction.scatter(found)), folder / "scatter")
+        figures.save(figures.draw(prediction.over_lengths(found)), folder / "over_lengths")
 
 
 if __name__ == "__main__":

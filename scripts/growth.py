@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench import figures
+from bench import figures, layouts
 
 QUANTITIES = {
     "step_ms_p50": "step time (ms)",
@@ -59,9 +59,9 @@ def figure(parts: dict[str, pd.DataFrame]) -> Figure:
     panels = drawn.subplots(len(parts), len(shown), squeeze=False)
     for (over, rows), of_part in zip(parts.items(), panels, strict=True):
         for axes, name in zip(of_part, shown, strict=True):
-            for method in figures.methods_of(rows):
+            for method in layouts.methods_of(rows):
                 line = rows[rows["method"] == method].sort_values(over)
-                axes.loglog(line[over], line[name], label=method, **figures.style_of(method))
+                axes.loglog(line[over], line[name], label=method, **layouts.style_of(method))
             axes.set_xlabel({"seq_len": "tokens", "layers": "blocks"}[over])
             axes.set_ylabel(QUANTITIES[name])
     handles, labels = panels[0][0].get_legend_handles_labels()

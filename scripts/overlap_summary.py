@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench import figures
+from bench import figures, layouts
 
 RATES = {"400mbit": 400e6, "200mbit": 200e6}
 WAYS = {
@@ -52,7 +52,7 @@ def _cells(path: Path) -> pd.DataFrame:
 
 def figure(cells: pd.DataFrame) -> Figure:
     """A panel for each speed: bars of a method's ways, from 1, which is perfect."""
-    links, methods = cells["link"].unique(), figures.methods_of(cells)
+    links, methods = cells["link"].unique(), layouts.methods_of(cells)
     drawn = Figure(figsize=(6.4, 3.2), layout="constrained")
     panels = drawn.subplots(1, len(links), sharey=True, squeeze=False)[0]
     for axes, link in zip(panels, links, strict=True):
@@ -61,7 +61,7 @@ def figure(cells: pd.DataFrame) -> Figure:
             at = [place + 0.2 * (index - 1.5) for place in range(len(methods))]
             heights = [here.get((method, way), float("nan")) for method in methods]
             label = way if link == links[0] else None
-            axes.bar(at, heights, width=0.18, label=label, **figures.STACK_STYLE[index])
+            axes.bar(at, heights, width=0.18, label=label, **layouts.STACK_STYLE[index])
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(methods)), methods)
         axes.set_title(f"links of {link.removesuffix('mbit')} Mbit/s")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench import compare_figure, figures, options, plan_verb, report_verb, verify_verb
+from bench import compare_figure, figures, options, plan_verb, report_verb, verify, verify_verb
 from scripts import diagrams, emulated_errors
 
 RESULTS = Path("results")
@@ -65,7 +65,8 @@ def _overlay(flags: list[str]) -> None:
     parsed: Any = options.parse(parser, flags)
     out = Path(parsed.out)
     title = verify_verb.title(options.run_config(parsed))
-    figures.save(figures.overlay(pd.read_csv(out), title), out.with_suffix(""))
+    drawn = figures.draw(verify.overlay(pd.read_csv(out), title))
+    figures.save(drawn, out.with_suffix(""))
 
 
 def _ratios(out: Path) -> None:

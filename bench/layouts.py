@@ -1,0 +1,110 @@
+"""What rows are called and how they look: layouts, lengths, colours that any eye can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from methods import METHODS
+
+# Okabe and Ito's palette (jfly.uni-koeln.de/color): distinct without colour vision.
+_METHOD_STYLE: dict[str, dict[str, Any]] = {
+    "tp": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    "tp_sp": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
+    "ulysses": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
+    "odysseus": {"color": "#009E73", "marker": "D", "linestyle": ":"},
+}
+_PURE_RING = {"color": "#CC79A7", "marker": "*", "linestyle": (0, (3, 1, 1, 1, 1, 1))}
+STACK_STYLE: list[dict[str, Any]] = [
+    {"facecolor": "#0072B2", "hatch": ""},
+    {"facecolor": "#E69F00", "hatch": "//"},
+    {"facecolor": "#009E73", "hatch": ".."},
+    {"facecolor": "#CC79A7", "hatch": "xx"},
+    {"facecolor": "#56B4E9", "hatch": "--"},
+]
+RULE: dict[str, Any] = {"color": "black", "lw": 1.2}
+"""What is held against what was measured: a closed form, a limit."""
+MIB, GIB = 2**20, 2**30
+
+
+def layout(row: Mapping[Any, Any]) -> str:
+    """A row's method and the ring that crosses it; all methods are one in a pure ring."""
+    ring = int(row.get("ring_parallel_size") or 1)  # rows from before there were rings have none
+    if ring == 1:
+        return row["method"]
+    name = f"ring {ring}"
+    name += " contiguous" * (row.get("ring_order") == "contiguous")
+    backend = row.get("ring_backend") or "native"
+    name += f" {backend}" * (backend != "native")
+    return name if row["sequence_parallel_size"] == 1 else f"{row['method']} x {name}"
+
+
+def layouts_of(data: pd.DataFrame) -> list[str]:
+    """The layouts that rows are of: by ring size, then in the order of the methods, pure last."""
+
+    def place(name: str) -> tuple[int, int, str]:
+        method, size, how = _parts(name)
+        return size, [*METHODS, ""].index(method), how
+
+    return sorted(dict.fromkeys(data["layout"]), key=place)
+
+
+def style_of(name: str) -> dict[str, Any]:
+    """The method's own; with a ring across it hollow, the larger the ring the smaller; other
+    orders and backends of the ring in lines and markers of their own."""
+    method, size, how = _parts(name)
+    style = _METHOD_STYLE.get(method, _PURE_RING)
+    if size == 1:
+        return style
+    if "contiguous" in how:
+        style = style | {"linestyle": ":"}
+    if how not in ("", "contiguous"):
+        style = style | {"marker": "P"}
+    size_pt = max(3, 8 - size.bit_length())
+    return style | {"markerfacecolor": "white", "markersize": size_pt, "alpha": 0.8}
+
+
+def _parts(name: str) -> tuple[str, int, str]:
+    """Method (empty in a pure ring), places of the ring, and how they go round, of a layout."""
+    method, ring, rest = name.partition("ring ")
+    size, _, how = rest.partition(" ")
+    return method.removesuffix(" x "), int(size) if ring else 1, how
+
+
+def methods_of(data: pd.DataFrame) -> list[str]:
+    """The methods that rows are of, in the order of the table."""
+    return [name for name in METHODS if (data["method"] == name).any()]
+
+
+def length_label(tokens: float) -> str:
+    """A sequence length for an axis: 4K, 1M, 1000."""
+    for size, letter in ((2**20, "M"), (2**10, "K")):
+        if tokens >= size and tokens % size == 0:
+            return f"{tokens / size:g}{letter}"
+    return f"{tokens:g}"
+
+
+def lengths_ticks(lengths: Any) -> dict[float, str]:
+    """Ticks at lengths, at most nine of them."""
+    return {float(n): length_label(n) for n in few(lengths, 9)}
+
+
+def few(values: Any, most: int) -> list[Any]:
+    """Distinct values in order; of more than `most`, that many spread over them with both ends."""
+    found = sorted(set(values))
+    if len(found) <= most:
+        return found
+    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
+
+
+def bytes_unit(largest: float) -> tuple[int, str]:
+    """What to divide bytes by for an axis that goes so far, and its name."""
+    return (GIB, "GiB") if largest >= 10 * GIB else (MIB, "MiB")
+
+
+def source_of(data: pd.DataFrame) -> str:
+    """What the numbers are of: model, dtype, how they came about and where."""
+    columns = [c for c in ("model", "dtype", "mode", "hardware") if c in data]
+    return ", ".join(" / ".join(dict.fromkeys(map(str, data[c]))) for c in columns)
