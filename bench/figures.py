@@ -14,7 +14,7 @@ from matplotlib.axis import Axis as MplAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from bench.chart import Axis, Bars, Chart, Mark, Panel, shortened
 
@@ -135,7 +135,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         bar(mark.at, mark.size, mark.thickness, mark.base, **style)
         for at, size, base, text in zip(mark.at, mark.size, mark.base, mark.text, strict=False):
             x, y = (base + size / 2, at) if mark.lying else (at, base + size / 2)
-            axes.text(x, y, plain(text), ha="center", va="center", fontsize=6, color="white")
+            lines = "\n".join(plain(line) for line in text.splitlines())
+            axes.text(x, y, lines, ha="center", va="center", fontsize=6, color="white")
     for x, text in panel.headings.items():
         axes.annotate(
             plain(text), (x, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top"
@@ -154,6 +155,8 @@ def _draw_axis(axes: Axes, name: str, axis: Axis) -> None:
     if axis.log:
         axes.set(**{f"{name}scale": "log"})
         drawn.set_minor_locator(NullLocator())
+        if axis.log == 10:
+            drawn.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         drawn.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if axis.limits is not None:
         axes.set(**{f"{name}lim": axis.limits})

@@ -172,10 +172,10 @@ def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None =
 
 
 def _text(cell: Mapping[Any, Any]) -> str:
-    """The method, how much slower the next one is, and what goes across nodes."""
+    """The method, what goes across nodes, and how much slower the next one is."""
     if pd.isna(cell["next_slower"]):
         return ""
-    return f"{cell['method']}\n{cell['next_slower']:+.0%} {_how(cell)}".strip()
+    return f"{cell['method']} {_how(cell)}".strip() + f"\n{cell['next_slower']:+.0%}"
 
 
 def _about(cell: Mapping[Any, Any]) -> str:

@@ -18,9 +18,14 @@ from typing import Any
 import pandas as pd
 
 from bench import compare_figure, figures, options, plan_verb, report_verb, verify, verify_verb
-from scripts import diagrams, emulated_errors
+from scripts import diagrams, emulated_errors, growth, overlap_summary
 
 RESULTS = Path("results")
+STUDIES = {
+    "scripts.emulated_errors": emulated_errors.main,
+    "scripts.overlap_summary": overlap_summary.main,
+    "scripts.growth": growth.main,
+}
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -41,9 +46,9 @@ def commands(text: str) -> Iterator[list[str]]:
 def draw(command: list[str]) -> None:
     """Draw the figures of one command, if it has any."""
     module, *arguments = command
-    if module == "scripts.emulated_errors":
+    if module in STUDIES:
         sys.argv = command
-        emulated_errors.main()
+        STUDIES[module]()
     if module != "bench":
         return
     verb, *flags = arguments
