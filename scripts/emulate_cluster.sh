@@ -76,7 +76,7 @@ for host in $(seq "$hosts"); do
     fi
 done
 
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which these would change
 export GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1
 agents=()
 for host in $(seq "$hosts"); do
