@@ -69,7 +69,7 @@ def figure(parts: dict[str, pd.DataFrame]) -> Figure:
     first = next(iter(parts.values())).iloc[0]
     machine = f"{first['hardware']}, {first['world_size']} ranks"
     source = f"measured on {machine}, {str(first['git_commit'])[:8]}"
-    drawn.text(0.995, 0.0, source, ha="right", va="bottom", fontsize=5)
+    drawn.supxlabel(source, fontsize=6)
     return drawn
 
 

@@ -78,7 +78,7 @@ def figure(cells: pd.DataFrame) -> Figure:
     drawn.legend(frameon=False, loc="outside upper center", ncols=len(WAYS))
     first = cells.iloc[0]
     source = f"measured on {first['hardware']}, two emulated hosts, {str(first['git_commit'])[:8]}"
-    drawn.text(0.995, 0.0, source, ha="right", va="bottom", fontsize=5)
+    drawn.supxlabel(source, fontsize=6)
     return drawn
 
 
