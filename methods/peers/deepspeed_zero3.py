@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -165,4 +166,5 @@ def ulysses(run: RunConfig, mesh: Mesh) -> Trainer:
 
 
 def alst(run: RunConfig, mesh: Mesh) -> Trainer:
+    deepspeed.init_distributed(dist.get_backend(), verbose=False)  # which its attention asks for
     return Trainer(filled(ALST(run, mesh), run), run, mesh)
