@@ -69,7 +69,7 @@ def begin_gathered_linear(x_BsD: Tensor, weight_eD: Tensor, axis: Axis) -> Landi
     gradient runs behind the weight gradient's.
     Bytes: (n-1)/n of the gathered tensor, twice in backward.
     Meaning: every rank works on the whole sequence and keeps none of it."""
-    flight = Flight(_gather(axis, 1), _scatter(axis, 1))
+    flight = _Flight(_gather(axis, 1), _scatter(axis, 1))
     token = _Begin.apply(x_BsD, flight)
     return lambda: _GatheredLinear.apply(token, x_BsD.detach(), weight_eD, flight)
 
@@ -109,7 +109,7 @@ def heads_by_rank(x_BsHK: Tensor, n: int) -> Tensor:
     return x_BsGcK.movedim((2, 3), (0, 1)).flatten(0, 1).unsqueeze(3)
 
 
-class Flight:
+class _Flight:
     """A collective on its way.
 
     Attributes:
@@ -130,7 +130,7 @@ class Flight:
 def _through(x: Tensor, axis: Axis, there: Begin, back: Begin) -> Landing:
     if axis.size == 1:
         return lambda: x
-    flight = Flight(there, back)
+    flight = _Flight(there, back)
     token = _Begin.apply(x, flight)
     return lambda: _End.apply(token, flight)
 
@@ -153,7 +153,7 @@ def _reduce_(axis: Axis) -> Begin:
 
 class _Begin(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, flight: Flight) -> Tensor:
+    def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
         flight.landing = flight.there(x)
         return x.new_empty(0)
@@ -165,7 +165,7 @@ class _Begin(torch.autograd.Function):
 
 class _End(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, flight: Flight) -> Tensor:
+    def forward(ctx: Any, token: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
         return flight.land()
 
@@ -179,7 +179,7 @@ class _End(torch.autograd.Function):
 class _GatheredLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, x_BsD: Tensor, weight_eD: Tensor, flight: Flight
+        ctx: Any, token: Tensor, x_BsD: Tensor, weight_eD: Tensor, flight: _Flight
     ) -> Tensor:
         ctx.save_for_backward(x_BsD, weight_eD)
         ctx.flight = flight
@@ -189,7 +189,7 @@ class _GatheredLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
         (grad_BSe,) = grads
         x_BsD, weight_eD = ctx.saved_tensors
-        flight: Flight = ctx.flight
+        flight: _Flight = ctx.flight
         gathered = flight.there(x_BsD)
         grad_BSD = grad_BSe @ weight_eD
         x_BSD = gathered()

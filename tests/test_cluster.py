@@ -132,3 +132,21 @@ def test_batch_scripts_are_bash_and_start_the_bench(script: Path, tmp_path: Path
         *("--kill-on-bad-exit=1", "python", "-m", "bench", "run", "--method", "ulysses"),
     ]
     assert told[7:] == (["--data.path", "$(touch", "nothing)"] if "sweep" in script.name else [])
+
+
+@needs_namespaces
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_hosts_get_cores_of_their_own_whatever_openmp_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nproc counts by OMP_NUM_THREADS, which is 1 where a rank has one thread."""
+    told = tmp_path / "told"
+    stub = tmp_path / "taskset"
+    stub.write_text(f'#!/bin/sh\necho "$2" >> {told}\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    host = start("--hosts", "2", "--ranks", "1", "--", "run")
+    said, _ = host.communicate(timeout=60)
+    assert host.returncode == 0, said
+    assert sorted(told.read_text().split()) == ["0-0", "1-1"]
