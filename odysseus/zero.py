@@ -4,6 +4,9 @@ A weight that the method cuts is sharded over the replicas and the ring, every o
 ranks (rule 3 of docs/architecture.md): no parameter, gradient or optimizer state is held twice
 (but for kv heads fewer than ranks, whose copies Megatron-style methods need). Units: the
 embedding, each block, and the head with its norm. Gradients are summed, never averaged.
+
+Where there is neither replica nor ring, a cut weight is one rank's own. FSDP2 would copy it all the
+same, to gather it and to reduce its gradient; it is used where it lies if its dtype is computed in.
 """
 
 from __future__ import annotations
@@ -65,6 +68,8 @@ def shard(
     cut = {p for name, p in model.named_parameters() if is_cut(name, split)}
     if mesh.sequence.size == 1:
         cut = set()  # Nothing is cut, and both meshes would be the same ranks.
+    own = mesh.uncut_mesh.size() == 1 and run.parameter_offload == "none"
+    in_place = cut if own and run.compute_dtype == run.master_dtype else set()
     full = FSDPMeshInfo(mesh.full_mesh, shard_mesh_dim=0)
     uncut = FSDPMeshInfo(mesh.uncut_mesh, shard_mesh_dim=0)
 
@@ -86,6 +91,7 @@ def shard(
             offload_policy=offload,
             reshard_after_forward=reshard_after_forward,
             shard_placement_fn=placement,
+            ignored_params=in_place,
         )
 
     embedding, last = units.embedding, units.last
@@ -106,10 +112,14 @@ def shard(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            groups = module._get_fsdp_state()._fsdp_param_groups
+            for group in groups:
+                if group.mesh_info.mesh.size() == 1:
+                    group.gradient_divide_factor = None  # 1.0 would cost a copy, divided by it
             if not run.zero_prefetch:
                 _gather_when_needed(module)
             if run.reduce_bucket_size:
-                for group in module._get_fsdp_state()._fsdp_param_groups:
+                for group in groups:
                     reduce_in_buckets(group, run.reduce_bucket_size, run.compute_dtype)
     if run.zero_engine == "overlap":
         overlap(model, [embedding, *blocks, *([] if tied else last[:1])])
