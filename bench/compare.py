@@ -6,6 +6,7 @@ a pair of steps, one of each, of which there are many; each pair turns the order
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -44,13 +45,14 @@ def measured_in_group(
 ) -> dict[str, Any]:
     """As :func:`measured`, in a process group that is there already."""
     ours, samples = cell.start(run, device)
-    theirs = _Theirs(run, peer, ours)
+    theirs = Theirs(run, peer, ours)
     wrong = differences(ours, theirs, samples.step(0))
-    if max(wrong.values()) > TOLERANCES[run.dtype]:
-        what = max(wrong, key=lambda name: wrong[name])
-        error = f"{peer} computes something else: {what} is off by {wrong[what]:.1e}"
+    if error := theirs.refused(wrong):
         return {"status": "invalid", "error": error}
-    steps = {"ours": lambda i: ours.step(samples.step(i)), "peer": theirs.step}
+    steps = {
+        "ours": lambda i: ours.step(samples.step(i)),
+        "peer": lambda i: theirs.step(theirs.samples.step(i)),
+    }
     found: dict[str, Any] = {
         "largest_difference": max(wrong.values()),
         "hardware": cell.hardware_name(device),
@@ -61,7 +63,7 @@ def measured_in_group(
             step(1)
         found[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
     found["ours_peak_bytes"] = cell.memory_of_step(ours, samples.step(2)).peak().bytes
-    found["peer_peak_bytes"] = theirs.peak_bytes()
+    found["peer_peak_bytes"] = theirs.memory_of_step(theirs.samples.step(2)).peak().bytes
     times = paired(steps, pairs, device)
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, (times, found))
@@ -94,62 +96,75 @@ def paired(
     return times
 
 
-class _Theirs:
-    """A peer's model and what it reads."""
+class Theirs:
+    """A peer's model and what it reads, beside ours.
+
+    Args:
+        run: Ours', whose weights, tokens and sizes are the peer's too.
+        peer: Its name.
+    """
 
     def __init__(self, run: RunConfig, peer: str, ours: Trainer) -> None:
-        self.run, mesh = run, ours.mesh
+        self.run, self.name, mesh = run, peer, ours.mesh
         self.trainer: PeerTrainer = PEERS[peer].load()(run, mesh)
         whole = replace(run, world_size=run.data_parallel_size, sequence_parallel_size=1)
         reads, shard = (whole, 0) if self.trainer.whole_samples else (run, mesh.shard)
         self.samples = Samples(reads, mesh.replica, shard, mesh.device)
         self.world = mesh.world
 
-    def batch(self, step: int) -> Batch:
-        (batch,) = self.samples.step(step)
-        return batch
-
-    def forward_backward(self, batch: Batch) -> Tensor:
+    def forward_backward(self, batches: list[Batch]) -> Tensor:
         """The step's loss."""
+        (batch,) = batches
         loss = self.trainer.forward_backward(batch, self.run.tokens_per_step)
         if not self.trainer.whole_samples:
             all_reduce_plain(loss, self.world)
         return loss
 
-    def step(self, index: int) -> None:
-        self.forward_backward(self.batch(index))
+    def step(self, batches: list[Batch]) -> Tensor:
+        """Forward, backward and update; the step's loss."""
+        loss = self.forward_backward(batches)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
+        return loss
 
-    def peak_bytes(self) -> int:
-        """The most live tensor bytes of a step, parameters and optimizer included."""
-        meter, batch = MemoryMeter(), self.batch(2)
+    def memory_of_step(self, batches: list[Batch]) -> MemoryMeter:
+        """A step under a meter that knows what is there before it: parameters, optimizer, batch."""
+        meter = MemoryMeter()
         for tensors, kind in (
             (self.trainer.optimizer.held(), "optimizer"),
             (self.trainer.model.parameters(), "parameters"),
-            (batch.tensors, "activations"),
+            ([t for batch in batches for t in batch.tensors], "activations"),
         ):
             local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
             meter.watch(local, kind)
         with meter:
-            self.forward_backward(batch)
-            self.trainer.optimizer.step()
-        self.trainer.optimizer.zero_grad()
-        return meter.peak().bytes
+            self.step(batches)
+        return meter
+
+    def refused(self, wrong: dict[str, float]) -> str:
+        """Why a peer that is so far from ours is not timed; empty if it computes the same."""
+        what = max(wrong, key=lambda name: wrong[name])
+        if wrong[what] <= TOLERANCES[self.run.dtype]:
+            return ""
+        return f"{self.name} computes something else: {what} is off by {wrong[what]:.1e}"
 
 
-def differences(ours: Trainer, theirs: _Theirs, batches: list[Batch]) -> dict[str, float]:
-    """How far the peer's loss and gradients are from ours, as TOLERANCES means it."""
+def differences(ours: Trainer, theirs: Theirs, batches: list[Batch]) -> dict[str, float]:
+    """How far the peer's loss and gradients are from ours, as TOLERANCES means it, on the rank
+    where they are furthest; infinite where a gradient is missing or is no number. A collective."""
     mine = ours.forward_backward(batches).item()
-    loss = theirs.forward_backward(theirs.batch(0)).item()
-    found = {"loss": abs(loss - mine) / abs(mine)}
+    loss = theirs.forward_backward(theirs.samples.step(0)).item()
     expected = dict(_whole(ours))
+    found = dict.fromkeys(expected, math.inf) | {"loss": abs(loss - mine) / abs(mine)}
     for name, gradient in theirs.trainer.whole_gradients():
         size = torch.linalg.vector_norm if ours.run.dtype == "bf16" else _largest
         found[name] = (size(gradient - expected[name]) / size(expected[name])).item()
     ours.model.zero_grad(set_to_none=True)
     theirs.trainer.optimizer.zero_grad()
-    return found
+    # Ranks must agree on whether to go on.
+    found = {name: math.inf if math.isnan(value) else value for name, value in found.items()}
+    ranks = cell.gathered(found)
+    return {name: max(of_rank[name] for of_rank in ranks) for name in found}
 
 
 def _largest(x: Tensor) -> Tensor:

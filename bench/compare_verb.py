@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bench import compare, compare_figure, figures, launch, options, rows
-from methods.peers import PEERS, check, check_dtype, plain
+from methods.peers import PEERS, check, check_cell, plain
 from odysseus.config import RunConfig
 
 COLUMNS = (
@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
         check_run(run)
     cells = [(name, PEERS[name].ours(run)) for run in asked for name in names]
     for name, run in cells:
-        check_dtype(name, run.dtype)
         options.check(run)
+        check_cell(name, run)
         options.check_gpus(run, None)
     rows.check_folder(out)
     found: list[dict[str, Any]] = []

@@ -10,8 +10,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from odysseus import transfers, weights, zero
-from odysseus.checkpoint import Checkpoint
+from odysseus import checkpoint, transfers, weights, zero
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.host_memory import HostMemory
@@ -148,10 +147,7 @@ class Trainer:
         if device.type == "meta":  # a dry run's weights stay without values
             return
         self.model.to_empty(device="cpu" if run.parameter_offload == "cpu" else device)
-        if run.model.checkpoint:
-            Checkpoint(run.model.checkpoint).load(self.held())
-        else:
-            weights.initialize(self.held(), run.seed)
+        checkpoint.fill(self.held(), run)
 
     @cached_property
     def optimizer(self) -> ShardedAdamW:

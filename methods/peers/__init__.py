@@ -7,6 +7,7 @@ Each file is a peer's own fast path, as its documentation has it, around the pla
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 
 from odysseus.config import RunConfig
 from odysseus.data import Batch
-from odysseus.mesh import Mesh
+from odysseus.mesh import Mesh, pick_device
+from odysseus.sizes import divisors
+
+PREFIX = "peer:"
+"""Of a run's method: ``peer:NAME`` is that peer."""
 
 
 class Optimizer(Protocol):
@@ -67,6 +72,10 @@ class Peer:
         dtypes: What it can compute in.
         install: What pip installs to have its packages.
         ring: Whether ours is on the ring axis, not on the sequence axis.
+        divides: Sizes of the model that it cuts into as many parts as there are ranks.
+        least_ranks: How many there must be.
+        devices: Where it can compute.
+        options: Options of ours that it has too, and need not be ours' default.
     """
 
     method: str
@@ -77,6 +86,10 @@ class Peer:
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     install: str = "-r requirements-peers.txt"
     ring: bool = False
+    divides: tuple[str, ...] = ()
+    least_ranks: int = 1
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    options: tuple[str, ...] = ()
 
     def ours(self, run: RunConfig) -> RunConfig:
         """What of ours a run compares with it."""
@@ -93,30 +106,50 @@ _BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cu
 _MEGATRON = f"{_BY_VOCABULARY}; SwiGLU and loss not compiled"
 _EXCHANGED = "q, k, v exchanged one by one; weights not packed"
 _ZERO = f"{_EXCHANGED}; ZeRO-3 keeps gathered weights for backward"
+_BLOCK = ("num_key_value_heads", "intermediate_size")
+_REDUCED = ("seq_parallel_communication_data_type",)
 PEERS = {
-    "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS),
-    "dtensor_tp_sp": Peer("tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS),
+    "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS, divides=_BLOCK),
+    "dtensor_tp_sp": Peer(
+        "tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS, divides=_BLOCK
+    ),
     "dtensor_tp_sp_loss": Peer(
         "tp_sp",
         "torch",
         "dtensor:sequence_and_loss_parallel",
         _BY_VOCABULARY,
+        divides=_BLOCK,
     ),
-    "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS),
-    "megatron_tp": Peer("tp", "megatron", "megatron_core:tensor_parallel", _MEGATRON),
-    "megatron_tp_sp": Peer("tp_sp", "megatron", "megatron_core:sequence_parallel", _MEGATRON),
+    "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS, divides=_BLOCK),
+    "megatron_tp": Peer(
+        "tp",
+        "megatron",
+        "megatron_core:tensor_parallel",
+        _MEGATRON,
+        divides=(*_BLOCK, "vocab_size"),
+    ),
+    "megatron_tp_sp": Peer(
+        "tp_sp",
+        "megatron",
+        "megatron_core:sequence_parallel",
+        _MEGATRON,
+        divides=(*_BLOCK, "vocab_size"),
+        least_ranks=2,
+    ),
     "torchtitan_tp_sp": Peer(
         "tp_sp",
         "torchtitan spmd_types tyro",
         "torchtitan_llama:tensor_and_sequence_parallel",
         f"{_BY_VOCABULARY}; gate and up not packed; rotary embedding in complex numbers",
         install="--no-deps -r requirements-torchtitan.txt",
+        divides=_BLOCK,
     ),
     "yunchang_ulysses": Peer(
         "ulysses",
         "yunchang",
         "yunchang_ulysses:build",
         f"{_EXCHANGED}; a shard's logits whole",
+        options=_REDUCED,
     ),
     "torch_context_parallel": Peer(
         "ulysses",
@@ -125,12 +158,16 @@ PEERS = {
         "keys and values gathered whole, their gradients go round; weights not packed; "
         "a shard's logits whole",
         ring=True,
+        devices=("cpu",),
+        options=_REDUCED,
     ),
     "deepspeed_ulysses": Peer(
         "ulysses",
         "deepspeed transformers",
         "deepspeed_zero3:ulysses",
         f"{_ZERO}; a shard's logits whole",
+        divides=("num_key_value_heads",),
+        options=_REDUCED,
     ),
     "deepspeed_alst": Peer(
         "ulysses",
@@ -138,24 +175,47 @@ PEERS = {
         "deepspeed_zero3:alst",
         f"{_ZERO}; position ids gathered in every block",
         {"tiled_mlp_compute": True, "tiled_loss_compute": True},
+        options=(*_REDUCED, "tiled_loss_bytes"),
     ),
 }
 
 
-def check_dtype(name: str, dtype: str) -> None:
-    """Raise ValueError unless the peer computes in such numbers."""
-    valid = PEERS[name].dtypes
-    if dtype not in valid:
-        raise ValueError(f"dtype = {dtype} is not for peer {name}; valid: {', '.join(valid)}")
+def name_of(method: str) -> str:
+    """The peer that a run's method is; empty if it is one of ours."""
+    return method.removeprefix(PREFIX) if method.startswith(PREFIX) else ""
+
+
+def check_cell(name: str, run: RunConfig) -> None:
+    """Raise ValueError unless the peer can do the run's dtype, device, ranks and sizes."""
+    peer, ranks, device = PEERS[name], run.world_size, pick_device(run.device).type
+    for key, given, valid in (("dtype", run.dtype, peer.dtypes), ("device", device, peer.devices)):
+        if given not in valid:
+            raise ValueError(f"{key} = {given} is not for peer {name}; valid: {', '.join(valid)}")
+    if ranks < peer.least_ranks:
+        raise ValueError(
+            f"world_size = {ranks} is not for peer {name}; valid: {peer.least_ranks} or more"
+        )
+    sizes = {key: getattr(run.architecture, key) for key in peer.divides}
+    for key, size in sizes.items():
+        if size % ranks:
+            raise ValueError(
+                f"model.{key} = {size} does not divide by world_size = {ranks}, which peer {name} "
+                f"needs; valid: world_size of {divisors(math.gcd(*sizes.values()))}"
+            )
 
 
 def check(name: str) -> None:
     """Raise ValueError unless there is such a peer and its package is installed."""
     if name not in PEERS:
         raise ValueError(f"peers: {name!r} is none; valid: all, {', '.join(PEERS)}")
+    check_package(name)
+
+
+def check_package(name: str) -> None:
+    """Raise ValueError unless what the peer needs is installed."""
     for package in PEERS[name].package.split():
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"peers: {name} needs the package {package}; valid: pip install "
+                f"peer {name} needs the package {package}; valid: pip install "
                 f"{PEERS[name].install}, or other peers"
             )

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odysseus import weights
+from odysseus import checkpoint, weights
 from odysseus.architecture import Architecture
 from odysseus.attention import sdpa
 from odysseus.config import RunConfig
@@ -136,7 +136,7 @@ def initialized(run: RunConfig, attend: Attend = sdpa) -> PlainLM:
 
 def filled(model: PlainLM, run: RunConfig) -> PlainLM:
     """A whole model, now with the run's weights."""
-    weights.initialize(weights.local_pieces(model, run.architecture, {}, 1, 0), run.seed)
+    checkpoint.fill(weights.local_pieces(model, run.architecture, {}, 1, 0), run)
     return model
 
 

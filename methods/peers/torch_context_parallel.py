@@ -49,9 +49,6 @@ class _RingAttention(torch.autograd.Function):
 
 
 def build(run: RunConfig, mesh: Mesh) -> Trainer:
-    if mesh.device.type != "cpu":
-        raise ValueError("peer torch_context_parallel is on cpu only; valid: --device cpu")
-
     def attend(*heads_BsFK: Tensor) -> Tensor:
         o_BHsK = _RingAttention.apply(*(x.transpose(1, 2) for x in heads_BsFK), mesh.ring)
         return o_BHsK.transpose(1, 2)

@@ -1,0 +1,76 @@
+"""A peer as a run's method, ``peer:NAME``: what it can be told, and what of ours it must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from methods.peers import PEERS, Peer, check_cell, name_of, plain
+from odysseus.config import RunConfig
+from odysseus.option_groups import ModelOptions
+
+_OF_ALL = {
+    *("method", "world_size", "seq_len", "micro_batch_size", "dtype", "seed", "device"),
+    *("steps", "warmup_steps", "timeout_s", "expandable_segments", "hardware", "rank"),
+    *("optimizer.learning_rate", "data.path", "data.repeat", "model.name_or_path"),
+    *(f"model.{f.name}" for f in fields(ModelOptions)[4:]),
+}
+"""What every peer can be told; all else has one value, but for a peer's own options."""
+
+
+def settled(run: RunConfig) -> RunConfig:
+    """The run with what its peer always does where nothing else was asked for; ours as it is."""
+    name = name_of(run.method)
+    if not name:
+        return run
+    plain_run, always = RunConfig(), _always(PEERS[name], run)
+    left = {key: v for key, v in always.items() if getattr(run, key) == getattr(plain_run, key)}
+    if run.model.attn_implementation == "auto":
+        left["model"] = replace(run.model, attn_implementation="sdpa")
+    return replace(run, **left)
+
+
+def ours(run: RunConfig) -> RunConfig:
+    """The run of our method that a settled peer's is held against: tiles of the loss, which a peer
+    may have none of, change what is held and not what is computed."""
+    return PEERS[name_of(run.method)].ours(replace(run, tiled_loss_compute="auto"))
+
+
+def check(run: RunConfig) -> None:
+    """Raise ValueError, naming the value and what is valid, unless a settled run asks for nothing
+    but what its peer does."""
+    name = name_of(run.method)
+    peer = PEERS[name]
+    model = ModelOptions(attn_implementation="sdpa")
+    wanted = dict(_flat(replace(RunConfig(model=model), **_always(peer, run))))
+    for key, given in _flat(run):
+        if key not in _OF_ALL and key not in peer.options and given != wanted[key]:
+            raise ValueError(
+                f"{key} = {_written(given)} is not for method = {run.method}; "
+                f"valid: {_written(wanted[key])}"
+            )
+    check_cell(name, run)
+    plain.check(run)
+
+
+def _always(peer: Peer, run: RunConfig) -> dict[str, Any]:
+    """Fields that have one value with a peer, which is not the default."""
+    ring, sequence = (run.world_size, 1) if peer.ring else (1, run.world_size)
+    axes = {"ring_parallel_size": ring, "sequence_parallel_size": sequence}
+    return {"tiled_loss_compute": False, **peer.tricks, **axes}
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(flag, value) of every field, nested ones with dots."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from _flat(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def _written(value: Any) -> str:
+    """As on a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
