@@ -174,7 +174,8 @@ def _largest(x: Tensor) -> Tensor:
 def _whole(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
     """Every whole gradient, on every rank."""
     shapes = huggingface_shapes(trainer.run.architecture)
-    whole = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    device = trainer.mesh.device
+    whole = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
     for piece, gradient in trainer.gradients():
         if piece.owned:
             piece.of(whole[piece.name]).copy_(gradient)

@@ -170,6 +170,12 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("--pairs 0", "pairs is 0; it must be at least 1"),
         ("--dtype fp64", "dtype = fp64 is not for peer dtensor_tp; valid: fp32, bf16"),
         ("--world_size 4 --sequence_parallel_size 2", "sequence_parallel_size = 2 is not for"),
+        ("--peers megatron_tp_sp", "world_size = 1 is not for peer megatron_tp_sp; valid: 2 or"),
+        (
+            "--world_size 4 --model.num_key_value_heads 2",
+            "model.num_key_value_heads = 2 does not divide by world_size = 4, which peer "
+            "dtensor_tp needs; valid: world_size of [1, 2]",
+        ),
         ("--model.use_qk_norm true", "model.use_qk_norm = true is not in the peers' plain model"),
     ],
 )

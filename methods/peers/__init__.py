@@ -93,8 +93,12 @@ class Peer:
 
     def ours(self, run: RunConfig) -> RunConfig:
         """What of ours a run compares with it."""
-        ring = {"ring_parallel_size": run.world_size, "sequence_parallel_size": 1}
-        return replace(run, method=self.method, **self.tricks, **(ring if self.ring else {}))
+        return replace(run, method=self.method, **self.tricks, **self.axes(run))
+
+    def axes(self, run: RunConfig) -> dict[str, int]:
+        """What its run's axes are, unless they are the run's own."""
+        of_ring = {"ring_parallel_size": run.world_size, "sequence_parallel_size": 1}
+        return of_ring if self.ring else {}
 
     def load(self) -> Callable[[RunConfig, Mesh], PeerTrainer]:
         module, name = self.build.split(":")

@@ -11,8 +11,9 @@ from odysseus.config import RunConfig
 from odysseus.option_groups import ModelOptions
 
 _OF_ALL = {
-    *("method", "world_size", "seq_len", "micro_batch_size", "dtype", "seed", "device"),
-    *("steps", "warmup_steps", "timeout_s", "expandable_segments", "hardware", "rank"),
+    *("method", "world_size", "sequence_parallel_size", "seq_len", "micro_batch_size", "dtype"),
+    *("steps", "warmup_steps", "seed", "timeout_s", "device", "expandable_segments"),
+    *("hardware", "rank"),
     *("optimizer.learning_rate", "data.path", "data.repeat", "model.name_or_path"),
     *(f"model.{f.name}" for f in fields(ModelOptions)[4:]),
 }
@@ -50,15 +51,19 @@ def check(run: RunConfig) -> None:
                 f"{key} = {_written(given)} is not for method = {run.method}; "
                 f"valid: {_written(wanted[key])}"
             )
+    one_replica = run.world_size // run.ring_parallel_size
+    if run.sequence_size != one_replica:
+        raise ValueError(
+            f"sequence_parallel_size = {run.sequence_size} is not for method = {run.method}, which "
+            f"has one replica; valid: {one_replica}"
+        )
     check_cell(name, run)
     plain.check(run)
 
 
 def _always(peer: Peer, run: RunConfig) -> dict[str, Any]:
     """Fields that have one value with a peer, which is not the default."""
-    ring, sequence = (run.world_size, 1) if peer.ring else (1, run.world_size)
-    axes = {"ring_parallel_size": ring, "sequence_parallel_size": sequence}
-    return {"tiled_loss_compute": False, **peer.tricks, **axes}
+    return {"tiled_loss_compute": False, **peer.tricks, **peer.axes(run)}
 
 
 def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
