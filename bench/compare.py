@@ -45,14 +45,11 @@ def measured_in_group(
 ) -> dict[str, Any]:
     """As :func:`measured`, in a process group that is there already."""
     ours, samples = cell.start(run, device)
-    theirs = Theirs(run, peer, ours)
+    theirs = _Theirs(run, peer, ours)
     wrong = differences(ours, theirs, samples.step(0))
-    if error := theirs.refused(wrong):
+    if error := disagreement(peer, run.dtype, wrong):
         return {"status": "invalid", "error": error}
-    steps = {
-        "ours": lambda i: ours.step(samples.step(i)),
-        "peer": lambda i: theirs.step(theirs.samples.step(i)),
-    }
+    steps = {"ours": lambda i: ours.step(samples.step(i)), "peer": theirs.step}
     found: dict[str, Any] = {
         "largest_difference": max(wrong.values()),
         "hardware": cell.hardware_name(device),
@@ -63,7 +60,7 @@ def measured_in_group(
             step(1)
         found[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
     found["ours_peak_bytes"] = cell.memory_of_step(ours, samples.step(2)).peak().bytes
-    found["peer_peak_bytes"] = theirs.memory_of_step(theirs.samples.step(2)).peak().bytes
+    found["peer_peak_bytes"] = theirs.peak_bytes()
     times = paired(steps, pairs, device)
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, (times, found))
@@ -96,75 +93,95 @@ def paired(
     return times
 
 
-class Theirs:
-    """A peer's model and what it reads, beside ours.
-
-    Args:
-        run: Ours', whose weights, tokens and sizes are the peer's too.
-        peer: Its name.
-    """
+class _Theirs:
+    """A peer's model and what it reads."""
 
     def __init__(self, run: RunConfig, peer: str, ours: Trainer) -> None:
-        self.run, self.name, mesh = run, peer, ours.mesh
+        self.run, mesh = run, ours.mesh
         self.trainer: PeerTrainer = PEERS[peer].load()(run, mesh)
         whole = replace(run, world_size=run.data_parallel_size, sequence_parallel_size=1)
         reads, shard = (whole, 0) if self.trainer.whole_samples else (run, mesh.shard)
         self.samples = Samples(reads, mesh.replica, shard, mesh.device)
         self.world = mesh.world
 
-    def forward_backward(self, batches: list[Batch]) -> Tensor:
+    def batch(self, step: int) -> Batch:
+        (batch,) = self.samples.step(step)
+        return batch
+
+    def forward_backward(self, batch: Batch) -> Tensor:
         """The step's loss."""
-        (batch,) = batches
         loss = self.trainer.forward_backward(batch, self.run.tokens_per_step)
         if not self.trainer.whole_samples:
             all_reduce_plain(loss, self.world)
         return loss
 
-    def step(self, batches: list[Batch]) -> Tensor:
+    def step(self, index: int) -> None:
+        self.train([self.batch(index)])
+
+    def train(self, batches: list[Any]) -> Tensor:
         """Forward, backward and update; the step's loss."""
-        loss = self.forward_backward(batches)
+        (batch,) = batches
+        loss = self.forward_backward(batch)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
         return loss
 
-    def memory_of_step(self, batches: list[Batch]) -> MemoryMeter:
-        """A step under a meter that knows what is there before it: parameters, optimizer, batch."""
+    def peak_bytes(self) -> int:
+        """The most live tensor bytes of a step, parameters and optimizer included."""
+        return self.memory_of_step([self.batch(2)]).peak().bytes
+
+    def memory_of_step(self, batches: list[Any]) -> MemoryMeter:
+        """A step under a meter that knows what is there before it."""
+        (batch,) = batches
         meter = MemoryMeter()
         for tensors, kind in (
             (self.trainer.optimizer.held(), "optimizer"),
             (self.trainer.model.parameters(), "parameters"),
-            ([t for batch in batches for t in batch.tensors], "activations"),
+            (batch.tensors, "activations"),
         ):
             local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
             meter.watch(local, kind)
         with meter:
-            self.step(batches)
+            self.train(batches)
         return meter
 
-    def refused(self, wrong: dict[str, float]) -> str:
-        """Why a peer that is so far from ours is not timed; empty if it computes the same."""
-        what = max(wrong, key=lambda name: wrong[name])
-        if wrong[what] <= TOLERANCES[self.run.dtype]:
-            return ""
-        return f"{self.name} computes something else: {what} is off by {wrong[what]:.1e}"
 
-
-def differences(ours: Trainer, theirs: Theirs, batches: list[Batch]) -> dict[str, float]:
-    """How far the peer's loss and gradients are from ours, as TOLERANCES means it, on the rank
-    where they are furthest; infinite where a gradient is missing or is no number. A collective."""
+def differences(ours: Trainer, theirs: _Theirs, batches: list[Batch]) -> dict[str, float]:
+    """How far the peer's loss and gradients are from ours, as TOLERANCES means it."""
     mine = ours.forward_backward(batches).item()
-    loss = theirs.forward_backward(theirs.samples.step(0)).item()
+    loss = theirs.forward_backward(theirs.batch(0)).item()
+    found = {"loss": abs(loss - mine) / abs(mine)}
     expected = dict(_whole(ours))
-    found = dict.fromkeys(expected, math.inf) | {"loss": abs(loss - mine) / abs(mine)}
     for name, gradient in theirs.trainer.whole_gradients():
         size = torch.linalg.vector_norm if ours.run.dtype == "bf16" else _largest
         found[name] = (size(gradient - expected[name]) / size(expected[name])).item()
+    found |= dict.fromkeys(expected.keys() - found.keys(), math.inf)
     ours.model.zero_grad(set_to_none=True)
     theirs.trainer.optimizer.zero_grad()
-    # Ranks must agree on whether to go on.
-    found = {name: math.inf if math.isnan(value) else value for name, value in found.items()}
-    ranks = cell.gathered(found)
-    return {name: max(of_rank[name] for of_rank in ranks) for name in found}
+    return found
+
+
+def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
+    """Why a peer that is so far from ours is not timed, the same on every rank though one alone
+    has seen it; empty if it computes the same. A collective.
+
+    Args:
+        wrong: As :func:`differences`; what is no number is as wrong as can be.
+    """
+    sizes = {name: math.inf if math.isnan(value) else value for name, value in wrong.items()}
+    what = max(sizes, key=lambda name: sizes[name])
+    ranks = cell.gathered({"off": sizes[what], "what": what})
+    worst = max(ranks, key=lambda rank: rank["off"])
+    if worst["off"] <= TOLERANCES[dtype]:
+        return ""
+    return f"{peer} computes something else: {worst['what']} is off by {worst['off']:.1e}"
+
+
+def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[_Theirs, str]:
+    """A peer with the weights of ours, which is left to be freed, and why it is not to be timed."""
+    ours, samples = cell.start(run, device)
+    theirs = _Theirs(run, peer, ours)
+    return theirs, disagreement(peer, run.dtype, differences(ours, theirs, samples.step(0)))
 
 
 def _largest(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from bench import cell
-from bench.compare import Theirs, differences
+from bench.compare import checked
 from bench.memory import KINDS
 from bench.traffic import PURPOSES
 from methods.peers import as_method, name_of
@@ -34,23 +34,16 @@ def measure(run: RunConfig) -> dict[str, Any]:
 
 def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
     """As :func:`measure`, in a process group that is there already."""
-    theirs, wrong = _checked(run, device)
+    theirs, wrong = checked(as_method.ours(run), name_of(run.method), device)
     if wrong:
         return {"status": "invalid", "error": wrong}
     gc.collect()  # ours, whose memory is not the peer's
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    losses, times_ms = cell.timed_steps(run, theirs.step, theirs.samples, device)
+    losses, times_ms = cell.timed_steps(run, theirs.train, theirs.samples, device)
     dist.barrier()
     columns = cell.metered_columns(
-        run, times_ms, theirs.step, theirs.memory_of_step, theirs.samples, device
+        run, times_ms, theirs.train, theirs.memory_of_step, theirs.samples, device
     )
     told = {name: value for name, value in columns.items() if name not in _OF_OURS}
     return told | {"loss_first": losses[0].item(), "loss_last": losses[-1].item()}
-
-
-def _checked(run: RunConfig, device: torch.device) -> tuple[Theirs, str]:
-    """The peer with the run's weights, and in what it differs from ours; empty if in nothing."""
-    ours, samples = cell.start(as_method.ours(run), device)
-    theirs = Theirs(ours.run, name_of(run.method), ours)
-    return theirs, theirs.refused(differences(ours, theirs, samples.step(0)))

@@ -22,6 +22,11 @@ from odysseus.sizes import divisors
 
 PREFIX = "peer:"
 """Of a run's method: ``peer:NAME`` is that peer."""
+_CUT = {
+    "tp": ("num_key_value_heads", "intermediate_size"),
+    "tp_sp": ("num_key_value_heads", "intermediate_size"),
+}
+"""By method, sizes of the model that its peers cut into as many parts as there are ranks."""
 
 
 class Optimizer(Protocol):
@@ -72,10 +77,9 @@ class Peer:
         dtypes: What it can compute in.
         install: What pip installs to have its packages.
         ring: Whether ours is on the ring axis, not on the sequence axis.
-        divides: Sizes of the model that it cuts into as many parts as there are ranks.
+        cuts: Sizes of the model that it cuts by ranks beyond those of its method.
         least_ranks: How many there must be.
         devices: Where it can compute.
-        options: Options of ours that it has too, and need not be ours' default.
     """
 
     method: str
@@ -86,10 +90,9 @@ class Peer:
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     install: str = "-r requirements-peers.txt"
     ring: bool = False
-    divides: tuple[str, ...] = ()
+    cuts: tuple[str, ...] = ()
     least_ranks: int = 1
     devices: tuple[str, ...] = ("cpu", "cuda")
-    options: tuple[str, ...] = ()
 
     def ours(self, run: RunConfig) -> RunConfig:
         """What of ours a run compares with it."""
@@ -110,34 +113,25 @@ _BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cu
 _MEGATRON = f"{_BY_VOCABULARY}; SwiGLU and loss not compiled"
 _EXCHANGED = "q, k, v exchanged one by one; weights not packed"
 _ZERO = f"{_EXCHANGED}; ZeRO-3 keeps gathered weights for backward"
-_BLOCK = ("num_key_value_heads", "intermediate_size")
-_REDUCED = ("seq_parallel_communication_data_type",)
 PEERS = {
-    "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS, divides=_BLOCK),
-    "dtensor_tp_sp": Peer(
-        "tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS, divides=_BLOCK
-    ),
+    "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS),
+    "dtensor_tp_sp": Peer("tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS),
     "dtensor_tp_sp_loss": Peer(
         "tp_sp",
         "torch",
         "dtensor:sequence_and_loss_parallel",
         _BY_VOCABULARY,
-        divides=_BLOCK,
     ),
-    "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS, divides=_BLOCK),
+    "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS),
     "megatron_tp": Peer(
-        "tp",
-        "megatron",
-        "megatron_core:tensor_parallel",
-        _MEGATRON,
-        divides=(*_BLOCK, "vocab_size"),
+        "tp", "megatron", "megatron_core:tensor_parallel", _MEGATRON, cuts=("vocab_size",)
     ),
     "megatron_tp_sp": Peer(
         "tp_sp",
         "megatron",
         "megatron_core:sequence_parallel",
         _MEGATRON,
-        divides=(*_BLOCK, "vocab_size"),
+        cuts=("vocab_size",),
         least_ranks=2,
     ),
     "torchtitan_tp_sp": Peer(
@@ -146,14 +140,12 @@ PEERS = {
         "torchtitan_llama:tensor_and_sequence_parallel",
         f"{_BY_VOCABULARY}; gate and up not packed; rotary embedding in complex numbers",
         install="--no-deps -r requirements-torchtitan.txt",
-        divides=_BLOCK,
     ),
     "yunchang_ulysses": Peer(
         "ulysses",
         "yunchang",
         "yunchang_ulysses:build",
         f"{_EXCHANGED}; a shard's logits whole",
-        options=_REDUCED,
     ),
     "torch_context_parallel": Peer(
         "ulysses",
@@ -163,15 +155,13 @@ PEERS = {
         "a shard's logits whole",
         ring=True,
         devices=("cpu",),
-        options=_REDUCED,
     ),
     "deepspeed_ulysses": Peer(
         "ulysses",
         "deepspeed transformers",
         "deepspeed_zero3:ulysses",
         f"{_ZERO}; a shard's logits whole",
-        divides=("num_key_value_heads",),
-        options=_REDUCED,
+        cuts=("num_key_value_heads",),
     ),
     "deepspeed_alst": Peer(
         "ulysses",
@@ -179,7 +169,6 @@ PEERS = {
         "deepspeed_zero3:alst",
         f"{_ZERO}; position ids gathered in every block",
         {"tiled_mlp_compute": True, "tiled_loss_compute": True},
-        options=(*_REDUCED, "tiled_loss_bytes"),
     ),
 }
 
@@ -199,7 +188,8 @@ def check_cell(name: str, run: RunConfig) -> None:
         raise ValueError(
             f"world_size = {ranks} is not for peer {name}; valid: {peer.least_ranks} or more"
         )
-    sizes = {key: getattr(run.architecture, key) for key in peer.divides}
+    cut = (*_CUT.get(peer.method, ()), *peer.cuts)
+    sizes = {key: getattr(run.architecture, key) for key in cut}
     for key, size in sizes.items():
         if size % ranks:
             raise ValueError(

@@ -17,7 +17,7 @@ _OF_ALL = {
     *("optimizer.learning_rate", "data.path", "data.repeat", "model.name_or_path"),
     *(f"model.{f.name}" for f in fields(ModelOptions)[4:]),
 }
-"""What every peer can be told; all else has one value, but for a peer's own options."""
+"""What every peer can be told."""
 
 
 def settled(run: RunConfig) -> RunConfig:
@@ -46,7 +46,7 @@ def check(run: RunConfig) -> None:
     model = ModelOptions(attn_implementation="sdpa")
     wanted = dict(_flat(replace(RunConfig(model=model), **_always(peer, run))))
     for key, given in _flat(run):
-        if key not in _OF_ALL and key not in peer.options and given != wanted[key]:
+        if key not in (*_OF_ALL, *_own(peer)) and given != wanted[key]:
             raise ValueError(
                 f"{key} = {_written(given)} is not for method = {run.method}; "
                 f"valid: {_written(wanted[key])}"
@@ -59,6 +59,14 @@ def check(run: RunConfig) -> None:
         )
     check_cell(name, run)
     plain.check(run)
+
+
+def _own(peer: Peer) -> Iterator[str]:
+    """What else this one can be told: the dtype of ZeRO's reductions, the size of its tiles."""
+    if peer.method == "ulysses":
+        yield "seq_parallel_communication_data_type"
+    if "tiled_loss_compute" in peer.tricks:
+        yield "tiled_loss_bytes"
 
 
 def _always(peer: Peer, run: RunConfig) -> dict[str, Any]:

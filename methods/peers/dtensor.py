@@ -53,7 +53,7 @@ class Trainer:
 def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
     """The stream replicated."""
     columns, rows = ColwiseParallel, RowwiseParallel
-    model, line = initialized(run).to(mesh.device), _line(mesh)
+    model, line = initialized(run), _line(mesh)
     parallelize_module(
         model,
         line,
@@ -74,7 +74,7 @@ def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
 
 def sequence_parallel(run: RunConfig, mesh: Mesh, cuts_logits: bool = False) -> Trainer:
     """The stream cut along the sequence between blocks."""
-    model, line = initialized(run).to(mesh.device), _line(mesh)
+    model, line = initialized(run), _line(mesh)
     head = ColwiseParallel(
         input_layouts=Shard(1),
         output_layouts=Shard(-1) if cuts_logits else Replicate(),

@@ -42,6 +42,6 @@ def build(run: RunConfig, mesh: Mesh) -> Trainer:
             return RowParallelLinear(width_in, width_out, input_is_parallel=True, **keep)
         return ColumnParallelLinear(width_in, width_out, gather_output=False, **keep)
 
-    model = plain_model(run.architecture, sdpa, linear).to(mesh.device)
+    model = plain_model(run.architecture, sdpa, linear)
     spread(model, run, mesh.sequence, cut_block)
     return Trainer(model, run, mesh)

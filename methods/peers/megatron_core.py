@@ -161,7 +161,7 @@ def _build(run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> Trainer:
         a.vocab_size, a.hidden_size, reduce_scatter_embeddings=sequence_parallel, **about
     )
     model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")  # pyright: ignore
-    spread(model.to(mesh.device), run, axis, _cut)
+    spread(model, run, axis, _cut)
     return Trainer(model, run, mesh, sequence_parallel)
 
 
