@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench import cell, launch, layouts, options, report, report_input, rows
+from bench import cell, launch, layouts, options, report, report_input, ring_balance, rows
 from bench.__main__ import main
 from bench.memory import KINDS
 from bench.traffic import PURPOSES
@@ -31,6 +31,7 @@ from tests.ranks import run_ranks
 from tests.test_compare import MODEL, RUN, bytes_of_dtensor_tp
 
 CPU = torch.device("cpu")
+RESULTS = Path(__file__).parent.parent / "results"
 SIZES = (
     "--model.hidden_size 32 --model.intermediate_size 48 --model.num_hidden_layers 2 "
     "--model.num_key_value_heads 4 --model.vocab_size 256 --seq_len 128 --micro_batch_size 2 "
@@ -120,7 +121,13 @@ def test_run_settles_what_a_peer_always_does(
     assert (row["status"], row["tiled_loss_compute"]) == ("ok", "False")
     data = report_input.drawable(report_input.read([out]))
     assert [*data["layout"]] == ["peer:torch_context_parallel"]
-    assert "no rings" in str(report.ring_balance.chart(data))
+
+
+def test_the_balance_of_rings_is_ours() -> None:
+    data = report_input.drawable(report_input.read([RESULTS / "ring.csv"]))
+    theirs = data.assign(method="peer:torch_context_parallel", attention_flops_max=1.0)
+    both = pd.concat([theirs, data])
+    assert ring_balance.chart(both) == ring_balance.chart(data)
 
 
 class Wrong:
