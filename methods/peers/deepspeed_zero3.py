@@ -74,6 +74,7 @@ class Trainer:
             "train_micro_batch_size_per_gpu": run.micro_batch_size,
             "sequence_parallel_size": mesh.sequence.size,
             "zero_optimization": zero,
+            "gradient_clipping": 0.0,  # by default it clips
             "bf16": {"enabled": run.dtype == "bf16"},
             "seq_parallel_communication_data_type": run.seq_parallel_communication_data_type,
         }
