@@ -298,7 +298,9 @@ def test_a_peer_reads_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PEERS)
 def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
     """By name; what it always does may be asked for."""
-    run = as_method.settled(RunConfig(method=f"peer:{name}", model=MODEL, world_size=2))
+    (dtype, *_) = PEERS[name].dtypes
+    asked = RunConfig(method=f"peer:{name}", model=MODEL, world_size=2)
+    run = as_method.settled(replace(asked, dtype=dtype))
     options.check(run)
     lacking = [
         *({"activation_checkpointing": True}, {"regather": False}, {"compile": True}),
