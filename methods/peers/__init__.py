@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh, pick_device
@@ -42,7 +43,7 @@ class Optimizer(Protocol):
 
 
 class PeerTrainer(Protocol):
-    """A peer's model on one rank.
+    """A peer's model, or its blocks alone, on one rank.
 
     Attributes:
         model: Its parameters are the weights, or this rank's parts of them.
@@ -59,8 +60,19 @@ class PeerTrainer(Protocol):
         ranks read shards, and each is the whole loss if they read whole samples."""
         ...
 
+    def blocks_forward_backward(self, stream: Stream) -> Tensor:
+        """Gradients of one step of blocks alone, those of ``stream.x`` among them; what comes out
+        of the last block, in the layout of ``stream.x``."""
+        ...
+
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Every whole gradient by its Hugging Face name; a collective."""
+        """Every gradient of a whole weight by its Hugging Face name; a collective."""
+        ...
+
+
+class Build(Protocol):
+    def __call__(self, run: RunConfig, mesh: Mesh, part: str = "model") -> PeerTrainer:
+        """A peer's trainer of a part of the run's model."""
         ...
 
 
@@ -71,8 +83,9 @@ class Peer:
     Attributes:
         method: Of ours, which it is a peer of.
         package: What it needs; names of several are apart by a space.
-        build: Where it is made: ``module:function`` of this package, of (run, mesh).
-        differs: How its work differs from ours, in words.
+        build: Where its :class:`Build` is: ``module:function`` of this package.
+        blocks: How its blocks' work differs from ours, in words.
+        around: How that of its embedding, head and loss does.
         tricks: Options of ours that make its work the peer's.
         dtypes: What it can compute in.
         install: What pip installs to have its packages.
@@ -85,7 +98,8 @@ class Peer:
     method: str
     package: str
     build: str
-    differs: str
+    blocks: str
+    around: str = ""
     tricks: Mapping[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     install: str = "-r requirements-peers.txt"
@@ -103,34 +117,58 @@ class Peer:
         of_ring = {"ring_parallel_size": run.world_size, "sequence_parallel_size": 1}
         return of_ring if self.ring else {}
 
-    def load(self) -> Callable[[RunConfig, Mesh], PeerTrainer]:
+    def differs(self, part: str) -> str:
+        """How a part's work differs from ours, in words."""
+        words = (self.blocks, self.around if part == "model" else "")
+        return "; ".join(filter(None, words))
+
+    def load(self) -> Build:
         module, name = self.build.split(":")
         return getattr(import_module(f"methods.peers.{module}"), name)
 
 
+PARTS = ("model", "blocks")
+"""What of a model is compared: all of it, or its transformer blocks alone."""
+
 _WHOLE_LOGITS = "all logits on every rank, replicated embedding and head activations"
 _BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cut, not gathered"
-_MEGATRON = f"{_BY_VOCABULARY}; SwiGLU and loss not compiled"
-_EXCHANGED = "q, k, v exchanged one by one; weights not packed"
+_OF_SHARD = "a shard's logits whole"
+_UNPACKED = "weights not packed"
+_FIVE = f"{_UNPACKED}: five all-reduces of a block's input gradients, not two"
+_KEPT = "gathered tokens kept for backward, not gathered again"
+_EXCHANGED = f"q, k, v exchanged one by one; {_UNPACKED}"
 _ZERO = f"{_EXCHANGED}; ZeRO-3 keeps gathered weights for backward"
 PEERS = {
-    "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _WHOLE_LOGITS),
-    "dtensor_tp_sp": Peer("tp_sp", "torch", "dtensor:sequence_parallel", _WHOLE_LOGITS),
+    "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _FIVE, _WHOLE_LOGITS),
+    "dtensor_tp_sp": Peer(
+        "tp_sp",
+        "torch",
+        "dtensor:sequence_parallel",
+        f"{_KEPT}; {_UNPACKED}",
+        _WHOLE_LOGITS,
+    ),
     "dtensor_tp_sp_loss": Peer(
         "tp_sp",
         "torch",
         "dtensor:sequence_and_loss_parallel",
+        f"{_KEPT}; {_UNPACKED}",
         _BY_VOCABULARY,
     ),
-    "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _WHOLE_LOGITS),
+    "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _FIVE, _WHOLE_LOGITS),
     "megatron_tp": Peer(
-        "tp", "megatron", "megatron_core:tensor_parallel", _MEGATRON, cuts=("vocab_size",)
+        "tp",
+        "megatron",
+        "megatron_core:tensor_parallel",
+        "SwiGLU not compiled",
+        f"{_BY_VOCABULARY}; loss not compiled",
+        cuts=("vocab_size",),
     ),
     "megatron_tp_sp": Peer(
         "tp_sp",
         "megatron",
         "megatron_core:sequence_parallel",
-        _MEGATRON,
+        "SwiGLU not compiled",
+        f"{_BY_VOCABULARY}; loss not compiled",
         cuts=("vocab_size",),
         least_ranks=2,
     ),
@@ -138,21 +176,29 @@ PEERS = {
         "tp_sp",
         "torchtitan spmd_types tyro",
         "torchtitan_llama:tensor_and_sequence_parallel",
-        f"{_BY_VOCABULARY}; gate and up not packed; rotary embedding in complex numbers",
+        f"{_KEPT}; gate and up not packed; rotary embedding in complex numbers",
+        _BY_VOCABULARY,
         install="--no-deps -r requirements-torchtitan.txt",
     ),
     "yunchang_ulysses": Peer(
+        "ulysses", "yunchang", "yunchang_ulysses:build", _EXCHANGED, _OF_SHARD
+    ),
+    "yunchang_ring": Peer(
         "ulysses",
         "yunchang",
-        "yunchang_ulysses:build",
-        f"{_EXCHANGED}; a shard's logits whole",
+        "yunchang_ring:build",
+        "keys and values sent apart, their gradients one hop further; on a CPU PyTorch's flash "
+        f"attention in flash-attn's place; {_UNPACKED}",
+        _OF_SHARD,
+        dtypes=("bf16",),
+        ring=True,
     ),
     "torch_context_parallel": Peer(
         "ulysses",
         "torch",
         "torch_context_parallel:build",
-        "keys and values gathered whole, their gradients go round; weights not packed; "
-        "a shard's logits whole",
+        f"keys and values gathered whole, their gradients go round; {_UNPACKED}",
+        _OF_SHARD,
         ring=True,
         devices=("cpu",),
     ),
@@ -160,7 +206,8 @@ PEERS = {
         "ulysses",
         "deepspeed transformers",
         "deepspeed_zero3:ulysses",
-        f"{_ZERO}; a shard's logits whole",
+        _ZERO,
+        _OF_SHARD,
         cuts=("num_key_value_heads",),
     ),
     "deepspeed_alst": Peer(
@@ -168,7 +215,7 @@ PEERS = {
         "deepspeed transformers",
         "deepspeed_zero3:alst",
         f"{_ZERO}; position ids gathered in every block",
-        {"tiled_mlp_compute": True, "tiled_loss_compute": True},
+        tricks={"tiled_mlp_compute": True, "tiled_loss_compute": True},
     ),
 }
 
