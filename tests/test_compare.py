@@ -50,7 +50,8 @@ def test_every_peer_computes_what_ours_does(world_size: int, parts: tuple[str, .
     run = replace(RUN, world_size=world_size)
     asked = [(name, part) for part in parts for name in IN_FP32]
     for of_rank in run_ranks(all_of, world_size, run, asked):
-        found = {which: row.get("largest_difference", row) for which, row in of_rank.items()}
+        assert {which: row["error"] for which, row in of_rank.items() if "error" in row} == {}
+        found = {which: row["largest_difference"] for which, row in of_rank.items()}
         assert {which for which, difference in found.items() if difference < 1e-5} == {*asked}
         for (name, part), row in of_rank.items():
             assert row["tensors_checked"] == {"model": 1 + 3, "blocks": 2}[part] + 2 * 9, name
@@ -172,7 +173,8 @@ def test_every_peer_computes_in_bf16() -> None:
     run = replace(RUN, world_size=2, dtype="bf16")
     asked = [*((name, "model") for name in reversed(PEERS)), ("yunchang_ring", "blocks")]
     for of_rank in run_ranks(all_of, 2, run, asked):
-        differ = {which: row.get("largest_difference", row) for which, row in of_rank.items()}
+        assert {which: row["error"] for which, row in of_rank.items() if "error" in row} == {}
+        differ = {which: row["largest_difference"] for which, row in of_rank.items()}
         assert {n for n, difference in differ.items() if 1e-4 < difference < 2e-2} == {*asked}
         of_loss = 2 * 3 * 4 * TOKENS // 2
         sent = of_rank["megatron_tp", "model"]["peer_comm_bytes"] - of_loss
