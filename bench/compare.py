@@ -31,7 +31,7 @@ from odysseus.data import Samples
 from odysseus.mesh import make_mesh
 from odysseus.step import Trainer
 from odysseus.transfers import all_reduce_plain
-from odysseus.weights import huggingface_shapes
+from odysseus.weights import huggingface_shapes, pieces
 
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
 """Of the loss, or of what comes out of the blocks, and of every gradient, relative. In fp32 to the
@@ -245,10 +245,13 @@ def _largest(x: Tensor) -> Tensor:
 
 
 def _whole(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Every whole gradient, on every rank."""
-    shapes = huggingface_shapes(trainer.run.architecture)
+    """Gradients of all that the trainer has weights of, whole, on every rank."""
+    shapes, axis = huggingface_shapes(trainer.run.architecture), trainer.mesh.sequence
+    about = trainer.run.architecture, trainer.method.split, axis.size, axis.rank
+    names = (name for name, _ in trainer.model.named_parameters())
+    parts = dict.fromkeys(piece.name for name in names for piece in pieces(name, *about))
     device = trainer.mesh.device
-    whole = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+    whole = {part: torch.zeros(shapes[part], device=device) for part in parts}
     for piece, gradient in trainer.gradients():
         if piece.owned:
             piece.of(whole[piece.name]).copy_(gradient)

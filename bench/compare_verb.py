@@ -12,6 +12,7 @@ from tqdm import tqdm
 from bench import compare, compare_figure, figures, launch, options, rows
 from methods.peers import PARTS, PEERS, check, check_cell, plain
 from odysseus.config import RunConfig
+from odysseus.mesh import pick_device
 
 COLUMNS = (
     *("peer", "method", "part", "model", "world_size", "seq_len", "dtype", "pairs"),
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
         "--peers",
         type=str,
         default="all",
-        help=f"all that compute in a cell's dtype, or of {', '.join(PEERS)}.",
+        help=f"all that compute in a cell's dtype on its device, or of {', '.join(PEERS)}.",
     )
     parser.add_argument(
         "--part",
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
     asked = list(options.expand(parsed))
     for run in asked:
         check_run(run)
-    cells = [(name, run) for run in asked for name in names_of(parsed.peers, run.dtype)]
+    cells = [(name, run) for run in asked for name in names_of(parsed.peers, run)]
     for name in dict.fromkeys(name for name, _ in cells):
         check(name)
     cells = [(name, PEERS[name].ours(run)) for name, run in cells]
@@ -88,11 +89,14 @@ def main(arguments: list[str]) -> int:
     return int((table["status"] != "ok").any())
 
 
-def names_of(peers: str, dtype: str) -> list[str]:
-    """The peers that are asked for: of all, those that compute in this dtype, if any does."""
+def names_of(peers: str, run: RunConfig) -> list[str]:
+    """The peers that are asked for: of all, those that compute in a run's dtype on its device, if
+    any does."""
     if peers != "all":
         return peers.split(",")
-    return [name for name, peer in PEERS.items() if dtype in peer.dtypes] or [*PEERS]
+    device = pick_device(run.device).type
+    able = (n for n, peer in PEERS.items() if run.dtype in peer.dtypes and device in peer.devices)
+    return [*able] or [*PEERS]
 
 
 def check_run(run: RunConfig) -> None:

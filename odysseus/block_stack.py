@@ -44,6 +44,7 @@ class BlockStack(nn.Module):
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.model = decoder
+        # So that neither has weights here.
         decoder.embed_tokens = decoder.norm = nn.Identity()  # pyright: ignore
 
     def forward(self, x_BSD: Tensor, position_ids: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from bench import compare, compare_figure, launch
 from bench.__main__ import main
 from bench.compare_verb import COLUMNS
-from methods.peers import PARTS, PEERS, Peer, plain
+from methods.peers import PARTS, PEERS, Peer, check_device, plain
 from methods.peers.optimizer import AdamW
 from odysseus.block_stack import Stream
 from odysseus.config import ModelOptions, RunConfig
@@ -294,6 +294,14 @@ def test_refusals(
     assert main(["compare", *flags.split(), "--out", str(tmp_path / "x.csv")]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_gpus_need() -> None:
+    missing = replace(PEERS["yunchang_ring"], gpu_package="no_such_package")
+    with patch.dict(PEERS, yunchang_ring=missing):
+        check_device("yunchang_ring", "cpu")
+        with pytest.raises(ValueError, match="device = cuda: peer yunchang_ring needs the package"):
+            check_device("yunchang_ring", "cuda")
 
 
 def test_a_missing_package(capsys: pytest.CaptureFixture[str]) -> None:

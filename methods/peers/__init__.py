@@ -93,6 +93,7 @@ class Peer:
         cuts: Sizes of the model that it cuts by ranks beyond those of its method.
         least_ranks: How many there must be.
         devices: Where it can compute.
+        gpu_package: What it needs besides on GPUs.
     """
 
     method: str
@@ -107,6 +108,7 @@ class Peer:
     cuts: tuple[str, ...] = ()
     least_ranks: int = 1
     devices: tuple[str, ...] = ("cpu", "cuda")
+    gpu_package: str = ""
 
     def ours(self, run: RunConfig) -> RunConfig:
         """What of ours a run compares with it."""
@@ -192,6 +194,7 @@ PEERS = {
         _OF_SHARD,
         dtypes=("bf16",),
         ring=True,
+        gpu_package="flash_attn",
     ),
     "torch_context_parallel": Peer(
         "ulysses",
@@ -231,6 +234,7 @@ def check_cell(name: str, run: RunConfig) -> None:
     for key, given, valid in (("dtype", run.dtype, peer.dtypes), ("device", device, peer.devices)):
         if given not in valid:
             raise ValueError(f"{key} = {given} is not for peer {name}; valid: {', '.join(valid)}")
+    check_device(name, device)
     if ranks < peer.least_ranks:
         raise ValueError(
             f"world_size = {ranks} is not for peer {name}; valid: {peer.least_ranks} or more"
@@ -243,6 +247,16 @@ def check_cell(name: str, run: RunConfig) -> None:
                 f"model.{key} = {size} does not divide by world_size = {ranks}, which peer {name} "
                 f"needs; valid: world_size of {divisors(math.gcd(*sizes.values()))}"
             )
+
+
+def check_device(name: str, device: str) -> None:
+    """Raise ValueError unless what the peer needs on a kind of device is installed."""
+    package = PEERS[name].gpu_package
+    if device == "cuda" and package and importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"device = {device}: peer {name} needs the package {package} there; valid without it: "
+            "cpu, or other peers"
+        )
 
 
 def check(name: str) -> None:
