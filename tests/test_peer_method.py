@@ -150,7 +150,7 @@ class Wrong:
 
     whole_samples = True
 
-    def __init__(self, run: RunConfig, mesh: Mesh) -> None:
+    def __init__(self, run: RunConfig, mesh: Mesh, part: str) -> None:
         self.model, self.mesh = plain.initialized(run), mesh
         self.optimizer = AdamW(self.model, run)
 
