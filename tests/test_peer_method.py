@@ -27,8 +27,8 @@ from methods.peers.optimizer import AdamW
 from odysseus.config import ModelOptions, RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh
+from tests.peer_bytes import MODEL, RUN, bytes_of_dtensor_tp
 from tests.ranks import run_ranks
-from tests.test_compare import MODEL, RUN, bytes_of_dtensor_tp
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent.parent / "results"
