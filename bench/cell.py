@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from odysseus.mesh import make_mesh, pick_device, start_process_group
 from odysseus.step import StepResult, Trainer
 
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+Result = TypeVar("Result")
+Step = Callable[[list[Batch]], Result]
+"""step(micro batches): one optimizer step, whatever it reports."""
 
 
 def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
@@ -71,16 +75,35 @@ def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
 def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> dict[str, Any]:
     """As :func:`measure`, in a process group that is there already."""
     trainer, samples = start(run, device)
-    results, times_ms = _timed_steps(run, trainer, samples, device)
+    results, times_ms = timed_steps(run, trainer.step, samples, device)
     dist.barrier()
     saved = _save(run, trainer, device, Path(save)) if save else {}
+    memory = partial(memory_of_step, trainer)
+    columns = metered_columns(run, times_ms, trainer.step, memory, samples, device)
+    return columns | _number_columns(results) | saved
+
+
+def metered_columns(
+    run: RunConfig,
+    times_ms: list[float],
+    step: Step[Any],
+    memory: Step[MemoryMeter],
+    samples: Samples,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Columns of time, traffic, FLOPs and memory, by two more steps; a collective.
+
+    Args:
+        times_ms: What this rank's timed steps took.
+        memory: As `step`; the meter that has watched it.
+    """
     peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
-    step = run.warmup_steps + run.steps
+    at = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
-        traffic, flops_done = _metered_traffic(trainer, samples, step)
-        memory = _metered_memory(trainer, samples, step + 1, device)
-    ranks = _gather(
-        {"ms": times_ms, "peak_flops": peak_flops, "memory": memory, "flops": flops_done}
+        traffic, flops_done = _metered_traffic(step, samples.step(at))
+        peaks = _metered_memory(memory, samples.step(at + 1), device)
+    ranks = gathered(
+        {"ms": times_ms, "peak_flops": peak_flops, "memory": peaks, "flops": flops_done}
     )
     return (
         _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
@@ -88,14 +111,12 @@ def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> di
         | traffic
         | flop_columns([r["flops"] for r in ranks])
         | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
-        | _number_columns(results)
         | {
             "backend": dist.get_backend(),
             "device": device.type,
             "hardware": hardware_name(device),
             "allocator_settings": allocator_settings() if device.type == "cuda" else None,
         }
-        | saved
     )
 
 
@@ -135,37 +156,37 @@ def hardware_name(device: torch.device) -> str:
     return f"{models[0] if models else 'unknown'} ({len(models)} cores)"
 
 
-def _timed_steps(
-    run: RunConfig, trainer: Trainer, samples: Samples, device: torch.device
-) -> tuple[list[StepResult], list[float]]:
+def timed_steps(
+    run: RunConfig, step: Step[Result], samples: Samples, device: torch.device
+) -> tuple[list[Result], list[float]]:
+    """What every step has reported, and the milliseconds of each after the warm-up."""
     results, times_ms = [], []
-    for step in range(run.warmup_steps + run.steps):
-        batches = samples.step(step)
+    for index in range(run.warmup_steps + run.steps):
+        batches = samples.step(index)
         flops.synchronize(device)
         start = time.perf_counter()
-        results.append(trainer.step(batches))
+        results.append(step(batches))
         flops.synchronize(device)
         times_ms.append((time.perf_counter() - start) * 1e3)
     return results, times_ms[run.warmup_steps :]
 
 
 def _metered_traffic(
-    trainer: Trainer, samples: Samples, step: int
+    step: Step[Any], batches: list[Batch]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Columns of what this rank sent in a step, and the FLOPs that it did."""
-    batches = samples.step(step)
     with TrafficMeter() as meter, FlopMeter() as done:
-        trainer.step(batches)
+        step(batches)
     return meter.totals(), done.columns
 
 
 def _metered_memory(
-    trainer: Trainer, samples: Samples, step: int, device: torch.device
+    memory: Step[MemoryMeter], batches: list[Batch], device: torch.device
 ) -> dict[str, int]:
     allocator = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    meter = memory_of_step(trainer, samples.step(step))
+    meter = memory(batches)
     if device.type == "cuda":
         # The allocator knows of kernels' workspace, which the meter does not.
         allocator = {
@@ -215,7 +236,8 @@ def memory_of_step(
     return meter
 
 
-def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
+def gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every rank has, by rank, on every rank."""
     ranks: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(ranks, mine)
     return ranks

@@ -6,9 +6,11 @@ a pair of steps, one of each, of which there are many; each pair turns the order
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,41 +20,44 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from bench import cell, flops
+from bench.block_streams import Streams
 from bench.memory import MemoryMeter
 from bench.traffic import TrafficMeter
+from methods import METHODS
 from methods.peers import PEERS, PeerTrainer
+from odysseus.block_stack import BlockTrainer, Stream
 from odysseus.config import RunConfig
-from odysseus.data import Batch, Samples
+from odysseus.data import Samples
+from odysseus.mesh import make_mesh
 from odysseus.step import Trainer
 from odysseus.transfers import all_reduce_plain
-from odysseus.weights import huggingface_shapes
+from odysseus.weights import huggingface_shapes, pieces
 
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
-"""Of the loss and of every gradient, relative. In fp32 to the largest element, where sums in
-another order differ by 1e-6; in bf16, whose every operation rounds by up to 2^-8, in Euclidean
-norm: peers that round elsewhere differ by 1e-2, a gradient without a rank's part by 1e-1."""
+"""Of the loss, or of what comes out of the blocks, and of every gradient, relative. In fp32 to the
+largest element, where sums in another order differ by 1e-6; in bf16, whose every operation rounds
+by up to 2^-8, in Euclidean norm: peers that round elsewhere differ by 1e-2, a gradient without a
+rank's part by 1e-1."""
 
 
-def measured(run: RunConfig, peer: str, pairs: int) -> dict[str, Any]:
+def measured(run: RunConfig, peer: str, pairs: int, part: str = "model") -> dict[str, Any]:
     """What one rank of a comparison does; its columns, the same on every rank."""
     with cell.process_group(run) as device:
-        return measured_in_group(run, peer, pairs, device)
+        return measured_in_group(run, peer, pairs, device, part)
 
 
 def measured_in_group(
-    run: RunConfig, peer: str, pairs: int, device: torch.device
+    run: RunConfig, peer: str, pairs: int, device: torch.device, part: str = "model"
 ) -> dict[str, Any]:
     """As :func:`measured`, in a process group that is there already."""
-    ours, samples = cell.start(run, device)
-    theirs = _Theirs(run, peer, ours)
-    wrong = differences(ours, theirs, samples.step(0))
-    if max(wrong.values()) > TOLERANCES[run.dtype]:
-        what = max(wrong, key=lambda name: wrong[name])
-        error = f"{peer} computes something else: {what} is off by {wrong[what]:.1e}"
+    ours, batches, theirs = {"model": _models, "blocks": _blocks}[part](run, peer, device)
+    wrong = differences(ours, theirs, batches(0))
+    if error := disagreement(peer, run.dtype, wrong):
         return {"status": "invalid", "error": error}
-    steps = {"ours": lambda i: ours.step(samples.step(i)), "peer": theirs.step}
+    steps = {"ours": lambda i: ours.step(batches(i)), "peer": theirs.step}
     found: dict[str, Any] = {
         "largest_difference": max(wrong.values()),
+        "tensors_checked": len(wrong),
         "hardware": cell.hardware_name(device),
     }
     for name, step in steps.items():
@@ -60,7 +65,7 @@ def measured_in_group(
         with TrafficMeter() as traffic:
             step(1)
         found[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
-    found["ours_peak_bytes"] = cell.memory_of_step(ours, samples.step(2)).peak().bytes
+    found["ours_peak_bytes"] = cell.memory_of_step(ours, batches(2)).peak().bytes
     found["peer_peak_bytes"] = theirs.peak_bytes()
     times = paired(steps, pairs, device)
     ranks: list[Any] = [None] * dist.get_world_size()
@@ -94,36 +99,72 @@ def paired(
     return times
 
 
+Batches = Callable[[int], Any]
+"""batches(i): what ours reads in step i."""
+
+
+def _models(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, _Theirs]:
+    ours, samples = cell.start(run, device)
+    return ours, samples.step, _Theirs(run, peer, ours)
+
+
+def _blocks(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, _Theirs]:
+    ours = BlockTrainer(run, METHODS[run.method], make_mesh(device, run))
+    streams = Streams(run, ours.method, ours.mesh)
+    return ours, lambda step: [streams.ours], _TheirBlocks(run, peer, ours, streams)
+
+
 class _Theirs:
     """A peer's model and what it reads."""
 
+    part = "model"
+
     def __init__(self, run: RunConfig, peer: str, ours: Trainer) -> None:
-        self.run, mesh = run, ours.mesh
-        self.trainer: PeerTrainer = PEERS[peer].load()(run, mesh)
+        self.run, self.mesh = run, ours.mesh
+        self.trainer: PeerTrainer = PEERS[peer].load()(run, self.mesh, self.part)
+
+    @cached_property
+    def samples(self) -> Samples:
+        run, mesh = self.run, self.mesh
         whole = replace(run, world_size=run.data_parallel_size, sequence_parallel_size=1)
         reads, shard = (whole, 0) if self.trainer.whole_samples else (run, mesh.shard)
-        self.samples = Samples(reads, mesh.replica, shard, mesh.device)
-        self.world = mesh.world
+        return Samples(reads, mesh.replica, shard, mesh.device)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Any:
+        """What it reads in a step."""
         (batch,) = self.samples.step(step)
         return batch
 
-    def forward_backward(self, batch: Batch) -> Tensor:
+    def results(self, ours: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What ours and the peer find in step 0, but for gradients of weights, by name."""
+        return {"loss": (ours.forward_backward(batches), self.forward_backward(self.batch(0)))}
+
+    def forward_backward(self, batch: Any) -> Tensor:
         """The step's loss."""
         loss = self.trainer.forward_backward(batch, self.run.tokens_per_step)
         if not self.trainer.whole_samples:
-            all_reduce_plain(loss, self.world)
+            all_reduce_plain(loss, self.mesh.world)
         return loss
 
     def step(self, index: int) -> None:
-        self.forward_backward(self.batch(index))
+        self.train([self.batch(index)])
+
+    def train(self, batches: list[Any]) -> Tensor:
+        """Forward, backward and update; the step's loss."""
+        (batch,) = batches
+        loss = self.forward_backward(batch)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
+        return loss
 
     def peak_bytes(self) -> int:
         """The most live tensor bytes of a step, parameters and optimizer included."""
-        meter, batch = MemoryMeter(), self.batch(2)
+        return self.memory_of_step([self.batch(2)]).peak().bytes
+
+    def memory_of_step(self, batches: list[Any]) -> MemoryMeter:
+        """A step under a meter that knows what is there before it."""
+        (batch,) = batches
+        meter = MemoryMeter()
         for tensors, kind in (
             (self.trainer.optimizer.held(), "optimizer"),
             (self.trainer.model.parameters(), "parameters"),
@@ -132,24 +173,71 @@ class _Theirs:
             local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
             meter.watch(local, kind)
         with meter:
-            self.forward_backward(batch)
-            self.trainer.optimizer.step()
-        self.trainer.optimizer.zero_grad()
-        return meter.peak().bytes
+            self.train(batches)
+        return meter
 
 
-def differences(ours: Trainer, theirs: _Theirs, batches: list[Batch]) -> dict[str, float]:
-    """How far the peer's loss and gradients are from ours, as TOLERANCES means it."""
-    mine = ours.forward_backward(batches).item()
-    loss = theirs.forward_backward(theirs.batch(0)).item()
-    found = {"loss": abs(loss - mine) / abs(mine)}
+class _TheirBlocks(_Theirs):
+    """A peer's blocks and the stream they run on."""
+
+    part = "blocks"
+
+    def __init__(self, run: RunConfig, peer: str, ours: Trainer, streams: Streams) -> None:
+        super().__init__(run, peer, ours)
+        self.streams = streams
+
+    def batch(self, step: int) -> Stream:
+        return self.streams.peers
+
+    def results(self, ours: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        outputs = ours.forward_backward(batches), self.forward_backward(self.batch(0))
+        mine, peers = (self.streams.output(y) for y in outputs)
+        return {"output": (mine, peers), "input's gradient": self.streams.input_gradients()}
+
+    def forward_backward(self, batch: Stream) -> Tensor:
+        """The blocks' output."""
+        batch.x.grad = None
+        return self.trainer.blocks_forward_backward(batch)
+
+
+def differences(ours: Trainer, theirs: _Theirs, batches: list[Any]) -> dict[str, float]:
+    """How far what the peer computes is from what ours does, as TOLERANCES means it."""
+    size = torch.linalg.vector_norm if ours.run.dtype == "bf16" else _largest
+
+    def off(expected: Tensor, found: Tensor) -> float:
+        return (size(found - expected) / size(expected)).item()
+
+    found = {name: off(*both) for name, both in theirs.results(ours, batches).items()}
     expected = dict(_whole(ours))
     for name, gradient in theirs.trainer.whole_gradients():
-        size = torch.linalg.vector_norm if ours.run.dtype == "bf16" else _largest
-        found[name] = (size(gradient - expected[name]) / size(expected[name])).item()
+        found[name] = off(expected[name], gradient)
+    found |= dict.fromkeys(expected.keys() - found.keys(), math.inf)
     ours.model.zero_grad(set_to_none=True)
     theirs.trainer.optimizer.zero_grad()
     return found
+
+
+def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
+    """Why a peer that is so far from ours is not timed, the same on every rank though one alone
+    has seen it; empty if it computes the same. A collective.
+
+    Args:
+        wrong: As :func:`differences`; what is no number is as wrong as can be.
+    """
+    sizes = {name: math.inf if math.isnan(value) else value for name, value in wrong.items()}
+    what = max(sizes, key=lambda name: sizes[name])
+    ranks = cell.gathered({"off": sizes[what], "what": what})
+    worst = max(ranks, key=lambda rank: rank["off"])
+    if worst["off"] <= TOLERANCES[dtype]:
+        return ""
+    return f"{peer} computes something else: {worst['what']} is off by {worst['off']:.1e}"
+
+
+def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[_Theirs, str]:
+    """A peer with the weights of ours, which is left to be freed, and why it is not to be timed."""
+    ours, samples = cell.start(run, device)
+    theirs = _Theirs(run, peer, ours)
+    return theirs, disagreement(peer, run.dtype, differences(ours, theirs, samples.step(0)))
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -157,9 +245,13 @@ def _largest(x: Tensor) -> Tensor:
 
 
 def _whole(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Every whole gradient, on every rank."""
-    shapes = huggingface_shapes(trainer.run.architecture)
-    whole = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    """Gradients of all that the trainer has weights of, whole, on every rank."""
+    shapes, axis = huggingface_shapes(trainer.run.architecture), trainer.mesh.sequence
+    about = trainer.run.architecture, trainer.method.split, axis.size, axis.rank
+    names = (name for name, _ in trainer.model.named_parameters())
+    parts = dict.fromkeys(piece.name for name in names for piece in pieces(name, *about))
+    device = trainer.mesh.device
+    whole = {part: torch.zeros(shapes[part], device=device) for part in parts}
     for piece, gradient in trainer.gradients():
         if piece.owned:
             piece.of(whole[piece.name]).copy_(gradient)

@@ -17,7 +17,11 @@ _QUANTITIES = {
 def figure(rows: pd.DataFrame) -> Figure:
     """A bar for each cell and quantity, below 1 where ours takes less; whiskers 20 % to 80 % of
     the pairs."""
-    names = [f"{r.peer}\n{r.world_size} ranks, {r.seq_len} tokens" for r in rows.itertuples()]
+    names = [
+        f"{r.peer}\n{r.world_size} ranks, {r.seq_len} tokens"
+        + ", blocks alone" * (getattr(r, "part", "model") == "blocks")  # older files have no parts
+        for r in rows.itertuples()
+    ]
     drawn = Figure(figsize=(6.4, 1.2 + 0.62 * len(rows)), layout="constrained")
     axes = drawn.subplots()
     places = range(len(rows))

@@ -10,14 +10,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from bench import compare, compare_figure, figures, launch, options, rows
-from methods.peers import PEERS, check, check_dtype, plain
+from methods.peers import PARTS, PEERS, check, check_cell, plain
 from odysseus.config import RunConfig
+from odysseus.mesh import pick_device
 
 COLUMNS = (
-    *("peer", "method", "model", "world_size", "seq_len", "dtype", "pairs"),
+    *("peer", "method", "part", "model", "world_size", "seq_len", "dtype", "pairs"),
     *("status", "error", "ratio_p50", "ratio_p20", "ratio_p80", "ours_ms_p50", "peer_ms_p50"),
     *("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"),
-    *("largest_difference", "differs", "mode", "device", "hardware"),
+    *("largest_difference", "tensors_checked", "differs", "mode", "device", "hardware"),
     *("torch_version", "git_commit", "git_dirty", "utc"),
 )
 
@@ -35,7 +36,20 @@ def main(arguments: list[str]) -> int:
         "The method is the peer's own.",
     )
     options.add_grid_options(parser)
-    parser.add_argument("--peers", type=str, default="all", help=f"all, or of {', '.join(PEERS)}.")
+    parser.add_argument(
+        "--peers",
+        type=str,
+        default="all",
+        help=f"all that compute in a cell's dtype on its device, or of {', '.join(PEERS)}.",
+    )
+    parser.add_argument(
+        "--part",
+        type=str,
+        default="model",
+        help="model, or blocks: transformer blocks alone (attention, MLP, their norms and "
+        "residuals), without embedding, last norm, logits and loss, on the same random hidden "
+        "states and gradient from above; AdamW, of the blocks' weights, is in a step either way.",
+    )
     parser.add_argument("--pairs", type=int, default=10, help="Pairs of steps.")
     parser.add_argument(
         "--out",
@@ -47,22 +61,24 @@ def main(arguments: list[str]) -> int:
     out = Path(parsed.out)
     if parsed.pairs < 1:
         raise ValueError(f"pairs is {parsed.pairs}; it must be at least 1")
-    names = [*PEERS] if parsed.peers == "all" else parsed.peers.split(",")
-    for name in names:
-        check(name)
+    if parsed.part not in PARTS:
+        raise ValueError(f"part is {parsed.part!r}; valid: {', '.join(PARTS)}")
     asked = list(options.expand(parsed))
     for run in asked:
         check_run(run)
-    cells = [(name, PEERS[name].ours(run)) for run in asked for name in names]
+    cells = [(name, run) for run in asked for name in names_of(parsed.peers, run)]
+    for name in dict.fromkeys(name for name, _ in cells):
+        check(name)
+    cells = [(name, PEERS[name].ours(run)) for name, run in cells]
     for name, run in cells:
-        check_dtype(name, run.dtype)
         options.check(run)
+        check_cell(name, run)
         options.check_gpus(run, None)
     rows.check_folder(out)
     found: list[dict[str, Any]] = []
     table = pd.DataFrame()
     for name, run in tqdm(cells, disable=None):
-        found.append(compared(name, run, parsed.pairs))
+        found.append(compared(name, run, parsed.pairs, parsed.part))
         table = pd.DataFrame(found, columns=list(COLUMNS))
         table.to_csv(out, index=False)
         print(line(found[-1]), flush=True)
@@ -71,6 +87,16 @@ def main(arguments: list[str]) -> int:
             drawn = compare_figure.figure(table[table["status"] == "ok"])
         figures.save(drawn, out.with_suffix(""))
     return int((table["status"] != "ok").any())
+
+
+def names_of(peers: str, run: RunConfig) -> list[str]:
+    """The peers that are asked for: of all, those that compute in a run's dtype on its device, if
+    any does."""
+    if peers != "all":
+        return peers.split(",")
+    device = pick_device(run.device).type
+    able = (n for n, peer in PEERS.items() if run.dtype in peer.dtypes and device in peer.devices)
+    return [*able] or [*PEERS]
 
 
 def check_run(run: RunConfig) -> None:
@@ -88,18 +114,21 @@ def check_run(run: RunConfig) -> None:
     plain.check(run)
 
 
-def compared(name: str, run: RunConfig, pairs: int) -> dict[str, Any]:
+def compared(name: str, run: RunConfig, pairs: int, part: str) -> dict[str, Any]:
     """One row."""
-    outcome = launch.run_workers(run, partial(compare.measured, peer=name, pairs=pairs))
+    measure = partial(compare.measured, peer=name, pairs=pairs, part=part)
+    outcome = launch.run_workers(run, measure)
     of_run = rows.identity(run)
     known = {key: of_run[key] for key in ("model", "world_size", "seq_len", "dtype", "device")}
-    about = {"peer": name, "method": run.method, "pairs": pairs, "differs": PEERS[name].differs}
+    about = {"peer": name, "method": run.method, "part": part, "pairs": pairs}
+    about |= {"differs": PEERS[name].differs(part)}
     return known | about | {"mode": "measured"} | rows.provenance() | outcome
 
 
 def line(row: dict[str, Any]) -> str:
     """A row in words."""
     of = f"{row['method']} beside {row['peer']}, {row['world_size']} ranks, {row['seq_len']} tokens"
+    of += ", blocks alone" * (row["part"] == "blocks")
     if row["status"] != "ok":
         return f"{of}: {row['status']}: {row['error']}"
     spread = f"{row['ratio_p20']:.2f} to {row['ratio_p80']:.2f}"

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from bench import cell, host_limit, predict, rows, theory, theory_memory
+from bench import cell, host_limit, peer_cell, predict, rows, theory, theory_memory
+from methods.peers import name_of
 from odysseus.config import RunConfig
 from odysseus.host_memory import HostMemoryError
 
@@ -32,8 +34,19 @@ _OUT_OF_MEMORY = {
 }
 
 
+def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
+    """What each worker of a cell does: :func:`bench.cell.measure`, or a peer's."""
+    return peer_cell.measure(run) if name_of(run.method) else cell.measure(run, save)
+
+
+def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
+    """As :func:`measure`, in a process group that is there already."""
+    of = peer_cell if name_of(run.method) else cell
+    return of.measure_in_group(run, device)
+
+
 def run_cell(
-    run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = cell.measure
+    run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = measure
 ) -> dict[str, Any]:
     """Run a checked cell in fresh processes, or count it in this one if it is a dry run; its whole
     row, whatever its status.
@@ -79,7 +92,7 @@ def join_cell(run: RunConfig, save: str = "") -> dict[str, Any] | None:
         if not is_first:
             raise HostMemoryError(short)  # so that the launcher ends every rank
         return finish_row(run, {"status": "oom_cpu", "error": short}, 0.0)
-    outcome = measured_row(run, lambda: cell.measure(run, save))
+    outcome = measured_row(run, lambda: measure(run, save))
     return finish_row(run, outcome, time.monotonic() - started) if is_first else None
 
 
@@ -103,9 +116,9 @@ def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
 
 
 def finish_row(run: RunConfig, outcome: dict[str, Any], wall_s: float) -> dict[str, Any]:
-    """A row from a cell's outcome: identity, provenance and theory added."""
+    """A row from a cell's outcome: identity, provenance and, of a method of ours, theory added."""
     row = rows.identity(run) | rows.provenance() | outcome | {"wall_s": round(wall_s, 2)}
-    if "comm_bytes_total" in row:
+    if "comm_bytes_total" in row and not name_of(run.method):
         row |= {
             "theory_comm_bytes_total": theory.step_traffic(run).total,
             "theory_peak_activation_bytes": theory_memory.peak_activation_bytes(run),

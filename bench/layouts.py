@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from methods import METHODS
+from methods.peers import PEERS, PREFIX, name_of
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color): distinct without colour vision.
 _METHOD_STYLE: dict[str, dict[str, Any]] = {
@@ -17,6 +18,7 @@ _METHOD_STYLE: dict[str, dict[str, Any]] = {
     "odysseus": {"color": "#009E73", "marker": "D", "linestyle": ":"},
 }
 _PURE_RING = {"color": "#CC79A7", "marker": "*", "linestyle": (0, (3, 1, 1, 1, 1, 1))}
+_PEER_MARKERS = "v<>phX"
 STACK_STYLE: list[dict[str, Any]] = [
     {"facecolor": "#0072B2", "hatch": ""},
     {"facecolor": "#E69F00", "hatch": "//"},
@@ -30,9 +32,10 @@ MIB, GIB = 2**20, 2**30
 
 
 def layout(row: Mapping[Any, Any]) -> str:
-    """A row's method and the ring that crosses it; all methods are one in a pure ring."""
+    """A row's method and the ring that crosses it; all methods are one in a pure ring, but not a
+    peer."""
     ring = int(row.get("ring_parallel_size") or 1)  # rows from before there were rings have none
-    if ring == 1:
+    if ring == 1 or name_of(row["method"]):
         return row["method"]
     name = f"ring {ring}"
     name += " contiguous" * (row.get("ring_order") == "contiguous")
@@ -42,18 +45,30 @@ def layout(row: Mapping[Any, Any]) -> str:
 
 
 def layouts_of(data: pd.DataFrame) -> list[str]:
-    """The layouts that rows are of: by ring size, then in the order of the methods, pure last."""
+    """The layouts that rows are of: by ring size, then in the order of the methods, peers after
+    ours, pure rings last."""
+    order = [*METHODS, *peer_methods(), ""]
 
     def place(name: str) -> tuple[int, int, str]:
         method, size, how = _parts(name)
-        return size, [*METHODS, ""].index(method), how
+        return size, order.index(method), how
 
     return sorted(dict.fromkeys(data["layout"]), key=place)
 
 
+def peer_methods() -> list[str]:
+    """The methods that are peers."""
+    return [f"{PREFIX}{name}" for name in PEERS]
+
+
 def style_of(name: str) -> dict[str, Any]:
     """The method's own; with a ring across it hollow, the larger the ring the smaller; other
-    orders and backends of the ring in lines and markers of their own."""
+    orders and backends of the ring in lines and markers of their own. A peer is in the colour of
+    our method, hollow, each with its marker."""
+    if peer := PEERS.get(name_of(name)):
+        alike = [other for other in PEERS if PEERS[other].method == peer.method]
+        marker = _PEER_MARKERS[alike.index(name_of(name)) % len(_PEER_MARKERS)]
+        return _METHOD_STYLE[peer.method] | {"marker": marker, "markerfacecolor": "white"}
     method, size, how = _parts(name)
     style = _METHOD_STYLE.get(method, _PURE_RING)
     if size == 1:

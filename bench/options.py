@@ -22,6 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from bench import arctic, dryrun
 from methods import METHODS
+from methods.peers import PEERS, PREFIX, as_method, check_package, name_of
 from odysseus import checkpoint, head_chunks, implementation, liger, overlapped, ring, zero_overlap
 from odysseus.config import RunConfig
 from odysseus.data import check_tokens
@@ -70,19 +71,52 @@ def add_grid_options(made: ArgumentParser) -> None:
     made.add_class_arguments(_grid_of(RunConfig))
 
 
-def run_config(parsed: Any) -> RunConfig:
-    """The cell that was asked for."""
-    return RunConfig(**{f.name: parsed[f.name] for f in fields(RunConfig)})
+def run_config(parsed: Any, peers: bool = False) -> RunConfig:
+    """The cell that was asked for.
+
+    Args:
+        peers: Whether its method may be a peer.
+
+    Raises:
+        ValueError: its method is none, is not for this verb, or lacks its package.
+    """
+    return _settled(RunConfig(**{f.name: parsed[f.name] for f in fields(RunConfig)}), peers)
 
 
-def expand(parsed: Any) -> list[RunConfig]:
-    """Every cell of a grid, the first key varying slowest."""
-    return _expand(RunConfig, {f.name: parsed[f.name] for f in fields(RunConfig)})
+def expand(parsed: Any, peers: bool = False) -> list[RunConfig]:
+    """Every cell of a grid, the first key varying slowest; `peers` as :func:`run_config`.
+
+    Raises:
+        ValueError: as :func:`run_config`.
+    """
+    cells = _expand(RunConfig, {f.name: parsed[f.name] for f in fields(RunConfig)})
+    return [_settled(run, peers) for run in cells]
+
+
+def _settled(run: RunConfig, peers: bool) -> RunConfig:
+    """The cell, of a peer with what that always does."""
+    known = [*METHODS, *(f"{PREFIX}{name}" for name in PEERS)]
+    if run.method not in known:
+        raise ValueError(f"method = {run.method!r} is none; valid: {str(known)[1:-1]}")
+    if not peers:
+        check_method(run, "this verb")
+    if name := name_of(run.method):
+        check_package(name)
+    return as_method.settled(run)
+
+
+def check_method(run: RunConfig, what: str) -> None:
+    """Raise ValueError if the run's method is a peer, where that cannot be."""
+    if name_of(run.method):
+        raise ValueError(f"method = {run.method} is not for {what}; valid: {', '.join(METHODS)}")
 
 
 def check(run: RunConfig) -> None:
     """Raise ValueError unless the cell can be started: sizes, method, text, devices."""
     run.check()
+    if name_of(run.method):
+        as_method.check(run)
+        run = as_method.ours(run)
     implementation.check(run)
     METHODS[run.method].check(run)
     overlapped.check(run)

@@ -12,8 +12,12 @@ from bench.chart import Axis, Bars, Chart, Line, Mark, Panel, Style, shortened
 # matplotlib's words in plotly's.
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "*": "star"}
 _SYMBOLS |= {"x": "x-thin", ".": "circle", "|": "line-ns", "P": "cross"}
+_SYMBOLS |= {"v": "triangle-down", "<": "triangle-left", ">": "triangle-right"}
+_SYMBOLS |= {"p": "pentagon", "h": "hexagon", "X": "x"}
 _GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "*": "★", "x": "✕", ".": "•", "|": "|", "P": "✚"}
+_GLYPHS |= {"v": "▼", "<": "◀", ">": "▶", "p": "⬟", "h": "⬢", "X": "✖"}
 _HOLLOW = {"●": "○", "■": "□", "▲": "△", "◆": "◇", "★": "☆"}
+_HOLLOW |= {"▼": "▽", "◀": "◁", "▶": "▷", "⬟": "⬠", "⬢": "⬡"}
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot", "": "none", "None": "none"}
 _HATCHES = {"": "", "//": "/", "..": ".", "xx": "x", "--": "-", "||": "|", "///": "/"}
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bench import rows
-from bench.layouts import layout
+from bench.layouts import layout, peer_methods
 from methods import METHODS
 
 _SIZES = ("world_size", "sequence_parallel_size", "ring_parallel_size", "data_parallel_size")
@@ -152,7 +152,8 @@ def drawable(given: Given) -> pd.DataFrame:
     data = _numbers(cells[(cells["status"] == "ok") | counted], _NUMBERS)
     for name in _COUNTS[1:4] + _COUNTS[5:]:
         data[name] = data[name].where(cells.loc[data.index, name] != "", 1)  # as older rows mean
-    sound = data["method"].isin(list(METHODS)) & (data[[*_COUNTS]] >= 1).all(axis=1)
+    known = data["method"].isin([*METHODS, *peer_methods()])
+    sound = known & (data[[*_COUNTS]] >= 1).all(axis=1)
     if left := int((~sound).sum()):
         given.notes.append(f"{left} rows in no figure: their method or a size is none")
     data = data[sound]

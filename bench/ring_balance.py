@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.chart import Axis, Chart, Line, Panel
 from bench.layouts import few, source_of
+from methods import METHODS
 
 _ORDER_STYLE: dict[str, dict[str, Any]] = {
     "contiguous": {"color": "#D55E00", "marker": "o", "linestyle": "--"},
@@ -21,7 +22,8 @@ def chart(rows: pd.DataFrame) -> Chart | str:
 
     Contiguous chunks give place r of R 2r+1 of R² parts, so the last one (2R-1)/R of the mean.
     """
-    rings = rows[(rows["ring_parallel_size"] > 1) & rows[COLUMNS].notna().all(axis=1)]
+    ours = rows["method"].isin(list(METHODS))
+    rings = rows[ours & (rows["ring_parallel_size"] > 1) & rows[COLUMNS].notna().all(axis=1)]
     if set(rings["ring_order"]) < set(_ORDER_STYLE):
         return "these rows are no rings of both orders"
     lines = []

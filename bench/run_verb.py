@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import cell, dryrun, hardware, launch, options, predict, rows
+from bench import dryrun, hardware, launch, options, predict, rows
 from bench.advice import advice
 from bench.placement import placement
 from odysseus import checkpoint
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         help="Folder for the weights after the measured steps, as a Hugging Face checkpoint.",
     )
     parsed = options.parse(parser, arguments)
-    run, launched = options.run_config(parsed), launch.launched_world_size()
+    run, launched = options.run_config(parsed, peers=True), launch.launched_world_size()
     options.check(run)
     options.check_gpus(run, launched)
     out = Path(parsed.out)
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     if launched is None:
         for line in advice(run, pick_device(run.device)):
             print(f"advice: {line}", file=sys.stderr)
-        row = launch.run_cell(run, partial(cell.measure, save=parsed.save))
+        row = launch.run_cell(run, partial(launch.measure, save=parsed.save))
     else:
         row = launch.join_cell(run, parsed.save)
     return 0 if row is None else _finish(out, row)
@@ -85,6 +85,7 @@ def _check_trace(run: RunConfig, path: Path) -> None:
 
 def _check_save(run: RunConfig, folder: Path) -> None:
     """Raise ValueError unless there will be weights and a place for them."""
+    options.check_method(run, "save")
     if run.dry_run:
         raise ValueError(f"save = {folder} needs weights; valid: dry_run = false")
     checkpoint.configuration(run)

@@ -42,8 +42,8 @@ def main(arguments: list[str]) -> int:
     )
     parsed = options.parse(parser, arguments)
     out = Path(parsed.out)
+    cells, launched = options.expand(parsed, peers=True), launch.launched_world_size()
     rows.check_writable(out)
-    cells, launched = options.expand(parsed), launch.launched_world_size()
     known = rows.keys(out, only_ok=parsed.retry_failed)
     live = LivePage(out, parsed.watch, len(cells))
     if launched is not None:
@@ -113,13 +113,13 @@ def _join(
             if short:
                 row = {"status": "oom_cpu", "error": short}
             elif not refused:
-                row = launch.measured_row(run, lambda run=run: cell.measure_in_group(run, device))
+                row = launch.measured_row(run, lambda run=run: launch.measure_in_group(run, device))
             if is_first:
                 rows.append(out, launch.finish_row(run, row, time.monotonic() - started))
                 print(f"{run.method} n={run.world_size} L={run.seq_len}: {row['status']}")
                 live.write(number, ended=number == len(keys))
             failed += row["status"] != "ok"
-            if row["status"] != "ok" and not (refused or short):
+            if row["status"] not in ("ok", "invalid") and not short:
                 break  # other ranks may have ended
     return 1 if failed else 0
 

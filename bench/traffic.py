@@ -33,8 +33,10 @@ _OPERATIONS = {
 }
 _SILENT = {"c10d::recv_", "c10d::barrier"}
 _SILENT |= {f"_c10d_functional::{name}" for name in ("wait_tensor", "_wrap_tensor_autograd")}
-# DTensor's, whose first argument is this rank's part and whose last names the group.
+# DTensor's and DeepSpeed's (inside whose operator no mode sees the collective): their first
+# argument is this rank's part, their last names the group.
 _FUNCTIONAL = {
+    "deepspeed::dim_zero_all_to_all": "all_to_all",
     "_c10d_functional::all_reduce": "all_reduce",
     "_c10d_functional::all_gather_into_tensor": "all_gather",
     "_c10d_functional::reduce_scatter_tensor": "reduce_scatter",
@@ -87,10 +89,10 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
         RuntimeError: for a c10d operation without a formula, rather than miss it.
     """
     name = func.name()
-    if not name.startswith(("c10d::", "_c10d_functional::")) or name in _SILENT:
-        return None
     if name in _FUNCTIONAL:
         return _functional_call(_FUNCTIONAL[name], args, region)
+    if not name.startswith(("c10d::", "_c10d_functional::")) or name in _SILENT:
+        return None
     if name not in _OPERATIONS:
         raise RuntimeError(f"the traffic meter has no formula for {name}")
     collective, tensor_at, group_at = _OPERATIONS[name]
@@ -109,8 +111,9 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
 def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:
     ranks = tuple(dist.get_process_group_ranks(_resolve_process_group(args[-1])))
     size = args[0].numel() * args[0].element_size()
-    if collective == "all_to_all" and len(set(args[2])) > 1:  # a permutation of the ranks
-        kept = size * args[2][ranks.index(dist.get_rank())] // sum(args[2])
+    shares = args[2] if collective == "all_to_all" and len(args) > 2 else ()
+    if len(set(shares)) > 1:  # a permutation of the ranks
+        kept = size * shares[ranks.index(dist.get_rank())] // sum(shares)
         return Call("p2p", _purpose("p2p", region), size - kept, ranks, True)
     whole = size * len(ranks) if collective == "all_gather" else size
     return Call(collective, _purpose(collective, region), whole, ranks, True)

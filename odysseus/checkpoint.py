@@ -24,7 +24,7 @@ from odysseus import config_json, transfers
 from odysseus.architecture import Architecture
 from odysseus.config import RunConfig
 from odysseus.mesh import Axis
-from odysseus.weights import Piece, huggingface_shapes
+from odysseus.weights import Piece, huggingface_shapes, initialize
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("BF16", "F16", "F32", "F64")
@@ -44,6 +44,18 @@ def check(run: RunConfig) -> None:
     model. Reads headers only."""
     if run.model.checkpoint:
         Checkpoint(run.model.checkpoint).check(run.architecture)
+
+
+def fill(held: Iterable[tuple[Piece, Tensor]], run: RunConfig) -> None:
+    """Give shards the run's first weights: its checkpoint's, or else what its seed decides.
+
+    Args:
+        held: As :func:`odysseus.weights.local_pieces`.
+    """
+    if run.model.checkpoint:
+        Checkpoint(run.model.checkpoint).load(held)
+    else:
+        initialize(held, run.seed)
 
 
 class Checkpoint:

@@ -31,7 +31,8 @@ class RunConfig:
     """One cell of the benchmark: a method, a model, a sequence length and a number of processes.
 
     Args:
-        method: How a block is spread over the ranks of the sequence axis.
+        method: How a block is spread over the ranks of the sequence axis. In run and sweep also
+            peer:NAME, another implementation, NAME being one of docs/performance.md.
         model: Which model.
         world_size: Processes; one GPU each where there are GPUs.
         sequence_parallel_size: Ranks of the method's own axis; 0 takes all that
@@ -100,7 +101,7 @@ class RunConfig:
         rank: dry_run: which rank; -1 is the one with the most memory.
     """
 
-    method: Literal["tp", "tp_sp", "ulysses", "odysseus"] = "odysseus"
+    method: Literal["tp", "tp_sp", "ulysses", "odysseus"] | str = "odysseus"
     model: ModelOptions = field(default_factory=ModelOptions)
     world_size: int = 1
     sequence_parallel_size: int = 0

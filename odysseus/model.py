@@ -263,10 +263,17 @@ class Decoder(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor, documents: Documents | None = None
     ) -> Tensor:
         x_BSD = self.edges.enter(self.embed_tokens(input_ids))
-        table = rotary_table(self.architecture, self.edges.positions(position_ids), x_BSD.dtype)
+        positions = self.edges.positions(position_ids)
+        return self.edges.leave(self.through_blocks(x_BSD, positions, documents))
+
+    def through_blocks(
+        self, x_BSD: Tensor, position_ids: Tensor, documents: Documents | None = None
+    ) -> Tensor:
+        """The stream after the last block, given it before the first and its positions."""
+        table = rotary_table(self.architecture, position_ids, x_BSD.dtype)
         for layer in self.layers:
             x_BSD = layer(x_BSD, table, documents)
-        return self.edges.leave(x_BSD)
+        return x_BSD
 
 
 class CausalLM(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -10,8 +10,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from odysseus import transfers, weights, zero
-from odysseus.checkpoint import Checkpoint
+from odysseus import checkpoint, transfers, weights, zero
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.host_memory import HostMemory
@@ -39,6 +38,10 @@ class StepResult:
     grad_norm: Tensor
 
 
+Build = Callable[[RunConfig, Method, Mesh, HostMemory, Kernels], nn.Module]
+"""As :func:`build_model`."""
+
+
 def build_model(
     run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
 ) -> CausalLM:
@@ -48,6 +51,17 @@ def build_model(
         host: The account of what goes to host memory.
         kernels: What one rank computes with, but for a ring's attention.
     """
+    model = unsharded(run, method, mesh, host, kernels)
+    decoder = model.model
+    units = zero.Units(decoder.embed_tokens, decoder.layers, [decoder.norm, model.lm_head])
+    shard(model, units, run, method, mesh)
+    return model
+
+
+def unsharded(
+    run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
+) -> CausalLM:
+    """As :func:`build_model`, before ZeRO."""
     architecture = run.architecture
     if mesh.ring.size > 1:
         kernels = choose_ring(run, mesh.ring, kernels)
@@ -57,7 +71,7 @@ def build_model(
         positions=lambda ids: method.positions(ids, mesh),
     )
     with torch.device("meta"), _default_dtype(run.master_dtype):
-        model = CausalLM(
+        return CausalLM(
             architecture,
             attention=lambda: method.attention(run, mesh, kernels),
             mlp=lambda: method.mlp(run, mesh, kernels),
@@ -67,14 +81,15 @@ def build_model(
             loss=choose_loss(run, architecture.vocab_size),
             block=OverlappedBlock if run.overlap_chunks > 1 else Block,
         )
-    decoder = model.model
-    units = zero.Units(decoder.embed_tokens, decoder.layers, [decoder.norm, model.lm_head])
+
+
+def shard(model: nn.Module, units: zero.Units, run: RunConfig, method: Method, mesh: Mesh) -> None:
+    """Leave this rank's shards of a model, its blocks compiled if the run's are."""
     zero.shard(model, units, mesh, method.split, run)
     if run.compile:
-        for block in decoder.layers:
+        for block in units.blocks:
             assert isinstance(block, Block)
             block.layer = torch.compile(block.layer)
-    return model
 
 
 @contextmanager
@@ -113,10 +128,16 @@ class Trainer:
 
     Args:
         kernels: What to compute with; by default what the run's model options mean here.
+        build: Makes the model, if it is this project's own.
     """
 
     def __init__(
-        self, run: RunConfig, method: Method, mesh: Mesh, kernels: Kernels | None = None
+        self,
+        run: RunConfig,
+        method: Method,
+        mesh: Mesh,
+        kernels: Kernels | None = None,
+        build: Build = build_model,
     ) -> None:
         self.run, self.method, self.mesh = run, method, mesh
         self.host = HostMemory.of(run, mesh.device)
@@ -130,7 +151,7 @@ class Trainer:
             self._losses = partial(theirs.token_losses, model, mesh)
         else:
             kernels = kernels or choose_kernels(run.model, mesh.device, run.compute_dtype)
-            self.model = build_model(run, method, mesh, self.host, kernels)
+            self.model = build(run, method, mesh, self.host, kernels)
             self._fill()
             self._losses = partial(_token_losses, self.model)
 
@@ -148,10 +169,7 @@ class Trainer:
         if device.type == "meta":  # a dry run's weights stay without values
             return
         self.model.to_empty(device="cpu" if run.parameter_offload == "cpu" else device)
-        if run.model.checkpoint:
-            Checkpoint(run.model.checkpoint).load(self.held())
-        else:
-            weights.initialize(self.held(), run.seed)
+        checkpoint.fill(self.held(), run)
 
     @cached_property
     def optimizer(self) -> ShardedAdamW:

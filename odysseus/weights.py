@@ -7,7 +7,7 @@ names and sizes, so any rank can ask about any other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -152,7 +152,7 @@ def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 @torch.no_grad()
-def initialize(held: Iterator[tuple[Piece, Tensor]], seed: int) -> None:
+def initialize(held: Iterable[tuple[Piece, Tensor]], seed: int) -> None:
     """Fill this rank's shards with the initial weights that the seed decides.
 
     Norms are 1, biases 0, everything else normal with standard deviation 0.02 (Llama's

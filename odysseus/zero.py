@@ -40,10 +40,11 @@ class Units:
     """What is gathered and freed together: the embedding, each block, and what follows the last.
 
     Attributes:
-        last: The norm, if it is known, and the head.
+        embedding: None where there are blocks alone.
+        last: The norm, if it is known, and the head; empty where there are blocks alone.
     """
 
-    embedding: nn.Module
+    embedding: nn.Module | None
     blocks: Iterable[nn.Module]
     last: list[nn.Module]
 
@@ -94,19 +95,20 @@ def shard(
             ignored_params=in_place,
         )
 
-    embedding, last = units.embedding, units.last
-    tied = last[-1].weight is embedding.weight
+    first, last = [] if units.embedding is None else [units.embedding], units.last
+    tied = bool(first) and last[-1].weight is first[0].weight
     blocks = list(units.blocks)
     for block in blocks:
         # Backward needs the last one's weights at once: the overlapping engine keeps them.
         kept = run.zero_engine == "overlap" and block is blocks[-1]
         unit(block, reshard_after_forward=not kept)
     # The head's backward follows its forward at once, so its weights stay gathered between.
-    unit([embedding, *last] if tied else last, reshard_after_forward=False)
-    if not tied:
-        unit(embedding, reshard_after_forward=True)
+    if last:
+        unit([*first, *last] if tied else last, reshard_after_forward=False)
+    if first and not tied:
+        unit(first[0], reshard_after_forward=True)
         # The gradient of a lookup does not read the table: no second all-gather.
-        embedding.set_unshard_in_backward(False)  # pyright: ignore[reportCallIssue]
+        first[0].set_unshard_in_backward(False)  # pyright: ignore[reportCallIssue]
     unit(model, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -122,7 +124,7 @@ def shard(
                 for group in groups:
                     reduce_in_buckets(group, run.reduce_bucket_size, run.compute_dtype)
     if run.zero_engine == "overlap":
-        overlap(model, [embedding, *blocks, *([] if tied else last[:1])])
+        overlap(model, [*first, *blocks, *([] if tied else last[:1])])
 
 
 def _gather_when_needed(unit: FSDPModule) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,118 +11,83 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import compare
+from bench import compare, compare_figure, launch
 from bench.__main__ import main
 from bench.compare_verb import COLUMNS
-from methods.peers import PEERS, Peer, plain
+from methods.peers import PARTS, PEERS, Peer, check_device, plain
 from methods.peers.optimizer import AdamW
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.weights import huggingface_shapes
+from odysseus.block_stack import Stream
+from odysseus.config import RunConfig
+from tests.peer_bytes import (
+    BYTES,
+    RUN,
+    TOKENS,
+    bytes_of_blocks,
+    bytes_of_megatron_tp,
+    bytes_of_yunchang_ring,
+)
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
-MODEL = ModelOptions(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_key_value_heads=4, vocab_size=256
-)
-RUN = RunConfig(model=MODEL, seq_len=128, micro_batch_size=2, tiled_loss_bytes=2**15)
+Asked = list[tuple[str, str]]
+"""Peers and parts."""
+IN_FP32 = [name for name, peer in PEERS.items() if "fp32" in peer.dtypes]
 
 
-def all_peers(run: RunConfig, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Every peer's comparison with ours, of one pair."""
+def all_of(run: RunConfig, asked: Asked) -> dict[tuple[str, str], dict[str, Any]]:
+    """Every comparison with ours, of one pair."""
     torch.set_num_threads(1)
-    return {name: compare.measured_in_group(PEERS[name].ours(run), name, 1, CPU) for name in names}
+    return {
+        (name, part): compare.measured_in_group(PEERS[name].ours(run), name, 1, CPU, part)
+        for name, part in asked
+    }
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_every_peer_computes_what_ours_does(world_size: int) -> None:
-    """The loss and every gradient of fp32, to 1e-5."""
+@pytest.mark.parametrize(("world_size", "parts"), [(2, PARTS), (4, ("model",))])
+def test_every_peer_computes_what_ours_does(world_size: int, parts: tuple[str, ...]) -> None:
+    """The loss, or what comes out of the blocks and what goes back, and every weight's gradient of
+    fp32, to 1e-5."""
     run = replace(RUN, world_size=world_size)
-    for of_rank in run_ranks(all_peers, world_size, run, [*PEERS]):
-        assert {n: row["largest_difference"] < 1e-5 for n, row in of_rank.items()} == dict.fromkeys(
-            PEERS, True
-        )
-        for name, row in of_rank.items():
+    asked = [(name, part) for part in parts for name in IN_FP32]
+    for of_rank in run_ranks(all_of, world_size, run, asked):
+        assert {which: row["error"] for which, row in of_rank.items() if "error" in row} == {}
+        found = {which: row["largest_difference"] for which, row in of_rank.items()}
+        assert {which for which, difference in found.items() if difference < 1e-5} == {*asked}
+        for (name, part), row in of_rank.items():
+            assert row["tensors_checked"] == {"model": 1 + 3, "blocks": 2}[part] + 2 * 9, name
             assert 0 < row["ratio_p20"] <= row["ratio_p50"] <= row["ratio_p80"], name
             assert min(row["ours_peak_bytes"], row["peer_peak_bytes"]) > 0, name
         for name, expected in BYTES.items():
-            assert of_rank[name]["peer_comm_bytes"] == expected(world_size), name
-
-
-def bytes_of_dtensor_tp(ranks: int) -> int:
-    """DTensor's tensor parallelism all-reduces the stream after the embedding, twice a block, and
-    in backward once for every column-parallel layer: q, k, v, gate, up, the head; logits it
-    gathers. An all-reduce sends 2(n-1)/n of its tensor, a gather half of that."""
-    return (2 * STREAM * (1 + 2 * 2 + 1 + 2 * 5) + LOGITS) * (ranks - 1) // ranks
-
-
-def bytes_of_megatron_tp(ranks: int) -> int:
-    """Megatron-Core's, packed, all-reduces the stream after the embedding, twice a block and in
-    backward twice a block and once for the head. Its loss sums three numbers a token."""
-    return 2 * (STREAM * (1 + 2 * 2 + 2 * 2 + 1) + 3 * 4 * TOKENS) * (ranks - 1) // ranks
-
-
-def bytes_of_torchtitan_tp_sp(ranks: int) -> int:
-    """torchtitan's gathers or scatters the stream after the embedding, four times a block and
-    before the head, and again in backward. Its loss sums three numbers a token; the five norms'
-    gradients are summed."""
-    moved = STREAM * 2 * (1 + 2 * 4 + 1) + 2 * 4 * (3 * TOKENS + 5 * 32)
-    return moved * (ranks - 1) // ranks
-
-
-def bytes_of_deepspeed_ulysses(ranks: int) -> int:
-    """DeepSpeed's exchanges q, k, v and o of both blocks, and their gradients; its ZeRO-3 keeps
-    weights gathered from forward to backward and sums three numbers to know that all is finite."""
-    shapes = huggingface_shapes(RUN.architecture)
-    heads = RUN.architecture.query_width + RUN.architecture.key_value_width
-    exchanged = 2 * 2 * 2 * heads * TOKENS // ranks
-    weights = sum(math.prod(shape) for shape in shapes.values())
-    return 4 * (exchanged + 2 * weights + 2 * 3) * (ranks - 1) // ranks
-
-
-def bytes_of_torch_context_parallel(ranks: int) -> int:
-    """PyTorch's ring gathers keys and values in both directions and passes their gradients, in
-    fp32, all the way round; FSDP2 gathers weights and reduces gradients: blocks are gathered
-    again in backward."""
-    shapes = huggingface_shapes(RUN.architecture)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    blocks = sum(size for name, size in sizes.items() if ".layers." in name)
-    weights = 2 * sum(sizes.values()) + blocks
-    keys_and_values = 2 * 2 * RUN.architecture.key_value_width * TOKENS
-    of_loss = 2
-    gathered = weights + 2 * keys_and_values + of_loss
-    return 4 * gathered * (ranks - 1) // ranks + 4 * keys_and_values
-
-
-TOKENS = 2 * 128
-STREAM, LOGITS = 4 * TOKENS * 32, 4 * TOKENS * 256
-BYTES = {
-    "dtensor_tp": bytes_of_dtensor_tp,
-    "megatron_tp": bytes_of_megatron_tp,
-    "torchtitan_tp_sp": bytes_of_torchtitan_tp_sp,
-    "torch_context_parallel": bytes_of_torch_context_parallel,
-    "deepspeed_ulysses": bytes_of_deepspeed_ulysses,
-}
+            assert of_rank[name, "model"]["peer_comm_bytes"] == expected(world_size), name
+        if "blocks" in parts:
+            sent = {name: of_rank[name, "blocks"]["peer_comm_bytes"] for name in IN_FP32}
+            assert sent == bytes_of_blocks(world_size)
 
 
 def test_every_peer_computes_in_bf16() -> None:
     """As well as bf16 rounds, and the stream travels in it: half the bytes of fp32. The last one
     first, so that none needs what another has set up."""
-    run, names = replace(RUN, world_size=2, dtype="bf16"), [*reversed(PEERS)]
-    for of_rank in run_ranks(all_peers, 2, run, names):
-        differ = {n: row.get("largest_difference", row) for n, row in of_rank.items()}
-        assert {n for n, difference in differ.items() if 1e-4 < difference < 2e-2} == {*PEERS}
+    run = replace(RUN, world_size=2, dtype="bf16")
+    asked = [*((name, "model") for name in reversed(PEERS)), ("yunchang_ring", "blocks")]
+    for of_rank in run_ranks(all_of, 2, run, asked):
+        assert {which: row["error"] for which, row in of_rank.items() if "error" in row} == {}
+        differ = {which: row["largest_difference"] for which, row in of_rank.items()}
+        assert {n for n, difference in differ.items() if 1e-4 < difference < 2e-2} == {*asked}
         of_loss = 2 * 3 * 4 * TOKENS // 2
-        sent = of_rank["megatron_tp"]["peer_comm_bytes"] - of_loss
+        sent = of_rank["megatron_tp", "model"]["peer_comm_bytes"] - of_loss
         assert sent == (bytes_of_megatron_tp(2) - of_loss) // 2
+        for part in PARTS:
+            sent = of_rank["yunchang_ring", part]["peer_comm_bytes"]
+            assert sent == bytes_of_yunchang_ring(2, part)
 
 
 class Wrong:
-    """A peer whose loss is another's."""
+    """A peer whose loss is another's, or what goes back through its blocks."""
 
     whole_samples = True
 
-    def __init__(self, run: RunConfig, mesh: Any) -> None:
-        self.model = plain.initialized(run)
+    def __init__(self, run: RunConfig, mesh: Any, part: str) -> None:
+        self.model = plain.initialized(run, part=part)
         self.optimizer = AdamW(self.model, run)
 
     def forward_backward(self, batch: Any, tokens: int) -> torch.Tensor:
@@ -132,35 +96,75 @@ class Wrong:
         loss.backward()
         return loss.detach()
 
+    def blocks_forward_backward(self, stream: Stream) -> torch.Tensor:
+        out = plain.through_blocks(self.model, stream)
+        assert stream.x.grad is not None
+        stream.x.grad[:, 0] *= 2
+        return out
+
     def whole_gradients(self) -> Any:
         return ((n, p.grad) for n, p in self.model.named_parameters())
 
 
-def beside_a_wrong_one(run: RunConfig) -> dict[str, Any]:
+def beside_a_wrong_one(run: RunConfig) -> list[dict[str, Any]]:
     with (
         patch.dict(PEERS, wrong=Peer("tp", "torch", "", "")),
         patch.object(Peer, "load", lambda self: Wrong),
     ):
-        return compare.measured_in_group(run, "wrong", 1, CPU)
+        return [compare.measured_in_group(run, "wrong", 1, CPU, part) for part in PARTS]
 
 
 def test_a_peer_that_computes_something_else_is_not_timed() -> None:
-    (row, _) = run_ranks(beside_a_wrong_one, 2, replace(RUN, world_size=2, method="tp"))
-    assert row.keys() == {"status", "error"}
-    assert row["status"] == "invalid"
-    assert row["error"].startswith("wrong computes something else: ")
+    rows, others = run_ranks(beside_a_wrong_one, 2, replace(RUN, world_size=2, method="tp"))
+    assert rows == others
+    for row in rows:
+        assert row.keys() == {"status", "error"}
+        assert row["status"] == "invalid"
+        assert row["error"].startswith("wrong computes something else: ")
+    assert "input's gradient is off by" in rows[1]["error"]
 
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--model.num_hidden_layers 2 --world_size 2 --seq_len 64 --pairs 2"
+    flags = "--model.num_hidden_layers 2 --world_size 2 --seq_len 64 --pairs 2 --part blocks"
     out = tmp_path / "compare.csv"
     assert main(["compare", *flags.split(), "--peers", "dtensor_tp_sp", "--out", str(out)]) == 0
     (row,) = pd.read_csv(out).to_dict("records")
     assert list(row) == list(COLUMNS)
     assert (row["peer"], row["method"], row["status"]) == ("dtensor_tp_sp", "tp_sp", "ok")
-    assert (row["mode"], row["device"]) == ("measured", "cpu")
+    assert (row["mode"], row["device"], row["part"]) == ("measured", "cpu", "blocks")
+    assert row["differs"] == PEERS["dtensor_tp_sp"].blocks
     assert out.with_suffix(".png").stat().st_size > 1000
-    assert "tp_sp beside dtensor_tp_sp, 2 ranks, 64 tokens: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "tp_sp beside dtensor_tp_sp, 2 ranks, 64 tokens, blocks alone: " in told
+
+
+def test_all_peers_are_those_of_a_cells_dtype(tmp_path: Path) -> None:
+    """Each beside ours on the whole model, unless the blocks are asked for."""
+
+    def started(run: RunConfig, measure: Any) -> dict[str, Any]:
+        given.append((measure.keywords["peer"], run.dtype, measure.keywords["part"]))
+        return {"status": "error", "error": "not started"}
+
+    given: list[tuple[str, str, str]] = []
+    flags = "--world_size 2 --seq_len 64 --dtype [fp32,bf16]"
+    with patch.object(launch, "run_workers", started):
+        assert main(["compare", *flags.split(), "--out", str(tmp_path / "x.csv")]) == 1
+    expected = [(name, "fp32", "model") for name in IN_FP32]
+    assert given == expected + [(name, "bf16", "model") for name in PEERS]
+    assert {*PEERS} - {*IN_FP32} == {"yunchang_ring"}
+    differs = pd.read_csv(tmp_path / "x.csv").groupby("peer")["differs"].first()
+    assert differs["fairscale_tp"] == PEERS["fairscale_tp"].differs("model")
+
+
+@pytest.mark.parametrize("part", [None, *PARTS])
+def test_the_figure_says_of_which_part(part: str | None) -> None:
+    columns = ("ratio_p50", "ratio_p20", "ratio_p80", "ours_comm_bytes", "peer_comm_bytes")
+    row = dict.fromkeys((*columns, "ours_peak_bytes", "peer_peak_bytes"), 1.0)
+    row |= {"peer": "p", "world_size": 2, "seq_len": 64, "device": "cpu", "pairs": 1}
+    row |= {"git_commit": "0" * 8} | ({"part": part} if part else {})
+    (label,) = compare_figure.figure(pd.DataFrame([row])).axes[0].get_yticklabels()
+    tail = ", blocks alone" if part == "blocks" else ""
+    assert label.get_text() == f"p\n2 ranks, 64 tokens{tail}"
 
 
 @pytest.mark.parametrize(
@@ -168,8 +172,16 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("--peers none", "peers: 'none' is none; valid: all, dtensor_tp, "),
         ("--pairs 0", "pairs is 0; it must be at least 1"),
+        ("--part layers", "part is 'layers'; valid: model, blocks"),
+        ("--peers yunchang_ring", "dtype = fp32 is not for peer yunchang_ring; valid: bf16"),
         ("--dtype fp64", "dtype = fp64 is not for peer dtensor_tp; valid: fp32, bf16"),
         ("--world_size 4 --sequence_parallel_size 2", "sequence_parallel_size = 2 is not for"),
+        ("--peers megatron_tp_sp", "world_size = 1 is not for peer megatron_tp_sp; valid: 2 or"),
+        (
+            "--world_size 4 --model.num_key_value_heads 2",
+            "model.num_key_value_heads = 2 does not divide by world_size = 4, which peer "
+            "dtensor_tp needs; valid: world_size of [1, 2]",
+        ),
         ("--model.use_qk_norm true", "model.use_qk_norm = true is not in the peers' plain model"),
     ],
 )
@@ -179,6 +191,14 @@ def test_refusals(
     assert main(["compare", *flags.split(), "--out", str(tmp_path / "x.csv")]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_gpus_need() -> None:
+    missing = replace(PEERS["yunchang_ring"], gpu_package="no_such_package")
+    with patch.dict(PEERS, yunchang_ring=missing):
+        check_device("yunchang_ring", "cpu")
+        with pytest.raises(ValueError, match="device = cuda: peer yunchang_ring needs the package"):
+            check_device("yunchang_ring", "cuda")
 
 
 def test_a_missing_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,10 @@ The tolerance is tests/test_parity.py's, and for the same reason.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from dataclasses import replace
 from functools import partial
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -20,8 +19,9 @@ from torch import Tensor
 from bench import theory
 from bench.traffic import TrafficMeter
 from methods import METHODS
+from methods.peers.yunchang_ring import compute_on_cpu
 from odysseus.attention import Attend, differentiable, sdpa
-from odysseus.block_attention import BlockAttention, choose_block_attention
+from odysseus.block_attention import CPU_FLASH, BlockAttention, choose_block_attention
 from odysseus.config import RunConfig
 from odysseus.mesh import Axis
 from odysseus.ring import AllGather, PassOn, around, yunchang_attend
@@ -86,28 +86,11 @@ def local(whole_BSHK: Tensor, order: str, ring: int, place: int) -> Tensor:
 
 def attend_by(backend: str, axis: Axis, order: str) -> Attend:
     """The ring of a backend; yunchang's with this project's CPU kernel in flash-attn's place."""
-    blocks = choose_block_attention("sdpa", torch.device("cpu"))
-    assert blocks is not None
-    if backend != "yunchang":
-        exchange = {"native": PassOn, "allgather": AllGather}[backend](axis, order)
-        return differentiable(around(exchange, blocks))
-
-    def forward(q: Tensor, k: Tensor, v: Tensor, *_: Any, causal: bool, **__: Any) -> Any:
-        return blocks.forward(q, k, v, causal)
-
-    def backward(*arguments: Any, **_: Any) -> None:
-        *inputs, grad_q, grad_k, grad_v, _dropout, _scale, causal = arguments[:12]
-        found = blocks.backward(*inputs, causal)
-        for into, grad in zip((grad_q, grad_k, grad_v), found, strict=True):
-            into.copy_(grad)
-
-    for name in ("ring_flash_attn", "zigzag_ring_flash_attn"):
-        module = importlib.import_module(f"yunchang.ring.{name}")
-        module.select_flash_attn_impl = lambda attn_type, stage, **_: {
-            "fwd-only": forward,
-            "bwd-only": backward,
-        }[stage]
-    return yunchang_attend(axis, order)
+    if backend == "yunchang":
+        compute_on_cpu()
+        return yunchang_attend(axis, order)
+    exchange = {"native": PassOn, "allgather": AllGather}[backend](axis, order)
+    return differentiable(around(exchange, CPU_FLASH))
 
 
 def yunchang_traffic(order: str) -> dict[str, int]:

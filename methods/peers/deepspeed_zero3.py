@@ -30,8 +30,17 @@ with warnings.catch_warnings():
     from deepspeed.sequence.layer import DistributedAttention
     from deepspeed.utils import safe_get_full_grad
 
-from methods.peers.plain import MLP, Attention, PlainLM, filled, mean_loss
+from methods.peers.plain import (
+    MLP,
+    Attention,
+    PlainLM,
+    filled,
+    mean_loss,
+    of_part,
+    through_blocks,
+)
 from odysseus.attention import sdpa
+from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh
@@ -61,7 +70,8 @@ class Optimizer:
 class Trainer:
     whole_samples = False
 
-    def __init__(self, model: nn.Module, run: RunConfig, mesh: Mesh) -> None:
+    def __init__(self, model: PlainLM, run: RunConfig, mesh: Mesh, part: str) -> None:
+        filled(of_part(model, part), run)
         adamw = torch.optim.AdamW(model.parameters(), lr=run.optimizer.learning_rate, fused=True)
         hidden = run.architecture.hidden_size
         zero = {  # sizes as Transformers' "auto" has them; the defaults are for larger models
@@ -74,15 +84,18 @@ class Trainer:
             "train_micro_batch_size_per_gpu": run.micro_batch_size,
             "sequence_parallel_size": mesh.sequence.size,
             "zero_optimization": zero,
+            "gradient_clipping": 0.0,  # by default it clips
             "bf16": {"enabled": run.dtype == "bf16"},
             "seq_parallel_communication_data_type": run.seq_parallel_communication_data_type,
         }
+        runs: nn.Module = model.model if part == "blocks" else model  # whose forward has no loss
         self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=adamw, config=config, mesh_param=(1, mesh.sequence.size)
+            model=runs, optimizer=adamw, config=config, mesh_param=(1, mesh.sequence.size)
         )
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # it uses old names
         self.model, self.optimizer = model, Optimizer(self.engine.optimizer)
         self.ranks = mesh.world.size
+        self.means_of = self.ranks if part == "blocks" else 1
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
         # It takes the mean of the ranks' gradients, of which ours is the sum.
@@ -90,11 +103,14 @@ class Trainer:
         self.engine.backward(loss)
         return loss.detach() / self.ranks
 
+    def blocks_forward_backward(self, stream: Stream) -> Tensor:
+        return through_blocks(self.engine, stream)
+
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
             gradient = safe_get_full_grad(parameter)
             assert gradient is not None
-            yield name, gradient
+            yield name, gradient * self.means_of
 
 
 class Ulysses(PlainLM):
@@ -161,10 +177,10 @@ class ALST(PlainLM):
         )
 
 
-def ulysses(run: RunConfig, mesh: Mesh) -> Trainer:
-    return Trainer(filled(Ulysses(run, mesh), run), run, mesh)
+def ulysses(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
+    return Trainer(Ulysses(run, mesh), run, mesh, part)
 
 
-def alst(run: RunConfig, mesh: Mesh) -> Trainer:
+def alst(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     deepspeed.init_distributed(dist.get_backend(), verbose=False)  # which its attention asks for
-    return Trainer(filled(ALST(run, mesh), run), run, mesh)
+    return Trainer(ALST(run, mesh), run, mesh, part)

@@ -18,7 +18,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 from methods.peers.optimizer import AdamW
-from methods.peers.plain import PlainLM, initialized, mean_loss
+from methods.peers.plain import PlainLM, initialized, mean_loss, through_blocks
+from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh
@@ -43,6 +44,9 @@ class Trainer:
         assert isinstance(loss, DTensor)
         return loss.full_tensor().detach()
 
+    def blocks_forward_backward(self, stream: Stream) -> Tensor:
+        return through_blocks(self.model, stream)
+
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
             gradient = parameter.grad
@@ -50,18 +54,16 @@ class Trainer:
             yield name, gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
-def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+def tensor_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     """The stream replicated."""
     columns, rows = ColwiseParallel, RowwiseParallel
-    model, line = initialized(run), _line(mesh)
-    parallelize_module(
-        model,
-        line,
-        {
-            "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
-            "lm_head": ColwiseParallel(output_layouts=Replicate()),
-        },
-    )
+    model, line = initialized(run, part=part), _line(mesh)
+    edges: dict[str, ParallelStyle] = {
+        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
+        "lm_head": ColwiseParallel(output_layouts=Replicate()),
+    }
+    if part == "model":
+        parallelize_module(model, line, edges)
     plan: dict[str, ParallelStyle] = {
         **{f"self_attn.{name}_proj": columns() for name in "qkv"},
         **{f"mlp.{name}_proj": columns() for name in ("gate", "up")},
@@ -72,25 +74,23 @@ def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
     return Trainer(model, run)
 
 
-def sequence_parallel(run: RunConfig, mesh: Mesh, cuts_logits: bool = False) -> Trainer:
+def sequence_parallel(
+    run: RunConfig, mesh: Mesh, part: str = "model", cuts_logits: bool = False
+) -> Trainer:
     """The stream cut along the sequence between blocks."""
-    model, line = initialized(run), _line(mesh)
+    model, line = initialized(run, part=part), _line(mesh)
     head = ColwiseParallel(
         input_layouts=Shard(1),
         output_layouts=Shard(-1) if cuts_logits else Replicate(),
         use_local_output=not cuts_logits,
     )
-    parallelize_module(
-        model,
-        line,
-        {
-            "model.embed_tokens": RowwiseParallel(
-                input_layouts=Replicate(), output_layouts=Shard(1)
-            ),
-            "model.norm": SequenceParallel(),
-            "lm_head": head,
-        },
-    )
+    edges: dict[str, ParallelStyle] = {
+        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+        "model.norm": SequenceParallel(),
+        "lm_head": head,
+    }
+    if part == "model":
+        parallelize_module(model, line, edges)
     gathered = PrepareModuleInput(
         input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None)
     )
@@ -109,9 +109,9 @@ def sequence_parallel(run: RunConfig, mesh: Mesh, cuts_logits: bool = False) -> 
     return Trainer(model, run, cuts_logits)
 
 
-def sequence_and_loss_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+def sequence_and_loss_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     """And the logits cut by vocabulary."""
-    return sequence_parallel(run, mesh, cuts_logits=True)
+    return sequence_parallel(run, mesh, part, cuts_logits=True)
 
 
 def _line(mesh: Mesh) -> DeviceMesh:

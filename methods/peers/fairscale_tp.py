@@ -9,8 +9,18 @@ from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallel
 from torch import Tensor, nn
 
 from methods.peers.optimizer import AdamW
-from methods.peers.plain import PlainLM, cut_block, gathered, mean_loss, plain_model, spread
+from methods.peers.plain import (
+    PlainLM,
+    cut_block,
+    gathered,
+    mean_loss,
+    of_part,
+    plain_model,
+    spread,
+    through_blocks,
+)
 from odysseus.attention import sdpa
+from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh
@@ -28,11 +38,14 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
+    def blocks_forward_backward(self, stream: Stream) -> Tensor:
+        return through_blocks(self.model, stream)
+
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         return gathered(self.model, self.mesh.sequence, cut_block)
 
 
-def build(run: RunConfig, mesh: Mesh) -> Trainer:
+def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     if not initialize.model_parallel_is_initialized():
         initialize.initialize_model_parallel(mesh.sequence.size)
 
@@ -42,6 +55,6 @@ def build(run: RunConfig, mesh: Mesh) -> Trainer:
             return RowParallelLinear(width_in, width_out, input_is_parallel=True, **keep)
         return ColumnParallelLinear(width_in, width_out, gather_output=False, **keep)
 
-    model = plain_model(run.architecture, sdpa, linear)
+    model = of_part(plain_model(run.architecture, sdpa, linear), part)
     spread(model, run, mesh.sequence, cut_block)
     return Trainer(model, run, mesh)

@@ -10,7 +10,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from methods.peers.optimizer import AdamW
-from methods.peers.plain import Attend, PlainLM, initialized, mean_loss
+from methods.peers.plain import Attend, PlainLM, initialized, mean_loss, through_blocks
+from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh
@@ -28,6 +29,9 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
+    def blocks_forward_backward(self, stream: Stream) -> Tensor:
+        return through_blocks(self.model, stream)
+
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
             gradient = parameter.grad
@@ -35,9 +39,9 @@ class Trainer:
             yield name, gradient.full_tensor()
 
 
-def sharded(run: RunConfig, mesh: Mesh, attend: Attend) -> Trainer:
-    """The plain model with this attention, a unit a block."""
-    model = initialized(run, attend)
+def sharded(run: RunConfig, mesh: Mesh, part: str, attend: Attend) -> Trainer:
+    """The plain model with this attention, a unit a block; blocks alone have an empty root."""
+    model = initialized(run, attend, part)
     precision = MixedPrecisionPolicy(param_dtype=run.compute_dtype, reduce_dtype=run.reduce_dtype)
     for block in model.model.layers:
         fully_shard(block, mesh=mesh.full_mesh, mp_policy=precision)

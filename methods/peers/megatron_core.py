@@ -32,9 +32,10 @@ with warnings.catch_warnings():
     )
 
 from methods.peers.optimizer import AdamW
-from methods.peers.plain import Linear, PlainLM, cut_block, gathered, rotated, spread
+from methods.peers.plain import Linear, PlainLM, cut_block, gathered, of_part, rotated, spread
 from odysseus.architecture import Architecture
 from odysseus.attention import sdpa
+from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh
@@ -108,30 +109,41 @@ class Trainer:
         losses = vocab_parallel_cross_entropy(logits_SBv.float(), batch.labels.T.contiguous())
         loss = losses.sum() / tokens
         loss.backward()
-        # What its trainer does at the end of a step for weights that saw a shard of the sequence.
+        self._sum_of_shards()
+        return loss.detach()
+
+    def blocks_forward_backward(self, stream: Stream) -> Tensor:
+        x_sBD = stream.x.transpose(0, 1).contiguous()  # no copy of one sample
+        y_BsD = self.model(x_sBD, stream.position_ids).transpose(0, 1)
+        y_BsD.backward(stream.gradient)
+        self._sum_of_shards()
+        return y_BsD.detach()
+
+    def _sum_of_shards(self) -> None:
+        """What its trainer does at the end of a step for weights that saw a shard of the
+        sequence."""
         grads = [p.grad for p in self.of_shards if p.grad is not None]
         if grads:
             summed = torch.stack(grads)
             dist.all_reduce(summed, group=self.axis.group)
             for grad, of_all in zip(grads, summed, strict=True):
                 grad.copy_(of_all)
-        return loss.detach()
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         return gathered(self.model, self.axis, _cut)
 
 
-def tensor_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+def tensor_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     """The stream replicated."""
-    return _build(run, mesh, sequence_parallel=False)
+    return _build(run, mesh, part, sequence_parallel=False)
 
 
-def sequence_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+def sequence_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     """The stream cut along the sequence between blocks."""
-    return _build(run, mesh, sequence_parallel=True)
+    return _build(run, mesh, part, sequence_parallel=True)
 
 
-def _build(run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> Trainer:
+def _build(run: RunConfig, mesh: Mesh, part: str, sequence_parallel: bool) -> Trainer:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as it recommends
     if not torch.cuda.is_available():
         setattr(torch.cuda, "current_device", lambda: "cpu")  # noqa: B010
@@ -157,10 +169,11 @@ def _build(run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> Trainer:
         return Column(width_in, width_out, bias=False, gather_output=False, **about)
 
     model = PlainLM(a, lambda: Attention(a, axis.size, linear), lambda: MLP(a, linear))
-    model.model.embed_tokens = Embedding(  # pyright: ignore[reportAttributeAccessIssue]
+    model.model.embed_tokens = Embedding(
         a.vocab_size, a.hidden_size, reduce_scatter_embeddings=sequence_parallel, **about
     )
-    model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")  # pyright: ignore
+    model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")
+    of_part(model, part)
     spread(model, run, axis, _cut)
     return Trainer(model, run, mesh, sequence_parallel)
 

@@ -13,9 +13,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odysseus import weights
+from odysseus import checkpoint, weights
 from odysseus.architecture import Architecture
 from odysseus.attention import sdpa
+from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Axis
@@ -85,10 +86,10 @@ class Decoder(nn.Module):
     def __init__(self, a: Architecture, attention: Make, mlp: Make) -> None:
         super().__init__()
         self.architecture = a
-        self.embed_tokens = nn.Embedding(a.vocab_size, a.hidden_size)
+        self.embed_tokens: nn.Module = nn.Embedding(a.vocab_size, a.hidden_size)
         blocks = [Block(a, attention(), mlp()) for _ in range(a.num_hidden_layers)]
         self.layers = nn.ModuleList(blocks)
-        self.norm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
+        self.norm: nn.Module = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         x_BSD = self.embed_tokens(input_ids)
@@ -106,7 +107,7 @@ class PlainLM(nn.Module):
         super().__init__()
         self.architecture = a
         self.model = Decoder(a, attention, mlp)
-        self.lm_head = nn.Linear(a.hidden_size, a.vocab_size, bias=False)
+        self.lm_head: nn.Module = nn.Linear(a.hidden_size, a.vocab_size, bias=False)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         return self.lm_head(self.model(input_ids, position_ids))
@@ -115,6 +116,20 @@ class PlainLM(nn.Module):
 def plain_model(a: Architecture, attend: Attend = sdpa, linear: Linear = plain_linear) -> PlainLM:
     """One weight each for q, k, v, gate and up."""
     return PlainLM(a, lambda: Attention(a, attend, linear), lambda: MLP(a, linear))
+
+
+def of_part(model: PlainLM, part: str) -> PlainLM:
+    """The model, or its ``blocks``: what is before and after them then passes on what it gets."""
+    if part == "blocks":
+        model.model.embed_tokens = model.model.norm = model.lm_head = nn.Identity()
+    return model
+
+
+def through_blocks(model: nn.Module, stream: Stream) -> Tensor:
+    """Forward and backward of a model that is blocks alone; what comes out of the last one."""
+    y = model(stream.x, stream.position_ids)
+    y.backward(stream.gradient)
+    return y.detach()
 
 
 def check(run: RunConfig) -> None:
@@ -129,14 +144,14 @@ def check(run: RunConfig) -> None:
             raise ValueError(f"model.{name} = true is not in the peers' plain model; valid: false")
 
 
-def initialized(run: RunConfig, attend: Attend = sdpa) -> PlainLM:
-    """The whole model with the run's weights."""
-    return filled(plain_model(run.architecture, attend), run)
+def initialized(run: RunConfig, attend: Attend = sdpa, part: str = "model") -> PlainLM:
+    """A whole model or its blocks, with the run's weights."""
+    return filled(of_part(plain_model(run.architecture, attend), part), run)
 
 
 def filled(model: PlainLM, run: RunConfig) -> PlainLM:
-    """A whole model, now with the run's weights."""
-    weights.initialize(weights.local_pieces(model, run.architecture, {}, 1, 0), run.seed)
+    """A model that is not cut, now with the run's weights."""
+    checkpoint.fill(weights.local_pieces(model, run.architecture, {}, 1, 0), run)
     return model
 
 

@@ -48,12 +48,9 @@ class _RingAttention(torch.autograd.Function):
         return *found, None
 
 
-def build(run: RunConfig, mesh: Mesh) -> Trainer:
-    if mesh.device.type != "cpu":
-        raise ValueError("peer torch_context_parallel is on cpu only; valid: --device cpu")
-
+def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     def attend(*heads_BsFK: Tensor) -> Tensor:
         o_BHsK = _RingAttention.apply(*(x.transpose(1, 2) for x in heads_BsFK), mesh.ring)
         return o_BHsK.transpose(1, 2)
 
-    return sharded(run, mesh, attend)
+    return sharded(run, mesh, part, attend)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torchtitan.components.loss import cross_entropy_loss
 from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig
 from torchtitan.distributed import ParallelDims, parallel_dims
@@ -25,6 +25,7 @@ from torchtitan.models.llama3.sharding import set_llama3_sharding_config
 
 from methods.peers.optimizer import AdamW
 from methods.peers.plain import initialized
+from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
 from odysseus.data import Batch
 from odysseus.mesh import Mesh
@@ -41,6 +42,7 @@ class Trainer:
         self.architecture = run.architecture
         self.adapter = Llama3StateDictAdapter(config, None)
         self.context = get_spmd_context(parallel_dims=dims)
+        self.line = dims.get_mesh("tp")
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
         with self.context():
@@ -50,6 +52,13 @@ class Trainer:
             loss = sums / tokens
             loss.backward()
         return loss.detach()
+
+    def blocks_forward_backward(self, stream: Stream) -> Tensor:
+        with self.context():
+            x_BSD = DTensor.from_local(stream.x, self.line, [Shard(1)], run_check=False)
+            y_BsD = self.model(x_BSD).to_local()
+            y_BsD.backward(stream.gradient)
+        return y_BsD.detach()
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
@@ -68,7 +77,7 @@ class Trainer:
         return {name.replace("wqkv", part): x.flatten(0, 2) for part, x in parts}
 
 
-def tensor_and_sequence_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
+def tensor_and_sequence_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     if mesh.device.type == "cpu":
         parallel_dims.device_type = "cpu"  # it takes CUDA where it finds no accelerator
     ranks = mesh.sequence.size
@@ -81,8 +90,10 @@ def tensor_and_sequence_parallel(run: RunConfig, mesh: Mesh) -> Trainer:
     names: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
     config = _config(run)
     set_llama3_sharding_config(config, enable_sp=True)
-    model = Llama3Model(config)
-    whole = dict(initialized(run).state_dict())
+    model: Any = Llama3Model(config)
+    if part == "blocks":  # as its pipeline's middle stages are
+        model.tok_embeddings = model.norm = model.lm_head = None
+    whole = dict(initialized(run, part=part).state_dict())
     model.load_state_dict(Llama3StateDictAdapter(config, None).from_hf(whole))
     model.to(mesh.device)
     with get_spmd_context(parallel_dims=dims)():

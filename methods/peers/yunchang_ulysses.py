@@ -9,5 +9,5 @@ from odysseus.head_exchange import yunchang_attend
 from odysseus.mesh import Mesh
 
 
-def build(run: RunConfig, mesh: Mesh) -> Trainer:
-    return sharded(run, mesh, yunchang_attend(sdpa, mesh.sequence))
+def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
+    return sharded(run, mesh, part, yunchang_attend(sdpa, mesh.sequence))

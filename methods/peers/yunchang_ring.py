@@ -1,0 +1,48 @@
+"""yunchang's zigzag ring attention around the plain model; weights in FSDP2.
+
+Its ring computes with flash-attn alone, which needs CUDA; on a CPU PyTorch's flash attention stands
+in for that kernel, and the way round the ring is yunchang's own. In bf16 only: in fp32 what its
+backward adds up is the tensor that the kernel writes the next block's gradient to.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import Tensor
+
+from methods.peers.fsdp import Trainer, sharded
+from odysseus.block_attention import CPU_FLASH
+from odysseus.config import RunConfig
+from odysseus.mesh import Mesh
+from odysseus.ring import yunchang_attend
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *_: Any, causal: bool, **__: Any) -> Any:
+    return CPU_FLASH.forward(q, k, v, causal)
+
+
+def _backward(*arguments: Any, **_: Any) -> None:
+    """Gradients go into the tensors that are given."""
+    *inputs, grad_q, grad_k, grad_v, _dropout, _scale, causal = arguments[:12]
+    for into, grad in zip(
+        (grad_q, grad_k, grad_v), CPU_FLASH.backward(*inputs, causal), strict=True
+    ):
+        into.copy_(grad)
+
+
+_STAGES = {"fwd-only": _forward, "bwd-only": _backward}
+
+
+def compute_on_cpu() -> None:
+    """Have yunchang's rings, in both orders, compute with PyTorch's flash attention on a CPU."""
+    for name in ("ring_flash_attn", "zigzag_ring_flash_attn"):
+        module = importlib.import_module(f"yunchang.ring.{name}")
+        setattr(module, "select_flash_attn_impl", lambda _type, stage, **_: _STAGES[stage])  # noqa: B010
+
+
+def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
+    if mesh.device.type == "cpu":
+        compute_on_cpu()
+    return sharded(run, mesh, part, yunchang_attend(mesh.ring, run.ring_order))
