@@ -66,11 +66,14 @@ def main(arguments: list[str]) -> int:
         table = pd.DataFrame(found, columns=list(COLUMNS))
         table.to_csv(out, index=False)
         print(line(found[-1]), flush=True)
-    if (table["status"] == "ok").any():
-        with figures.styled():
-            drawn = compare_figure.figure(table[table["status"] == "ok"])
-        figures.save(drawn, out.with_suffix(""))
+    save_figure(out)
     return int((table["status"] != "ok").any())
+
+
+def save_figure(out: Path) -> None:
+    """Draw the ratios of a CSV, as PNG and SVG beside it."""
+    if not isinstance(chart := compare_figure.chart(pd.read_csv(out)), str):
+        figures.save(figures.draw(chart), out.with_suffix(""))
 
 
 def check_run(run: RunConfig) -> None:
