@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import AbstractContextManager
 from itertools import pairwise
-from math import log10
+from math import inf, log10
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,11 @@ def log_ticks(drawn: MplAxis) -> None:
     """Ticks of a logarithmic axis as numbers, the closer the less it spans; once all is drawn."""
     low, high = sorted(drawn.get_view_interval())
     decades = log10(high / low)
-    multiples = range(1, 10) if decades < 0.5 else (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5)
+    for most, multiples in ((1, (1, 1.5, 2, 3, 5, 7)), (3, (1, 2, 5)), (inf, (1,))):
+        if decades < most:
+            drawn.set_major_locator(LogLocator(10, subs=multiples))
+            break
     drawn.set_minor_locator(NullLocator())
-    drawn.set_major_locator(LogLocator(10, subs=multiples if decades < 3 else (1,)))
     drawn.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 

@@ -40,7 +40,7 @@ _SETTING = tuple(name for name in rows.IDENTITY if name not in (*_STUDY, *_DRAWN
 _MOST = 40
 """Studies, and settings of one: the largest."""
 MOST_ROWS = 1_000_000
-"""Of all files of cells; some 2 GB."""
+"""Of all files of cells; some 3 GB."""
 _CHUNK = 100_000
 """Rows of a file whose numbers are text at a time."""
 _VALID = (

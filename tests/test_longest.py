@@ -12,7 +12,7 @@ from bench.chart import Bars, Chart, Line
 from tests.test_report import shipped, written
 
 
-def found(tmp_path: Path, **columns: object) -> pd.DataFrame:
+def found(tmp_path: Path, **columns: str) -> pd.DataFrame:
     """Rows as plan's: each method's longest, without and with a trick, on 2 and 4 GPUs."""
     base = shipped()
     base = base[(base["ring_parallel_size"] == "1") & (base["seq_len"] != "512")]
