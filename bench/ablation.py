@@ -23,11 +23,10 @@ COLUMNS = ["theory_peak_activation_bytes", *(trick for rung in LADDER.values() f
 def ladder(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that are rungs of the ladder, with their place on it in column `rung`."""
     tricks = [next(iter(added)) for added in LADDER.values() if added]
+    told = rows[tricks].astype(str)
     found = []
     for rung in range(len(LADDER)):
-        fits = pd.Series(data=True, index=rows.index)
-        for number, trick in enumerate(tricks):
-            fits &= rows[trick].astype(str) == str(number < rung)
+        fits = (told == [str(number < rung) for number in range(len(tricks))]).all(axis=1)
         found.append(rows[fits].assign(rung=rung))
     return pd.concat(found)
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bench.chart import Axis, Bars, Chart, Line, Mark, Panel
-from bench.hardware import PROFILES
 from bench.layouts import (
+    GIB,
     RULE,
     STACK_STYLE,
     bytes_unit,
@@ -29,6 +30,8 @@ from bench.traffic import PURPOSES
 Left = str
 """Why there is no chart."""
 _MISFIT = {"color": "black", "marker": "x", "linestyle": "", "markersize": 5}
+_FAR = 5
+"""Times the highest bar at which a limit is told instead of drawn."""
 _IDEAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
 
 
@@ -138,6 +141,10 @@ def _stacked(
         return f"no row has {', '.join(filter(None, [*columns, formula]))}"
     totals = data[columns].sum(axis=1)
     limit, name = _limit(data) if not formula else (0, "")
+    source = source_of(data)
+    if limit > _FAR * totals.max():  # its line would leave the bars no height
+        source += f", {name} has {limit / GIB:.4g} GiB for tensors"
+        limit = 0
     divisor, unit = bytes_unit(max(totals.max(), limit))
     y = Axis(label=f"{label} ({unit})", limits=(0, 1.18 * max(totals.max(), limit, 1) / divisor))
     panels = []
@@ -179,7 +186,7 @@ def _stacked(
             )
         )
     wide = sum(panel.width for panel in panels) > 4
-    return Chart(panels=panels, source=source_of(data), columns=1 if wide else 0)
+    return Chart(panels=panels, source=source, columns=1 if wide else 0)
 
 
 def rule_across(label: str, at: Sequence[float], heights: Sequence[float]) -> Line:
@@ -190,9 +197,10 @@ def rule_across(label: str, at: Sequence[float], heights: Sequence[float]) -> Li
 
 
 def _limit(data: pd.DataFrame) -> tuple[int, str]:
-    """What the tensors of a step may take on these rows' hardware, where it is a profile."""
-    name = data["hardware"].iloc[0] if "hardware" in data else ""
-    return (PROFILES[name].usable_bytes, name) if name in PROFILES else (0, "")
+    """What the tensors of a step may take on these rows' hardware, where it is a profile, and its
+    name without folders."""
+    name, limit = data[["hardware", "usable_bytes"]].iloc[0]
+    return (0, "") if pd.isna(limit) else (int(limit), Path(name).name)
 
 
 def _places(rows: pd.DataFrame) -> Iterator[tuple[float, dict[Any, Any]]]:

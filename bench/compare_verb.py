@@ -82,10 +82,7 @@ def main(arguments: list[str]) -> int:
         table = pd.DataFrame(found, columns=list(COLUMNS))
         table.to_csv(out, index=False)
         print(line(found[-1]), flush=True)
-    if (table["status"] == "ok").any():
-        with figures.styled():
-            drawn = compare_figure.figure(table[table["status"] == "ok"])
-        figures.save(drawn, out.with_suffix(""))
+    save_figure(out)
     return int((table["status"] != "ok").any())
 
 
@@ -97,6 +94,12 @@ def names_of(peers: str, run: RunConfig) -> list[str]:
     device = pick_device(run.device).type
     able = (n for n, peer in PEERS.items() if run.dtype in peer.dtypes and device in peer.devices)
     return [*able] or [*PEERS]
+
+
+def save_figure(out: Path) -> None:
+    """Draw the ratios of a CSV, as PNG and SVG beside it."""
+    if not isinstance(chart := compare_figure.chart(pd.read_csv(out)), str):
+        figures.save(figures.draw(chart), out.with_suffix(""))
 
 
 def check_run(run: RunConfig) -> None:

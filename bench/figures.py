@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from contextlib import AbstractContextManager
 from itertools import pairwise
+from math import inf, log10
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as MplAxis
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -46,8 +48,9 @@ def save(figure: Figure, path: Path, formats: tuple[str, ...] = FORMATS[:2]) -> 
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)  # a name in another script
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # places are found once for all formats
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+            figure.set_layout_engine("none")  # places are found once for all formats
         for name in formats:
             figure.savefig(f"{path}.{name}", metadata=dates.get(name))
 
@@ -117,9 +120,11 @@ def _wrapped(text: str, letters: int) -> str:
 
 
 def _legend_columns(labels: list[str], inches: float) -> int:
-    """How many entries of a legend stand side by side."""
-    letters = max((len(label) for label in labels), default=0)
-    return max(1, min(5, len(labels), int(inches / (0.55 + 0.065 * letters))))
+    """How many entries of a legend stand side by side: all, or as many as the longest allows."""
+    widths = [0.55 + 0.065 * len(label) for label in labels]
+    if sum(widths) < inches:
+        return max(1, len(labels))
+    return max(1, min(5, int(inches / max(widths))))
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
@@ -136,7 +141,15 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         for at, size, base, text in zip(mark.at, mark.size, mark.base, mark.text, strict=False):
             x, y = (base + size / 2, at) if mark.lying else (at, base + size / 2)
             lines = "\n".join(plain(line) for line in text.splitlines())
-            axes.text(x, y, lines, ha="center", va="center", fontsize=6, color="white")
+            ground = style["facecolor"]
+            axes.text(
+                *(x, y, lines),
+                ha="center",
+                va="center",
+                fontsize=6,
+                color=_readable_on(ground),
+                bbox={"facecolor": ground, "edgecolor": "none", "pad": 0.8},  # over hatches, lines
+            )
     for x, text in panel.headings.items():
         axes.annotate(
             plain(text), (x, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top"
@@ -149,17 +162,35 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.tick_params(axis="x", length=0, rotation=90, labelsize=7)
 
 
+def _readable_on(color: str) -> str:
+    """Black or white, whichever has the higher contrast."""
+    # Relative luminance and contrast: WCAG 2.1, https://www.w3.org/TR/WCAG21.
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
+
+
+def log_ticks(drawn: MplAxis) -> None:
+    """Ticks of a logarithmic axis as numbers, the closer the less it spans; once all is drawn."""
+    low, high = sorted(drawn.get_view_interval())
+    decades = log10(high / low)
+    for most, multiples in ((1, (1, 1.5, 2, 3, 5, 7)), (3, (1, 2, 5)), (inf, (1,))):
+        if decades < most:
+            drawn.set_major_locator(LogLocator(10, subs=multiples))
+            break
+    drawn.set_minor_locator(NullLocator())
+    drawn.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def _draw_axis(axes: Axes, name: str, axis: Axis) -> None:
     drawn: MplAxis = axes.xaxis if name == "x" else axes.yaxis
-    axes.set(**{f"{name}label": plain(axis.label)})
+    axes.set(**{f"{name}label": "\n".join(map(plain, axis.label.split("\n")))})
     if axis.log:
         axes.set(**{f"{name}scale": "log"})
-        drawn.set_minor_locator(NullLocator())
-        if axis.log == 10:
-            drawn.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        drawn.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if axis.limits is not None:
         axes.set(**{f"{name}lim": axis.limits})
+    if axis.log:
+        log_ticks(drawn)
     if axis.ticks:
         drawn.set_major_locator(FixedLocator(list(axis.ticks)))
         texts = {at: plain(text, 40) for at, text in axis.ticks.items()}

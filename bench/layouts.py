@@ -28,6 +28,15 @@ STACK_STYLE: list[dict[str, Any]] = [
 ]
 RULE: dict[str, Any] = {"color": "black", "lw": 1.2}
 """What is held against what was measured: a closed form, a limit."""
+_TRICKS = {
+    "activation_checkpoint_cpu_offload": "checkpoint offload",
+    "activation_checkpointing": "checkpointing",
+    "tiled_mlp_compute": "tiled MLP",
+    "tiled_loss_compute": "tiled loss",
+    "compile": "compile",
+}
+TRICKS = tuple(_TRICKS)
+"""Columns of toggles that have a name of their own."""
 MIB, GIB = 2**20, 2**30
 
 
@@ -91,6 +100,15 @@ def _parts(name: str) -> tuple[str, int, str]:
 def methods_of(data: pd.DataFrame) -> list[str]:
     """The methods that rows are of, in the order of the table."""
     return [name for name in METHODS if (data["method"] == name).any()]
+
+
+def tricks(data: pd.DataFrame) -> list[str]:
+    """Of each row, the names of the toggles that are on."""
+    on = {label: (data[name] == "True").tolist() for name, label in _TRICKS.items()}
+    return [
+        ", ".join(label for label, is_on in zip(on, row, strict=True) if is_on)
+        for row in zip(*on.values(), strict=True)
+    ]
 
 
 def length_label(tokens: float) -> str:

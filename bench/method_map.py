@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise, product
 from math import log2
 from multiprocessing import get_context
@@ -24,11 +24,18 @@ from bench.chart import Axis, Bars, Chart, Line, Mark, Panel
 from bench.layouts import few, length_label, style_of
 from bench.plan import by_method
 from methods import METHODS
+from odysseus.architecture import PRESETS, Architecture
 from odysseus.config import RunConfig
 
 _CELL = ["world_size", "seq_len"]
 NOTHING = "nothing fits"
 _CHANGE = {"color": "black", "linewidth": 2}
+_MOST = 24
+"""Lengths, and numbers of GPUs, of a figure."""
+_SAME_FLAGS = ("micro_batch_size", "gradient_accumulation_steps", "dtype", "hardware")
+_SAME_FLAGS += ("activation_checkpointing", "activation_checkpoint_cpu_offload")
+_SAME_FLAGS += ("tiled_mlp_compute", "parameter_offload")
+"""Columns of a map that are called as their flags are."""
 
 
 def layouts(base: RunConfig) -> Iterator[RunConfig]:
@@ -126,7 +133,7 @@ def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None =
         lines: By number of GPUs, lengths to draw a line at: where theory has another method send
             the fewest bytes.
     """
-    lengths, worlds = (few(data[name], 24) for name in _CELL[::-1])
+    lengths, worlds = (few(data[name], _MOST) for name in _CELL[::-1])
     marks: list[Mark] = []
     for name in (*METHODS, NOTHING):
         cells = data[(data["method"] == name) & data["seq_len"].isin(lengths)]
@@ -152,7 +159,8 @@ def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None =
         for at in changes:
             x = float(np.interp(log2(at), known, range(len(lengths))))
             ends = [y - 0.5, y + 0.5]
-            marks.append(Line(label="fewest bytes change", x=[x, x], y=ends, style=_CHANGE))
+            label = "another method sends fewest bytes"
+            marks.append(Line(label=label, x=[x, x], y=ends, style=_CHANGE))
     panel = Panel(
         x=Axis(
             label="sequence length (tokens)",
@@ -193,12 +201,53 @@ def _how(row: Mapping[Any, Any]) -> str:
     return f"x {replicas:.0f}" if replicas > 1 else ""
 
 
+def run_of(data: pd.DataFrame, profiles: Mapping[str, hardware.Hardware]) -> RunConfig:
+    """The run that a map's file is of, as its columns say.
+
+    Args:
+        profiles: By the names that the file may have for its hardware.
+
+    Raises:
+        ValueError: a column is missing or says what cannot be run, or model or hardware is unknown.
+    """
+    needed = {"model", "attn_implementation", "optimizer_offload", *_SAME_FLAGS}
+    if missing := needed - set(data.columns):
+        raise ValueError(f"no column {', '.join(sorted(missing))}")
+    first = {name: str(data[name].iloc[0]) for name in needed}
+    model, _, changed = first["model"].removesuffix(")").partition("(")
+    for what, found, known in (
+        ("model", model, PRESETS),
+        ("hardware", first["hardware"], profiles),
+    ):
+        if found not in known:
+            raise ValueError(f"{what} {found!r} is not known; valid: {', '.join(known)}")
+    sizes = [part.partition("=") for part in changed.split(", ") if part]
+    if others := {name for name, _, _ in sizes} - {f.name for f in fields(Architecture)}:
+        raise ValueError(f"{', '.join(sorted(others))} is no size of a model")
+    flags = {f"model.{name}": value for name, _, value in sizes}
+    flags |= {name: first[name] for name in _SAME_FLAGS}
+    flags |= {
+        "model.name_or_path": model,
+        "model.attn_implementation": first["attn_implementation"],
+        "optimizer.offload": first["optimizer_offload"],
+        "world_size": f"{min(data['world_size']):.0f}",
+    }
+    parser = options.parser("plan", "")
+    options.add_run_options(parser)
+    told = [f"--{name}={value}" for name, value in flags.items()]
+    return replace(options.run_config(options.parse(parser, told)), dry_run=True)
+
+
 def changes(base: RunConfig, data: pd.DataFrame) -> dict[int, list[float]]:
-    """The lines of :func:`chart` for a map of these cells."""
+    """The lines of :func:`chart` for a map of these cells.
+
+    Raises:
+        ValueError: a method cannot run on so many GPUs.
+    """
     lengths = data["seq_len"]
     return {
         int(n): least_bytes_change(replace(base, world_size=int(n)), lengths.min(), lengths.max())
-        for n in data["world_size"].unique()
+        for n in few(data["world_size"], _MOST)
     }
 
 

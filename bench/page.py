@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from bench import page_charts
+from bench import layouts, page_charts
 from bench.report import Card
 from bench.report_input import Given
 
@@ -47,13 +47,6 @@ _TABLE: dict[str, tuple[str, float]] = {
     "utc": ("time (UTC)", 0),
     "git_commit": ("commit", 0),
     "file": ("file", 0),
-}
-_TRICKS = {
-    "activation_checkpoint_cpu_offload": "checkpoint offload",
-    "activation_checkpointing": "checkpointing",
-    "tiled_mlp_compute": "tiled MLP",
-    "tiled_loss_compute": "tiled loss",
-    "compile": "compile",
 }
 _LONGEST = 200
 """Letters of a cell."""
@@ -115,7 +108,7 @@ def write(text: str, path: Path) -> None:
 
 def table(cells: pd.DataFrame) -> dict[str, Any]:
     """Headings, which columns are numbers, and the columns' values, missing ones null."""
-    cells = cells.assign(tricks=_tricks(cells))
+    cells = cells.assign(tricks=layouts.tricks(cells))
     columns = []
     for name, (_, factor) in _TABLE.items():
         if factor:
@@ -128,11 +121,3 @@ def table(cells: pd.DataFrame) -> dict[str, Any]:
         "numeric": [factor != 0 for _, factor in _TABLE.values()],
         "columns": columns,
     }
-
-
-def _tricks(cells: pd.DataFrame) -> list[str]:
-    on = {label: (cells[name] == "True").tolist() for name, label in _TRICKS.items()}
-    return [
-        ", ".join(label for label, is_on in zip(on, row, strict=True) if is_on)
-        for row in zip(*on.values(), strict=True)
-    ]

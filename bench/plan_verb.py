@@ -100,8 +100,9 @@ def _longest(base: RunConfig, out: str) -> int:
         fitting += row["status"] == "ok"
         started = time.monotonic()
         found = plan.longest(run, _teller(run))
-        if found.counted is not None and found.seq_len != run.seq_len:
-            _row(replace(run, seq_len=found.seq_len), found.counted, started, out)
+        if found.counted is not None:
+            longest = replace(run, seq_len=found.seq_len)
+            _row(longest, found.counted, started, out, found.limit)
         lines.append(_line(row) | {"longest": found.seq_len, "limit": found.limit})
     print(f"{base.model.label} on {base.world_size} x {base.hardware}, {base.seq_len} tokens, GiB")
     print(pd.DataFrame(lines).fillna("").to_string(index=False))
@@ -179,11 +180,18 @@ def _choice(choice: ranking.Choice) -> dict[str, Any]:
     }
 
 
-def _row(run: RunConfig, counted: dryrun.Counted, started: float, out: str) -> dict[str, Any]:
+def _row(
+    run: RunConfig, counted: dryrun.Counted, started: float, out: str, limit: str = ""
+) -> dict[str, Any]:
     """The row of a dry run, also written if there is a file for it; wall_s is since it started, of
-    a longest sequence with the search for it."""
+    a longest sequence with the search for it.
+
+    Args:
+        limit: What is short of more, where this is the longest sequence that fits.
+    """
     wall_s = time.monotonic() - started
     row = launch.finish_row(run, predict.columns(run, counted), wall_s)
+    row["longest_limit"] = limit or None
     if out:
         rows.append(Path(out), row)
     return row

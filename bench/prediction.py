@@ -8,9 +8,8 @@ from itertools import combinations, pairwise
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
-from bench import layouts, rows
+from bench import figures, layouts, rows
 from bench.chart import Axis, Chart, Line, Panel
 
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
@@ -178,8 +177,6 @@ def crossing_figure(changes: pd.DataFrame, title: str) -> Figure:
         axes.plot(changes[name], changes["methods"], marker, color=color, ms=9, label=label)
     axes.set(xlabel="tokens at which they change places", xscale="log", title=title)
     axes.set_ylim(-0.6, len(changes) - 0.4)
-    plain = FuncFormatter(lambda x, _: f"{x:g}")
-    axes.xaxis.set_major_formatter(plain)
-    axes.xaxis.set_minor_formatter(plain)
+    figures.log_ticks(axes.xaxis)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -14,8 +14,10 @@ import pandas as pd
 from bench import (
     ablation,
     cell_charts,
+    compare_figure,
     figures,
     layouts,
+    longest,
     method_map,
     prediction,
     report_input,
@@ -24,6 +26,7 @@ from bench import (
     verify,
 )
 from bench.chart import Chart
+from bench.hardware import PROFILES, Hardware
 from bench.report_input import Given
 from methods import METHODS
 
@@ -53,22 +56,28 @@ _OF_SETTINGS: dict[str, tuple[str, Drawer]] = {
 }
 _OF_STUDIES: dict[str, tuple[str, Drawer]] = {
     "ablation": ("Memory tricks, one after another", ablation.chart),
+    "longest": ("Longest sequence that fits", longest.chart),
     "balance": ("Balance of a ring", ring_balance.chart),
 }
 
 
-def cards(given: Given, data: pd.DataFrame) -> list[Card]:
+def cards(
+    given: Given, data: pd.DataFrame, profiles: Mapping[str, Hardware] = PROFILES
+) -> list[Card]:
     """Every figure.
 
     Args:
         data: The drawable cells of what is given.
+        profiles: The hardware that is known, by its name in the files.
     """
     settings = [(of, _fewer(rows)) for of, rows in report_input.settings(data)]
     settings = [one for one in settings if len(one[1]) > 1] or settings  # one cell makes no line
-    studies = list(report_input.studies(data))
     found = [_card(name, *how, settings) for name, how in _OF_SETTINGS.items()]
-    found += [_card(name, *how, studies) for name, how in _OF_STUDIES.items()]
-    return [*found, _predictions(given, data), _verified(given), _maps(given), _timeline(given)]
+    found += [_card(name, *how, report_input.studies(data)) for name, how in _OF_STUDIES.items()]
+    compared = given.compared.items()
+    found.append(_card("compare", "Beside other implementations", compare_figure.chart, compared))
+    found += [_predictions(given, data), _verified(given), _maps(given, profiles)]
+    return [*found, _timeline(given)]
 
 
 def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.DataFrame]]) -> Card:
@@ -111,14 +120,20 @@ def _verified(given: Given) -> Card:
     return _card("verify", "Training, split and not", lambda rows: verify.overlay(rows, ""), sets)
 
 
-def _maps(given: Given) -> Card:
+def _maps(given: Given, profiles: Mapping[str, Hardware]) -> Card:
     card = Card("map", "Fastest method")
     for name, data in given.maps.items():
         sound = data.dropna(subset=["seq_len", "world_size"])
         sound = sound[(sound["seq_len"] >= 1) & (sound["world_size"] >= 1)]
-        if len(sound):
-            chart = method_map.chart(sound, layouts.source_of(sound.assign(mode="dry run")))
-            card.charts.append(replace(chart, of=name))
+        if sound.empty:
+            continue
+        lines = {}
+        try:
+            lines = method_map.changes(method_map.run_of(sound, profiles), sound)
+        except ValueError as error:
+            card.notes.append(f"{name}: where the fewest bytes change is not drawn: {error}")
+        of = layouts.source_of(sound.assign(mode="dry run"))
+        card.charts.append(replace(method_map.chart(sound, of, lines), of=name))
     if not card.charts:
         card.notes.append("left out: no CSV of plan --map among the files")
     return card

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench import options, page, report, report_input
+from bench import hardware, options, page, report, report_input
+from bench.hardware import PROFILES
 
 _SHOWN = 200
 """Rows of the table on the terminal."""
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     """Write the page and every figure that the files allow, print the table.
 
     Raises:
-        ValueError: a file is missing or is none that a report reads.
+        ValueError: a file is missing or is none that a report reads, or a profile is none.
     """
     parser = options.parser(
         "report",
@@ -39,8 +40,8 @@ def main(arguments: list[str]) -> int:
         "--rows",
         nargs="+",
         default=["results/runs.csv"],
-        help="CSV files of run, sweep, verify, plan --map and scripts/emulated_errors.py, and JSON "
-        "traces of run --trace, told apart by what is in them.",
+        help="CSV files of run, sweep, verify, compare, plan and scripts/emulated_errors.py, and "
+        "JSON traces of run --trace, told apart by what is in them.",
     )
     parser.add_argument(
         "--out",
@@ -48,10 +49,18 @@ def main(arguments: list[str]) -> int:
         default="results/report",
         help="Folder of report.html and of the figures.",
     )
+    parser.add_argument(
+        "--hardware",
+        nargs="*",
+        default=[],
+        help="YAML files of the profiles that dry runs in the rows name, for what they have of "
+        "memory; those that come with this project are known.",
+    )
     parsed = options.parse(parser, arguments)
+    profiles = PROFILES | {name: hardware.find(name) for name in parsed.hardware}
     given, out = report_input.read([Path(name) for name in parsed.rows]), Path(parsed.out)
-    data = report_input.drawable(given)
-    cards = report.cards(given, data)
+    data = report_input.drawable(given, profiles)
+    cards = report.cards(given, data, profiles)
     text = page.html(given, cards)
     print(table(data[data["status"] == "ok"]))
     for note in (*report.write_figures(cards, out), *given.notes):
@@ -63,19 +72,21 @@ def main(arguments: list[str]) -> int:
 
 def table(data: pd.DataFrame) -> str:
     """The rows side by side, sorted by ranks, tokens, ring and method; the first of very many."""
+    order = ["world_size", "seq_len", "ring_parallel_size", "layout"]
+    ordered = data[order].sort_values(order).index
+    left = f"\nand {len(data) - _SHOWN} more, on the page" if len(data) > _SHOWN else ""
+    data = data.loc[ordered[:_SHOWN]]
     shown = data.assign(
         comm_mib=data["comm_bytes_total"] / 2**20,
         theory_mib=data["theory_comm_bytes_total"] / 2**20,
         peak_mib=data["peak_memory_bytes"] / 2**20,
         mfu=data["mfu"] * 100,
     )
-    order = ["world_size", "seq_len", "ring_parallel_size", "layout"]
-    shown = shown.sort_values(order)[list(_TABLE)].head(_SHOWN)
+    shown = shown[list(_TABLE)]
     formats = {"step_ms_p50": "{:.0f}", "tokens_per_s": "{:.0f}", "loss_last": "{:.4f}"}
     formats |= dict.fromkeys(("comm_mib", "theory_mib"), "{:.2f}")
     formats |= dict.fromkeys(("peak_mib", "mfu"), "{:.1f}")
     formats |= dict.fromkeys(("world_size", "seq_len"), "{:.0f}")
     for name, form in formats.items():
         shown[name] = [form.format(value) for value in shown[name]]
-    left = f"\nand {len(data) - _SHOWN} more, on the page" if len(data) > _SHOWN else ""
     return shown.rename(columns=_TABLE).to_string(index=False) + left

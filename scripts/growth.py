@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from bench import figures, layouts
 
 QUANTITIES = {
     "step_ms_p50": "step (ms)",
     "flops": "model FLOPs of a rank",
-    "comm_bytes_total": "sent by a rank (bytes)",
-    "peak_memory_bytes": "peak of a rank (bytes)",
+    "comm_bytes_total": "sent by a rank (MiB)",
+    "peak_memory_bytes": "peak of a rank (MiB)",
 }
 
 
@@ -62,11 +61,12 @@ def figure(parts: dict[str, pd.DataFrame]) -> Figure:
         for axes, name in zip(of_part, shown, strict=True):
             for method in layouts.methods_of(rows):
                 line = rows[rows["method"] == method].sort_values(over)
-                axes.loglog(line[over], line[name], label=method, **layouts.style_of(method))
+                unit = layouts.MIB if "bytes" in name else 1
+                axes.loglog(line[over], line[name] / unit, label=method, **layouts.style_of(method))
             at = sorted(rows[over].unique())
             axes.set_xticks(at, [layouts.length_label(n) for n in at])
             axes.minorticks_off()
-            axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+            figures.log_ticks(axes.yaxis)
             axes.set_xlabel({"seq_len": "tokens", "layers": "blocks"}[over])
             axes.set_ylabel(QUANTITIES[name])
     handles, labels = panels[0][0].get_legend_handles_labels()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench import compare_figure, figures, options, plan_verb, report_verb, verify, verify_verb
+from bench import compare_verb, figures, options, plan_verb, report_verb, verify, verify_verb
 from scripts import diagrams, emulated_errors, growth, overlap_summary
 
 RESULTS = Path("results")
@@ -59,7 +59,7 @@ def draw(command: list[str]) -> None:
     elif verb == "verify":
         _overlay(flags)
     elif verb == "compare":
-        _ratios(Path(flags[flags.index("--out") + 1]))
+        compare_verb.save_figure(Path(flags[flags.index("--out") + 1]))
 
 
 def _overlay(flags: list[str]) -> None:
@@ -71,14 +71,6 @@ def _overlay(flags: list[str]) -> None:
     out = Path(parsed.out)
     title = verify_verb.title(options.run_config(parsed))
     drawn = figures.draw(verify.overlay(pd.read_csv(out), title))
-    figures.save(drawn, out.with_suffix(""))
-
-
-def _ratios(out: Path) -> None:
-    """The figure of a comparison."""
-    table = pd.read_csv(out)
-    with figures.styled():
-        drawn = compare_figure.figure(table[table["status"] == "ok"])
     figures.save(drawn, out.with_suffix(""))
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import method_map, ranking, theory
+from bench import hardware, method_map, ranking, report, report_input, theory
 from bench.__main__ import main
+from bench.chart import Line
 from methods import METHODS
 from tests.test_ranking import BASE
 
+SHIPPED = Path(__file__).parent.parent / "results" / "map_llama3-8b_h100.csv"
 SHALLOW = replace(BASE, model=replace(BASE.model, num_hidden_layers=3))
 
 
@@ -55,6 +57,47 @@ def test_lines_are_where_the_fewest_bytes_change() -> None:
         return min(sizes, key=lambda m: sizes[m][0] * int(length) + sizes[m][1])
 
     assert least(at * 0.95) != least(at * 1.05)
+
+
+def test_a_files_own_run_has_the_lines_of_its_map() -> None:
+    shipped = pd.read_csv(SHIPPED)
+    run = method_map.run_of(shipped, hardware.PROFILES)
+    assert (run.model.label, run.dtype, run.hardware) == ("llama3-8b", "bf16", "h100-80g")
+    expected = method_map.changes(run, shipped)
+    assert any(expected.values())
+    (chart,) = map_card(shipped).charts
+    lines = [mark.x[0] for mark in chart.panels[0].marks if isinstance(mark, Line)]
+    assert len(lines) == sum(map(len, expected.values()))
+    assert all(0 < x < 5 for x in lines)
+    half = shipped.assign(model="llama3-8b(num_hidden_layers=3)")
+    assert method_map.run_of(half, hardware.PROFILES).architecture.num_hidden_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("model", "../../etc", "model '../../etc' is not known"),
+        ("model", "llama3-8b(name_or_path=x)", "name_or_path is no size"),
+        ("model", "llama3-8b(num_hidden_layers=--config=x)", "num_hidden_layers"),
+        ("hardware", "some.yml", "hardware 'some.yml' is not known"),
+        ("dtype", "--config=some.yml", "dtype"),
+        ("tiled_mlp_compute", None, "no column tiled_mlp_compute"),
+    ],
+)
+def test_a_map_of_an_unknown_run_has_no_lines(column: str, value: str | None, told: str) -> None:
+    shipped = pd.read_csv(SHIPPED)
+    changed = shipped.drop(columns=column) if value is None else shipped.assign(**{column: value})
+    card = map_card(changed)
+    (note,) = card.notes
+    assert note.startswith("name: where the fewest bytes change is not drawn: ")
+    assert told in note
+    (chart,) = card.charts
+    assert not any(isinstance(mark, Line) for mark in chart.panels[0].marks)
+
+
+def map_card(cells: pd.DataFrame) -> report.Card:
+    given = report_input.Given(pd.DataFrame(), maps={"name": cells})
+    return report._maps(given, hardware.PROFILES)
 
 
 def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:

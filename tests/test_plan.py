@@ -94,7 +94,9 @@ def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert set(in_chunks["method"]) == {"ulysses"} != set(kept["method"])
     longest = {line.split()[0]: int(line.split()[-2]) for line in lines}
     for name, length in longest.items():
-        assert str(length) in set(kept[kept["method"] == name]["seq_len"])
+        of_method = kept[kept["method"] == name]
+        assert list(of_method["longest_limit"]) == ["", "GPU"]
+        assert list(of_method["seq_len"]) == ["1024", str(length)]
 
 
 @pytest.mark.parametrize(
