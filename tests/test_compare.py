@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import compare, compare_figure, launch
+from bench import compare, launch
 from bench.__main__ import main
 from bench.compare_verb import COLUMNS
 from methods.peers import PARTS, PEERS, Peer, check_device, plain
@@ -154,17 +154,6 @@ def test_all_peers_are_those_of_a_cells_dtype(tmp_path: Path) -> None:
     assert {*PEERS} - {*IN_FP32} == {"yunchang_ring"}
     differs = pd.read_csv(tmp_path / "x.csv").groupby("peer")["differs"].first()
     assert differs["fairscale_tp"] == PEERS["fairscale_tp"].differs("model")
-
-
-@pytest.mark.parametrize("part", [None, *PARTS])
-def test_the_figure_says_of_which_part(part: str | None) -> None:
-    columns = ("ratio_p50", "ratio_p20", "ratio_p80", "ours_comm_bytes", "peer_comm_bytes")
-    row = dict.fromkeys((*columns, "ours_peak_bytes", "peer_peak_bytes"), 1.0)
-    row |= {"peer": "p", "world_size": 2, "seq_len": 64, "device": "cpu", "pairs": 1}
-    row |= {"git_commit": "0" * 8} | ({"part": part} if part else {})
-    (label,) = compare_figure.figure(pd.DataFrame([row])).axes[0].get_yticklabels()
-    tail = ", blocks alone" if part == "blocks" else ""
-    assert label.get_text() == f"p\n2 ranks, 64 tokens{tail}"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from bench import compare_figure
 from bench.chart import Bars, Line
@@ -16,12 +17,12 @@ SHIPPED = RESULTS / "compare.csv"
 def test_ratios_and_their_spread_are_the_rows() -> None:
     rows = pd.read_csv(SHIPPED)
     (chart,) = cards_of(SHIPPED)["compare"].charts
-    assert [panel.title for panel in chart.panels] == [
-        f"{ranks} ranks, 2K tokens, fp32" for ranks in sorted(rows["world_size"].unique())
-    ]
     assert "measured" in chart.source
     assert "10 pairs" in chart.source
-    for panel, (_, cells) in zip(chart.panels, rows.groupby("world_size"), strict=True):
+    settings = rows.groupby(["part", "world_size", "seq_len", "dtype"], sort=False)
+    for panel, ((part, ranks, tokens, dtype), cells) in zip(chart.panels, settings, strict=True):
+        alone = ", blocks alone" if part == "blocks" else ""
+        assert panel.title == f"{ranks} ranks, {tokens // 1024}K tokens, {dtype}{alone}"
         assert [*panel.y.ticks.values()] == [*cells["peer"]]
         time, sent, peak = (mark for mark in panel.marks if isinstance(mark, Bars))
         assert [*time.size] == [*cells["ratio_p50"]]
@@ -33,6 +34,18 @@ def test_ratios_and_their_spread_are_the_rows() -> None:
         assert {*same.x} == {1}
         assert panel.x.limits is not None
         assert panel.x.limits[1] > rows["ratio_p80"].max()
+
+
+@pytest.mark.parametrize(
+    ("part", "tail"), [("blocks", ", blocks alone"), ("model", ""), (None, "")]
+)
+def test_a_panel_says_of_which_part_it_is(part: str | None, tail: str, tmp_path: Path) -> None:
+    """Older files do not know of parts."""
+    rows = pd.read_csv(SHIPPED, dtype=str).head(1).drop(columns="part", errors="ignore")
+    rows = rows if part is None else rows.assign(part=part)
+    (chart,) = cards_of(written(rows, tmp_path / "rows.csv"))["compare"].charts
+    (panel,) = chart.panels
+    assert panel.title.endswith(rows["dtype"].iloc[0] + tail)
 
 
 def test_rows_that_are_damaged_or_failed_are_left_out(tmp_path: Path) -> None:
