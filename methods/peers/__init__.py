@@ -137,7 +137,7 @@ _BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cu
 _OF_SHARD = "a shard's logits whole"
 _UNPACKED = "weights not packed"
 _FIVE = f"{_UNPACKED}: five all-reduces of a block's input gradients, not two"
-_KEPT = "gathered tokens kept for backward, not gathered again"
+_KEEPS = {"regather": False}  # gathered tokens, for backward
 _EXCHANGED = f"q, k, v exchanged one by one; {_UNPACKED}"
 _ZERO = f"{_EXCHANGED}; ZeRO-3 keeps gathered weights for backward"
 PEERS = {
@@ -146,15 +146,17 @@ PEERS = {
         "tp_sp",
         "torch",
         "dtensor:sequence_parallel",
-        f"{_KEPT}; {_UNPACKED}",
+        _UNPACKED,
         _WHOLE_LOGITS,
+        tricks=_KEEPS,
     ),
     "dtensor_tp_sp_loss": Peer(
         "tp_sp",
         "torch",
         "dtensor:sequence_and_loss_parallel",
-        f"{_KEPT}; {_UNPACKED}",
+        _UNPACKED,
         _BY_VOCABULARY,
+        tricks=_KEEPS,
     ),
     "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _FIVE, _WHOLE_LOGITS),
     "megatron_tp": Peer(
@@ -178,8 +180,9 @@ PEERS = {
         "tp_sp",
         "torchtitan spmd_types tyro",
         "torchtitan_llama:tensor_and_sequence_parallel",
-        f"{_KEPT}; gate and up not packed; rotary embedding in complex numbers",
+        "gate and up not packed; rotary embedding in complex numbers",
         _BY_VOCABULARY,
+        tricks=_KEEPS,
         install="--no-deps -r requirements-torchtitan.txt",
     ),
     "yunchang_ulysses": Peer(
