@@ -111,8 +111,9 @@ def _bars(mark: Bars) -> dict[str, Any]:
     }
     if mark.text:
         texts = [_lines(text) for text in mark.text]
-        found |= {"text": texts, "textposition": "inside", "insidetextanchor": "middle"}
-        found["textangle"] = 0
+        place = "outside" if mark.style.get("hatch") else "inside"  # nobody reads through hatches
+        found |= {"text": texts, "textposition": place, "insidetextanchor": "middle"}
+        found |= {"textangle": 0, "cliponaxis": False}
     if mark.about:
         found |= {"hovertext": [_safe(text) for text in mark.about], "hoverinfo": "text"}
     return found

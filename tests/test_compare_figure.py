@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import compare_figure
+from bench import compare_figure, page_charts
 from bench.chart import Bars, Line
 from tests.test_report import RESULTS, cards_of, written
 
@@ -46,6 +46,13 @@ def test_a_panel_says_of_which_part_it_is(part: str | None, tail: str, tmp_path:
     (chart,) = cards_of(written(rows, tmp_path / "rows.csv"))["compare"].charts
     (panel,) = chart.panels
     assert panel.title.endswith(rows["dtype"].iloc[0] + tail)
+
+
+def test_on_the_page_no_ratio_stands_on_hatches() -> None:
+    (chart,) = cards_of(SHIPPED)["compare"].charts
+    bars = [trace for trace in page_charts.drawn(chart)["panels"][0]["data"] if "base" in trace]
+    places = {bool(bar["marker"]["pattern"]["shape"]): bar["textposition"] for bar in bars}
+    assert places == {True: "outside", False: "inside"}
 
 
 def test_rows_that_are_damaged_or_failed_are_left_out(tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     laps.append(cpu_s())
     read, page_made, read_again, one, all_charts, one_again = np.diff(laps)
     assert len([line for line in lines if ".png" in line]) == len(charts) == 5
-    assert page_made < 3.6 * (read + read_again)
-    assert all_charts < 4.8 * (one + one_again)
+    # On two cores with up to eight busy processes: 2.2 to 3.1, and 2.7 to 3.3.
+    assert page_made < 4.2 * (read + read_again)
+    assert page_made + all_charts < 4.5 * (read + read_again + one + one_again)
     assert len(text) < 20e6
 
 
