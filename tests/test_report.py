@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from bench import figures, hardware, layouts, page, page_charts, report, report_input
+from bench import figures, layouts, page, page_charts, report, report_input
 from bench.__main__ import main
-from bench.hardware import PROFILES
 
 RESULTS = Path(__file__).parent.parent / "results"
 EXAMPLE = RESULTS / "example.csv"
@@ -110,47 +108,6 @@ def test_measured_and_dry_rows_are_never_in_one_chart(tmp_path: Path) -> None:
             (False, True),
             (True, False),
         ]
-
-
-def test_the_hardware_limits_memory_where_it_is_known() -> None:
-    (first, *_) = cards_of(RESULTS / "dry_runs.csv")["memory"].charts
-    limits = [m for p in first.panels for m in p.marks if m.label.startswith("h100-80g has")]
-    assert {y for mark in limits for y in mark.y} == {PROFILES["h100-80g"].usable_bytes / 2**30}
-    misfits = [m for p in first.panels for m in p.marks if m.label.startswith("does not fit")]
-    assert misfits
-    (measured,) = cards_of(EXAMPLE)["memory"].charts
-    assert not any("has for tensors" in label for label in measured.legend)
-
-
-def test_a_users_profile_limits_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    highest = int(shipped()["peak_memory_bytes"].astype(int).max())
-    small, large = tmp_path / "small.yml", tmp_path / "large.yml"
-    for file, size in ((small, 2 * highest), (large, 100 * highest)):
-        of = replace(PROFILES["h100-80g"], speeds=None, memory_bytes=size)
-        hardware.write(replace(of, context_bytes=0, nccl_bytes=0, workspace_bytes=0), file)
-    for file in (small, large):
-        dry = shipped().assign(mode="dry_run", hardware=str(file))
-        rows = written(dry, tmp_path / f"{file.stem}.csv")
-        given = report_input.read([rows])
-        known = PROFILES | {f"{tmp_path}/./{file.name}": hardware.find(str(file))}
-        (chart,) = next(
-            card.charts
-            for card in report.cards(given, report_input.drawable(given, known))
-            if card.name == "memory"
-        )
-        limits = [m for p in chart.panels for m in p.marks if m.label.startswith("small.yml has")]
-        if file == small:
-            assert {y for mark in limits for y in mark.y} == {2 * highest / 2**20}
-        else:  # too far above the bars for a line
-            assert not limits
-            assert f"large.yml has {100 * highest / 2**30:.4g} GiB for tensors" in chart.source
-        (unknown,) = cards_of(rows)["memory"].charts
-        assert not any("has for tensors" in label for label in unknown.legend)
-    flags = ["report", "--rows", str(EXAMPLE), "--out", str(tmp_path / "out"), "--hardware"]
-    assert main([*flags, str(tmp_path / "none.yml")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path / "none.yml") in line
-    assert not (tmp_path / "out").exists()
 
 
 def test_scaling_keeps_what_must_stay_the_same() -> None:
