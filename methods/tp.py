@@ -14,9 +14,10 @@ from torch import Tensor
 from odysseus import collectives
 from odysseus.config import RunConfig
 from odysseus.kernels import Kernels
+from odysseus.layers import local
 from odysseus.mesh import Mesh
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
-from odysseus.model import MLP, Attention, local
+from odysseus.model import MLP, Attention
 from odysseus.tensor_parallel import linear_all_reduce, with_shared_kv_gradients
 
 

@@ -24,8 +24,9 @@ from odysseus.attention import CausalAttention
 from odysseus.config import RunConfig
 from odysseus.documents import Documents
 from odysseus.kernels import Kernels, check_blocks
+from odysseus.layers import RMSNorm
 from odysseus.mesh import Axis
-from odysseus.model import Attention, RMSNorm
+from odysseus.model import Attention
 from odysseus.tiling import Tiles, cut, tile_count
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from odysseus import collectives
 from odysseus.collectives import Landing
 from odysseus.config import RunConfig
+from odysseus.layers import Project, local
 from odysseus.mesh import Axis, Mesh
-from odysseus.model import Project, local
 
 
 def linear_all_reduce(

@@ -17,8 +17,8 @@ from methods import METHODS
 from odysseus import checkpoint
 from odysseus.config import RunConfig
 from odysseus.data import Samples
+from odysseus.layers import Head
 from odysseus.mesh import make_mesh
-from odysseus.model import Head
 from odysseus.step import Trainer
 from tests.hf_models import norms_in_fp64
 
