@@ -149,7 +149,7 @@ def _stacked(
     y = Axis(label=f"{label} ({unit})", limits=(0, 1.18 * max(totals.max(), limit, 1) / divisor))
     panels = []
     for ranks, rows in data.groupby("world_size"):
-        places = list(_places(rows))
+        places = list(_places(rows, ["status", *columns, *filter(None, [formula])]))
         at = [place for place, _ in places]
         marks: list[Mark] = []
         below = [0.0] * len(at)
@@ -203,10 +203,11 @@ def _limit(data: pd.DataFrame) -> tuple[int, str]:
     return (0, "") if pd.isna(limit) else (int(limit), Path(name).name)
 
 
-def _places(rows: pd.DataFrame) -> Iterator[tuple[float, dict[Any, Any]]]:
-    """(place, row): lengths as groups of bars, layouts within."""
+def _places(rows: pd.DataFrame, columns: list[str]) -> Iterator[tuple[float, dict[Any, Any]]]:
+    """(place, what a row has in these columns, its layout and length): lengths as groups of bars,
+    layouts within."""
     at, order = 0.0, layouts_of(rows)
-    for _, group in rows.groupby("seq_len"):
+    for _, group in rows[["layout", "seq_len", *columns]].groupby("seq_len"):
         for row in sorted(group.to_dict("records"), key=lambda row: order.index(row["layout"])):
             yield at, row
             at += 1

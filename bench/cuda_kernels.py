@@ -6,7 +6,7 @@ queries, T of keys, H query heads, G kv heads, K elements of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,16 +60,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight)
 
 
-def _kernels(backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Kernels:
-    blocks = BlockAttention(CUDA_FLASH.forward, backward)
+_BACKWARD = {"flash_attention_2": flash_backward, "flash_attention_3": flash_3_backward}
+
+
+@cache
+def kernels(attention: str) -> Kernels:
+    """What a GPU computes with, attention by a version of FlashAttention."""
+    blocks = BlockAttention(CUDA_FLASH.forward, _BACKWARD[attention])
     whole = at_home(blocks)
     return Kernels(differentiable(whole), rms_norm, TORCH.swiglu, TORCH.rotary_, blocks, whole)
-
-
-KERNELS = {
-    "flash_attention_2": _kernels(flash_backward),
-    "flash_attention_3": _kernels(flash_3_backward),
-}
 
 
 class _RMSNorm(torch.autograd.Function):

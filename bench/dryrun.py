@@ -213,7 +213,7 @@ def rank_of_place(run: RunConfig, place: int) -> int:
 def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
     """One step of one rank, after one that makes what the first step makes."""
     gpu = on_gpu(run)
-    kernels = cuda_kernels.KERNELS[attention_of(run)] if gpu else cpu_kernels(run)
+    kernels = cuda_kernels.kernels(attention_of(run)) if gpu else cpu_kernels(run)
     meter = MemoryMeter(CUDA_ROUNDING_BYTES if gpu else 1)
     # The limit is judged afterwards, on the profile's host and not on this one.
     run = replace(run, host_memory_limit_bytes=2**62)

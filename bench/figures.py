@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis as MplAxis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -48,9 +49,7 @@ def save(figure: Figure, path: Path, formats: tuple[str, ...] = FORMATS[:2]) -> 
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)  # a name in another script
-        if (engine := figure.get_layout_engine()) is not None:
-            engine.execute(figure)
-            figure.set_layout_engine("none")  # places are found once for all formats
+        ConstrainedLayoutEngine().execute(figure)  # once: with an engine, each format would
         for name in formats:
             figure.savefig(f"{path}.{name}", metadata=dates.get(name))
 
@@ -67,7 +66,7 @@ def draw(chart: Chart) -> Figure:
     legend_inches = 0.2 * -(-len(legend) // max(1, legend_columns))
     size = width, 0.9 + _PANEL_INCHES[1] * sum(heights) + legend_inches
     with styled():
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         places = figure.subplots(
             rows,
             columns,

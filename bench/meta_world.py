@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.profiler import record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -83,6 +82,8 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
             yield device
         finally:
             dist.destroy_process_group()
+            from torch.distributed.tensor.debug import _clear_sharding_prop_cache  # a second
+
             _clear_sharding_prop_cache()  # DTensor keeps meshes by shape; their groups are gone
 
 

@@ -169,7 +169,7 @@ def _crossing(cells: pd.DataFrame, one: str, other: str, column: str) -> float |
 
 def crossing_figure(changes: pd.DataFrame, title: str) -> Figure:
     """A line a pair of methods: where they change places as measured, predicted and by bytes."""
-    figure = Figure(figsize=(5.6, 1.2 + 0.4 * len(changes)), layout="constrained")
+    figure = Figure(figsize=(5.6, 1.2 + 0.4 * len(changes)))
     axes = figure.subplots()
     marks = {"measured": ("o", "#0072B2"), "predicted": ("x", "#D55E00"), "bytes": ("|", "black")}
     for name, (marker, color) in marks.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,13 +124,27 @@ def _table(path: Path, notes: list[str]) -> pd.DataFrame:
 
 def _rows(path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
     """A CSV's rows as :attr:`Given.cells` has them."""
-    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding_errors": "replace"}
+    try:
+        return _as(float, path, notes, on_bad_lines)
+    except pd.errors.ParserError:
+        raise
+    except ValueError:  # a measure that is no number
+        return _as(str, path, notes, on_bad_lines)
+
+
+def _as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
+    """That, measures read as one type. As numbers is twice as fast; all of them have to be."""
+    dtypes = defaultdict(lambda: str, dict.fromkeys(_MEASURES, dtype))
+    missing = dict.fromkeys(_MEASURES, ("", "nan", "NaN"))
+    how: dict[str, Any] = {"dtype": dtypes, "na_values": missing, "keep_default_na": False}
+    how |= {"on_bad_lines": on_bad_lines, "encoding_errors": "replace", "chunksize": _CHUNK}
     pieces: list[pd.DataFrame] = []
     total = 0
-    with pd.read_csv(path, on_bad_lines=on_bad_lines, chunksize=_CHUNK, **how) as chunks:
+    with pd.read_csv(path, **how) as chunks:
         for chunk in chunks:
             measures = [name for name in _MEASURES if name in chunk]
-            pieces.append(_numbers(chunk.fillna(""), measures))
+            texts = chunk.drop(columns=measures).fillna("")  # of lines that are short
+            pieces.append(pd.concat([texts, _numbers(chunk[measures], measures)], axis=1))
             total += len(chunk)
             while sum(map(len, pieces[1:])) >= MOST_ROWS:
                 del pieces[0]

@@ -54,7 +54,7 @@ def choose_attention(
         fitting = fitting and dtype == torch.bfloat16
         implementation = "flash_attention_2" if fitting else "sdpa"
     if implementation == "sdpa":
-        return implementation, _cpu_sdpa if device.type == "cpu" else sdpa
+        return implementation, _cpu_sdpa() if device.type == "cpu" else sdpa
     if device.type != "cuda":
         raise ValueError(
             f"model.attn_implementation = {implementation} needs CUDA; "
@@ -169,16 +169,22 @@ class _Attention(torch.autograd.Function):
         return *whole.backward(grad_o, q, k, v, o, logsumexp, documents), None, None
 
 
-_cpu_packed = differentiable(at_home(CPU_FLASH))
+@lru_cache(maxsize=1)
+def _cpu_sdpa() -> Attend:
+    """As :func:`sdpa`; of documents with one tensor for all, not one each and then all.
 
+    Made when it is first asked for: going around torch.compile imports its second of modules.
+    """
+    packed = differentiable(at_home(CPU_FLASH))
 
-def _cpu_sdpa(
-    q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
-) -> Tensor:
-    """As :func:`sdpa`; of documents with one tensor for all, not one each and then all."""
-    if documents is None:
-        return sdpa(q_BSHK, k_BSGK, v_BSGK)
-    return _cpu_packed(q_BSHK, k_BSGK, v_BSGK, documents=documents)
+    def attend(
+        q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
+    ) -> Tensor:
+        if documents is None:
+            return sdpa(q_BSHK, k_BSGK, v_BSGK)
+        return packed(q_BSHK, k_BSGK, v_BSGK, documents=documents)
+
+    return attend
 
 
 def by_head(x: Tensor, head_dim: int) -> Tensor:

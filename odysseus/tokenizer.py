@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer  # a third of a second, which most runs need not wait
+
     try:
         found = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower

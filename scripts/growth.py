@@ -55,7 +55,7 @@ def exponents(rows: pd.DataFrame, over: str) -> pd.DataFrame:
 def figure(parts: dict[str, pd.DataFrame]) -> Figure:
     """A row of panels for each way to grow, a panel for each quantity but FLOPs."""
     shown = [name for name in QUANTITIES if name != "flops"]
-    drawn = Figure(figsize=(7.2, 4.4), layout="constrained")
+    drawn = Figure(figsize=(7.2, 4.4))
     panels = drawn.subplots(len(parts), len(shown), squeeze=False)
     for (over, rows), of_part in zip(parts.items(), panels, strict=True):
         for axes, name in zip(of_part, shown, strict=True):

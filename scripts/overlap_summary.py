@@ -62,7 +62,7 @@ def _cells(path: Path) -> pd.DataFrame:
 def figure(cells: pd.DataFrame) -> Figure:
     """A panel for each speed: bars of a method's ways, from 1, which is perfect."""
     links, methods = cells["link"].unique(), layouts.methods_of(cells)
-    drawn = Figure(figsize=(6.4, 3.2), layout="constrained")
+    drawn = Figure(figsize=(6.4, 3.2))
     panels = drawn.subplots(1, len(links), sharey=True, squeeze=False)[0]
     for axes, link in zip(panels, links, strict=True):
         here = cells[cells["link"] == link].set_index(["method", "way"])["ratio"]

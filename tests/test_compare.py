@@ -196,3 +196,18 @@ def test_a_missing_package(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["compare", "--peers", "fairscale_tp"]) == 2
     told = capsys.readouterr().err
     assert "fairscale_tp needs the package no_such_package; valid: pip install -r" in told
+
+
+def disagreements(cases: list[tuple[str, str, float]]) -> list[str]:
+    return [compare.disagreement("a_peer", dtype, {name: off}) for dtype, name, off in cases]
+
+
+def test_only_the_embedding_may_be_further_off_and_in_bf16() -> None:
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    cases = [("bf16", embedding, 7e-2), ("bf16", head, 4e-2)]
+    wrong = [("bf16", embedding, 2e-1), ("bf16", head, 7e-2), ("fp32", embedding, 2e-3)]
+    wrong.append(("bf16", head, float("nan")))
+    for found in run_ranks(disagreements, 2, cases + wrong):
+        assert found[:2] == ["", ""]
+        for text, (_, name, _) in zip(found[2:], wrong, strict=True):
+            assert text.startswith(f"a_peer computes something else: {name} is off by ")

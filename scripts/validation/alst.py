@@ -36,7 +36,7 @@ from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama as llama
 
-from bench.cuda_kernels import KERNELS
+from bench.cuda_kernels import kernels
 from bench.dryrun import CUDA_ROUNDING_BYTES
 from bench.memory import MemoryMeter, Peak
 from bench.meta_world import META, only_rank
@@ -107,7 +107,7 @@ class Loss(torch.autograd.Function):
 
 def flash(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
     """As Transformers' flash_attention_forward."""
-    return KERNELS["flash_attention_2"].attend(
+    return kernels("flash_attention_2").attend(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     ), None
 

@@ -55,9 +55,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def main() -> None:
     predict("with this project's kernels")
-    kernels = cuda_kernels.KERNELS["flash_attention_2"]
-    unfused = replace(kernels, rms_norm=rms_norm, swiglu=swiglu)
-    with patch.dict(cuda_kernels.KERNELS, flash_attention_2=unfused):
+    fused = cuda_kernels.kernels("flash_attention_2")
+    unfused = replace(fused, rms_norm=rms_norm, swiglu=swiglu)
+    with patch.object(cuda_kernels, "kernels", lambda attention: unfused):
         predict("with the norm and SwiGLU of Transformers, not fused")
 
 

@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from bench.cuda_kernels import KERNELS
+from bench.cuda_kernels import kernels
 from bench.memory import MemoryMeter
 from bench.meta_world import META
 
@@ -68,7 +68,8 @@ class Block(nn.Module):
         qkv = Gathered.apply(self.norms[0](x), self.qkv).unflatten(2, (-1, WIDTH // HEADS))
         q, k, v = (part.transpose(1, 2) for part in qkv.split(HEADS // RANKS, dim=2))
         q, k = apply_rotary_pos_emb(q, k, *self.rotary(v, positions))
-        o = KERNELS["flash_attention_2"].attend(*(part.transpose(1, 2) for part in (q, k, v)))
+        attend = kernels("flash_attention_2").attend
+        o = attend(*(part.transpose(1, 2) for part in (q, k, v)))
         x = x + Scattered.apply(F.linear(o.flatten(2), self.o))
         gate, up = Gathered.apply(self.norms[1](x), self.gate_up).chunk(2, dim=-1)
         return x + Scattered.apply(F.linear(F.silu(gate) * up, self.down))
