@@ -9,5 +9,6 @@ if [ $# -eq 0 ]; then
     ruff check .
     ruff format --check .
     pyright
+    set -- -n 2 --dist loadfile  # not more: a test has up to eight processes of its own
 fi
 python -m pytest "$@"

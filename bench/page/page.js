@@ -4,6 +4,7 @@
 const content = JSON.parse(document.getElementById("content").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const PAGE = 100; // rows at a time
+const NARROW = 420; // px of a panel
 const FILTERS = ["method", "model", "mode", "ranks", "tokens", "status"];
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = { solid: "", dash: "6 3", dashdot: "6 3 2 3", dot: "2 3", longdashdot: "9 3 2 3" };
@@ -40,7 +41,7 @@ function layoutOf(panel, theme, width) {
     showline: true, ticks: "outside", tickcolor: theme.soft, ...given,
     title: { ...given.title, standoff: 8 },
   });
-  const narrow = width < 420;
+  const narrow = width < NARROW;
   const annotations = panel.layout.annotations.map((note) => (
     { ...note, font: { size: narrow ? 9 : 11, color: theme.ink } }));
   return {
@@ -70,8 +71,9 @@ function drawPanels(card, chart, hidden) {
     const least = panel.layout.xaxis.tickangle ? 70 + 13 * bars : 0;
     const share = Math.floor((room - 8 * (side - 1)) * panel.width / total) - 1;
     const width = Math.max(Math.min(share, 700 * Math.max(1, panel.width)), least);
+    const small = width < NARROW ? { textfont: { size: 8 } } : {};
     const traces = panel.data.map((trace) => (
-      { ...themed(trace, theme), visible: !hidden.has(trace.name) }));
+      { ...small, ...themed(trace, theme), visible: !hidden.has(trace.name) }));
     Plotly.newPlot(place, traces, layoutOf(panel, theme, width), {
       displaylogo: false, displayModeBar: false, scrollZoom: false,
     });
