@@ -214,7 +214,7 @@ def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
 def _zero(run: RunConfig) -> Iterator[Term]:
     """ZeRO-3 in one micro step (Rajbhandari et al., arXiv 1910.02054 §7): a block's weights are
     gathered forward and backward, the embedding's and the head's once (the overlapping engine: the
-    last block's too); gradients scattered once.
+    last block's too); gradients scattered once. Norms alone are one unit for all blocks.
     """
     a = run.architecture
     layers, kept = a.num_hidden_layers, int(run.zero_engine == "overlap")
@@ -222,6 +222,10 @@ def _zero(run: RunConfig) -> Iterator[Term]:
     head = ["model.norm.weight"]
     table = ["model.embed_tokens.weight"]
     units = [(block, 2 * layers - kept, layers)]
+    uncut = [name for name in block if not _is_cut(run, name)]
+    if all(name.endswith("norm.weight") for name in uncut):
+        cut = [name for name in block if name not in uncut]
+        units = [(cut, 2 * layers - kept, layers), (uncut * layers, 1, 1)]
     if a.tie_word_embeddings:
         units += [(head + table, 1, 1)]
     else:

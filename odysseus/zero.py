@@ -3,7 +3,9 @@
 A weight that the method cuts is sharded over the replicas and the ring, every other one over all
 ranks (rule 3 of docs/architecture.md): no parameter, gradient or optimizer state is held twice
 (but for kv heads fewer than ranks, whose copies Megatron-style methods need). Units: the
-embedding, each block, and the head with its norm. Gradients are summed, never averaged.
+embedding, each block, and the head with its norm. Gradients are summed, never averaged. Where a
+method cuts all of a block but its norms, those of all blocks are one unit more, gathered once and
+held: some thousand numbers a block, for which three collectives a block would wait.
 
 Where there is neither replica nor ring, a cut weight is one rank's own. FSDP2 would copy it all the
 same, to gather it and to reduce its gradient; it is used where it lies if its dtype is computed in.
@@ -84,7 +86,14 @@ def shard(
     if run.parameter_offload == "cpu":
         offload = CPUOffloadPolicy(pin_memory=mesh.device.type != "cpu")
 
-    def unit(module: nn.Module | list[nn.Module], reshard_after_forward: bool) -> None:
+    blocks = list(units.blocks)
+    norms = _alone(blocks, cut)
+
+    def unit(
+        module: nn.Module | list[nn.Module],
+        reshard_after_forward: bool,
+        ignored: set[nn.Parameter] = in_place,
+    ) -> None:
         fully_shard(
             module,  # pyright: ignore[reportArgumentType, reportCallIssue]
             mesh=mesh.full_mesh,
@@ -92,16 +101,20 @@ def shard(
             offload_policy=offload,
             reshard_after_forward=reshard_after_forward,
             shard_placement_fn=placement,
-            ignored_params=in_place,
+            ignored_params=ignored,
         )
+
+    # The root's unit has the norms. First, as FSDP2 looks for no weights inside of other units.
+    others = set(model.parameters()) - {norm.get_parameter("weight") for norm in norms}
+    unit(model, reshard_after_forward=False, ignored=others)
+    in_root = {norm.get_parameter("weight") for norm in norms}  # which are other objects now
 
     first, last = [] if units.embedding is None else [units.embedding], units.last
     tied = bool(first) and last[-1].weight is first[0].weight
-    blocks = list(units.blocks)
     for block in blocks:
         # Backward needs the last one's weights at once: the overlapping engine keeps them.
         kept = run.zero_engine == "overlap" and block is blocks[-1]
-        unit(block, reshard_after_forward=not kept)
+        unit(block, reshard_after_forward=not kept, ignored=in_place | in_root)
     # The head's backward follows its forward at once, so its weights stay gathered between.
     if last:
         unit([*first, *last] if tied else last, reshard_after_forward=False)
@@ -109,7 +122,6 @@ def shard(
         unit(first[0], reshard_after_forward=True)
         # The gradient of a lookup does not read the table: no second all-gather.
         first[0].set_unshard_in_backward(False)  # pyright: ignore[reportCallIssue]
-    unit(model, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -125,6 +137,17 @@ def shard(
                     reduce_in_buckets(group, run.reduce_bucket_size, run.compute_dtype)
     if run.zero_engine == "overlap":
         overlap(model, [*first, *blocks, *([] if tied else last[:1])])
+
+
+def _alone(blocks: list[nn.Module], cut: set[nn.Parameter]) -> list[nn.Module]:
+    """The blocks' norms, if a method cuts all else of them."""
+    found = [
+        (name, module)
+        for block in blocks
+        for name, module in block.named_modules()
+        if set(module.parameters(recurse=False)) - cut
+    ]
+    return [norm for _, norm in found] if all(n.endswith("norm") for n, _ in found) else []
 
 
 def _gather_when_needed(unit: FSDPModule) -> None:

@@ -96,13 +96,14 @@ def beside(run: RunConfig) -> tuple[float, float]:
 @pytest.mark.parametrize("method", CUT)
 def test_more_collectives_run_beside_matmuls(method: str) -> None:
     """Without chunks only backward's second gather and the reduction before the weight's gradient
-    do; ZeRO's never do in FSDP2 on a CPU, and all but the first unit's and the last's here."""
+    do; ZeRO's never do in FSDP2 on a CPU, and all but the first unit's, the last's and those of
+    norms alone here."""
     run = replace(RUN, method=method, world_size=2, seq_len=64, dtype="fp32")
     run = replace(run, model=replace(run.model, num_hidden_layers=8))
     one, two = (replace(run, overlap_chunks=c) for c in (1, 2))
     assert beside(two)[0] > beside(one)[0] + 0.2
     assert beside(one)[1] == 0
-    assert beside(replace(run, **AHEAD))[1] > 0.5
+    assert beside(replace(run, **AHEAD))[1] > 0.48
 
 
 def waited_for(run: RunConfig) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from bench.meta_world import META, cpu_kernels, only_rank
@@ -49,3 +50,15 @@ def test_any_other_is_sharded(shared: dict[str, Any]) -> None:
     alone = RunConfig(model=MODEL, method="tp", seq_len=64, world_size=4)
     assert left_alone(alone)
     assert not left_alone(replace(alone, **shared))
+
+
+@pytest.mark.parametrize(("method", "gathers"), [("tp", 1), ("tp_sp", 1), ("ulysses", 0)])
+def test_norms_alone_are_gathered_once_for_all_blocks(method: Any, gathers: int) -> None:
+    """Where a block has other weights that ZeRO shards over all ranks, its norms go with them."""
+    model = replace(MODEL, num_hidden_layers=3)
+    run = RunConfig(model=model, method=method, seq_len=64, world_size=2)
+    with only_rank(0, run.world_size, False):
+        trainer = Trainer(run, METHODS[run.method], make_mesh(META, run), cpu_kernels(run))
+        assert isinstance(trainer.model, FSDPModule)
+        groups = trainer.model._get_fsdp_state()._fsdp_param_groups
+        assert [len(group.fsdp_params) for group in groups] == [2 * 3] * gathers
