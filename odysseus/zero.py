@@ -104,13 +104,14 @@ def shard(
             ignored_params=ignored,
         )
 
-    # The root's unit has the norms. First, as FSDP2 looks for no weights inside of other units.
-    others = set(model.parameters()) - {norm.get_parameter("weight") for norm in norms}
-    unit(model, reshard_after_forward=False, ignored=others)
-    in_root = {norm.get_parameter("weight") for norm in norms}  # which are other objects now
-
     first, last = [] if units.embedding is None else [units.embedding], units.last
     tied = bool(first) and last[-1].weight is first[0].weight
+    # The root's unit has the norms, and what no other has. It is the first, as FSDP2 looks for no
+    # weights inside of other units.
+    theirs = {p for module in (*first, *blocks, *last) for p in module.parameters()}
+    theirs -= {norm.get_parameter("weight") for norm in norms}
+    unit(model, reshard_after_forward=False, ignored=theirs)
+    in_root = {norm.get_parameter("weight") for norm in norms}  # which are other objects now
     for block in blocks:
         # Backward needs the last one's weights at once: the overlapping engine keeps them.
         kept = run.zero_engine == "overlap" and block is blocks[-1]
