@@ -71,7 +71,7 @@ function drawPanels(card, chart, hidden) {
     const least = panel.layout.xaxis.tickangle ? 70 + 13 * bars : 0;
     const share = Math.floor((room - 8 * (side - 1)) * panel.width / total) - 1;
     const width = Math.max(Math.min(share, 700 * Math.max(1, panel.width)), least);
-    const small = width < NARROW ? { textfont: { size: 8 } } : {};
+    const small = width < 1.5 * NARROW ? { textfont: { size: 9 } } : {};
     const traces = panel.data.map((trace) => (
       { ...small, ...themed(trace, theme), visible: !hidden.has(trace.name) }));
     Plotly.newPlot(place, traces, layoutOf(panel, theme, width), {
