@@ -18,6 +18,7 @@ from methods.peers import PARTS, PEERS, Peer, check_device, plain
 from methods.peers.optimizer import AdamW
 from odysseus.block_stack import Stream
 from odysseus.config import RunConfig
+from odysseus.data import Batch
 from tests.peer_bytes import (
     BYTES,
     RUN,
@@ -198,16 +199,12 @@ def test_a_missing_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fairscale_tp needs the package no_such_package; valid: pip install -r" in told
 
 
-def disagreements(cases: list[tuple[str, str, float]]) -> list[str]:
-    return [compare.disagreement("a_peer", dtype, {name: off}) for dtype, name, off in cases]
-
-
-def test_only_the_embedding_may_be_further_off_and_in_bf16() -> None:
-    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
-    cases = [("bf16", embedding, 7e-2), ("bf16", head, 4e-2)]
-    wrong = [("bf16", embedding, 2e-1), ("bf16", head, 7e-2), ("fp32", embedding, 2e-3)]
-    wrong.append(("bf16", head, float("nan")))
-    for found in run_ranks(disagreements, 2, cases + wrong):
-        assert found[:2] == ["", ""]
-        for text, (_, name, _) in zip(found[2:], wrong, strict=True):
-            assert text.startswith(f"a_peer computes something else: {name} is off by ")
+def test_checked_tokens_are_of_the_whole_vocabulary_and_the_same_cut_or_not() -> None:
+    ids = torch.randint(256, (1, 1024), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(1024)[None]
+    found = compare.spread(Batch(ids, ids, places), 4096)
+    assert found.input_ids.unique().numel() > 800
+    assert ids.unique().numel() <= 256
+    shard = compare.spread(Batch(ids[:, 512:], ids[:, 512:], places[:, 512:]), 4096)
+    assert torch.equal(shard.input_ids, found.input_ids[:, 512:])
+    assert torch.equal(found.labels, ids)
