@@ -199,9 +199,13 @@ WRONG = {
 @contextmanager
 def wrong_ones() -> Iterator[None]:
     """Peers that compute something else are there."""
-    here = {"methods.peers.wrong": sys.modules[__name__]}
-    with patch.dict(PEERS, WRONG), patch.dict(sys.modules, here):
-        yield
+    name = "methods.peers.wrong"
+    sys.modules[name] = sys.modules[__name__]
+    try:
+        with patch.dict(PEERS, WRONG):
+            yield
+    finally:  # of this name alone: patch.dict would forget all that was first imported meanwhile
+        del sys.modules[name]
 
 
 def of_wrong_ones(run: RunConfig) -> dict[str, dict[str, Any]]:
