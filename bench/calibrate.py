@@ -35,7 +35,7 @@ from odysseus.transfers import start_hop
 
 _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""
-_ROW_S = 0.3
+_ROW_S = 0.2
 """How long calls are repeated: longer than an operating system leaves a core to one process."""
 
 
@@ -80,11 +80,24 @@ def _seconds(action: Callable[[], object], device: torch.device) -> float:
     """Of one call, of all ranks the slowest: of so many in a row that ranks that share a core have
     each had their turns, the median of some such rows."""
     action()
+    calls, rows = _rows(action, device)
+    return median(_timed(action, calls, device) for _ in range(rows))
+
+
+def _extra_s(more: Callable[[], object], less: Callable[[], object], device: torch.device) -> float:
+    """What one action takes beyond another, as :func:`_seconds`, their rows in turn: a machine's
+    pace changes from row to row. Noise can make it negative."""
+    more(), less()
+    calls, rows = _rows(more, device)
+    return median(
+        _timed(more, calls, device) - _timed(less, calls, device) for _ in range(2 * rows - 1)
+    )
+
+
+def _rows(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """The calls of a row, and how many rows; where a call takes longer, it alone says enough."""
     once = _timed(action, 1, device)
-    calls = max(1, min(10_000, int(_ROW_S / once)))
-    if once > _ROW_S:
-        return once
-    return median(_timed(action, calls, device) for _ in range(3))
+    return (1, 1) if once > _ROW_S else (min(10_000, int(_ROW_S / once)), 3)
 
 
 def _timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
@@ -112,16 +125,18 @@ def _issue_s(device: torch.device) -> float:
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
     axis, line = Axis(own, "activation"), DeviceMesh.from_group(own, device.type)
     mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
-    took, issued = [], []
+    steps, issued = [], []
     for layers in (2, 4):
         run = RunConfig(model=ModelOptions(num_hidden_layers=layers), seq_len=8)
         trainer = Trainer(run, METHODS[run.method], mesh)
         batches = Samples(run, 0, 0, device).step(0)
-        took.append(_seconds(lambda t=trainer, b=batches: t.step(b), device))
+        steps.append(lambda t=trainer, b=batches: t.step(b))
         with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
             trainer.step(batches)
         issued.append(len(recorder.device.program))
-    return max(took[1] - took[0], 0.01 * took[0]) / (issued[1] - issued[0])  # less is noise
+    few, many = steps
+    extra = max(_extra_s(many, few, device), 0.01 * _seconds(few, device))  # less is noise
+    return extra / (issued[1] - issued[0])
 
 
 def _matmuls(
@@ -199,18 +214,20 @@ def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
 
 def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> Points:
     """After some computing each time, as in a step: ranks that share a core never come together."""
-    a = torch.randn(512, 512, device=device)
+    a = torch.randn(512, 1024, device=device)
     found, largest = [], 24 if device.type == "cpu" else 30
 
     def compute() -> Tensor:
-        return a @ a
+        return a @ a.T
 
     alone = _seconds(compute, device)
     for size in (2**power for power in range(12, largest + 1, 3)):
         elements = -(-size // 4 // group.size()) * group.size()
         x = torch.ones(elements, device=device)
-        both = _seconds(lambda x=x: (compute(), _COLLECTIVES[collective](x, group)), device)
-        seconds = max(both - alone, 0.01 * alone)  # less is noise
+        extra = _extra_s(
+            lambda x=x: (compute(), _COLLECTIVES[collective](x, group)), compute, device
+        )
+        seconds = max(extra, 0.01 * alone)  # less is noise
         found.append(
             (float(x.nbytes), float(bytes_sent(collective, x.nbytes, group.size())) / seconds)
         )

@@ -4,28 +4,33 @@
 #   sudo scripts/emulated_study.sh [FOLDER]     about 80 minutes; default results/emulated
 #
 # At each speed of the links: calibrate on the hosts, measure the cells of emulated.yml and
-# emulated_ring.yml on them, predict the same cells from the profile. What a shared machine computes
-# in a second changes from minute to minute, so that is done in rounds, of which the median counts,
-# and in more and longer ones the more of a step is compute. Every cell has processes of its own:
-# one after another in the same processes, short cells take up to half as long again after long
-# ones. Leave the machine alone meanwhile. The comparison of all is FOLDER/errors.csv and its
-# figures. What is there already is not measured again.
+# emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute,
+# so that is done in rounds, of which the median counts, and in more and longer ones where most of a
+# step is compute. Every cell has processes of its own: one after another in the same processes, short
+# cells take up to half as long again after long ones. Leave the machine alone meanwhile. Then the
+# same cells are predicted from the profiles, and compared: FOLDER/errors.csv and its figures. What is
+# there already is not measured again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-results/emulated}
 model=(--model.name_or_path tiny --model.hidden_size 256 --model.num_attention_heads 8 --model.num_key_value_heads 4)
-declare -A rounds=([none]=3 [800mbit]=1 [200mbit]=1 [50mbit]=1)
+rates=(none 800mbit 200mbit 50mbit)
+declare -A rounds=([none]=5 [800mbit]=1 [200mbit]=1 [50mbit]=1)
 declare -A steps=([none]="--warmup_steps 3 --steps 7")
 
-# measure SUFFIX CONFIG FLAG…: a sweep's cells on the hosts, and their predictions.
+# measure SUFFIX CONFIG FLAG…: a sweep's cells on the hosts.
 measure() {
     "${cluster[@]}" sweep --config "scripts/$2.yml" "${@:3}" --out "$at/measured$1.csv"
-    python -m bench sweep --config "scripts/$2.yml" "${@:3}" --dry_run true \
+}
+
+# predict SUFFIX CONFIG: the same cells, from the hosts' profile.
+predict() {
+    python -m bench sweep --config "scripts/$2.yml" --dry_run true \
         --hardware "$at/profile.yml" --out "$at/predicted$1.csv"
 }
 
-for round in 1 2 3; do
-    for rate in none 800mbit 200mbit 50mbit; do
+for round in {1..5}; do
+    for rate in "${rates[@]}"; do
         [ "$round" -le "${rounds[$rate]}" ] || continue
         at=$folder/$rate-$round
         mkdir -p "$at"
@@ -40,5 +45,10 @@ for round in 1 2 3; do
         done
         [ "$rate" != 200mbit ] || measure -prefetch emulated_prefetch
     done
+done
+for at in "$folder"/*-*; do
+    predict "" emulated
+    predict "" emulated_ring
+    [ ! -f "$at/measured-prefetch.csv" ] || predict -prefetch emulated_prefetch
 done
 python -m scripts.emulated_errors "$folder"
