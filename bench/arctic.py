@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from bench import launch
+from bench import joined
 from bench.arctic_keys import (
     ASIDE,
     DEFAULTS,
@@ -140,7 +140,7 @@ def _completed(fields: dict[str, Any]) -> dict[str, Any]:
         )
     if "seq_len" not in fields:
         fields["seq_len"] = _longest(fields["model.name_or_path"])
-    launched = launch.launched_world_size()
+    launched = joined.launched_world_size()
     return {"world_size": launched or fields["sequence_parallel_size"]} | fields
 
 

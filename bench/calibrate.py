@@ -87,7 +87,8 @@ def _seconds(action: Callable[[], object], device: torch.device) -> float:
 def _extra_s(more: Callable[[], object], less: Callable[[], object], device: torch.device) -> float:
     """What one action takes beyond another, as :func:`_seconds`, their rows in turn: a machine's
     pace changes from row to row. Noise can make it negative."""
-    more(), less()
+    for action in (more, less):
+        action()
     calls, rows = _rows(more, device)
     return median(
         _timed(more, calls, device) - _timed(less, calls, device) for _ in range(2 * rows - 1)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import calibrate, cell, hardware, launch, options
+from bench import calibrate, cell, hardware, joined, launch, options
 from odysseus.config import RunConfig
 from odysseus.mesh import pick_device
 
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     options.add_run_options(parser)
     parser.add_argument("--out", type=str, default="profile.yml", help="YAML file to write.")
     parsed = options.parse(parser, arguments)
-    run, launched = options.run_config(parsed), launch.launched_world_size()
+    run, launched = options.run_config(parsed), joined.launched_world_size()
     options.check(run)
     options.check_gpus(run, launched)
     if pick_device(run.device).type == "cuda" and run.dtype != "bf16":

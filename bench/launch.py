@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import re
 import select
 import signal
 import sys
@@ -24,7 +23,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from bench import cell, host_limit, peer_cell, predict, rows, theory, theory_memory
 from methods.peers import name_of
 from odysseus.config import RunConfig
-from odysseus.host_memory import HostMemoryError
 
 _OUT_OF_MEMORY = {
     "OutOfMemoryError": "oom_gpu",
@@ -81,35 +79,6 @@ def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) 
         return {"status": "timeout", "error": str(timeout)}
 
 
-def join_cell(run: RunConfig, save: str = "") -> dict[str, Any] | None:
-    """Be one of the workers that torchrun or srun started; on rank 0, the cell's row.
-
-    Args:
-        save: As :func:`bench.cell.measure`.
-    """
-    started, is_first = time.monotonic(), os.environ["RANK"] == "0"
-    if short := host_limit.shortage(run):
-        if not is_first:
-            raise HostMemoryError(short)  # so that the launcher ends every rank
-        return finish_row(run, {"status": "oom_cpu", "error": short}, 0.0)
-    outcome = measured_row(run, lambda: measure(run, save))
-    return finish_row(run, outcome, time.monotonic() - started) if is_first else None
-
-
-def measured_row(run: RunConfig, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a joined rank measures, with status and error; those two alone if rank 0 failed.
-
-    Raises:
-        Exception: another rank failed; this ends it, and the launcher the job.
-    """
-    try:
-        return {"status": "ok", "error": ""} | measure()
-    except Exception as error:
-        if os.environ["RANK"] != "0":
-            raise
-        return _failed(0, f"{type(error).__name__}: {error}", run)
-
-
 def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
     """The row of a cell that cannot be started."""
     return finish_row(run, {"status": "invalid", "error": reason}, 0.0)
@@ -133,36 +102,6 @@ def _count(run: RunConfig) -> dict[str, Any]:
         return predict.columns(run, predict.count(run))
     except Exception as error:
         return {"status": "error", "error": f"{type(error).__name__}: {error}"}
-
-
-def launched_world_size() -> int | None:
-    """The number of processes that torchrun or srun started, this one among them; else None.
-
-    Under srun the environment that torch expects is filled in from Slurm's.
-    """
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return int(env["WORLD_SIZE"])
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
-    if "SLURM_PROCID" not in env or tasks == 1:
-        return None
-    port = 20_000 + int(env["SLURM_JOB_ID"]) % 20_000
-    env.setdefault("RANK", env["SLURM_PROCID"])
-    env.setdefault("LOCAL_RANK", env["SLURM_LOCALID"])
-    env.setdefault("WORLD_SIZE", str(tasks))
-    env.setdefault("LOCAL_WORLD_SIZE", str(_tasks_on_this_node(tasks)))
-    env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    env.setdefault("MASTER_PORT", str(port))
-    return tasks
-
-
-def _tasks_on_this_node(tasks: int) -> int:
-    """Slurm's list of tasks a node, like ``8(x2),4``, at this node's place."""
-    listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
-    counts: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
-        counts += [int(count)] * int(times or 1)
-    return counts[min(int(os.environ.get("SLURM_NODEID", 0)), len(counts) - 1)]
 
 
 def _launch(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
@@ -195,10 +134,14 @@ def _worker(
     try:
         return measure(run)
     except Exception as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            # Most likely another rank is gone: let that one be found first.
-            time.sleep(2)
+        if follows_another(error):
+            time.sleep(2)  # let that one be found first
         raise
+
+
+def follows_another(error: Exception) -> bool:
+    """Whether a rank most likely failed because another one is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _die_with(pid: int) -> None:
@@ -220,10 +163,11 @@ def _failure(failed: ChildFailedError, run: RunConfig) -> dict[str, Any]:
     message = (told["message"] if isinstance(told, dict) else told).strip().splitlines()[0]
     if failure.exitcode < 0:
         message = f"killed by {signal.Signals(-failure.exitcode).name}"
-    return _failed(rank, message, run)
+    return failed_row(rank, message, run)
 
 
-def _failed(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
+def failed_row(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
+    """Status and error of a cell, one of whose ranks failed."""
     status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
     if message.startswith("HostMemoryError"):
         message += f"; {host_limit.longest(run)}"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import dryrun, hardware, launch, options, predict, rows
+from bench import dryrun, hardware, joined, launch, options, predict, rows
 from bench.advice import advice
 from bench.placement import placement
 from odysseus import checkpoint
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         help="Folder for the weights after the measured steps, as a Hugging Face checkpoint.",
     )
     parsed = options.parse(parser, arguments)
-    run, launched = options.run_config(parsed, peers=True), launch.launched_world_size()
+    run, launched = options.run_config(parsed, peers=True), joined.launched_world_size()
     options.check(run)
     options.check_gpus(run, launched)
     out = Path(parsed.out)
@@ -67,10 +67,10 @@ def main(arguments: list[str]) -> int:
     if launched is None:
         for line in advice(run, pick_device(run.device)):
             print(f"advice: {line}", file=sys.stderr)
-        row = launch.run_cell(run, partial(launch.measure, save=parsed.save))
-    else:
-        row = launch.join_cell(run, parsed.save)
-    return 0 if row is None else _finish(out, row)
+        return _finish(out, launch.run_cell(run, partial(launch.measure, save=parsed.save)))
+    measure = partial(launch.measure, run, parsed.save)
+    status = joined.run_cell(run, measure, partial(_finish, out))
+    return 1 if status != "ok" and os.environ["RANK"] == "0" else 0
 
 
 def _check_trace(run: RunConfig, path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from tqdm import tqdm
 
-from bench import cell, host_limit, launch, options, rows
+from bench import cell, host_limit, joined, launch, options, rows
 from bench.live_page import LivePage
 from odysseus.config import RunConfig
 
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     )
     parsed = options.parse(parser, arguments)
     out = Path(parsed.out)
-    cells, launched = options.expand(parsed, peers=True), launch.launched_world_size()
+    cells, launched = options.expand(parsed, peers=True), joined.launched_world_size()
     rows.check_writable(out)
     known = rows.keys(out, only_ok=parsed.retry_failed)
     live = LivePage(out, parsed.watch, len(cells))
@@ -85,7 +86,7 @@ def _join(
 ) -> int:
     """Be one of the workers that torchrun or srun started, for all cells one after another.
 
-    A cell that fails on rank 0 ends the job: started again, it goes on with the next.
+    A cell that fails ends the job: started again, it goes on with the next.
 
     Raises:
         ValueError: a cell cannot run on so many ranks.
@@ -107,31 +108,37 @@ def _join(
         left = [[run for key, run in keys.items() if key not in known]]
         dist.broadcast_object_list(left, src=0)
         for number, run in enumerate(left[0], 1 + len(keys) - len(left[0])):
-            started = time.monotonic()
-            refused, short = _told_anywhere(run)
-            row: dict[str, Any] = {"status": "invalid", "error": refused}
-            if short:
-                row = {"status": "oom_cpu", "error": short}
-            elif not refused:
-                row = launch.measured_row(run, lambda run=run: launch.measure_in_group(run, device))
+            finish = partial(_append, out, run, time.monotonic())
+            if told := _told_anywhere(run):
+                status = told["status"]
+                if is_first:
+                    finish(told)
+            else:
+                measure = partial(launch.measure_in_group, run, device)
+                status = joined.measured(run, measure, finish)
             if is_first:
-                rows.append(out, launch.finish_row(run, row, time.monotonic() - started))
-                print(f"{run.method} n={run.world_size} L={run.seq_len}: {row['status']}")
                 live.write(number, ended=number == len(keys))
-            failed += row["status"] != "ok"
-            if row["status"] not in ("ok", "invalid") and not short:
+            failed += status != "ok"
+            if status not in ("ok", "invalid") and not told:
                 break  # other ranks may have ended
-    return 1 if failed else 0
+    return 1 if failed and is_first else 0  # who ends badly before the first one ends it too
 
 
-def _told_anywhere(run: RunConfig) -> tuple[str, str]:
-    """Why a cell cannot be started, and what its hosts lack, on the first rank that says so: a file
-    may be on some hosts only."""
-    refused = options.refusal(run)
-    mine = refused, "" if refused else host_limit.shortage(run)
+def _append(out: Path, run: RunConfig, started: float, outcome: dict[str, Any]) -> None:
+    """Add a joined cell's row, and say so."""
+    rows.append(out, launch.finish_row(run, outcome, time.monotonic() - started))
+    print(f"{run.method} n={run.world_size} L={run.seq_len}: {outcome['status']}")
+
+
+def _told_anywhere(run: RunConfig) -> dict[str, Any]:
+    """Status and error of a cell that cannot be started, from the first rank that says so: a file
+    may be on some hosts only, or a host too small. Empty if it can."""
+    mine = {"status": "invalid", "error": options.refusal(run)}
+    if not mine["error"]:
+        mine = {"status": "oom_cpu", "error": host_limit.shortage(run)}
     told = [mine] * dist.get_world_size()
     dist.all_gather_object(told, mine)
-    return next(filter(any, told), ("", ""))
+    return next((outcome for outcome in told if outcome["error"]), {})
 
 
 def _one(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench import figures, launch, options, rows, verify
+from bench import figures, joined, options, rows, verify
 from odysseus.config import RunConfig
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("dry_run = true has no losses to compare; valid: false")
     options.check(run)
     options.check_gpus(run, None)
-    if launch.launched_world_size() is not None:
+    if joined.launched_world_size() is not None:
         raise ValueError("verify starts its own workers; run it without torchrun or srun")
     rows.check_folder(out)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import arctic, launch, options
+from bench import arctic, joined, options
 from bench.__main__ import main
 from odysseus import config_json
 from odysseus.config import RunConfig
@@ -205,7 +205,7 @@ def test_the_command_line_wins(file: Path) -> None:
 
 
 def test_a_launchers_size_is_the_world_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "launched_world_size", lambda: 16)
+    monkeypatch.setattr(joined, "launched_world_size", lambda: 16)
     assert parsed(file).world_size == 16
 
 

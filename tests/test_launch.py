@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from bench import launch, rows
-from bench.__main__ import main
 from odysseus.config import DataOptions, ModelOptions, RunConfig
 
 ROOT = Path(__file__).parent.parent
@@ -248,67 +247,3 @@ def test_a_killed_sweep_loses_no_row(tmp_path: Path) -> None:
     status, said, _ = finished(bench(*flags.split()))
     assert status == 0
     assert f"4 cells: {len(kept)} had rows, {4 - len(kept)} ok, 0 failed" in said
-
-
-def test_a_joined_cell_that_fails_is_rank_zeros_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(run: RunConfig, save: str) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(launch.cell, "measure", fail)
-    monkeypatch.setenv("RANK", "0")
-    row = launch.join_cell(RunConfig())
-    assert row is not None
-    assert (row["status"], row["error"]) == (
-        "oom_gpu",
-        "rank 0: OutOfMemoryError: CUDA out of memory.",
-    )
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(torch.OutOfMemoryError):
-        launch.join_cell(RunConfig())
-
-
-@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
-def test_run_joins_workers_that_a_launcher_started(tmp_path: Path, launcher: str) -> None:
-    out = tmp_path / "rows.csv"
-    flags = f"{SMALL} --world_size 2 --seq_len 64 --steps 1 --out {out}".split()
-    if launcher == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        command += ["--standalone", "-m", "bench", "run", *flags]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    else:
-        step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NUM_TASKS": "2"}
-        tasks = [
-            bench("run", *flags, **step, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"
-        ]
-        assert [finished(task)[0] for task in tasks] == [0, 0]
-    assert one_row(out)["status"] == "ok"
-    assert one_row(out)["world_size"] == "2"
-
-
-def test_a_sweep_joins_workers_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    out = tmp_path / "rows.csv"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += ["-m", "bench", "sweep", *f"{SMALL} --world_size 2 --steps 1 --out {out}".split()]
-
-    for lengths, failed, statuses in (
-        ("[64]", 0, ["ok"]),
-        ("[65,64,128]", 1, ["ok", "invalid", "ok"]),
-    ):
-        flags = ["--seq_len", lengths, "--method", "ulysses"]
-        done = subprocess.run(
-            [*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == failed, done.stderr
-        assert list(pd.read_csv(out)["status"]) == statuses
-
-
-def test_a_sweep_of_other_ranks_than_were_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    out = tmp_path / "rows.csv"
-    assert main(["sweep", "--seq_len", "64", "--world_size", "4", "--out", str(out)]) == 2
-    assert "the launcher started 2 processes" in capsys.readouterr().err
-    assert not out.exists()
