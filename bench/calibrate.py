@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -164,9 +166,9 @@ def _memory(device: torch.device) -> Points:
 
 
 def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
-    """The run's own kernel, causal, with its heads."""
+    """The run's own kernel with its heads: causal, and where a ring could use it, whole."""
     kernels = choose_kernels(run.model, device, run.compute_dtype)
-    a, found = run.architecture, {"forward": [], "backward": []}
+    a, found = run.architecture, defaultdict[str, list[tuple[float, float]]](list)
     for tokens in (128, 512, 2048) if device.type == "cpu" else (512, 2048, 8192, 32768):
         shapes = [a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads]
         q, k, v = (
@@ -184,15 +186,24 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
         def backward(o: Tensor = o, qkv: tuple[Tensor, ...] = (q, k, v)) -> None:
             torch.autograd.grad(o, qkv, o, retain_graph=True)
 
-        size = 1, a.num_attention_heads, tokens, tokens, a.head_dim, True
-        for name, action, matmuls in (("forward", forward, 2), ("backward", backward, 5)):
-            seconds = _seconds(action, device)
-            found[name].append((float(tokens), attention_flops(*size, matmuls) / seconds))
+        actions = {"forward": forward, "backward": backward}
+        if blocks := kernels.blocks:
+            qkv = q.detach(), k.detach(), v.detach()
+            of_queries = blocks.forward(*qkv, False)
+            actions |= {
+                "whole_forward": partial(blocks.forward, *qkv, False),
+                "whole_backward": partial(blocks.backward, o.detach(), *qkv, *of_queries, False),
+            }
+        size = 1, a.num_attention_heads, tokens, tokens, a.head_dim
+        for name, action in actions.items():
+            matmuls = 2 if name.endswith("forward") else 5
+            work = attention_flops(*size, not name.startswith("whole"), matmuls)
+            found[name].append((float(tokens), work / _seconds(action, device)))
     name = "sdpa"
     if device.type == "cuda":  # as dry runs name it, where PyTorch's is FlashAttention-2 too
         newest = run.model.attn_implementation == "flash_attention_3"
         name = "flash_attention_3" if newest else "flash_attention_2"
-    return name, Attention(forward=tuple(found["forward"]), backward=tuple(found["backward"]))
+    return name, Attention(**{way: tuple(points) for way, points in found.items()})
 
 
 def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:

@@ -43,7 +43,7 @@ class Kernel:
     Attributes:
         kind: matmul, attention_forward or attention_backward.
         sizes: Of a matmul (rows, columns, inner size), rows of a batch together; of attention
-            (heads of all samples, queries, keys, elements of a head).
+            (heads of all samples, queries, keys, elements of a head, 1 if causal).
     """
 
     kind: str
@@ -79,7 +79,7 @@ def kernel_of(name: str, args: tuple[Any, ...]) -> Kernel | None:
     keys, width = args[key_at].shape[tokens_at], query.shape[-1]
     flops = attention_flops(batch, heads, queries, keys, width, causal, matmuls)
     kind = "attention_forward" if matmuls == _FORWARD else "attention_backward"
-    return Kernel(kind, flops, (batch * heads, queries, keys, width))
+    return Kernel(kind, flops, (batch * heads, queries, keys, width, int(causal)))
 
 
 class FlopMeter(Watcher):

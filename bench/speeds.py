@@ -25,10 +25,28 @@ _TILE = 128, 256
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """FLOP/s of one attention kernel by the number of keys."""
+    """FLOP/s of one attention kernel by the number of keys.
+
+    Attributes:
+        forward: Of causal attention; `backward` too.
+        whole_forward: Of a block of keys that every query sees, as most of a ring's are, and
+            `whole_backward`; as causal ones if empty. A kernel masks whole tiles of keys: where
+            one is as long as the sequence, causal attention takes as long as the whole.
+    """
 
     forward: Points
     backward: Points
+    whole_forward: Points = ()
+    whole_backward: Points = ()
+
+    def rate(self, op: Op) -> float:
+        """At which an operation computes."""
+        _, _, keys, _, causal = op.sizes
+        if op.kind == "attention_forward":
+            points = self.forward if causal else self.whole_forward or self.forward
+        else:
+            points = self.backward if causal else self.whole_backward or self.backward
+        return curve(points, keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +134,7 @@ class Clock:
             rows, columns, inner = op.sizes
             return op.flops / self._matmul_rate(rows, columns, inner)
         if op.kind.startswith("attention"):
-            kernel = self.speeds.attention[self.attention]
-            points = kernel.forward if op.kind == "attention_forward" else kernel.backward
-            return op.flops / curve(points, op.sizes[2])
+            return op.flops / self.speeds.attention[self.attention].rate(op)
         return 0.0
 
     def _matmul_rate(self, *sizes: int) -> float:
@@ -203,7 +219,11 @@ def from_yaml(given: dict[str, Any]) -> Speeds:
     given = dict(given)
     given["matmul"] = tuple(_row(row, 4) for row in given["matmul"])
     given["attention"] = {
-        name: Attention(forward=_points(a["forward"]), backward=_points(a["backward"]))
+        name: Attention(
+            forward=_points(a["forward"]),
+            backward=_points(a["backward"]),
+            **{whole: _points(a[whole]) for whole in _WHOLE if a.get(whole)},
+        )
         for name, a in given["attention"].items()
     }
     given["memory"] = _points(given["memory"])
@@ -222,6 +242,7 @@ def from_yaml(given: dict[str, Any]) -> Speeds:
     return Speeds(**given)
 
 
+_WHOLE = "whole_forward", "whole_backward"
 _NUMBERS = {
     *("peak_flops_per_s", "issue_s", "host_memory_bytes_per_s"),
     *("to_host_bytes_per_s", "to_device_bytes_per_s"),

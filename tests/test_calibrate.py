@@ -31,6 +31,9 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     assert kinds == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p"}
     assert sorted(link["ranks"] for link in links) == [2] * 10 + [4] * 5  # near and far pairs
     assert all(y > 0 for link in links for _, y in link["points"])
+    (attention,) = one["speeds"]["attention"].values()
+    ways = {"forward", "backward", "whole_forward", "whole_backward"}
+    assert {way for way, points in attention.items() if points} == ways
     file = tmp_path / "this.yml"
     file.write_text(hardware.as_yaml(one))
     out = tmp_path / "rows.csv"

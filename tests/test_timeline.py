@@ -184,6 +184,23 @@ def test_ring_hops_hide_behind_attention() -> None:
     assert found.split_s()["communication"] < taken / 4
 
 
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_whole_blocks_of_a_ring_have_a_rate_of_their_own(way: str) -> None:
+    """Causal blocks keep theirs."""
+    run = replace(LLAMA, ring_parallel_size=2)
+    kind, name = f"attention_{way}", "flash_attention_2"
+    found = [a for a in dryrun.count(run, 0, True).program if isinstance(a, Op) and a.kind == kind]
+    even = EVEN.attention[name]
+    fast = replace(even, **{f"whole_{way}": ((1, 2e12),)})
+    seconds = [
+        [Clock(replace(EVEN, attention={name: rates}), name, 8).seconds(op) for op in found]
+        for rates in (even, fast)
+    ]
+    times = [before / after for before, after in zip(*seconds, strict=True)]
+    assert times == pytest.approx([1 if op.sizes[4] else 2 for op in found])
+    assert {round(ratio) for ratio in times} == {1, 2}
+
+
 def test_a_row_has_its_time_and_a_trace_its_operations(tmp_path: Path) -> None:
     out, trace = tmp_path / "rows.csv", tmp_path / "trace.json"
     flags = "--dry_run true --hardware h100-80g --dtype bf16 --world_size 4 --seq_len 4096"
