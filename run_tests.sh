@@ -9,6 +9,8 @@ if [ $# -eq 0 ]; then
     ruff check .
     ruff format --check .
     pyright
-    set -- -n 2 --dist loadfile  # not more: a test has up to eight processes of its own
+    python -m pytest -m alone
+    # Not more workers: a test has up to eight processes of its own.
+    set -- -n 2 --dist loadfile -m "not slow and not alone"
 fi
 python -m pytest "$@"

@@ -63,6 +63,7 @@ def one_row(path: Path) -> dict[str, str]:
     return {str(column): value for column, value in row.items()}
 
 
+@pytest.mark.alone
 def test_run_appends_one_whole_row(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     flags = f"run {SMALL} --world_size 4 --seq_len 1024 --steps 2 --warmup_steps 1 --out {out}"
