@@ -65,20 +65,19 @@ def run_cell(run: RunConfig, measure: Measure, write: Write) -> str:
         write: Takes the whole row, on rank 0.
 
     Raises:
-        Exception: as :func:`measured`, or this rank's host is too small.
+        Exception: as :func:`measured`.
     """
-    started, is_first = time.monotonic(), os.environ["RANK"] == "0"
+    started = time.monotonic()
+
+    def measure_if_it_fits() -> Row:
+        if short := host_limit.shortage(run):
+            raise HostMemoryError(short)
+        return measure()
 
     def finish(outcome: Row) -> None:
         write(launch.finish_row(run, outcome, time.monotonic() - started))
 
-    if not (short := host_limit.shortage(run)):
-        return measured(run, measure, finish)
-    if not is_first:
-        _tell(int(os.environ["RANK"]), f"HostMemoryError: {short}")
-        raise HostMemoryError(short)  # so that the launcher ends every rank
-    finish({"status": "oom_cpu", "error": short})
-    return "oom_cpu"
+    return measured(run, measure_if_it_fits, finish)
 
 
 def measured(run: RunConfig, measure: Measure, write: Write) -> str:
@@ -110,7 +109,7 @@ def _outcome(run: RunConfig, measure: Measure) -> Row:
                 _tell(rank, message)
             raise
         told = _told() if follows else None
-        return launch.failed_row(*(told or (0, message)), run)
+        return launch.failed_outcome(*(told or (0, message)), run)
 
 
 @contextmanager
@@ -129,7 +128,7 @@ def _heard_out(run: RunConfig, write: Write) -> Iterator[Write]:
         while number := os.read(heard, 1):
             if number[0] == signal.SIGTERM:
                 if told := _told():
-                    once(launch.failed_row(*told, run))
+                    once(launch.failed_outcome(*told, run))
                 with lock:  # whoever writes has written
                     os._exit(128 + signal.SIGTERM)
         os.close(heard)

@@ -163,13 +163,13 @@ def _failure(failed: ChildFailedError, run: RunConfig) -> dict[str, Any]:
     message = (told["message"] if isinstance(told, dict) else told).strip().splitlines()[0]
     if failure.exitcode < 0:
         message = f"killed by {signal.Signals(-failure.exitcode).name}"
-    return failed_row(rank, message, run)
+    return failed_outcome(rank, message, run)
 
 
-def failed_row(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
+def failed_outcome(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
     """Status and error of a cell, one of whose ranks failed."""
     status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
-    if message.startswith("HostMemoryError"):
+    if message.startswith("HostMemoryError") and host_limit.longest(run) not in message:
         message += f"; {host_limit.longest(run)}"
     return {"status": status, "error": f"rank {rank}: {message}"}
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,9 +15,11 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import joined
+from bench import host_limit, joined
 from bench.__main__ import main
 from odysseus.config import RunConfig
+from odysseus.host_memory import HostMemoryError
+from tests.test_host_limit import RUN as OFFLOADED
 from tests.test_launch import ROOT, SMALL, bench, finished, one_row
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
@@ -35,6 +38,22 @@ def test_of_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         joined.run_cell(RunConfig(), fail, write)
     assert write.call_count == 1
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any process group."""
+    measure, write = Mock(), Mock()
+    monkeypatch.setenv("RANK", rank)
+    run = replace(OFFLOADED, host_memory_limit_bytes=1)
+    if rank == "1":
+        with pytest.raises(HostMemoryError, match="offloading needs"):
+            joined.run_cell(run, measure, write)
+    else:
+        assert joined.run_cell(run, measure, write) == "oom_cpu"
+        ((row,),) = (call.args for call in write.call_args_list)
+        assert row["error"] == f"rank 0: HostMemoryError: {host_limit.shortage(run)}"
+    assert not measure.called
 
 
 @pytest.mark.parametrize("verb", ["run", "sweep"])

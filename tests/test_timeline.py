@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import dryrun, hardware, predict
+from bench import dryrun, predict
 from bench.__main__ import main
 from bench.program import HOST, Op, Program, Wait
-from bench.speeds import Attention, Clock, Link, Speeds, curve
+from bench.speeds import Attention, Clock, Link, Speeds
 from bench.timeline import Timeline, simulate
 from methods import METHODS
 from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
@@ -95,14 +95,6 @@ def test_the_split_adds_up() -> None:
     ]
     split = simulated(program, issue_s=0.5).split_s()
     assert split == {"compute": 3, "communication": 1.5, "offload": pytest.approx(1.5), "idle": 0}
-
-
-def test_a_curve_between_and_beyond_its_points() -> None:
-    points = ((10.0, 2.0), (1000.0, 8.0))
-    assert curve(points, 100) == pytest.approx(4)
-    assert curve(points, 10) == 2
-    assert curve(points, 10**6) == 8
-    assert curve(points, 1) == pytest.approx(0.2)  # below, a rate falls with the size
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -237,13 +229,6 @@ def test_bad_traces(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -
     assert told in line
 
 
-def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
-    for name, profile in hardware.PROFILES.items():
-        file = tmp_path / f"{name}.yml"
-        hardware.write(profile, file)
-        assert hardware.find(str(file)) == profile
-
-
 @pytest.mark.parametrize("ranks", [(0, 8), (0, 4, 8, 12), (6, 7, 8, 9, 10, 11), tuple(range(16))])
 def test_what_crosses_nodes_takes_longer(ranks: tuple[int, ...]) -> None:
     """Also where the ranks of a group are strided or straddle a node's end."""
@@ -272,59 +257,3 @@ def test_adamw_on_the_host_waits_for_the_last_gradient() -> None:
         gradients = [span.end_s for span in found.spans if span.op.kind == "to_host"]
         assert adamw.op.stream == HOST
         assert adamw.start_s >= max(gradients)
-
-
-@pytest.mark.parametrize(
-    "speeds",
-    [
-        {"issue_s": -1},
-        {"issue_s": float("nan")},
-        {"matmul": []},
-        {"matmul": [[1, 1, 5]]},
-        {"memory": []},
-        {"memory": [[2, 1], [1, 1]]},
-        {"attention": {}},
-        {"attention": {"sdpa": {"forward": [], "backward": [[1, 1]]}}},
-        {"links": [{"points": []}]},
-        {"links": [{"collective": "gossip", "points": [[1, 1]]}]},
-        {"multiprocessors": -3},
-    ],
-)
-def test_speeds_that_are_none(speeds: dict[str, object], tmp_path: Path) -> None:
-    file = tmp_path / "node.yml"
-    given = asdict(hardware.PROFILES["h100-80g"])
-    given["speeds"] |= speeds
-    file.write_text(hardware.as_yaml(given))
-    with pytest.raises(ValueError, match="speeds: "):
-        hardware.find(str(file))
-
-
-def test_a_world_that_a_profile_has_no_links_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "node.yml"
-    given = asdict(hardware.PROFILES["h100-80g"])
-    given["speeds"]["network_bytes_per_s"] = ()
-    file.write_text(hardware.as_yaml(given))
-    flags = f"--dry_run true --dtype bf16 --seq_len 4096 --hardware {file} --world_size 16"
-    flags += " --sequence_parallel_size 8"
-    assert main(["run", *flags.split()]) == 2
-    assert "no links for world_size = 16" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ("  issue_s: 5.0e-06", "missing"),
-        ("device: cuda", "device is 'abacus'"),
-        ("    - 16384.0\n    - 795", "speeds"),
-    ],
-)
-def test_a_profile_with_bad_speeds(change: str, told: str, tmp_path: Path) -> None:
-    file = tmp_path / "node.yml"
-    hardware.write(hardware.PROFILES["h100-80g"], file)
-    text = file.read_text()
-    assert change in text
-    file.write_text(text.replace(change, "device: abacus" if "device" in change else ""))
-    with pytest.raises(ValueError, match=told):
-        hardware.find(str(file))

@@ -1,0 +1,83 @@
+"""Speeds: curves, and profiles from files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from bench import hardware
+from bench.__main__ import main
+from bench.speeds import curve
+
+
+def test_a_curve_between_and_beyond_its_points() -> None:
+    points = ((10.0, 2.0), (1000.0, 8.0))
+    assert curve(points, 100) == pytest.approx(4)
+    assert curve(points, 10) == 2
+    assert curve(points, 10**6) == 8
+    assert curve(points, 1) == pytest.approx(0.2)  # below, a rate falls with the size
+
+
+def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
+    for name, profile in hardware.PROFILES.items():
+        file = tmp_path / f"{name}.yml"
+        hardware.write(profile, file)
+        assert hardware.find(str(file)) == profile
+
+
+@pytest.mark.parametrize(
+    "speeds",
+    [
+        {"issue_s": -1},
+        {"issue_s": float("nan")},
+        {"matmul": []},
+        {"matmul": [[1, 1, 5]]},
+        {"memory": []},
+        {"memory": [[2, 1], [1, 1]]},
+        {"attention": {}},
+        {"attention": {"sdpa": {"forward": [], "backward": [[1, 1]]}}},
+        {"links": [{"points": []}]},
+        {"links": [{"collective": "gossip", "points": [[1, 1]]}]},
+        {"multiprocessors": -3},
+    ],
+)
+def test_speeds_that_are_none(speeds: dict[str, object], tmp_path: Path) -> None:
+    file = tmp_path / "node.yml"
+    given = asdict(hardware.PROFILES["h100-80g"])
+    given["speeds"] |= speeds
+    file.write_text(hardware.as_yaml(given))
+    with pytest.raises(ValueError, match="speeds: "):
+        hardware.find(str(file))
+
+
+def test_a_world_that_a_profile_has_no_links_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "node.yml"
+    given = asdict(hardware.PROFILES["h100-80g"])
+    given["speeds"]["network_bytes_per_s"] = ()
+    file.write_text(hardware.as_yaml(given))
+    flags = f"--dry_run true --dtype bf16 --seq_len 4096 --hardware {file} --world_size 16"
+    flags += " --sequence_parallel_size 8"
+    assert main(["run", *flags.split()]) == 2
+    assert "no links for world_size = 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("  issue_s: 5.0e-06", "missing"),
+        ("device: cuda", "device is 'abacus'"),
+        ("    - 16384.0\n    - 795", "speeds"),
+    ],
+)
+def test_a_profile_with_bad_speeds(change: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "node.yml"
+    hardware.write(hardware.PROFILES["h100-80g"], file)
+    text = file.read_text()
+    assert change in text
+    file.write_text(text.replace(change, "device: abacus" if "device" in change else ""))
+    with pytest.raises(ValueError, match=told):
+        hardware.find(str(file))
