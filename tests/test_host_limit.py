@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import host_limit, launch, rows
+from bench import host_limit, joined, launch, rows
 from bench.__main__ import main
 from methods import METHODS
 from odysseus import host_memory
@@ -112,7 +112,7 @@ def test_slurm_tells_how_many_ranks_share_a_node(
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", listed)
     monkeypatch.setenv("SLURM_NODEID", node)
-    assert launch._tasks_on_this_node(20) == expected
+    assert joined._tasks_on_this_node(20) == expected
 
 
 def test_what_does_not_depend_on_the_length_says_so() -> None:
