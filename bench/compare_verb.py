@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ from odysseus.config import RunConfig
 from odysseus.mesh import pick_device
 
 COLUMNS = (
-    *("peer", "method", "part", "model", "world_size", "seq_len", "dtype", "pairs"),
-    *("status", "error", "ratio_p50", "ratio_p20", "ratio_p80", "ours_ms_p50", "peer_ms_p50"),
+    *("peer", "part", "pairs", *rows.IDENTITY, "status", "error"),
+    *("ratio_p50", "ratio_p20", "ratio_p80", "ours_ms_p50", "peer_ms_p50"),
     *("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"),
     *("largest_difference", "tensors_checked", "differs", "mode", "device", "hardware"),
     *("torch_version", "git_commit", "git_dirty", "utc"),
 )
+"""Those of ours' cell are as in a row of `run`."""
 
 
 def main(arguments: list[str]) -> int:
-    """Compare with every peer asked for, in every cell of the grid; 1 if one failed.
+    """Compare with every peer asked for, in every cell of the grid that has no row yet; 1 if one
+    failed.
 
     Raises:
         ValueError: a peer that is unknown or not installed, or a cell that cannot be started.
@@ -55,7 +58,10 @@ def main(arguments: list[str]) -> int:
         "--out",
         type=str,
         default="results/compare.csv",
-        help="CSV file of ratios; the figure goes beside it, as PNG and SVG.",
+        help="CSV file of ratios; the figure of all its rows goes beside it, as PNG and SVG.",
+    )
+    parser.add_argument(
+        "--retry_failed", type=bool, default=False, help="Compare again where a row is not ok."
     )
     parsed = options.parse(parser, arguments)
     out = Path(parsed.out)
@@ -74,16 +80,37 @@ def main(arguments: list[str]) -> int:
         options.check(run)
         check_cell(name, run)
         options.check_gpus(run, None)
-    rows.check_folder(out)
-    found: list[dict[str, Any]] = []
-    table = pd.DataFrame()
-    for name, run in tqdm(cells, disable=None):
-        found.append(compared(name, run, parsed.pairs, parsed.part))
-        table = pd.DataFrame(found, columns=list(COLUMNS))
-        table.to_csv(out, index=False)
-        print(line(found[-1]), flush=True)
+    rows.check_writable(out, COLUMNS)
+    known = _keys(out, only_ok=parsed.retry_failed)
+    left = [
+        (name, run)
+        for name, run in cells
+        if key(_identity(name, run, parsed.pairs, parsed.part)) not in known
+    ]
+    failed = 0
+    for name, run in tqdm(left, disable=None):
+        row = compared(name, run, parsed.pairs, parsed.part)
+        rows.append(out, row, COLUMNS)
+        print(line(row), flush=True)
+        failed += row["status"] != "ok"
     save_figure(out)
-    return int((table["status"] != "ok").any())
+    print(f"{len(cells)} cells: {len(cells) - len(left)} had rows, {failed} failed")
+    return int(failed > 0)
+
+
+def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """As :func:`bench.rows.key`, of a comparison."""
+    return (*(str(row.get(column, "")) for column in ("peer", "part", "pairs")), *rows.key(row))
+
+
+def _keys(path: Path, only_ok: bool) -> set[tuple[str, ...]]:
+    """The identities of a file's rows, or of those whose status is ok."""
+    found = rows.read(path, COLUMNS).to_dict("records")
+    return {key(row) for row in found if row["status"] == "ok" or not only_ok}
+
+
+def _identity(peer: str, run: RunConfig, pairs: int, part: str) -> dict[str, Any]:
+    return rows.identity(run) | {"peer": peer, "pairs": pairs, "part": part}
 
 
 def names_of(peers: str, run: RunConfig) -> list[str]:
@@ -121,11 +148,8 @@ def compared(name: str, run: RunConfig, pairs: int, part: str) -> dict[str, Any]
     """One row."""
     measure = partial(compare.measured, peer=name, pairs=pairs, part=part)
     outcome = launch.run_workers(run, measure)
-    of_run = rows.identity(run)
-    known = {key: of_run[key] for key in ("model", "world_size", "seq_len", "dtype", "device")}
-    about = {"peer": name, "method": run.method, "part": part, "pairs": pairs}
-    about |= {"differs": PEERS[name].differs(part)}
-    return known | about | {"mode": "measured"} | rows.provenance() | outcome
+    about = _identity(name, run, pairs, part) | {"differs": PEERS[name].differs(part)}
+    return about | rows.provenance() | outcome
 
 
 def line(row: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -138,10 +138,10 @@ def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
     return (*(_text(row.get(column)) for column in _KEY), _text(asked))
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """All rows of a file as text, missing values empty; no file, no rows."""
     if not path.exists():
-        return pd.DataFrame(columns=list(COLUMNS))
+        return pd.DataFrame(columns=list(columns))
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
@@ -151,29 +151,29 @@ def keys(path: Path, only_ok: bool = False) -> set[tuple[str, ...]]:
     return {key(row) for row in found if row["status"] == "ok" or not only_ok}
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
+def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) -> None:
     """Add one row to a file, whole or not at all, whoever else is adding.
 
     Raises:
-        ValueError: the row has a column that COLUMNS does not name.
+        ValueError: the row has a column that is not among those given.
     """
-    unknown = row.keys() - set(COLUMNS)
+    unknown = row.keys() - set(columns)
     if unknown:
         raise ValueError(f"unknown columns: {sorted(unknown)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock_file(path).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        added = pd.DataFrame([{column: _text(row.get(column)) for column in COLUMNS}])
-        whole = pd.concat([read(path), added], ignore_index=True).fillna("")
+        added = pd.DataFrame([{column: _text(row.get(column)) for column in columns}])
+        whole = pd.concat([read(path, columns), added], ignore_index=True).fillna("")
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         whole.to_csv(draft, index=False)
         draft.replace(path)
 
 
-def check_writable(path: Path) -> None:
-    """Raise ValueError unless rows can be added to this file."""
+def check_writable(path: Path, columns: Sequence[str] = COLUMNS) -> None:
+    """Raise ValueError unless rows of such columns can be added to this file."""
     check_folder(path)
-    missing = {"method", "status"} - set(read(path).columns)
+    missing = ({"method", "status", "peer"} & set(columns)) - set(read(path, columns).columns)
     if missing:
         raise ValueError(
             f"out is {str(path)!r}, a CSV without the columns {sorted(missing)}; "

@@ -13,6 +13,7 @@ import torch
 
 from bench import compare, launch
 from bench.__main__ import main
+from bench.compare_figure import NUMBERS
 from bench.compare_verb import COLUMNS
 from methods.peers import PARTS, PEERS, Peer, check_device, plain
 from methods.peers.optimizer import AdamW
@@ -137,6 +138,32 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.with_suffix(".png").stat().st_size > 1000
     told = capsys.readouterr().out
     assert "tp_sp beside dtensor_tp_sp, 2 ranks, 64 tokens, blocks alone: " in told
+
+
+def test_what_has_a_row_is_not_compared_again(tmp_path: Path) -> None:
+    """Whatever toggles ours has makes another cell; one that failed is tried again on request."""
+
+    def started(run: RunConfig, measure: Any) -> dict[str, Any]:
+        given.append((measure.keywords["peer"], run.zero_engine))
+        failed = measure.keywords["peer"] == "fairscale_tp" and len(given) < 3
+        return {"status": "error" if failed else "ok", "error": ""} | dict.fromkeys(
+            NUMBERS[3:], 1.0
+        )
+
+    given: list[tuple[str, str]] = []
+    out = tmp_path / "compare.csv"
+    flags = f"--world_size 2 --seq_len 64 --peers dtensor_tp,fairscale_tp --out {out}"
+    with patch.object(launch, "run_workers", started):
+        assert main(["compare", *flags.split()]) == 1
+        first = out.read_text()
+        assert main(["compare", *flags.split()]) == 0
+        assert out.read_text() == first
+        assert main(["compare", *flags.split(), "--retry_failed", "true"]) == 0
+        assert main(["compare", *flags.split(), "--zero_engine", "overlap"]) == 0
+    both = [("dtensor_tp", "fsdp2"), ("fairscale_tp", "fsdp2")]
+    assert given == [*both, both[1], ("dtensor_tp", "overlap"), ("fairscale_tp", "overlap")]
+    assert out.read_text().startswith(first)
+    assert pd.read_csv(out)["zero_engine"].fillna("").tolist() == ["", "", "", *["overlap"] * 2]
 
 
 def test_all_peers_are_those_of_a_cells_dtype(tmp_path: Path) -> None:
