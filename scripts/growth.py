@@ -23,6 +23,7 @@ QUANTITIES = {
     "comm_bytes_total": "sent by a rank (MiB)",
     "peak_memory_bytes": "peak of a rank (MiB)",
 }
+AXES = {"seq_len": "tokens", "layers": "blocks"}
 
 
 def read(path: Path) -> dict[str, pd.DataFrame]:
@@ -67,7 +68,7 @@ def figure(parts: dict[str, pd.DataFrame]) -> Figure:
             axes.set_xticks(at, [layouts.length_label(n) for n in at])
             axes.minorticks_off()
             figures.log_ticks(axes.yaxis)
-            axes.set_xlabel({"seq_len": "tokens", "layers": "blocks"}[over])
+            axes.set_xlabel(AXES[over])
             axes.set_ylabel(QUANTITIES[name])
     handles, labels = panels[0][0].get_legend_handles_labels()
     drawn.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels))

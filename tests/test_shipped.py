@@ -14,7 +14,7 @@ import pytest
 
 from bench import options, rows
 from bench.__main__ import main
-from scripts import pictures
+from scripts import pictures, tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -90,6 +90,25 @@ def test_no_figure_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     texts = [name for name in kept if not name.endswith(".png")]
     stale = [n for n in texts if (drawn / n).read_text() != (RESULTS / n).read_text()]
     assert stale == [], "python -m scripts.pictures"
+
+
+def test_no_table_of_measured_rows_is_stale() -> None:
+    """Every number of such a table is the one of the rows that ship."""
+    pages = {page: page.read_text() for page in tables.PAGES}
+    stale = [page.name for page, text in pages.items() if tables.filled(text) != text]
+    assert stale == [], "python -m scripts.tables"
+    kinds = re.findall(r"<!-- (\w+) of results/", "".join(pages.values()))
+    assert set(kinds) == set(tables.TABLES)
+
+
+def test_a_wrong_number_in_a_table_is_put_right() -> None:
+    for page in tables.PAGES:
+        text = page.read_text()
+        places = list(re.finditer(r"<!-- \w+ of results/[^>]+ -->\n\n.*\n.*\n\|.*?(\d\.\d+)", text))
+        assert places
+        for place in places:
+            wrong = f"{text[: place.start(1)]}7.77{text[place.end(1) :]}"
+            assert tables.filled(wrong) == text
 
 
 def test_the_readme_shows_at_most_four_shipped_pictures() -> None:
