@@ -38,7 +38,7 @@ IDENTITY = (
     *("expandable_segments", "compile"),
     *("ring_order", "ring_backend", "axis_order"),
     *("regather", "ulysses_all_to_all", "ulysses_head_chunks", "zero_prefetch", "zero_engine"),
-    "overlap_chunks",
+    *("overlap_chunks", "reshard_after_forward"),
     *("learning_rate", "data_path", "data_pack", "model_implementation"),
 )
 """What makes a cell the cell it is, whoever measures or predicts it."""
@@ -106,6 +106,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "zero_prefetch": None if run.zero_prefetch else False,
         "zero_engine": None if run.zero_engine == "fsdp2" else run.zero_engine,
         "overlap_chunks": run.overlap_chunks if run.overlap_chunks > 1 else None,
+        "reshard_after_forward": None if run.reshard_after_forward else False,
         "learning_rate": run.optimizer.learning_rate,
         "data_path": run.data.path,
         "data_pack": run.data.pack or None,

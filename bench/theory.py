@@ -213,11 +213,13 @@ def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
 
 def _zero(run: RunConfig) -> Iterator[Term]:
     """ZeRO-3 in one micro step (Rajbhandari et al., arXiv 1910.02054 §7): a block's weights are
-    gathered forward and backward, the embedding's and the head's once (the overlapping engine: the
-    last block's too); gradients scattered once. Norms alone are one unit for all blocks.
+    gathered forward and, unless they are kept (the overlapping engine: the last block's), again
+    backward, the embedding's and the head's once; gradients scattered once. Norms alone are one
+    unit for all blocks.
     """
     a = run.architecture
-    layers, kept = a.num_hidden_layers, int(run.zero_engine == "overlap")
+    layers = a.num_hidden_layers
+    kept = int(run.zero_engine == "overlap") if run.reshard_after_forward else layers
     block = _block_names(run)
     head = ["model.norm.weight"]
     table = ["model.embed_tokens.weight"]

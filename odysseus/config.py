@@ -58,6 +58,8 @@ class RunConfig:
             another dtype takes.
         zero_prefetch: Gather the next ZeRO unit's weights while this one computes (on a GPU);
             without it they are gathered when they are needed, and one unit's fewer are held.
+        reshard_after_forward: Free a block's gathered weights after its forward and gather them
+            again in backward; false keeps them between, all blocks' at once.
         zero_engine: Who gathers ZeRO's weights and sums its gradients. fsdp2 hides both behind
             what computes on a GPU and waits for each on a CPU; overlap hides them on a CPU too.
         activation_checkpointing: Recompute each block in backward, keeping only its input.
@@ -118,6 +120,7 @@ class RunConfig:
     seq_parallel_communication_data_type: Literal["fp32", "bf16"] = "fp32"
     reduce_bucket_size: int = 0
     zero_prefetch: bool = True
+    reshard_after_forward: bool = True
     zero_engine: Literal["fsdp2", "overlap"] = "fsdp2"
     activation_checkpointing: bool = False
     activation_checkpoint_cpu_offload: bool = False

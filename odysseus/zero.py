@@ -115,7 +115,8 @@ def shard(
     for block in blocks:
         # Backward needs the last one's weights at once: the overlapping engine keeps them.
         kept = run.zero_engine == "overlap" and block is blocks[-1]
-        unit(block, reshard_after_forward=not kept, ignored=in_place | in_root)
+        freed = run.reshard_after_forward and not kept
+        unit(block, reshard_after_forward=freed, ignored=in_place | in_root)
     # The head's backward follows its forward at once, so its weights stay gathered between.
     if last:
         unit([*first, *last] if tied else last, reshard_after_forward=False)

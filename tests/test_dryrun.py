@@ -35,6 +35,7 @@ TOGGLES: list[dict[str, Any]] = [
     {"reduce_bucket_size": 1000},
     {"zero_prefetch": False},
     {"zero_engine": "overlap"},
+    {"reshard_after_forward": False},
     {"optimizer": OptimizerOptions(offload="cpu")},
     {"parameter_offload": "cpu"},
     {"regather": False},

@@ -28,6 +28,7 @@ from tests.test_toggles import TOGGLES as OWN_TOGGLES
 OF_OTHERS = ("kept_gathers", "optimizer_offload")  # a method's, the optimizer's
 TOGGLES = [toggle for name, toggle in OWN_TOGGLES.items() if name not in OF_OTHERS]
 TOGGLES += [{"zero_prefetch": False}, {"zero_engine": "overlap"}]
+TOGGLES += [{"reshard_after_forward": False}]
 
 
 def cases(name: str, world_size: int) -> list[Case]:

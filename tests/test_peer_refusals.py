@@ -30,6 +30,7 @@ def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
         {"tiled_mlp_compute": "tiled_mlp_compute" not in PEERS[name].tricks},
         {"tiled_loss_compute": "tiled_loss_compute" not in PEERS[name].tricks},
         {"regather": "regather" in PEERS[name].tricks},
+        {"reshard_after_forward": "reshard_after_forward" in PEERS[name].tricks},
     ]
     for changed in lacking:
         (key,) = changed

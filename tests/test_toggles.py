@@ -49,13 +49,15 @@ AHEAD = {"zero_engine": "overlap", "reduce_bucket_size": 0}
 
 def combinations() -> list[dict[str, Any]]:
     """Each toggle alone, each pair that is not two values of one field, and all at once; without
-    prefetch, and with the overlapping engine, the plain run and all."""
+    prefetch, with weights kept for backward, with the overlapping engine and with both, the plain
+    run and all."""
     chosen = list(TOGGLES.values())
     for one, other in itertools.combinations(TOGGLES.values(), 2):
         if not any(one.get(key, value) != value for key, value in other.items()):
             chosen.append(one | other)
-    on_demand = {"zero_prefetch": False}
-    return [*chosen, ALL_ON, on_demand, ALL_ON | on_demand, AHEAD, ALL_ON | AHEAD]
+    ways = ({"zero_prefetch": False}, {"reshard_after_forward": False}, AHEAD)
+    ways += (AHEAD | ways[1],)
+    return [*chosen, ALL_ON, *ways, *(ALL_ON | way for way in ways)]
 
 
 def errors(runs: list[RunConfig]) -> list[dict[str, float]]:

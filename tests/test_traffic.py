@@ -61,6 +61,13 @@ def variants(world_size: int) -> list[RunConfig]:
             replace(run, tiled_loss_compute=True, tiled_loss_bytes=4 * 512 * 5),
             replace(run, parameter_offload="cpu"),
             replace(run, optimizer=OptimizerOptions(offload="cpu")),
+            replace(run, reshard_after_forward=False, gradient_accumulation_steps=2),
+            replace(
+                run,
+                reshard_after_forward=False,
+                activation_checkpointing=True,
+                zero_engine="overlap",
+            ),
         ]
         if world_size > 1:
             runs.append(replace(run, sequence_parallel_size=world_size // 2))
@@ -93,6 +100,7 @@ def ring_variants(world_size: int) -> list[RunConfig]:
             replace(run, model=VARIANTS["kv_heads_fewer_than_ranks"], parameter_offload="cpu"),
             replace(run, model=VARIANTS["qwen"], gradient_accumulation_steps=2),
             replace(run, sequence_parallel_size=1, reduce_bucket_size=4000),
+            replace(run, reshard_after_forward=False),
         ]
     return runs if world_size < 8 else runs[::2]
 

@@ -247,6 +247,7 @@ OTHER = RunConfig(
     reduce_bucket_size=5,
     zero_prefetch=False,
     zero_engine="overlap",
+    reshard_after_forward=False,
     overlap_chunks=2,
     activation_checkpointing=True,
     activation_checkpoint_cpu_offload=True,

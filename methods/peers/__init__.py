@@ -138,8 +138,8 @@ _OF_SHARD = "a shard's logits whole"
 _UNPACKED = "weights not packed"
 _FIVE = f"{_UNPACKED}: five all-reduces of a block's input gradients, not two"
 _KEEPS = {"regather": False}  # gathered tokens, for backward
+_KEEPS_WEIGHTS = {"reshard_after_forward": False}  # gathered ones, for backward
 _EXCHANGED = f"q, k, v exchanged one by one; {_UNPACKED}"
-_ZERO = f"{_EXCHANGED}; ZeRO-3 keeps gathered weights for backward"
 PEERS = {
     "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _FIVE, _WHOLE_LOGITS),
     "dtensor_tp_sp": Peer(
@@ -212,16 +212,17 @@ PEERS = {
         "ulysses",
         "deepspeed transformers",
         "deepspeed_zero3:ulysses",
-        _ZERO,
+        _EXCHANGED,
         _OF_SHARD,
+        tricks=_KEEPS_WEIGHTS,
         cuts=("num_key_value_heads",),
     ),
     "deepspeed_alst": Peer(
         "ulysses",
         "deepspeed transformers",
         "deepspeed_zero3:alst",
-        f"{_ZERO}; position ids gathered in every block",
-        tricks={"tiled_mlp_compute": True, "tiled_loss_compute": True},
+        f"{_EXCHANGED}; position ids gathered in every block",
+        tricks=_KEEPS_WEIGHTS | {"tiled_mlp_compute": True, "tiled_loss_compute": True},
     ),
 }
 

@@ -69,7 +69,8 @@ def prepare(
             ``tiled_mlp_compute``, ``tiled_loss_compute`` (auto: where the sequence is split and the
             model's head is known) and the other ``tiled_loss_*``,
             ``parameter_offload``, ``reduce_bucket_size``, ``zero_prefetch``, ``zero_engine``,
-            ``dtype``, ``seq_parallel_communication_data_type``, ``host_memory_limit_bytes``.
+            ``reshard_after_forward``, ``dtype``, ``seq_parallel_communication_data_type``,
+            ``host_memory_limit_bytes``.
         host: The account of what goes to host memory; by default one of its own.
 
     Returns:
