@@ -46,17 +46,18 @@ def ratios(*files: Path, with_spread: bool) -> pd.DataFrame:
     """Ours over each peer's, of `bench compare`: steps, with 20 % to 80 % of the pairs in brackets;
     bytes and memory from the least to the most."""
     rows = pd.concat([pd.read_csv(file) for file in files])
+    rows = rows[rows["status"] == "ok"]
     rows = rows.sort_values(["world_size", "dtype"], ascending=[True, False])  # fp32 first
-    one_size = rows["world_size"].nunique() == 1
+    ranks = rows["world_size"].map("{} ranks, ".format) if rows["world_size"].nunique() > 1 else ""
+    rows = rows.assign(cell=ranks + rows["dtype"])
     found = []
     for peer in PEERS:
         of_peer = rows[rows["peer"] == peer]
         if of_peer.empty:
             continue
         row = {"ours": f"`{of_peer['method'].iloc[0]}`", "peer": f"`{peer}`"}
-        for cell in of_peer.to_dict("records"):
-            ranks = "" if one_size else f"{cell['world_size']} ranks, "
-            row[f"{ranks}{cell['dtype']}"] = _ratio(cell, with_spread)
+        row |= dict.fromkeys(rows["cell"].unique(), "")
+        row |= {cell["cell"]: _ratio(cell, with_spread) for cell in of_peer.to_dict("records")}
         row["bytes sent"] = _range(of_peer["ours_comm_bytes"] / of_peer["peer_comm_bytes"])
         row["peak memory"] = _range(of_peer["ours_peak_bytes"] / of_peer["peer_peak_bytes"])
         found.append(row)

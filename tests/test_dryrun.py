@@ -5,6 +5,7 @@ The real ranks are gloo's on this CPU; the dry run has neither values nor peers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
 from odysseus.data import Samples
 from odysseus.mesh import make_mesh
 from odysseus.step import Trainer
+from odysseus.weights import huggingface_shapes
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, VARIANTS
 from tests.test_toggles import ALL_ON, LOSS_TILES
@@ -127,6 +129,16 @@ def test_before_backward_a_block_holds_its_input() -> None:
     deeper = replace(run, model=replace(run.model, num_hidden_layers=3))
     held = [dryrun.count(r, 0).memory.before_backward()["activations"] for r in (run, deeper)]
     assert held[1] - held[0] == theory_memory.stream_bytes(run)
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_before_backward_kept_weights_are_all_blocks(freed: bool) -> None:
+    run = replace(BASE, method="ulysses", world_size=4, reshard_after_forward=freed)
+    deeper = replace(run, model=replace(run.model, num_hidden_layers=3))
+    held = [dryrun.count(r, 0).memory.before_backward()["communication"] for r in (run, deeper)]
+    shapes = huggingface_shapes(run.architecture).items()
+    block = sum(math.prod(shape) for name, shape in shapes if ".layers.0." in name)
+    assert held[1] - held[0] == (0 if freed else block * run.compute_dtype.itemsize)
 
 
 def test_chunks_of_heads_lower_the_peak() -> None:
