@@ -82,11 +82,10 @@ def main(arguments: list[str]) -> int:
         options.check_gpus(run, None)
     rows.check_writable(out, COLUMNS)
     known = _keys(out, only_ok=parsed.retry_failed)
-    left = [
-        (name, run)
-        for name, run in cells
-        if key(_identity(name, run, parsed.pairs, parsed.part)) not in known
-    ]
+    by_key = {
+        _key(_identity(name, run, parsed.pairs, parsed.part)): (name, run) for name, run in cells
+    }
+    left = [cell for key, cell in by_key.items() if key not in known]
     failed = 0
     for name, run in tqdm(left, disable=None):
         row = compared(name, run, parsed.pairs, parsed.part)
@@ -94,11 +93,11 @@ def main(arguments: list[str]) -> int:
         print(line(row), flush=True)
         failed += row["status"] != "ok"
     save_figure(out)
-    print(f"{len(cells)} cells: {len(cells) - len(left)} had rows, {failed} failed")
+    print(f"{len(by_key)} cells: {len(by_key) - len(left)} had rows, {failed} failed")
     return int(failed > 0)
 
 
-def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
+def _key(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """As :func:`bench.rows.key`, of a comparison."""
     return (*(str(row.get(column, "")) for column in ("peer", "part", "pairs")), *rows.key(row))
 
@@ -106,7 +105,7 @@ def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
 def _keys(path: Path, only_ok: bool) -> set[tuple[str, ...]]:
     """The identities of a file's rows, or of those whose status is ok."""
     found = rows.read(path, COLUMNS).to_dict("records")
-    return {key(row) for row in found if row["status"] == "ok" or not only_ok}
+    return {_key(row) for row in found if row["status"] == "ok" or not only_ok}
 
 
 def _identity(peer: str, run: RunConfig, pairs: int, part: str) -> dict[str, Any]:

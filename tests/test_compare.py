@@ -166,6 +166,16 @@ def test_what_has_a_row_is_not_compared_again(tmp_path: Path) -> None:
     assert pd.read_csv(out)["zero_engine"].fillna("").tolist() == ["", "", "", *["overlap"] * 2]
 
 
+def test_rows_of_cells_are_no_file_for_comparisons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.csv"
+    out.write_text("method,status\ntp,ok\n")
+    assert main(["compare", "--peers", "dtensor_tp", "--out", str(out)]) == 2
+    assert "a CSV without the columns ['peer']; valid: a new file" in capsys.readouterr().err
+    assert out.read_text() == "method,status\ntp,ok\n"
+
+
 def test_all_peers_are_those_of_a_cells_dtype(tmp_path: Path) -> None:
     """Each beside ours on the whole model, unless the blocks are asked for."""
 
