@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from methods.peers import PARTS, PEERS, check, check_cell, plain
 from odysseus.config import RunConfig
 from odysseus.mesh import pick_device
 
+_BESIDE = "peer", "part", "pairs"
+"""What makes a comparison the one it is, besides ours' cell."""
 COLUMNS = (
-    *("peer", "part", "pairs", *rows.IDENTITY, "status", "error"),
+    *(*_BESIDE, *rows.IDENTITY, "status", "error"),
     *("ratio_p50", "ratio_p20", "ratio_p80", "ours_ms_p50", "peer_ms_p50"),
     *("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"),
     *("largest_difference", "tensors_checked", "differs", "mode", "device", "hardware"),
@@ -80,10 +81,11 @@ def main(arguments: list[str]) -> int:
         options.check(run)
         check_cell(name, run)
         options.check_gpus(run, None)
-    rows.check_writable(out, COLUMNS)
-    known = _keys(out, only_ok=parsed.retry_failed)
+    rows.check_writable(out, ("peer", "method", "status"))
+    known = rows.keys(out, parsed.retry_failed, _BESIDE)
     by_key = {
-        _key(_identity(name, run, parsed.pairs, parsed.part)): (name, run) for name, run in cells
+        rows.key(_identity(name, run, parsed.pairs, parsed.part), _BESIDE): (name, run)
+        for name, run in cells
     }
     left = [cell for key, cell in by_key.items() if key not in known]
     failed = 0
@@ -95,17 +97,6 @@ def main(arguments: list[str]) -> int:
     save_figure(out)
     print(f"{len(by_key)} cells: {len(by_key) - len(left)} had rows, {failed} failed")
     return int(failed > 0)
-
-
-def _key(row: Mapping[Any, Any]) -> tuple[str, ...]:
-    """As :func:`bench.rows.key`, of a comparison."""
-    return (*(str(row.get(column, "")) for column in ("peer", "part", "pairs")), *rows.key(row))
-
-
-def _keys(path: Path, only_ok: bool) -> set[tuple[str, ...]]:
-    """The identities of a file's rows, or of those whose status is ok."""
-    found = rows.read(path, COLUMNS).to_dict("records")
-    return {_key(row) for row in found if row["status"] == "ok" or not only_ok}
 
 
 def _identity(peer: str, run: RunConfig, pairs: int, part: str) -> dict[str, Any]:

@@ -132,24 +132,28 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
-    """A row's identity as text, the same before and after a trip through a file."""
+def key(row: Mapping[Any, Any], more: Sequence[str] = ()) -> tuple[str, ...]:
+    """A row's identity as text, the same before and after a trip through a file.
+
+    Args:
+        more: Columns that are part of it too.
+    """
     # A measured row says on what it was measured, a dry run's for what it was asked.
     asked = row.get("hardware") if row.get("mode") == "dry_run" else None
-    return (*(_text(row.get(column)) for column in _KEY), _text(asked))
+    return (*(_text(row.get(column)) for column in (*more, *_KEY)), _text(asked))
 
 
-def read(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+def read(path: Path) -> pd.DataFrame:
     """All rows of a file as text, missing values empty; no file, no rows."""
     if not path.exists():
-        return pd.DataFrame(columns=list(columns))
+        return pd.DataFrame(columns=list(COLUMNS))
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def keys(path: Path, only_ok: bool = False) -> set[tuple[str, ...]]:
-    """The identities of all rows of a file, or of those whose status is ok."""
+def keys(path: Path, only_ok: bool = False, more: Sequence[str] = ()) -> set[tuple[str, ...]]:
+    """The identities, as :func:`key`, of all rows of a file, or of those whose status is ok."""
     found = read(path).to_dict("records")
-    return {key(row) for row in found if row["status"] == "ok" or not only_ok}
+    return {key(row, more) for row in found if row["status"] == "ok" or not only_ok}
 
 
 def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) -> None:
@@ -165,17 +169,18 @@ def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) ->
     with _lock_file(path).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         added = pd.DataFrame([{column: _text(row.get(column)) for column in columns}])
-        whole = pd.concat([read(path, columns), added], ignore_index=True).fillna("")
+        before = [read(path)] if path.exists() else []
+        whole = pd.concat([*before, added], ignore_index=True).fillna("")
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         whole.to_csv(draft, index=False)
         draft.replace(path)
 
 
-def check_writable(path: Path, columns: Sequence[str] = COLUMNS) -> None:
-    """Raise ValueError unless rows of such columns can be added to this file."""
+def check_writable(path: Path, needed: Sequence[str] = ("method", "status")) -> None:
+    """Raise ValueError unless rows can be added to this file, which has such columns if it is there
+    already."""
     check_folder(path)
-    missing = ({"method", "status", "peer"} & set(columns)) - set(read(path, columns).columns)
-    if missing:
+    if path.exists() and (missing := set(needed) - set(read(path).columns)):
         raise ValueError(
             f"out is {str(path)!r}, a CSV without the columns {sorted(missing)}; "
             "valid: a new file, or one that this program wrote"
