@@ -11,7 +11,7 @@ from methods import METHODS
 from odysseus.config import RunConfig
 from odysseus.data import Samples
 from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.step import Trainer, euclidean
 from tests.ranks import run_ranks
 from tests.test_parity import MODEL
 
@@ -46,3 +46,16 @@ def test_all_methods_train_alike(dtype: str, tolerance: float) -> None:
         for (loss, norm), (expected, expected_norm) in zip(curve, alone, strict=True):
             assert loss == pytest.approx(expected, rel=tolerance), run.method
             assert norm == pytest.approx(expected_norm, rel=10 * tolerance), run.method
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-7), (torch.bfloat16, 1e-7)]
+)
+@pytest.mark.parametrize("shape", [(2048, 512), (512,), (0, 512)])
+def test_a_gradient_of_many_elements_keeps_its_norm(
+    dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]
+) -> None:
+    """Added up in one go in fp32, a million squares are 1e-6 off; in bf16, 1e-3."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = x.double().square().sum().sqrt()
+    torch.testing.assert_close(euclidean(x), expected, rtol=tolerance, atol=0)
