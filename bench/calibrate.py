@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from bench import flops
-from bench.hardware import GIB, Hardware
+from bench.hardware import GIB, NCCL_PEER_BYTES, Hardware
 from bench.kernel_flops import attention_flops
 from bench.memory import MemoryMeter
 from bench.program import Device, Recorder
@@ -51,6 +51,7 @@ def measure(run: RunConfig, device: torch.device) -> Hardware:
         memory_bytes=memory or machine_bytes() // local,
         context_bytes=GIB if on_gpu else 0,
         nccl_bytes=2 * GIB if on_gpu else 0,
+        nccl_peer_bytes=NCCL_PEER_BYTES if on_gpu else 0,
         workspace_bytes=32 * 2**20 if on_gpu else 0,
         gpus_a_node=local,
         host_memory_bytes=machine_bytes(),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import cuda_kernels, hardware
+from bench import cuda_kernels, hardware, placement
 from bench.cell import flop_columns, memory_columns, memory_of_step
 from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, MemoryMeter, Peak
@@ -171,15 +171,21 @@ def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
         return {}
     profile = hardware.find(run.hardware)
     need, host = counted.peak.bytes, counted.memory.peak(HOST).bytes * profile.gpus_a_node
-    if need > profile.usable_bytes:
+    if need > (limit := gpu_limit_bytes(run, profile)):
         where = {"cuda": ("oom_gpu", "on the GPU"), "cpu": ("oom_cpu", "of a rank")}
         status, of = where[profile.device]
-        error = f"{need} bytes {of}, of which {profile.usable_bytes} are to be had"
+        error = f"{need} bytes {of}, of which {limit} are to be had"
         return {"status": status, "error": error}
     limit = host_limit_bytes(run, profile)
     if host > limit:
         return {"status": "oom_cpu", "error": f"{host} bytes on a host, which may give {limit}"}
     return {}
+
+
+def gpu_limit_bytes(run: RunConfig, profile: hardware.Hardware) -> int:
+    """What a step's tensors may take on one GPU of a profile."""
+    sends = placement.connected(run, profile.gpus_a_node)
+    return profile.usable_bytes - sends * profile.nccl_peer_bytes
 
 
 def host_limit_bytes(run: RunConfig, profile: hardware.Hardware) -> int:

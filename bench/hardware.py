@@ -16,6 +16,10 @@ from bench import speeds
 from bench.speeds import Attention, Link, Points, Speeds
 
 GIB, MIB = 2**30, 2**20
+NCCL_PEER_BYTES = 32 * 14 * MIB
+"""What NCCL takes of a GPU for another one of its node, the first time that an all-to-all or a send
+goes there: 32 channels of 10, 2 and 2 MiB. On eight H100 that was 3.28 GB (NVIDIA/nccl issue 1685);
+logs of A100 and H100 nodes have "32 p2p channels per peer"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,8 @@ class Hardware:
         memory_bytes: Of one GPU, as CUDA reports it; of a CPU, one rank's share.
         context_bytes: Of it, what the CUDA context takes, outside PyTorch's allocator.
         nccl_bytes: Of it, what NCCL's communicators take, likewise.
+        nccl_peer_bytes: And what they take besides for every GPU of the node that one sends to
+            (:func:`bench.placement.connected`).
         workspace_bytes: What cuBLAS holds from PyTorch's allocator.
         gpus_a_node: Ranks that share a host.
         host_memory_bytes: Of that host.
@@ -39,12 +45,13 @@ class Hardware:
     workspace_bytes: int
     gpus_a_node: int
     host_memory_bytes: int
+    nccl_peer_bytes: int = 0
     device: str = "cuda"
     speeds: Speeds | None = None
 
     @property
     def usable_bytes(self) -> int:
-        """What the tensors of a step may take on one GPU."""
+        """What the tensors of a step may take on a GPU that sends to no other of its node."""
         return self.memory_bytes - self.context_bytes - self.nccl_bytes - self.workspace_bytes
 
 
@@ -129,11 +136,12 @@ def _node_of_eight(
     memory_gib: float, workspace_mib: int, host_bytes: float, known: Speeds | None
 ) -> Hardware:
     """An NVLink node. A context takes about 1 GiB, NCCL "some" (ALST's and NCCL's users report 1 to
-    4): 2 GiB are assumed here."""
+    4): 2 GiB are assumed here, before anything is sent from GPU to GPU."""
     return Hardware(
         memory_bytes=int(memory_gib * GIB),
         context_bytes=GIB,
         nccl_bytes=2 * GIB,
+        nccl_peer_bytes=NCCL_PEER_BYTES,
         workspace_bytes=workspace_mib * MIB,
         gpus_a_node=8,
         host_memory_bytes=int(host_bytes),
@@ -233,7 +241,8 @@ def _checked(name: str, given: dict[str, Any]) -> Hardware:
             raise ValueError(
                 f"hardware {name!r} {what} {listed}; valid: {', '.join(sorted(names))}"
             )
-    bad = [key for key in needed if not isinstance(given[key], int) or given[key] < 0]
+    whole = [key for key in given if key in needed or key.endswith("_bytes")]
+    bad = [key for key in whole if not isinstance(given[key], int) or given[key] < 0]
     if bad:
         raise ValueError(f"hardware {name!r}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
     if given["gpus_a_node"] < 1:

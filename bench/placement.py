@@ -1,4 +1,4 @@
-"""Which axes of a run stay inside a node and which cross nodes, in one line."""
+"""Which axes of a run stay inside a node and which cross nodes, and what that takes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,38 @@ def placement(run: RunConfig, ranks_a_node: int) -> str:
 
     Axes of size 1 are left out: they send nothing.
     """
-    sizes = {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
+    sizes, crosses = _sizes(run), _crosses(run, ranks_a_node)
     order = run.axis_order.split("-")
-    node = np.arange(run.world_size).reshape([sizes[axis] for axis in order]) // ranks_a_node
     said = [
-        f"{_WORDS[axis]} {'across nodes' if np.ptp(node, axis=at).any() else 'inside a node'}"
-        for at, axis in reversed([*enumerate(order)])
+        f"{_WORDS[axis]} {'across nodes' if crosses[axis] else 'inside a node'}"
+        for axis in reversed(order)
         if sizes[axis] > 1
     ]
     nodes = -(-run.world_size // ranks_a_node)
     where = f"{nodes} nodes of {ranks_a_node}" if nodes > 1 else "one node"
     axes = " x ".join(f"{axis} {sizes[axis]}" for axis in order)
     return f"{run.world_size} ranks on {where} = {axes}: " + (", ".join(said) or "no axis")
+
+
+def connected(run: RunConfig, ranks_a_node: int) -> int:
+    """GPUs of its node that NCCL connects a rank to for sends: those it exchanges heads with, and
+    one for a ring, where it sends to one and receives from another.
+
+    A group that crosses nodes is left out: NCCL gives its ranks 2 channels to each other, instead
+    of 32 (``NCCL_NCHANNELS_PER_NET_PEER``, the least of which ncclTopoComputeP2pChannels takes).
+    """
+    crosses = _crosses(run, ranks_a_node)
+    exchanges = run.method == "ulysses" and not crosses["sp"]
+    sends = run.ring_parallel_size > 1 and run.ring_backend != "allgather" and not crosses["ring"]
+    return exchanges * (run.sequence_size - 1) + sends
+
+
+def _sizes(run: RunConfig) -> dict[str, int]:
+    return {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
+
+
+def _crosses(run: RunConfig, ranks_a_node: int) -> dict[str, bool]:
+    """Whether an axis has ranks on several nodes."""
+    sizes, order = _sizes(run), run.axis_order.split("-")
+    node = np.arange(run.world_size).reshape([sizes[axis] for axis in order]) // ranks_a_node
+    return {axis: bool(np.ptp(node, axis=at).any()) for at, axis in enumerate(order)}

@@ -1,10 +1,15 @@
-"""Which axes cross nodes, by the numbers."""
+"""Which axes cross nodes, by the numbers, and whom NCCL connects then."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from bench.placement import placement
+from bench import dryrun
+from bench.hardware import PROFILES
+from bench.placement import connected, placement
+from methods import METHODS
 from odysseus.config import RunConfig
 
 RUN = {"world_size": 32, "ring_parallel_size": 2, "sequence_parallel_size": 8}
@@ -41,3 +46,44 @@ def test_a_node_that_is_not_a_multiple() -> None:
     """Nodes of 3 cut sequence axes of 2 in the middle."""
     run = RunConfig(world_size=6, sequence_parallel_size=2)
     assert placement(run, 3).endswith(": sequence axis across nodes, replicas across nodes")
+
+
+@pytest.mark.parametrize(
+    ("run", "gpus"),
+    [
+        (RunConfig(method="tp_sp", world_size=8), 0),
+        (RunConfig(method="ulysses", world_size=8), 7),
+        (RunConfig(method="ulysses", world_size=16), 0),  # across two nodes
+        (RunConfig(method="ulysses", world_size=16, sequence_parallel_size=8), 7),
+        (RunConfig(method="ulysses", world_size=8, ring_parallel_size=2), 3 + 1),
+        (RunConfig(method="odysseus", world_size=8, ring_parallel_size=2), 1),
+        (RunConfig(method="odysseus", world_size=16, ring_parallel_size=2), 0),
+        (RunConfig(method="ulysses", axis_order="dp-sp-ring", **RUN), 1),
+    ],
+)
+def test_a_gpu_is_connected_to_those_of_its_node_that_it_sends_to(
+    run: RunConfig, gpus: int
+) -> None:
+    assert connected(run, 8) == gpus
+
+
+@pytest.mark.parametrize("ring", [1, 2])
+@pytest.mark.parametrize("backend", ["native", "allgather"])
+@pytest.mark.parametrize("method", METHODS)
+def test_only_sends_and_all_to_alls_connect(method: str, backend: str, ring: int) -> None:
+    """As the traffic of the same run has it."""
+    run = RunConfig(method=method, world_size=4, ring_parallel_size=ring, ring_backend=backend)
+    traffic = dryrun.count(replace(run, dry_run=True), 0).traffic
+    sends = traffic["comm_bytes_all_to_all"] + traffic["comm_bytes_p2p"]
+    assert (connected(run, 8) > 0) == (sends > 0)
+
+
+def test_what_nccl_takes_for_eight_gpus_is_what_was_seen() -> None:
+    """3.28 GB on eight H100, off what tensors may take."""
+    profile = PROFILES["h100-80g"]
+    ulysses, tp = (
+        dryrun.gpu_limit_bytes(RunConfig(method=method, world_size=8), profile)
+        for method in ("ulysses", "tp")
+    )
+    assert tp == profile.usable_bytes
+    assert (tp - ulysses) / 1e9 == pytest.approx(4.34 - 1.06, abs=0.01)

@@ -126,6 +126,7 @@ def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
         ({"memory_bytes": 1}, "lacks context_bytes, gpus_a_node"),
         (asdict(SMALL) | {"color": 1}, "has unknown color"),
         (asdict(SMALL) | {"nccl_bytes": "much"}, "nccl_bytes is 'much'; valid: whole bytes"),
+        (asdict(SMALL) | {"nccl_peer_bytes": -1}, "nccl_peer_bytes is -1; valid: whole bytes"),
     ):
         file.write_text(yaml.safe_dump(given))
         with pytest.raises(ValueError, match=told):
