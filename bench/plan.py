@@ -134,5 +134,5 @@ def need(run: RunConfig, gpu: int) -> Need:
     """What a run takes whose heaviest rank has so many bytes on its GPU."""
     profile = hardware.find(run.hardware)
     host = theory_memory.host_bytes(run) * min(profile.gpus_a_node, run.world_size)
-    limits = dryrun.gpu_limit_bytes(run, profile), dryrun.host_limit_bytes(run, profile)
-    return Need(gpu, limits[0], host, limits[1])
+    gpu_limit = dryrun.gpu_limit_bytes(run, profile)
+    return Need(gpu, gpu_limit, host, dryrun.host_limit_bytes(run, profile))
