@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.validation import untied
+from scripts.validation import odysseus, untied
 
 
 @pytest.mark.parametrize(("by_heads", "units"), [(False, 15.6), (True, 10.3)])
@@ -15,3 +15,9 @@ def test_untied_ulysses_holds_so_many_streams(
     monkeypatch.setattr(untied, "LAYERS", 3)
     activations = untied.peak(by_heads).by_kind["activations"]
     assert activations / untied.STREAM == pytest.approx(units, abs=0.05)
+
+
+@pytest.mark.parametrize("method", ["TP-SP", "Odysseus"])
+def test_the_odysseus_repository_holds_what_it_published(method: str) -> None:
+    """31.43 GiB of either at 32K tokens, after forward."""
+    assert sum(odysseus.held(method).values()) / 2**30 == pytest.approx(31.43, rel=0.01)

@@ -4,7 +4,7 @@ Llama2-7B without checkpointing, 32K tokens on 8 ranks, on tensors without value
 modules, and of that repository's (feifeibear/Odysseus-Transformer, April 2024) what its TP-SP
 attention and MLP save: linear maps that keep only their shard of the gathered input, q, k and v
 sliced out of one packed projection, gate and up chunks of another, cos and sin made by every layer,
-logits in fp32.
+logits in fp32. Odysseus's MLP is of the rank's own tokens, with weights that are gathered.
 
 python -m scripts.validation.odysseus    a few seconds
 """
@@ -54,15 +54,28 @@ class Scattered(torch.autograd.Function):
         return x.new_empty(1, x.shape[1] // RANKS, x.shape[2])
 
 
+class GatheredWeight(torch.autograd.Function):
+    """A linear map of the rank's own tokens: it keeps these and its shard of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x.new_empty(1, x.shape[1], weight.shape[0] * RANKS)
+
+
 class Block(nn.Module):
-    def __init__(self) -> None:
+    """As their TP-SP, with the same MLP or Odysseus's."""
+
+    def __init__(self, method: str) -> None:
         super().__init__()
+        self.method = method
         self.norms = nn.ModuleList(LlamaRMSNorm(WIDTH) for _ in range(2))
         self.rotary = LlamaRotaryEmbedding(CONFIG)
         self.qkv = nn.Parameter(torch.empty(3 * WIDTH // RANKS, WIDTH))
         self.o = nn.Parameter(torch.empty(WIDTH, WIDTH // RANKS))
         self.gate_up = nn.Parameter(torch.empty(2 * INNER // RANKS, WIDTH))
-        self.down = nn.Parameter(torch.empty(WIDTH, INNER // RANKS))
+        of_down = (WIDTH, INNER // RANKS) if method == "TP-SP" else (WIDTH // RANKS, INNER)
+        self.down = nn.Parameter(torch.empty(of_down))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         qkv = Gathered.apply(self.norms[0](x), self.qkv).unflatten(2, (-1, WIDTH // HEADS))
@@ -71,13 +84,20 @@ class Block(nn.Module):
         attend = kernels("flash_attention_2").attend
         o = attend(*(part.transpose(1, 2) for part in (q, k, v)))
         x = x + Scattered.apply(F.linear(o.flatten(2), self.o))
-        gate, up = Gathered.apply(self.norms[1](x), self.gate_up).chunk(2, dim=-1)
-        return x + Scattered.apply(F.linear(F.silu(gate) * up, self.down))
+        return x + self.mlp(self.norms[1](x))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        if self.method == "TP-SP":
+            gate, up = Gathered.apply(x, self.gate_up).chunk(2, dim=-1)
+            return Scattered.apply(F.linear(F.silu(gate) * up, self.down))
+        gate, up = (GatheredWeight.apply(x, weight) for weight in self.gate_up.chunk(2))
+        return GatheredWeight.apply(F.silu(gate) * up, self.down)
 
 
-def main() -> None:
+def held(method: str) -> dict[str, int]:
+    """Bytes between forward and backward, by what they are."""
     with META:
-        blocks = nn.ModuleList(Block() for _ in range(LAYERS)).to(torch.bfloat16)
+        blocks = nn.ModuleList(Block(method) for _ in range(LAYERS)).to(torch.bfloat16)
         norm = LlamaRMSNorm(WIDTH).to(torch.bfloat16)
         table, head = (torch.empty(VOCABULARY, WIDTH, dtype=torch.bfloat16) for _ in range(2))
         ids, positions = (torch.arange(n)[None] for n in (TOKENS // RANKS, TOKENS))
@@ -91,17 +111,22 @@ def main() -> None:
             x = block(x, positions)
         logits = F.linear(norm(x), head).float()
         del x
-        held = meter.before_backward()["activations"]
+        activations = meter.before_backward()["activations"]
     del logits
-    parts = {
-        "activations": held,
+    return {
+        "activations": activations,
         "gather buffer": TOKENS * WIDTH * 2,
         "weights and moments": 6 * PARAMETERS // RANKS,
         "root unit, whole": 2 * UNCUT * (RANKS - 1) // RANKS,
     }
-    for name, size in parts.items():
-        print(f"{name}: {size / GIB:.2f} GiB")
-    print(f"in all {sum(parts.values()) / GIB:.2f} GiB")
+
+
+def main() -> None:
+    for method in ("TP-SP", "Odysseus"):
+        parts = held(method)
+        print(f"{method}: {sum(parts.values()) / GIB:.2f} GiB")
+        for name, size in parts.items():
+            print(f"  {name}: {size / GIB:.2f} GiB")
 
 
 if __name__ == "__main__":
