@@ -18,8 +18,9 @@ from bench.speeds import Attention, Link, Points, Speeds
 GIB, MIB = 2**30, 2**20
 NCCL_PEER_BYTES = 32 * 14 * MIB
 """What NCCL takes of a GPU for another one of its node, the first time that an all-to-all or a send
-goes there: 32 channels of 10, 2 and 2 MiB. On eight H100 that was 3.28 GB (NVIDIA/nccl issue 1685);
-logs of A100 and H100 nodes have "32 p2p channels per peer"."""
+goes there: 32 channels ("32 p2p channels per peer" in logs of A100 and H100 nodes) of 14 MiB. For
+seven others that is 3.29 GB; 3.28, in buffers of 10 and 2 MiB, were seen on eight H100 (NVIDIA/nccl
+issue 1685)."""
 
 
 @dataclass(frozen=True, kw_only=True)
