@@ -19,8 +19,8 @@ GIB, MIB = 2**30, 2**20
 NCCL_PEER_BYTES = 32 * 14 * MIB
 """What NCCL takes of a GPU for another one of its node, the first time that an all-to-all or a send
 goes there: 32 channels ("32 p2p channels per peer" in logs of A100 and H100 nodes) of 14 MiB. For
-seven others that is 3.29 GB; 3.28, in buffers of 10 and 2 MiB, were seen on eight H100 (NVIDIA/nccl
-issue 1685)."""
+seven others that is 3.29 GB; 3.28, in buffers of 10 and 2 MiB, were seen on eight H100
+(NVIDIA/nccl#1685)."""
 
 
 @dataclass(frozen=True, kw_only=True)
