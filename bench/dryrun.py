@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import cuda_kernels, hardware, placement
+from bench import cuda_kernels, depth, hardware, placement
 from bench.cell import flop_columns, memory_columns, memory_of_step
 from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, MemoryMeter, Peak
@@ -203,8 +203,7 @@ def heaviest_rank(run: RunConfig) -> int:
     ranks = [rank_of_place(run, place) for place in sorted({0, min(1, ring - 1), ring - 1})]
     if len(ranks) == 1:
         return ranks[0]
-    layers = min(2, run.architecture.num_hidden_layers)
-    shallow = replace(run, model=replace(run.model, num_hidden_layers=layers))
+    shallow = depth.with_blocks(run, min(2, run.architecture.num_hidden_layers))
     return max(ranks, key=lambda rank: count(shallow, rank).peak.bytes)
 
 

@@ -109,6 +109,19 @@ class MemoryMeter(Watcher):
         held = sorted((self._allocations[i] for i in best), key=lambda a: -a.bytes)
         return Peak(most, {kind: by_kind[kind] for kind in KINDS}, held, last)
 
+    def peak_by_unit(self) -> dict[str, int]:
+        """The most bytes alive while each ZeRO unit was the one that began last."""
+        peaks: dict[str, int] = {}
+        now = 0
+        for index, made in self._log:
+            allocation = self._allocations[index]
+            if allocation.kind == HOST:
+                continue
+            now += self._bytes(index) if made else -self._bytes(index)
+            if made:
+                peaks[allocation.unit] = max(now, peaks.get(allocation.unit, 0))
+        return peaks
+
     def before_backward(self) -> dict[str, int]:
         """Bytes by kind that are alive when the step's first backward begins."""
         by_kind: Counter[str] = Counter()

@@ -1,8 +1,7 @@
 """The longest sequence that fits on a profile's GPU and host, by dry runs.
 
-Memory grows with every block alike, so a run of any depth is two shallow ones and a straight line
-through them; and it is piecewise linear in the length, so the limit is found by secants. One dry
-run of all blocks confirms what they found.
+Two shallow runs say what one of any depth takes (`bench/depth.py`); and memory is piecewise linear
+in the length, so the limit is found by secants. One dry run of all blocks confirms what they found.
 """
 
 from __future__ import annotations
@@ -11,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bench import dryrun, hardware, theory_memory
+from bench import depth, dryrun, hardware, theory_memory
 from odysseus.config import RunConfig
 
-SHALLOW = (3, 4)
-"""Blocks of the two shallow runs: the last, the first, and one between that is gathered ahead."""
 _CLOSE = 256
 """The search ends when what fits and what does not are nearer than one in so many."""
 
@@ -69,13 +66,13 @@ def need_of(run: RunConfig, counted: dryrun.Counted) -> Need:
 def predicted_need(run: RunConfig) -> Need:
     """By two shallow dry runs, where a model is deeper than those."""
     layers = run.architecture.num_hidden_layers
-    if layers <= SHALLOW[1]:
+    if layers <= depth.SHALLOW[1]:
         return need_of(run, dryrun.counted(run))
     few, more = (
-        dryrun.counted(replace(run, model=replace(run.model, num_hidden_layers=n))).peak.bytes
-        for n in SHALLOW
+        depth.peak_by_place(dryrun.counted(depth.with_blocks(run, blocks)).memory, blocks)
+        for blocks in depth.SHALLOW
     )
-    return need(run, more + (more - few) * (layers - SHALLOW[1]))
+    return need(run, depth.peak_at(layers, few, more))
 
 
 def longest(run: RunConfig, tell: Callable[[int, Need], None]) -> Longest:

@@ -1,7 +1,7 @@
 """Which method, parallel sizes and memory tricks are fastest of those that fit, by dry runs.
 
-Time and memory grow with every block alike, so two shallow dry runs and a straight line through
-them say what the whole model takes.
+Time and memory grow with every block alike, so two shallow dry runs say what the whole model takes
+(`bench/depth.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench import options, plan, predict
+from bench import depth, options, plan, predict
 from bench.plan import Need
 from methods import METHODS
 from odysseus.config import RunConfig
@@ -107,10 +107,10 @@ def fitting(run: RunConfig) -> Choice | None:
 
 
 def _if_it_fits(run: RunConfig) -> Choice | None:
-    shallow = _counted(run, _depths(run)[0])
-    if plan.need(run, shallow[0]).limit:  # and more blocks take more
+    few = _counted(run, _depths(run)[0])
+    if plan.need(run, max(few.peaks.values())).limit:  # and more blocks take more
         return None
-    choice = _at_depth(run, shallow)
+    choice = _at_depth(run, few)
     return None if choice.need.limit else choice
 
 
@@ -119,31 +119,37 @@ def predicted(run: RunConfig) -> Choice:
     return _at_depth(run, _counted(run, _depths(run)[0]))
 
 
+@dataclass(frozen=True)
+class _Shallow:
+    """A shallow run: memory of the heaviest rank by place, and times of the slowest."""
+
+    peaks: dict[str, int]
+    parts_ms: dict[str, float]
+
+
 def _depths(run: RunConfig) -> tuple[int, int]:
     """Blocks of the two shallow runs."""
-    few, more = (min(run.architecture.num_hidden_layers, n) for n in plan.SHALLOW)
+    few, more = (min(run.architecture.num_hidden_layers, n) for n in depth.SHALLOW)
     return few, more
 
 
-def _at_depth(run: RunConfig, shallow: tuple[int, dict[str, float]]) -> Choice:
+def _at_depth(run: RunConfig, few: _Shallow) -> Choice:
     """The whole run, of what the shallower of its two runs takes."""
-    layers, (few, more) = run.architecture.num_hidden_layers, _depths(run)
-    (need, parts), (deeper, longer) = shallow, _counted(run, more)
-    times = (layers - few) / max(1, more - few)
-
-    def at_depth(a: float, b: float) -> float:
-        return a + (b - a) * times
-
+    layers, more = run.architecture.num_hidden_layers, _counted(run, _depths(run)[1])
+    further = max(0, layers - depth.SHALLOW[1])
     return Choice(
         run,
-        plan.need(run, round(at_depth(need, deeper))),
-        {part: at_depth(parts[part], longer[part]) for part in PARTS},
+        plan.need(run, depth.peak_at(layers, few.peaks, more.peaks)),
+        {
+            part: more.parts_ms[part] + (more.parts_ms[part] - few.parts_ms[part]) * further
+            for part in PARTS
+        },
     )
 
 
-def _counted(run: RunConfig, layers: int) -> tuple[int, dict[str, float]]:
-    """Memory of the heaviest rank and times of the slowest, of so many blocks."""
-    shallow = replace(run, model=replace(run.model, num_hidden_layers=layers))
+def _counted(run: RunConfig, layers: int) -> _Shallow:
+    shallow = depth.with_blocks(run, layers)
     counted = predict.count(shallow)
     columns = predict.columns(shallow, counted)
-    return counted.peak.bytes, {part: columns[part] for part in PARTS}
+    peaks = depth.peak_by_place(counted.memory, layers)
+    return _Shallow(peaks, {part: columns[part] for part in PARTS})

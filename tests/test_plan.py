@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench import dryrun, hardware, plan, rows
+from bench import depth, dryrun, hardware, plan, rows
 from bench.__main__ import main
 from methods import METHODS
 from odysseus.config import ModelOptions, RunConfig
@@ -48,6 +48,22 @@ def test_memory_grows_alike_with_every_block(run: RunConfig, method: str, offloa
     run = replace(run, method=method, activation_checkpoint_cpu_offload=offload)
     run = replace(run, activation_checkpointing=True, tiled_mlp_compute=True)
     assert plan.predicted_need(run) == counted_need(run)
+
+
+@pytest.mark.parametrize("method", ["tp_sp", "ulysses", "odysseus"])
+def test_the_peak_may_move_on_the_way_to_a_deep_run(run: RunConfig, method: str) -> None:
+    """With a vocabulary this large a shallow run's peak is the head, a deep one's the end of the
+    backward, where every block's gradients are."""
+    model = replace(MODEL, num_hidden_layers=12, vocab_size=8192)
+    run = replace(run, method=method, model=model, activation_checkpointing=True)
+    run = replace(run, tiled_mlp_compute=True, tiled_loss_compute=True)
+    run = replace(run, activation_checkpoint_cpu_offload=True)
+    shallow = dryrun.counted(depth.with_blocks(run, depth.SHALLOW[-1])).peak
+    deep = dryrun.counted(run)
+    assert shallow.last is not None
+    assert deep.peak.last is not None
+    assert shallow.last.unit != deep.peak.last.unit
+    assert plan.predicted_need(run) == plan.need_of(run, deep)
 
 
 @pytest.mark.parametrize("method", ["tp", "ulysses"])
