@@ -115,8 +115,10 @@ def at_home(blocks: BlockAttention) -> CausalAttention:
     """That of sequences which one rank has whole."""
 
     def spans(q: Tensor, documents: Documents | None) -> Iterable[Span] | None:
+        if documents is None:
+            return None
         tokens = np.arange(q.shape[1])
-        return None if documents is None else documents.spans(tokens, tokens)
+        return documents.spans(tokens, tokens)
 
     def forward(
         q: Tensor, k: Tensor, v: Tensor, documents: Documents | None
