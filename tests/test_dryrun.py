@@ -96,8 +96,10 @@ def test_chunks_of_heads(ring: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_every_toggle_in_bf16(method: str) -> None:
-    base = replace(BASE, method=method, world_size=2, dtype="bf16")
+@pytest.mark.parametrize(("world_size", "dtype"), [(2, "bf16"), (4, "fp32"), (8, "bf16")])
+def test_every_toggle_elsewhere(method: str, world_size: int, dtype: str) -> None:
+    """Where the test above has no room for them."""
+    base = replace(BASE, method=method, world_size=world_size, dtype=dtype)
     check_all([replace(base, **toggles) for toggles in TOGGLES], [0])
 
 
@@ -105,7 +107,8 @@ def test_every_toggle_in_bf16(method: str) -> None:
 @pytest.mark.parametrize("world_size", [4, 8])
 def test_every_rank_of_larger_worlds(method: str, world_size: int) -> None:
     base = replace(BASE, method=method, world_size=world_size, model=VARIANTS["ragged_rows"])
-    check_all([base, replace(base, **ALL_ON)], [0, 1, world_size - 1])
+    in_bf16 = replace(base, dtype="bf16", **ALL_ON)
+    check_all([base, replace(base, **ALL_ON), in_bf16], [0, 1, world_size - 1])
 
 
 @pytest.mark.parametrize("method", METHODS)
