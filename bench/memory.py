@@ -237,8 +237,9 @@ def _settle() -> None:
 def _other_threads_run() -> bool:
     """Whether a thread of this process but this one has something to do (proc(5), state R)."""
     for task in os.scandir("/proc/self/task"):
-        with suppress(OSError), open(f"{task.path}/stat") as file:  # it may have ended
-            state = file.read().rpartition(")")[2].split()[0]
-            if state == "R" and int(task.name) != get_native_id():
+        # It may have ended; and the plainest way to read, since there are dozens.
+        with suppress(OSError), open(f"{task.path}/stat", "rb", buffering=0) as file:
+            state = file.read().rpartition(b")")[2].split()[0]
+            if state == b"R" and int(task.name) != get_native_id():
                 return True
     return False
