@@ -6,15 +6,19 @@ The real ranks are gloo's on this CPU; the dry run has neither values nor peers.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import dryrun, theory, theory_memory
+from bench import dryrun, rows, theory, theory_memory
+from bench.__main__ import main
 from bench.cell import memory_columns, memory_of_step
 from bench.kernel_flops import FlopMeter
+from bench.memory import KINDS
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
@@ -96,11 +100,20 @@ def test_chunks_of_heads(ring: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("world_size", "dtype"), [(2, "bf16"), (4, "fp32"), (8, "bf16")])
-def test_every_toggle_elsewhere(method: str, world_size: int, dtype: str) -> None:
-    """Where the test above has no room for them."""
-    base = replace(BASE, method=method, world_size=world_size, dtype=dtype)
-    check_all([replace(base, **toggles) for toggles in TOGGLES], [0])
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_every_toggle_in_either_dtype(method: str, world_size: int) -> None:
+    base = replace(BASE, method=method, world_size=world_size)
+    for dtype in ("fp32", "bf16"):
+        check_all([replace(base, dtype=dtype, **toggles) for toggles in TOGGLES], [0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("world_size", "ring"), [(2, 2), (8, 2), (8, 4)])
+def test_hybrids_of_other_worlds(method: str, world_size: int, ring: int) -> None:
+    base = replace(BASE, method=method, world_size=world_size, ring_parallel_size=ring)
+    both = [replace(base, dtype=dtype) for dtype in ("fp32", "bf16")]
+    check_all([replace(r, **toggles) for r in both for toggles in TOGGLES], [0, world_size - 1])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -117,6 +130,23 @@ def test_every_hybrid(method: str, backend: str) -> None:
     base = replace(BASE, method=method, world_size=4, ring_parallel_size=2, ring_backend=backend)
     contiguous = replace(base, ring_order="contiguous", dtype="bf16")
     check_all([base, contiguous, replace(base, **ALL_ON)], [0, 3])
+
+
+def test_explain_peak_says_where_it_is_and_what_is_alive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.csv"
+    flags = "--dry_run true --explain_peak true --method tp_sp --world_size 2 --seq_len 1024"
+    assert main(["run", *flags.split(), "--out", str(out)]) == 0
+    where, header, *lines = capsys.readouterr().out.splitlines()
+    row = rows.read(out).iloc[0]
+    place = rf"rank {row['rank']}: {row['peak_memory_bytes']} bytes at \S+ in \w+ward .+"
+    assert re.fullmatch(place, where)
+    assert header.split() == ["MiB", "tensors", "kind", "made", "by"]
+    largest = [(float(size), kind) for size, _, kind, *_ in map(str.split, lines[:10])]
+    assert largest == sorted(largest, key=lambda line: -line[0])
+    assert {kind for _, kind in largest} <= set(KINDS)
+    assert 0 < sum(size for size, _ in largest) <= int(row["peak_memory_bytes"]) / 2**20
 
 
 def test_a_world_of_thousands_sends_what_theory_says() -> None:
