@@ -57,6 +57,33 @@ def test_every_csv_has_its_command_and_its_mode(name: str) -> None:
         assert hardware in text or hardware.endswith("/profile.yml")
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        "dry_runs.yml --world_size 8 --seq_len 4096",
+        "dry_runs.yml --world_size 4096 --seq_len 65536 --method odysseus",
+        "dry_runs_ring8.yml --seq_len 262144 --method ulysses",
+    ],
+)
+def test_the_dry_runs_that_ship_are_what_is_counted(
+    cells: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted again, rows of the presets are those that ship, to the last digit."""
+    monkeypatch.chdir(ROOT / "scripts")
+    out = tmp_path / "again.csv"
+    arguments = ["--config", *cells.split(), "--model.name_or_path", "llama3-8b"]
+    assert main(["sweep", *arguments, "--out", str(out)]) == 0
+    now, then = (by_key(path) for path in (out, RESULTS / "dry_runs.csv"))
+    assert now
+    assert now == {key: then[key] for key in now}, "count the presets of results/README.md again"
+
+
+def by_key(path: Path) -> dict[tuple[str, ...], dict[Any, Any]]:
+    """A file's rows without when and how long it took to make them."""
+    found = rows.read(path).drop(columns=[*rows.provenance(), "wall_s"]).to_dict("records")
+    return {rows.key(row): row for row in found}
+
+
 def test_every_picture_is_told_of() -> None:
     names = shipped(*PICTURES)
     assert len(names) > 50
