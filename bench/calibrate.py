@@ -32,11 +32,13 @@ from odysseus.data import Samples
 from odysseus.host_memory import machine_bytes, ranks_a_node
 from odysseus.kernels import choose_kernels
 from odysseus.mesh import Axis, Mesh
-from odysseus.step import Trainer
+from odysseus.step import Build, Trainer, build_model, unsharded
 from odysseus.transfers import start_hop
 
 _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""
+_OF_A_UNIT = 3
+"""Collectives of a ZeRO unit: gathers before forward and backward, a reduction after."""
 _ROW_S = 0.2
 """How long calls are repeated: longer than an operating system leaves a core to one process."""
 
@@ -63,12 +65,14 @@ def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
     dtype = run.compute_dtype
     peak, _ = flops.peak_flops_per_s(device, dtype)
     memory = _memory(device)
+    issue_s, hooks_s = _host_s(device)
     name, attention = _attention(run, device)
     host = torch.empty(2**26, dtype=torch.uint8, pin_memory=device.type == "cuda")
     there = torch.empty_like(host, device=device)
     return Speeds(
         peak_flops_per_s=_of_ranks(peak, min),
-        issue_s=_issue_s(device),
+        issue_s=issue_s,
+        hooks_s=hooks_s,
         matmul=tuple(_matmuls(device, dtype)),
         attention={name: attention},
         memory=memory,
@@ -122,25 +126,35 @@ def _of_ranks(mine: float, which: Callable[[list[float]], float]) -> float:
     return which(ranks)
 
 
-def _issue_s(device: torch.device) -> float:
-    """What the host takes for an operation besides computing: Python, autograd, FSDP2's hooks. By
-    steps of models too small to compute much, each rank alone; what two more blocks add."""
+def _host_s(device: torch.device) -> tuple[float, float]:
+    """What the host takes besides computing, for an operation (Python, autograd) and for a gather
+    or reduction of ZeRO's (its hooks). By models too small to compute much, each rank alone."""
     own, _ = dist.new_subgroups(1)
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
     axis, line = Axis(own, "activation"), DeviceMesh.from_group(own, device.type)
     mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
+    plain_s, plain_ops = _two_blocks(mesh, unsharded)
+    zero_s, zero_ops = _two_blocks(mesh, build_model)
+    issue_s = plain_s / plain_ops
+    hooks_s = (zero_s - zero_ops * issue_s) / (2 * _OF_A_UNIT)
+    return issue_s, max(hooks_s, 0.01 * issue_s)  # less is noise
+
+
+def _two_blocks(mesh: Mesh, build: Build) -> tuple[float, int]:
+    """What two more blocks add to a step: seconds and operations."""
     steps, issued = [], []
     for layers in (2, 4):
         run = RunConfig(model=ModelOptions(num_hidden_layers=layers), seq_len=8)
-        trainer = Trainer(run, METHODS[run.method], mesh)
-        batches = Samples(run, 0, 0, device).step(0)
+        trainer = Trainer(run, METHODS[run.method], mesh, build=build)
+        batches = Samples(run, 0, 0, mesh.device).step(0)
         steps.append(lambda t=trainer, b=batches: t.step(b))
+        trainer.step(batches)  # the first makes the optimizer's state
         with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
             trainer.step(batches)
         issued.append(len(recorder.device.program))
     few, many = steps
-    extra = max(_extra_s(many, few, device), 0.01 * _seconds(few, device))  # less is noise
-    return extra / (issued[1] - issued[0])
+    extra_s = max(_extra_s(many, few, mesh.device), 0.01 * _seconds(few, mesh.device))  # noise
+    return extra_s, issued[1] - issued[0]
 
 
 def _matmuls(

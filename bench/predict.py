@@ -70,9 +70,10 @@ def _exact_us(seconds: float) -> float:
 def write_trace(found: Timeline, path: Path, run: RunConfig) -> None:
     """A timeline in Chrome's trace format (a JSON object with traceEvents, times in microseconds),
     which Perfetto and chrome://tracing open: a row a stream, named after where most of
-    its time goes; the run is in otherData."""
+    its time goes, without what takes none; the run is in otherData."""
     seconds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for span in found.spans:
+    drawn = [s for s in found.spans if _exact_us(s.start_s) < _exact_us(s.end_s)]
+    for span in drawn:
         seconds[span.op.stream][span.op.kind] += span.end_s - span.start_s
     rows = {stream: row for row, stream in enumerate(sorted(seconds, key=lambda s: (s != HOST, s)))}
     events: list[dict[str, Any]] = [
@@ -85,10 +86,8 @@ def write_trace(found: Timeline, path: Path, run: RunConfig) -> None:
         }
         for stream, row in rows.items()
     ]
-    for span in found.spans:
+    for span in drawn:
         op, start_us, end_us = span.op, _exact_us(span.start_s), _exact_us(span.end_s)
-        if start_us == end_us:
-            continue
         details = {"unit": op.unit, "bytes": op.bytes, "flops": op.flops, "sizes": op.sizes}
         if op.ranks:
             details |= {"ranks": len(op.ranks), "purpose": op.purpose}

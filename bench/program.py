@@ -27,6 +27,7 @@ from bench.traffic import call_of
 from bench.watch import Watcher
 
 HOST = "host"
+HOOKS = "hooks"
 TO_HOST, TO_DEVICE = "to_host", "to_device"
 _COPIES = ("aten::copy_", "aten::clone", "aten::_to_copy")
 # Operations that only allocate or look at tensors.
@@ -40,7 +41,8 @@ class Op:
     Attributes:
         name: As PyTorch's dispatcher has it.
         kind: matmul, attention_forward, attention_backward, elementwise (all else that a device
-            computes), host (the same on the host), to_host, to_device, or a collective.
+            computes), host (the same on the host), hooks (what ZeRO's engine does on the host for
+            the collective that follows), to_host, to_device, or a collective.
         stream: Where it is queued; HOST if the host itself does it.
         after: Indices of operations that must have ended before, besides those of its stream.
         flops: Of a matmul or attention.
@@ -164,6 +166,11 @@ class Device:
         if work is not None:
             self._works[id(work)] = work, {index}
 
+    def hooks(self, unit: str) -> None:
+        """What ZeRO's engine does before a collective of a unit: Python, no operation."""
+        of_op = {"flops": 0, "bytes": 0.0, "sizes": (), "ranks": (), "unit": unit, "purpose": ""}
+        self.queue(None, name=HOOKS, kind=HOOKS, **of_op)
+
     def waited(self, work: dist.Work) -> None:
         """A collective was waited for: by the current stream, or by a host that computes itself."""
         _, after = self._works.pop(id(work), (None, set()))
@@ -217,8 +224,10 @@ class Recorder(Watcher):
         if call := call_of(func, args, self.region):
             if len(call.ranks) > 1:
                 of_op |= {"kind": call.collective, "bytes": float(call.bytes_sent)}
-                of_op |= {"sizes": (call.size_bytes,), "ranks": call.ranks}
-                device.collective(_work(result), call.is_async, purpose=call.purpose, **of_op)
+                of_op |= {"sizes": (call.size_bytes,), "ranks": call.ranks, "purpose": call.purpose}
+                if call.purpose in ("parameter", "gradient"):
+                    device.hooks(self.unit)
+                device.collective(_work(result), call.is_async, **of_op)
             return
         if func.is_view or name.startswith(_FREE):
             return

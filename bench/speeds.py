@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil, exp, inf, log
 from typing import Any
 
-from bench.program import HOST, TO_DEVICE, TO_HOST, Op
+from bench.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op
 from bench.traffic import COLLECTIVES
 
 Points = tuple[tuple[float, float], ...]
@@ -73,6 +73,7 @@ class Speeds:
     Attributes:
         peak_flops_per_s: What MFU is a fraction of.
         issue_s: Seconds that the host takes for one operation, besides computing.
+        hooks_s: And for each of ZeRO's gathers and reductions, in its engine's hooks.
         multiprocessors: That share the tiles of a matmul in whole rounds; 0 if its shapes say all.
         matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest ones count.
         attention: By implementation.
@@ -86,6 +87,7 @@ class Speeds:
 
     peak_flops_per_s: float
     issue_s: float
+    hooks_s: float = 0
     multiprocessors: int = 0
     matmul: tuple[tuple[float, float, float, float], ...]
     attention: dict[str, Attention]
@@ -115,6 +117,8 @@ class Clock:
         s = self.speeds
         if op.ranks:
             return self._collective_s(op)
+        if op.kind == HOOKS:
+            return s.hooks_s
         if op.kind == HOST:
             return op.bytes / s.host_memory_bytes_per_s
         if op.kind in (TO_HOST, TO_DEVICE):
@@ -232,6 +236,8 @@ def from_yaml(given: dict[str, Any]) -> Speeds:
     else:
         given["network_bytes_per_s"] = ()
     given["links"] = tuple(_link(link) for link in given.get("links", ()))
+    if not given.get("hooks_s"):
+        given.pop("hooks_s", None)
     for name in _NUMBERS & given.keys():
         given[name] = _row([given[name]], 1)[0]
     rounds = given.get("multiprocessors", 0)
@@ -244,7 +250,7 @@ def from_yaml(given: dict[str, Any]) -> Speeds:
 
 _WHOLE = "whole_forward", "whole_backward"
 _NUMBERS = {
-    *("peak_flops_per_s", "issue_s", "host_memory_bytes_per_s"),
+    *("peak_flops_per_s", "issue_s", "hooks_s", "host_memory_bytes_per_s"),
     *("to_host_bytes_per_s", "to_device_bytes_per_s"),
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 
-from bench.program import HOST, TO_DEVICE, TO_HOST, Op, Program, Wait
+from bench.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op, Program, Wait
 from bench.speeds import Clock
 
 _COPIES = (TO_HOST, TO_DEVICE)
@@ -39,10 +39,12 @@ class Timeline:
 
     def split_s(self) -> dict[str, float]:
         """The step divided: seconds in which something computes; of the rest, those in which a
-        collective runs, else a copy between host and device or the host's own work; and idle."""
+        collective runs, else a copy between host and device or the host's own work; and idle,
+        where the host at most does what ZeRO's hooks do."""
         edges: list[tuple[float, int, str]] = []
         for span in self.spans:
-            what = _what(span.op)
+            if (what := _what(span.op)) == "idle":
+                continue
             edges += [(span.start_s, 1, what), (span.end_s, -1, what)]
         found: dict[str, float] = dict.fromkeys(_PARTS, 0.0)
         running: Counter[str] = Counter()
@@ -58,6 +60,8 @@ class Timeline:
 def _what(op: Op) -> str:
     if op.ranks:
         return "communication"
+    if op.kind == HOOKS:
+        return "idle"
     return "offload" if op.kind in (*_COPIES, HOST) else "compute"
 
 
@@ -126,7 +130,7 @@ class _Simulation:
         op = self.program[index]
         assert isinstance(op, Op)
         seconds = self.clock.seconds(op)
-        if stream == HOST:
+        if stream == HOST and op.kind != HOOKS:
             seconds += self.clock.speeds.issue_s
         self.running[stream] = _Running(index, self.now_s, seconds, self.clock.bus(op))
 

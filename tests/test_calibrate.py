@@ -29,6 +29,7 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     one, *others = run_ranks(profile, 4, RunConfig(world_size=4))
     assert all(other == one for other in others)  # the slowest rank's, on every rank
     links = one["speeds"]["links"]
+    assert one["speeds"]["hooks_s"] > 0
     kinds = {link["collective"] for link in links}
     assert kinds == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p"}
     assert sorted(link["ranks"] for link in links) == [2] * 10 + [4] * 5  # near and far pairs

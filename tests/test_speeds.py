@@ -32,6 +32,7 @@ def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
     [
         {"issue_s": -1},
         {"issue_s": float("nan")},
+        {"hooks_s": -1},
         {"matmul": []},
         {"matmul": [[1, 1, 5]]},
         {"memory": []},

@@ -11,7 +11,7 @@ import pytest
 
 from bench import dryrun, predict
 from bench.__main__ import main
-from bench.program import HOST, Op, Program, Wait
+from bench.program import HOOKS, HOST, Op, Program, Wait
 from bench.speeds import Attention, Clock, Link, Speeds
 from bench.timeline import Timeline, simulate
 from methods import METHODS
@@ -95,6 +95,30 @@ def test_the_split_adds_up() -> None:
     ]
     split = simulated(program, issue_s=0.5).split_s()
     assert split == {"compute": 3, "communication": 1.5, "offload": pytest.approx(1.5), "idle": 0}
+
+
+def test_zeros_hooks_hold_up_the_host() -> None:
+    program = [op("a", 1), op(HOST, 0, HOOKS), op("b", 1, "all_gather")]
+    slow = Clock(replace(EVEN, issue_s=1, hooks_s=2.5), "flash_attention_2", 8)
+    found = simulate(program, slow)
+    assert ends(found) == [1, 3.5, 4.5]
+    assert found.split_s() == {"compute": 1, "communication": 1, "offload": 0, "idle": 2.5}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ["fsdp2", "overlap"])
+def test_hooks_come_before_each_collective_of_zeros(method: str, engine: str) -> None:
+    run = replace(LLAMA, method=method, zero_engine=engine)
+    program = dryrun.count(run, 0, True).program
+    kinds = [action.kind if isinstance(action, Op) else "" for action in program]
+    after = [i + 1 for i, kind in enumerate(kinds) if kind == HOOKS]
+    of_zero = [
+        i
+        for i, action in enumerate(program)
+        if isinstance(action, Op) and action.purpose in ("parameter", "gradient")
+    ]
+    assert after == of_zero
+    assert of_zero
 
 
 @pytest.mark.parametrize("method", METHODS)

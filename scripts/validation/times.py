@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench import predict
+from bench import dryrun, predict
+from bench.hardware import PROFILES
 from bench.program import TO_DEVICE, TO_HOST
-from bench.timeline import Timeline
+from bench.speeds import Clock, Points
+from bench.timeline import Timeline, simulate
 from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
 from scripts.validation.longest import ALL_TRICKS, ALST
 
@@ -47,13 +49,34 @@ def copied_in_turn_s(run: RunConfig, found: Timeline) -> float:
     return found.step_s + sum(span.end_s - span.start_s for span in copies)
 
 
+def as_on_h100(clock: Clock) -> Clock:
+    """With FlashAttention at the share of peak FLOP/s that it reaches on H100, on any GPU."""
+    h100 = PROFILES["h100-80g"].speeds
+    assert h100 is not None
+    share = clock.speeds.peak_flops_per_s / h100.peak_flops_per_s
+
+    def scaled(points: Points) -> Points:
+        return tuple((keys, share * rate) for keys, rate in points)
+
+    attention = {
+        name: replace(of, forward=scaled(of.forward), backward=scaled(of.backward))
+        for name, of in h100.attention.items()
+    }
+    return replace(clock, speeds=replace(clock.speeds, attention=attention))
+
+
 def main() -> None:
     for name, (run, published) in STEPS.items():
-        found = predict.timeline(run, predict.count(run))
-        assert found is not None, "these profiles have speeds"
+        counted, clock = predict.count(run), dryrun.clock(run)
+        found = predict.timeline(run, counted)
+        assert found, "these profiles have speeds"
+        assert clock
         split = {part: f"{seconds:.2f}" for part, seconds in found.split_s().items()}
         error = found.step_s / published - 1
         print(f"{name}: {published:.2f} s published, {found.step_s:.2f} ({error:+.1%}), {split}")
+        if run.hardware != "h100-80g":
+            as_there = simulate(counted.program, as_on_h100(clock)).step_s
+            print(f"  attention as on H100: {as_there:.2f} s ({as_there / published - 1:+.1%})")
         if name.startswith("ALST"):
             in_turn = copied_in_turn_s(run, found)
             print(f"  copies not hidden: {in_turn:.2f} ({in_turn / published - 1:+.2%})")
