@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.testing._internal.distributed.fake_pg  # makes the backend "fake" known
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -39,6 +40,8 @@ _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""
 _OF_A_UNIT = 3
 """Collectives of a ZeRO unit: gathers before forward and backward, a reduction after."""
+_OF_SMALL_STEPS = 5
+"""Times as many rows for what is left of small steps' differences."""
 _ROW_S = 0.2
 """How long calls are repeated: longer than an operating system leaves a core to one process."""
 
@@ -97,9 +100,15 @@ def _extra_s(more: Callable[[], object], less: Callable[[], object], device: tor
     for action in (more, less):
         action()
     calls, rows = _rows(more, device)
-    return median(
-        _timed(more, calls, device) - _timed(less, calls, device) for _ in range(2 * rows - 1)
-    )
+    return median(a - b for a, b in _in_turn((more, less), calls, 2 * rows - 1, device))
+
+
+def _in_turn(
+    actions: Sequence[Callable[[], object]], calls: int, rows: int, device: torch.device
+) -> Iterator[list[float]]:
+    """Seconds a call of every action, a row of each after the other, so many times."""
+    for _ in range(rows):
+        yield [_timed(action, calls, device) for action in actions]
 
 
 def _rows(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
@@ -128,33 +137,38 @@ def _of_ranks(mine: float, which: Callable[[list[float]], float]) -> float:
 
 def _host_s(device: torch.device) -> tuple[float, float]:
     """What the host takes besides computing, for an operation (Python, autograd) and for a gather
-    or reduction of ZeRO's (its hooks). By models too small to compute much, each rank alone."""
-    own, _ = dist.new_subgroups(1)
+    or reduction of ZeRO's (its hooks). By what two more blocks add to a step of models too small to
+    compute much, each rank alone, ZeRO's collectives moving nothing: they are links' to measure."""
+    own, _ = dist.new_subgroups(1, backend="fake")
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
     axis, line = Axis(own, "activation"), DeviceMesh.from_group(own, device.type)
     mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
-    plain_s, plain_ops = _two_blocks(mesh, unsharded)
-    zero_s, zero_ops = _two_blocks(mesh, build_model)
-    issue_s = plain_s / plain_ops
-    hooks_s = (zero_s - zero_ops * issue_s) / (2 * _OF_A_UNIT)
-    return issue_s, max(hooks_s, 0.01 * issue_s)  # less is noise
+    few, few_ops = _small_step(mesh, 2, unsharded)
+    many, many_ops = _small_step(mesh, 4, unsharded)
+    few_of_zero, few_ops_of_zero = _small_step(mesh, 2, build_model)
+    many_of_zero, many_ops_of_zero = _small_step(mesh, 4, build_model)
+    extra_ops, extra_ops_of_zero = many_ops - few_ops, many_ops_of_zero - few_ops_of_zero
+    calls, rows = _rows(many_of_zero, device)
+    issue, hooks = [], []
+    for a, b, x, y in _in_turn(
+        (many, few, many_of_zero, few_of_zero), calls, _OF_SMALL_STEPS * rows, device
+    ):
+        an_op_s = (a - b) / extra_ops
+        issue.append(an_op_s)
+        hooks.append((x - y - extra_ops_of_zero * an_op_s) / (2 * _OF_A_UNIT))
+    least_s = 0.01 * _seconds(few, device) / few_ops  # less is noise
+    return max(median(issue), least_s), max(median(hooks), least_s)
 
 
-def _two_blocks(mesh: Mesh, build: Build) -> tuple[float, int]:
-    """What two more blocks add to a step: seconds and operations."""
-    steps, issued = [], []
-    for layers in (2, 4):
-        run = RunConfig(model=ModelOptions(num_hidden_layers=layers), seq_len=8)
-        trainer = Trainer(run, METHODS[run.method], mesh, build=build)
-        batches = Samples(run, 0, 0, mesh.device).step(0)
-        steps.append(lambda t=trainer, b=batches: t.step(b))
-        trainer.step(batches)  # the first makes the optimizer's state
-        with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
-            trainer.step(batches)
-        issued.append(len(recorder.device.program))
-    few, many = steps
-    extra_s = max(_extra_s(many, few, mesh.device), 0.01 * _seconds(few, mesh.device))  # noise
-    return extra_s, issued[1] - issued[0]
+def _small_step(mesh: Mesh, layers: int, build: Build) -> tuple[Callable[[], object], int]:
+    """A step of so many blocks that compute little, and the operations it issues."""
+    run = RunConfig(model=ModelOptions(num_hidden_layers=layers), seq_len=8)
+    trainer = Trainer(run, METHODS[run.method], mesh, build=build)
+    batches = Samples(run, 0, 0, mesh.device).step(0)
+    trainer.step(batches)  # the first makes the optimizer's state
+    with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
+        trainer.step(batches)
+    return lambda: trainer.step(batches), len(recorder.device.program)
 
 
 def _matmuls(
@@ -184,7 +198,8 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
     """The run's own kernel with its heads: causal, and where a ring could use it, whole."""
     kernels = choose_kernels(run.model, device, run.compute_dtype)
     a, found = run.architecture, defaultdict[str, list[tuple[float, float]]](list)
-    for tokens in (128, 512, 2048) if device.type == "cpu" else (512, 2048, 8192, 32768):
+    on_cpu, on_gpu = (128, 512, 1024, 2048, 4096), (512, 2048, 8192, 32768)
+    for tokens in on_cpu if device.type == "cpu" else on_gpu:
         shapes = [a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads]
         q, k, v = (
             torch.randn(1, tokens, heads, a.head_dim, device=device)
