@@ -7,11 +7,10 @@ slowest counts. No step of a cell is measured that a prediction could be held ag
 from __future__ import annotations
 
 import itertools
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from bench.kernel_flops import attention_flops
 from bench.memory import MemoryMeter
 from bench.program import Device, Recorder
 from bench.speeds import Attention, Link, Points, Speeds
+from bench.stopwatch import extra_s, in_turn, of_ranks, rows_of, seconds
 from bench.traffic import bytes_sent
 from methods import METHODS
 from odysseus.config import ModelOptions, RunConfig
@@ -42,8 +42,6 @@ _OF_A_UNIT = 3
 """Collectives of a ZeRO unit: gathers before forward and backward, a reduction after."""
 _OF_SMALL_STEPS = 5
 """Times as many rows for what is left of small steps' differences."""
-_ROW_S = 0.2
-"""How long calls are repeated: longer than an operating system leaves a core to one process."""
 
 
 def measure(run: RunConfig, device: torch.device) -> Hardware:
@@ -66,73 +64,28 @@ def measure(run: RunConfig, device: torch.device) -> Hardware:
 
 def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
     dtype = run.compute_dtype
-    peak, _ = flops.peak_flops_per_s(device, dtype)
+    peaks = [flops.peak_flops_per_s(device, dtype)[0]]  # of the minutes in which the rest is told
     memory = _memory(device)
     issue_s, hooks_s = _host_s(device)
+    peaks.append(flops.peak_flops_per_s(device, dtype)[0])
     name, attention = _attention(run, device)
+    peaks.append(flops.peak_flops_per_s(device, dtype)[0])
+    matmul = tuple(_matmuls(device, dtype))
+    peaks.append(flops.peak_flops_per_s(device, dtype)[0])
     host = torch.empty(2**26, dtype=torch.uint8, pin_memory=device.type == "cuda")
     there = torch.empty_like(host, device=device)
     return Speeds(
-        peak_flops_per_s=_of_ranks(peak, min),
+        peak_flops_per_s=of_ranks(fmean(peaks), min),
         issue_s=issue_s,
         hooks_s=hooks_s,
-        matmul=tuple(_matmuls(device, dtype)),
+        matmul=matmul,
         attention={name: attention},
         memory=memory,
         host_memory_bytes_per_s=_memory(torch.device("cpu"))[-1][1],
-        to_host_bytes_per_s=host.nbytes / _seconds(lambda: host.copy_(there), device),
-        to_device_bytes_per_s=host.nbytes / _seconds(lambda: there.copy_(host), device),
+        to_host_bytes_per_s=host.nbytes / seconds(lambda: host.copy_(there), device),
+        to_device_bytes_per_s=host.nbytes / seconds(lambda: there.copy_(host), device),
         links=tuple(_links(run.world_size, local, device)),
     )
-
-
-def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Of one call, of all ranks the slowest: of so many in a row that ranks that share a core have
-    each had their turns, the median of some such rows."""
-    action()
-    calls, rows = _rows(action, device)
-    return median(_timed(action, calls, device) for _ in range(rows))
-
-
-def _extra_s(more: Callable[[], object], less: Callable[[], object], device: torch.device) -> float:
-    """What one action takes beyond another, as :func:`_seconds`, their rows in turn: a machine's
-    pace changes from row to row. Noise can make it negative."""
-    for action in (more, less):
-        action()
-    calls, rows = _rows(more, device)
-    return median(a - b for a, b in _in_turn((more, less), calls, 2 * rows - 1, device))
-
-
-def _in_turn(
-    actions: Sequence[Callable[[], object]], calls: int, rows: int, device: torch.device
-) -> Iterator[list[float]]:
-    """Seconds a call of every action, a row of each after the other, so many times."""
-    for _ in range(rows):
-        yield [_timed(action, calls, device) for action in actions]
-
-
-def _rows(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """The calls of a row, and how many rows; where a call takes longer, it alone says enough."""
-    once = _timed(action, 1, device)
-    return (1, 1) if once > _ROW_S else (min(10_000, int(_ROW_S / once)), 3)
-
-
-def _timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds a call, of the slowest rank; the same on every rank."""
-    dist.barrier()
-    flops.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        action()
-    flops.synchronize(device)
-    return _of_ranks((time.perf_counter() - start) / calls, max)
-
-
-def _of_ranks(mine: float, which: Callable[[list[float]], float]) -> float:
-    """The rank's number that counts."""
-    ranks = [0.0] * dist.get_world_size()
-    dist.all_gather_object(ranks, mine)
-    return which(ranks)
 
 
 def _host_s(device: torch.device) -> tuple[float, float]:
@@ -143,20 +96,18 @@ def _host_s(device: torch.device) -> tuple[float, float]:
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
     axis, line = Axis(own, "activation"), DeviceMesh.from_group(own, device.type)
     mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
-    few, few_ops = _small_step(mesh, 2, unsharded)
-    many, many_ops = _small_step(mesh, 4, unsharded)
-    few_of_zero, few_ops_of_zero = _small_step(mesh, 2, build_model)
-    many_of_zero, many_ops_of_zero = _small_step(mesh, 4, build_model)
-    extra_ops, extra_ops_of_zero = many_ops - few_ops, many_ops_of_zero - few_ops_of_zero
-    calls, rows = _rows(many_of_zero, device)
+    builds = [(4, unsharded), (2, unsharded), (4, build_model), (2, build_model)]
+    steps, ops = zip(*(_small_step(mesh, *of) for of in builds), strict=True)
+    plain_ops, zero_ops = ops[0] - ops[1], ops[2] - ops[3]
+    calls, rows = rows_of(steps[2], device)
     issue, hooks = [], []
-    for a, b, x, y in _in_turn(
-        (many, few, many_of_zero, few_of_zero), calls, _OF_SMALL_STEPS * rows, device
+    for many, few, many_of_zero, few_of_zero in in_turn(
+        steps, calls, _OF_SMALL_STEPS * rows, device
     ):
-        an_op_s = (a - b) / extra_ops
+        an_op_s = (many - few) / plain_ops
         issue.append(an_op_s)
-        hooks.append((x - y - extra_ops_of_zero * an_op_s) / (2 * _OF_A_UNIT))
-    least_s = 0.01 * _seconds(few, device) / few_ops  # less is noise
+        hooks.append((many_of_zero - few_of_zero - zero_ops * an_op_s) / (2 * _OF_A_UNIT))
+    least_s = 0.01 * seconds(steps[1], device) / ops[1]  # less is noise
     return max(median(issue), least_s), max(median(hooks), least_s)
 
 
@@ -181,7 +132,7 @@ def _matmuls(
         a = torch.randn(rows, inner, device=device).to(dtype)
         b = torch.randn(columns, inner, device=device).to(dtype)
         work = 2 * rows * columns * inner
-        yield rows, columns, inner, work / _seconds(lambda a=a, b=b: a @ b.T, device)
+        yield rows, columns, inner, work / seconds(lambda a=a, b=b: a @ b.T, device)
 
 
 def _memory(device: torch.device) -> Points:
@@ -190,7 +141,7 @@ def _memory(device: torch.device) -> Points:
     for size in (2**power for power in range(12, largest + 1, 4)):
         a, b = torch.ones(2, size // 4, device=device)
         bytes_moved = 3 * size
-        found.append((float(bytes_moved), bytes_moved / _seconds(lambda a=a, b=b: a + b, device)))
+        found.append((float(bytes_moved), bytes_moved / seconds(lambda a=a, b=b: a + b, device)))
     return tuple(found)
 
 
@@ -228,7 +179,7 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
         for name, action in actions.items():
             matmuls = 2 if name.endswith("forward") else 5
             work = attention_flops(*size, not name.startswith("whole"), matmuls)
-            found[name].append((float(tokens), work / _seconds(action, device)))
+            found[name].append((float(tokens), work / seconds(action, device)))
     name = "sdpa"
     if device.type == "cuda":  # as dry runs name it, where PyTorch's is FlashAttention-2 too
         newest = run.model.attn_implementation == "flash_attention_3"
@@ -262,18 +213,18 @@ def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> 
     def compute() -> Tensor:
         return a @ a.T
 
-    alone = _seconds(compute, device)
+    alone = seconds(compute, device)
     for size in (2**power for power in range(12, largest + 1, 3)):
         elements = -(-size // 4 // group.size()) * group.size()
         x = torch.ones(elements, device=device)
-        extra = _extra_s(
+        extra = extra_s(
             lambda x=x: (compute(), _COLLECTIVES[collective](x, group)), compute, device
         )
-        seconds = max(extra, 0.01 * alone)  # less is noise
+        taken_s = max(extra, 0.01 * alone)  # less is noise
         found.append(
-            (float(x.nbytes), float(bytes_sent(collective, x.nbytes, group.size())) / seconds)
+            (float(x.nbytes), float(bytes_sent(collective, x.nbytes, group.size())) / taken_s)
         )
-        if seconds > _LONGEST_S:
+        if taken_s > _LONGEST_S:
             break
     return tuple(found)
 

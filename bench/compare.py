@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from bench import cell, flops
+from bench import cell
 from bench.block_streams import Streams
 from bench.memory import MemoryMeter
+from bench.stopwatch import synchronize
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from methods.peers import PEERS, PeerTrainer
@@ -89,11 +90,11 @@ def paired(
     for pair in range(pairs):
         took = {}
         for name in sorted(steps, reverse=bool(pair % 2)):
-            flops.synchronize(device)
+            synchronize(device)
             dist.barrier()
             start = time.perf_counter()
             steps[name](pair + 3)
-            flops.synchronize(device)
+            synchronize(device)
             took[name] = (time.perf_counter() - start) * 1e3
         times.append([took[name] for name in steps])
     return times

@@ -4,18 +4,19 @@
 #   sudo scripts/emulated_study.sh [FOLDER]     about two hours; default results/emulated
 #
 # At each speed of the links: calibrate on the hosts, measure the cells of emulated.yml and
-# emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute,
-# so that is done in rounds, of which the median counts, and in more and longer ones where most of a
-# step is compute. Every cell has processes of its own: one after another in the same processes, short
-# cells take up to half as long again after long ones. Leave the machine alone meanwhile. Then the
-# same cells are predicted from the profiles, and compared: FOLDER/errors.csv and its figures. What is
-# there already is not measured again.
+# emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute:
+# a cell's row has the peak FLOP/s beside its steps, by which the prediction's compute goes, and all is
+# done in rounds, of which the median counts; more of them, and longer ones, where most of a step is
+# compute. Every cell has processes of its own: one after another in the same processes, short cells
+# take up to half as long again after long ones. Leave the machine alone meanwhile. Then the same
+# cells are predicted from the profiles, and compared: FOLDER/errors.csv and its figures. What is there
+# already is not measured again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-results/emulated}
 model=(--model.name_or_path tiny --model.hidden_size 256 --model.num_attention_heads 8 --model.num_key_value_heads 4)
 rates=(none 800mbit 200mbit 50mbit)
-declare -A rounds=([none]=5 [800mbit]=1 [200mbit]=1 [50mbit]=1)
+declare -A rounds=([none]=3 [800mbit]=2 [200mbit]=1 [50mbit]=1)
 declare -A steps=([none]="--warmup_steps 3 --steps 7")
 
 # measure SUFFIX CONFIG FLAG…: a sweep's cells on the hosts.
@@ -29,7 +30,7 @@ predict() {
         --hardware "$at/profile.yml" --out "$at/predicted$1.csv"
 }
 
-for round in {1..5}; do
+for round in {1..3}; do
     for rate in "${rates[@]}"; do
         [ "$round" -le "${rounds[$rate]}" ] || continue
         at=$folder/$rate-$round

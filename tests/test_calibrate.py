@@ -12,16 +12,17 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from bench import calibrate, dryrun, hardware
+from bench import calibrate, dryrun, hardware, stopwatch
 from bench.__main__ import main
 from odysseus.config import RunConfig
+from odysseus.step import Build, build_model
 from tests.ranks import run_ranks
 
 
 def profile(run: RunConfig) -> dict[str, Any]:
     """Of this rank, from short rows."""
     torch.set_num_threads(1)
-    with patch.object(calibrate, "_ROW_S", 1e-4), patch.object(calibrate, "_LONGEST_S", 1e-4):
+    with patch.object(stopwatch, "_ROW_S", 1e-4), patch.object(calibrate, "_LONGEST_S", 1e-4):
         return asdict(calibrate.measure(run, torch.device("cpu")))
 
 
@@ -48,16 +49,30 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     assert known.attention == "sdpa"
 
 
-def test_a_difference_is_measured_in_turn() -> None:
-    """On a machine that is 1 % slower at every row: one after the other they differ by 0.06."""
+def host_s_of_known_steps(_: RunConfig) -> tuple[float, float]:
+    """Blocks of 50 operations of 0.1 ms, three of ZeRO's hooks of 2 ms and three operations of its
+    own, on a machine that is 0.01 % slower at every row."""
     rows = itertools.count()
 
-    def timed(action: Callable[[], float], calls: int, device: torch.device) -> float:
-        return action() * 1.01 ** next(rows)
+    def known(mesh: object, layers: int, build: Build) -> tuple[Callable[[], float], int]:
+        of_zero = build is build_model
+        ops = layers * (53 if of_zero else 50)
+        return lambda: 0.02 + 1e-4 * ops + (layers * 3 * 2e-3 if of_zero else 0), ops
 
-    with patch.object(calibrate, "_timed", timed), patch.object(calibrate, "_ROW_S", 10.0):
-        extra = calibrate._extra_s(lambda: 1.1, lambda: 1.0, torch.device("cpu"))
-    assert extra == pytest.approx(0.1, rel=0.1)
+    def timed(action: Callable[[], float], calls: int, device: torch.device) -> float:
+        return action() * 1.0001 ** next(rows)
+
+    with (
+        patch.object(calibrate, "_small_step", known),
+        patch.object(stopwatch, "_timed", timed),
+    ):
+        return calibrate._host_s(torch.device("cpu"))
+
+
+def test_hooks_are_what_zero_adds_beyond_its_operations() -> None:
+    ((issue_s, hooks_s),) = run_ranks(host_s_of_known_steps, 1, RunConfig())
+    assert issue_s == pytest.approx(1e-4, rel=0.01)
+    assert hooks_s == pytest.approx(2e-3, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,16 @@ def test_errors_and_the_order() -> None:
     assert prediction.misordered(wrong) == ["here, 1024 tokens: tp before ulysses"]
 
 
+def test_compute_goes_at_the_pace_that_was_measured_beside_the_cell() -> None:
+    """40 of 100 ms compute on a machine that was a fifth slower by then; of tp it is not known."""
+    measured = rows(100, 200, 300).assign(peak_flops_per_s=[None, 8e9, 8e9], compute_ms=None)
+    predicted = rows(100, 200, 300).assign(peak_flops_per_s=10e9, compute_ms=40.0)
+    found = prediction.matched(measured, predicted, "here").set_index("method")
+    assert found["predicted_ms"].to_dict() == {"tp": 100, "tp_sp": 210, "ulysses": 310}
+    assert found["as_calibrated_ms"].to_dict() == {"tp": 100, "tp_sp": 200, "ulysses": 300}
+    assert found["error"].loc["tp_sp"] == pytest.approx(0.05)
+
+
 def test_cells_of_one_file_only() -> None:
     with pytest.raises(ValueError, match="cells of here"):
         prediction.matched(rows(1, 2, 3), rows(1, 2, 3).iloc[:2], "here")
