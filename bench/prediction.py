@@ -23,8 +23,8 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
     """One row a cell that has both: its times in ms and the error, predicted / measured - 1.
 
     A shared machine computes faster or slower from minute to minute. Where both rows have a peak
-    FLOP/s, the cell's measured beside its steps, what the prediction says of compute goes by the
-    cell's; `as_calibrated_ms` goes by the profile's.
+    FLOP/s, what the prediction says of compute goes by what was measured beside the steps of the
+    cells of that length, their mean; `as_calibrated_ms` goes by the profile's.
 
     Args:
         measured: Rows of cells, numbers as numbers; `predicted` those of their dry runs.
@@ -47,11 +47,14 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
 
 
 def _slower_ms(both: pd.DataFrame) -> pd.Series:
-    """What more compute takes at the cell's own pace; nothing where that is not known."""
+    """What more compute takes at the pace beside the cells; nothing where that is not known. A
+    second of matmuls says a pace to 10 % only: hence the mean of cells that were one after another.
+    """
     peaks = [f"peak_flops_per_s_{of}" for of in ("predicted", "measured")]
     if not {*peaks, "compute_ms_predicted"} <= {*both}:
         return pd.Series(0.0, both.index)
-    slower = both[peaks[0]] / both[peaks[1]] - 1
+    beside = both.groupby("seq_len")[peaks[1]].transform("mean")
+    slower = both[peaks[0]] / beside - 1
     return (both["compute_ms_predicted"] * slower).fillna(0.0)
 
 
