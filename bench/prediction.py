@@ -22,10 +22,6 @@ CLEARLY = 0.10
 def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd.DataFrame:
     """One row a cell that has both: its times in ms and the error, predicted / measured - 1.
 
-    A shared machine computes faster or slower from minute to minute. Where both rows have a peak
-    FLOP/s, what the prediction says of compute goes by what was measured beside the steps of the
-    cells of that length, their mean; `as_calibrated_ms` goes by the profile's.
-
     Args:
         measured: Rows of cells, numbers as numbers; `predicted` those of their dry runs.
         cluster: What both ran on, for the column of that name.
@@ -38,24 +34,11 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
     found = both[[*_CELL, "step_ms_p50_measured", "step_ms_p50_predicted"]].copy()
     if found.isna().any(axis=None):
         raise ValueError(f"cells of {cluster} are measured or predicted only; valid: the same ones")
-    found.columns = [*_CELL, "measured_ms", "as_calibrated_ms"]
-    found["predicted_ms"] = found["as_calibrated_ms"] + _slower_ms(both)
+    found.columns = [*_CELL, "measured_ms", "predicted_ms"]
     found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
     found.insert(0, "cluster", cluster)
     found["layout"] = [layouts.layout(row) for row in found.to_dict("records")]
     return found
-
-
-def _slower_ms(both: pd.DataFrame) -> pd.Series:
-    """What more compute takes at the pace beside the cells; nothing where that is not known. A
-    second of matmuls says a pace to 10 % only: hence the mean of cells that were one after another.
-    """
-    peaks = [f"peak_flops_per_s_{of}" for of in ("predicted", "measured")]
-    if not {*peaks, "compute_ms_predicted"} <= {*both}:
-        return pd.Series(0.0, both.index)
-    beside = both.groupby("seq_len")[peaks[1]].transform("mean")
-    slower = both[peaks[0]] / beside - 1
-    return (both["compute_ms_predicted"] * slower).fillna(0.0)
 
 
 def of_rows(data: pd.DataFrame) -> pd.DataFrame:
@@ -76,8 +59,7 @@ def of_rows(data: pd.DataFrame) -> pd.DataFrame:
 def medians(rounds: list[pd.DataFrame]) -> pd.DataFrame:
     """Of rounds as :func:`matched` has them: each cell's median times, and the error of those."""
     cells = pd.concat(rounds).groupby(["cluster", *_CELL, "layout"], sort=False)
-    times = ["measured_ms", "as_calibrated_ms", "predicted_ms"]
-    found = cells[times].median().reset_index()
+    found = cells[["measured_ms", "predicted_ms"]].median().reset_index()
     found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
     found["rounds"] = len(rounds)
     return found

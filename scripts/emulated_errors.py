@@ -54,7 +54,8 @@ def main() -> None:
     print(changes.to_string(index=False, float_format="{:.0f}".format))
     prefetch = [
         pd.concat([prediction.off_over_on(cells) for cells in both], axis=1, keys=HOW)
-        for both in read_rounds(folder, "200mbit", "-prefetch")
+        for suffix in ("-prefetch", "-prefetch-reversed")  # which of a pair comes first
+        for both in read_rounds(folder, "200mbit", suffix)
     ]
     print("a step without ZeRO's prefetch, over one with it, links of 200 Mbit/s:")
     print(pd.concat(prefetch).groupby(level=["method", "seq_len"]).median().round(3))

@@ -4,13 +4,12 @@
 #   sudo scripts/emulated_study.sh [FOLDER]     about two hours; default results/emulated
 #
 # At each speed of the links: calibrate on the hosts, measure the cells of emulated.yml and
-# emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute:
-# a cell's row has the peak FLOP/s beside its steps, by which the prediction's compute goes, and all is
-# done in rounds, of which the median counts; more of them, and longer ones, where most of a step is
-# compute. Every cell has processes of its own: one after another in the same processes, short cells
-# take up to half as long again after long ones. Leave the machine alone meanwhile. Then the same
-# cells are predicted from the profiles, and compared: FOLDER/errors.csv and its figures. What is there
-# already is not measured again.
+# emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute,
+# so that is done in rounds, of which the median counts, and in more and longer ones where most of a
+# step is compute. Every cell has processes of its own: one after another in the same processes, short
+# cells take up to half as long again after long ones. Leave the machine alone meanwhile. Then the
+# same cells are predicted from the profiles, and compared: FOLDER/errors.csv and its figures. What is
+# there already is not measured again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-results/emulated}
@@ -44,12 +43,17 @@ for round in {1..3}; do
             done
             measure "" emulated_ring --seq_len "$length" "${more[@]}"
         done
-        [ "$rate" != 200mbit ] || measure -prefetch emulated_prefetch
+        [ "$rate" != 200mbit ] || {
+            measure -prefetch emulated_prefetch
+            measure -prefetch-reversed emulated_prefetch --zero_prefetch '[false, true]'
+        }
     done
 done
 for at in "$folder"/*-*; do
     predict "" emulated
     predict "" emulated_ring
-    [ ! -f "$at/measured-prefetch.csv" ] || predict -prefetch emulated_prefetch
+    for suffix in -prefetch -prefetch-reversed; do
+        [ ! -f "$at/measured$suffix.csv" ] || predict "$suffix" emulated_prefetch
+    done
 done
 python -m scripts.emulated_errors "$folder"

@@ -107,20 +107,15 @@ def errors(file: Path) -> pd.DataFrame:
 
 
 def _of_errors(links: Any, cells: pd.DataFrame) -> dict[str, str]:
-    off, raw = cells["error"], cells["as_calibrated_ms"] / cells["measured_ms"] - 1
+    off = cells["error"]
     over, wrong = (off.abs() > 0.15).sum(), len(prediction.misordered(cells))
     return {
         "links": str(links).removeprefix("links of ").removeprefix("links "),
         "mean error": f"{100 * off.abs().mean():.1f} %",
-        "worst": _signed(max(off, key=abs)),
+        "worst": f"{100 * max(off, key=abs):+.1f} %".replace("-", "\N{MINUS SIGN}"),
         "cells over 15 %": str(over or "none"),
-        "at the profile's pace": f"{100 * raw.abs().mean():.1f} %, {_signed(max(raw, key=abs))}",
         "pairs in another order, of those measured over 10 % apart": str(wrong or "none"),
     }
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def _once(table: pd.DataFrame, column: str) -> pd.DataFrame:

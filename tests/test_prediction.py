@@ -32,18 +32,6 @@ def test_errors_and_the_order() -> None:
     assert prediction.misordered(wrong) == ["here, 1024 tokens: tp before ulysses"]
 
 
-def test_compute_goes_at_the_pace_that_was_measured_beside_the_cell() -> None:
-    """40 of 100 ms compute on a machine that was a fifth slower by then; it is not known when the
-    longer cells ran."""
-    cells = pd.concat([rows(100, 200, 300), rows(100, 200, 300).assign(seq_len=2048)])
-    measured = cells.assign(peak_flops_per_s=[7e9, 8e9, 9e9, *[None] * 3], compute_ms=None)
-    predicted = cells.assign(peak_flops_per_s=10e9, compute_ms=40.0)
-    found = prediction.matched(measured, predicted, "here").sort_values(["seq_len", "measured_ms"])
-    assert [*found["predicted_ms"]] == pytest.approx([110, 210, 310, 100, 200, 300])
-    assert [*found["as_calibrated_ms"]] == pytest.approx([100, 200, 300] * 2)
-    assert found["error"].iloc[1] == pytest.approx(0.05)
-
-
 def test_cells_of_one_file_only() -> None:
     with pytest.raises(ValueError, match="cells of here"):
         prediction.matched(rows(1, 2, 3), rows(1, 2, 3).iloc[:2], "here")
