@@ -10,7 +10,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -64,21 +64,17 @@ def measure(run: RunConfig, device: torch.device) -> Hardware:
 
 def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
     dtype = run.compute_dtype
-    peaks = [flops.peak_flops_per_s(device, dtype)[0]]  # of the minutes in which the rest is told
+    peak, _ = flops.peak_flops_per_s(device, dtype)
     memory = _memory(device)
     issue_s, hooks_s = _host_s(device)
-    peaks.append(flops.peak_flops_per_s(device, dtype)[0])
     name, attention = _attention(run, device)
-    peaks.append(flops.peak_flops_per_s(device, dtype)[0])
-    matmul = tuple(_matmuls(device, dtype))
-    peaks.append(flops.peak_flops_per_s(device, dtype)[0])
     host = torch.empty(2**26, dtype=torch.uint8, pin_memory=device.type == "cuda")
     there = torch.empty_like(host, device=device)
     return Speeds(
-        peak_flops_per_s=of_ranks(fmean(peaks), min),
+        peak_flops_per_s=of_ranks(peak, min),
         issue_s=issue_s,
         hooks_s=hooks_s,
-        matmul=matmul,
+        matmul=tuple(_matmuls(device, dtype)),
         attention={name: attention},
         memory=memory,
         host_memory_bytes_per_s=_memory(torch.device("cpu"))[-1][1],

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from bench import flops
 from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, KINDS, MemoryMeter
-from bench.stopwatch import synchronize
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from odysseus import checkpoint, weights
@@ -33,8 +32,6 @@ _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 Result = TypeVar("Result")
 Step = Callable[[list[Batch]], Result]
 """step(micro batches): one optimizer step, whatever it reports."""
-Peak = tuple[float, str]
-"""What MFU is a fraction of, in FLOP/s, and where the number is from."""
 
 
 def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
@@ -78,18 +75,17 @@ def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
 def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> dict[str, Any]:
     """As :func:`measure`, in a process group that is there already."""
     trainer, samples = start(run, device)
-    results, times_ms, peak = timed_steps(run, trainer.step, samples, device)
+    results, times_ms = timed_steps(run, trainer.step, samples, device)
     dist.barrier()
     saved = _save(run, trainer, device, Path(save)) if save else {}
     memory = partial(memory_of_step, trainer)
-    columns = metered_columns(run, times_ms, peak, trainer.step, memory, samples, device)
+    columns = metered_columns(run, times_ms, trainer.step, memory, samples, device)
     return columns | _number_columns(results) | saved
 
 
 def metered_columns(
     run: RunConfig,
     times_ms: list[float],
-    peak: Peak,
     step: Step[Any],
     memory: Step[MemoryMeter],
     samples: Samples,
@@ -99,17 +95,19 @@ def metered_columns(
 
     Args:
         times_ms: What this rank's timed steps took.
-        peak: As :func:`timed_steps` has measured it beside them.
         memory: As `step`; the meter that has watched it.
     """
+    peak_flops, source = flops.peak_flops_per_s(device, run.compute_dtype)
     at = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
         traffic, flops_done = _metered_traffic(step, samples.step(at))
         peaks = _metered_memory(memory, samples.step(at + 1), device)
-    ranks = gathered({"ms": times_ms, "memory": peaks, "flops": flops_done})
+    ranks = gathered(
+        {"ms": times_ms, "peak_flops": peak_flops, "memory": peaks, "flops": flops_done}
+    )
     return (
-        _time_columns(run, [r["ms"] for r in ranks], peak[0])
-        | {"peak_flops_per_s": peak[0], "peak_flops_source": peak[1]}
+        _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
+        | {"peak_flops_source": source}
         | traffic
         | flop_columns([r["flops"] for r in ranks])
         | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
@@ -160,21 +158,17 @@ def hardware_name(device: torch.device) -> str:
 
 def timed_steps(
     run: RunConfig, step: Step[Result], samples: Samples, device: torch.device
-) -> tuple[list[Result], list[float], Peak]:
-    """What every step has reported, the milliseconds of each after the warm-up, and the device's
-    peak, measured before these and after them: a shared machine's changes from minute to minute."""
-    results, times_ms, peaks = [], [], []
+) -> tuple[list[Result], list[float]]:
+    """What every step has reported, and the milliseconds of each after the warm-up."""
+    results, times_ms = [], []
     for index in range(run.warmup_steps + run.steps):
-        if index == run.warmup_steps:
-            peaks.append(flops.peak_flops_per_s(device, run.compute_dtype))
         batches = samples.step(index)
-        synchronize(device)
+        flops.synchronize(device)
         start = time.perf_counter()
         results.append(step(batches))
-        synchronize(device)
+        flops.synchronize(device)
         times_ms.append((time.perf_counter() - start) * 1e3)
-    peaks.append(flops.peak_flops_per_s(device, run.compute_dtype))
-    return results, times_ms[run.warmup_steps :], (fmean(p for p, _ in peaks), peaks[0][1])
+    return results, times_ms[run.warmup_steps :]
 
 
 def _metered_traffic(

@@ -19,10 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from bench import cell
+from bench import cell, flops
 from bench.block_streams import Streams
 from bench.memory import MemoryMeter
-from bench.stopwatch import synchronize
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from methods.peers import PEERS, PeerTrainer
@@ -90,11 +89,11 @@ def paired(
     for pair in range(pairs):
         took = {}
         for name in sorted(steps, reverse=bool(pair % 2)):
-            synchronize(device)
+            flops.synchronize(device)
             dist.barrier()
             start = time.perf_counter()
             steps[name](pair + 3)
-            synchronize(device)
+            flops.synchronize(device)
             took[name] = (time.perf_counter() - start) * 1e3
         times.append([took[name] for name in steps])
     return times

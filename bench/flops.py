@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from statistics import median
+import time
 from typing import Any
 
 import torch
 
-from bench.stopwatch import in_turn, rows_of
 from odysseus.architecture import Architecture
 from odysseus.config import RunConfig
 from odysseus.weights import huggingface_shapes
@@ -58,10 +57,10 @@ def matmul_parameters(architecture: Architecture) -> int:
 
 
 def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """What MFU is a fraction of, and where the number is from; of all ranks the slowest's.
+    """What this rank's MFU is a fraction of, and where the number is from.
 
-    A GPU computing in bf16 is held against its data sheet; anything else against large matmuls,
-    timed here on all ranks at once. A collective.
+    A GPU computing in bf16 is held against its data sheet; anything else against the rate of a
+    quarter second of large matmuls, timed here while every other rank does the same.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -70,11 +69,17 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, s
                 return flops, "data sheet"
     size = 4096 if device.type == "cuda" else 512
     a, b = torch.randn(2, size, size, device=device).to(dtype)
-
-    def multiply() -> None:
+    torch.mm(a, b)
+    synchronize(device)
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.25:
         torch.mm(a, b)
+        synchronize(device)
+        done += 1
+    return done * 2 * size**3 / (time.perf_counter() - start), "measured matmul"
 
-    multiply()
-    calls, rows = rows_of(multiply, device)
-    seconds = median(row[0] for row in in_turn((multiply,), calls, rows, device))
-    return 2 * size**3 / seconds, "measured matmul"
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -40,10 +40,10 @@ def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
     gc.collect()  # ours, whose memory is not the peer's
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    losses, times_ms, peak = cell.timed_steps(run, theirs.train, theirs.samples, device)
+    losses, times_ms = cell.timed_steps(run, theirs.train, theirs.samples, device)
     dist.barrier()
     columns = cell.metered_columns(
-        run, times_ms, peak, theirs.train, theirs.memory_of_step, theirs.samples, device
+        run, times_ms, theirs.train, theirs.memory_of_step, theirs.samples, device
     )
     told = {name: value for name, value in columns.items() if name not in _OF_OURS}
     return told | {"loss_first": losses[0].item(), "loss_last": losses[-1].item()}

@@ -52,7 +52,6 @@ def columns(
     step_ms, split = found.step_s * 1e3, found.split_s()
     return dryrun.columns(run, counted) | {
         **flops.speed_columns(run, step_ms, known.speeds.peak_flops_per_s),
-        "peak_flops_per_s": known.speeds.peak_flops_per_s,
         "peak_flops_source": "hardware profile",
         "step_ms_p50": step_ms,
         "compute_ms": split["compute"] * 1e3,

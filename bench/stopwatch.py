@@ -9,6 +9,8 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
+from bench import flops
+
 _ROW_S = 0.2
 """How long calls are repeated: longer than an operating system leaves a core to one process."""
 
@@ -47,11 +49,11 @@ def rows_of(action: Callable[[], object], device: torch.device) -> tuple[int, in
 def _timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
     """Seconds a call, of the slowest rank; the same on every rank."""
     dist.barrier()
-    synchronize(device)
+    flops.synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         action()
-    synchronize(device)
+    flops.synchronize(device)
     return of_ranks((time.perf_counter() - start) / calls, max)
 
 
@@ -60,9 +62,3 @@ def of_ranks(mine: float, which: Callable[[list[float]], float]) -> float:
     ranks = [0.0] * dist.get_world_size()
     dist.all_gather_object(ranks, mine)
     return which(ranks)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -225,7 +225,6 @@ def test_a_row_has_its_time_and_a_trace_its_operations(tmp_path: Path) -> None:
     parts = ("compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
     assert sum(float(row[part]) for part in parts) == pytest.approx(float(row["step_ms_p50"]))
     assert 0 < float(row["mfu"]) < 1
-    assert float(row["peak_flops_per_s"]) == 989e12
     events = json.loads(trace.read_text())["traceEvents"]
     rows = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
     spans = [e for e in events if e["ph"] == "X"]
