@@ -196,9 +196,10 @@ def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
                 continue
             members = dist.get_process_group_ranks(group)
             nodes = len({rank // local for rank in members})
+            placed = {"ranks": len(members), "nodes": nodes, "stride": members[1] - members[0]}
             for collective in _COLLECTIVES:
                 points = _points(collective, group, device)
-                yield Link(collective=collective, ranks=group.size(), nodes=nodes, points=points)
+                yield Link(collective=collective, points=points, **placed)
 
 
 def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> Points:

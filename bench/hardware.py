@@ -67,10 +67,13 @@ _FLASH_ON_HOPPER = {"flash_attention_2": (0.35, 0.35), "flash_attention_3": (0.7
 # Bus bandwidth of NCCL's all-reduce over eight H200 by message size, stas00/ml-engineering; its
 # all-gather reaches 361 GB/s. Other links are taken to need as large messages.
 _ALL_REDUCE = ((1, 40e9), (4, 107e9), (16, 220e9), (64, 346e9), (256, 436e9), (1024, 464e9))
-
-
-# Of the line rate between nodes, by the size of messages: the same source.
-_NETWORK = ((16 * MIB, 0.125), (16 * GIB, 0.74))
+# The same of 32 B200 on four nodes with cards of 400 Gb/s (same source). A node reduces before its
+# eight cards exchange an eighth each, so that a card carries 3/31 of the bus bandwidth.
+_OVER_NODES = (
+    *((1, 12.47e9), (4, 31.63e9), (16, 71.80e9), (64, 197.77e9)),
+    *((256, 283.23e9), (1024, 365.99e9), (16384, 376.71e9)),
+)
+_OF_A_CARD = _OVER_NODES[-1][1] * 3 / 31 / 50e9
 
 
 def _scaled(points: Points, unit: float, to: float) -> Points:
@@ -128,7 +131,7 @@ def _speeds(
         host_memory_bytes_per_s=host_memory,
         to_host_bytes_per_s=host_link,
         to_device_bytes_per_s=host_link,
-        network_bytes_per_s=tuple((size, share * network) for size, share in _NETWORK),
+        network_bytes_per_s=_scaled(_OVER_NODES, MIB, _OF_A_CARD * network),
         links=tuple(links),
     )
 

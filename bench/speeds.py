@@ -57,12 +57,14 @@ class Link:
         collective: Which one; empty for all.
         ranks: Of the group it was measured on; 0 for any.
         nodes: That the group spans: 1, or more.
+        stride: From one of its ranks to the next; 0 for any.
         points: (size in bytes, bytes/s), sizes as :func:`bench.traffic.bytes_sent` means them.
     """
 
     collective: str = ""
     ranks: int = 0
     nodes: int = 1
+    stride: int = 0
     points: Points
 
 
@@ -161,9 +163,9 @@ class Clock:
         size, nodes = op.sizes[0], self._nodes(op.ranks)
         measured = [link for link in self.speeds.links if _suits(link, op, nodes)]
         if measured:
-            return op.bytes / curve(self._nearest(measured, op).points, size)
+            return op.bytes / bandwidth(self._nearest(measured, op).points, size)
         inside = self._fewest_in_a_node(op.ranks)
-        network = curve(self.speeds.network_bytes_per_s, size)
+        network = bandwidth(self.speeds.network_bytes_per_s, size)
         if op.kind in ("all_to_all", "p2p"):
             # What leaves the node does so through each rank's own share of the network.
             outside = (len(op.ranks) - inside) / (len(op.ranks) - 1)
@@ -172,7 +174,7 @@ class Clock:
         together = inside * network
         within = [link for link in self.speeds.links if _suits(link, op, 1)]
         if within and inside > 1:
-            together = min(together, curve(self._nearest(within, op).points, size))
+            together = min(together, bandwidth(self._nearest(within, op).points, size))
         return op.bytes / together
 
     def knows(self, ranks: int) -> bool:
@@ -184,10 +186,13 @@ class Clock:
 
     def _nearest(self, links: list[Link], op: Op) -> Link:
         """Of the very collective if there is one, then of the most alike group."""
-        ranks = len(op.ranks)
-        return min(
-            links, key=lambda link: (not link.collective, abs(log((link.ranks or ranks) / ranks)))
-        )
+        ranks, stride = len(op.ranks), op.ranks[1] - op.ranks[0]
+
+        def unlike(link: Link) -> tuple[bool, float, float]:
+            size, step = (link.ranks or ranks) / ranks, (link.stride or stride) / stride
+            return not link.collective, abs(log(size)), abs(log(step))
+
+        return min(links, key=unlike)
 
     def _nodes(self, ranks: tuple[int, ...]) -> int:
         return len({rank // self.ranks_a_node for rank in ranks})
@@ -207,6 +212,17 @@ def curve(points: Points, x: float) -> float:
         return y * max(x, 1) / lowest if len(points) > 1 else y
     (x0, y0), (x1, y1) = points[at - 1], points[at]
     return y0 * (y1 / y0) ** (log(x / x0) / log(x1 / x0))
+
+
+def bandwidth(points: Points, size: float) -> float:
+    """Bytes/s of a message: time is linear in its size between two points, a latency and a rate
+    (Hockney, doi 10.1016/S0167-8191(06)80021-9); beyond the ends as :func:`curve`."""
+    at = bisect_left(points, (size,))
+    if at in (0, len(points)):
+        return curve(points, size)
+    (x0, y0), (x1, y1) = points[at - 1], points[at]
+    share = (size - x0) / (x1 - x0)
+    return size / ((1 - share) * x0 / y0 + share * x1 / y1)
 
 
 def _suits(link: Link, op: Op, nodes: int) -> bool:
@@ -258,10 +274,12 @@ _NUMBERS = {
 def _link(given: dict[str, Any]) -> Link:
     fields: dict[str, Any] = given | {"points": _points(given["points"])}
     link = Link(**fields)
-    if link.collective not in ("", *COLLECTIVES) or link.ranks < 0 or link.nodes < 1:
+    known = link.collective in ("", *COLLECTIVES)
+    if not known or link.ranks < 0 or link.nodes < 1 or link.stride < 0:
         raise ValueError(
-            f"a link of {link.collective!r}, {link.ranks} ranks, {link.nodes} nodes is none; "
-            f"valid: {', '.join(COLLECTIVES)} or '', 0 ranks or more, 1 node or more"
+            f"a link of {link.collective!r}, {link.ranks} ranks, {link.nodes} nodes, stride "
+            f"{link.stride} is none; valid: {', '.join(COLLECTIVES)} or '', 0 ranks or more, "
+            "1 node or more, stride 0 or more"
         )
     return link
 

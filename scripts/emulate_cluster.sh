@@ -30,7 +30,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     esac
     shift 2
 done
-[ "${1:-}" = -- ] && [ $# -ge 2 ] || fail "nothing to run; give it after --, as in: -- run --method tp"
+{ [ "${1:-}" = -- ] && [ $# -ge 2 ]; } || fail "nothing to run; give it after --, as in: -- run --method tp"
 shift
 [[ "$hosts" =~ ^[1-9][0-9]?$ ]] || fail "--hosts is '$hosts'; valid: 1 to 99"
 [[ "$ranks" =~ ^[1-9][0-9]?$ ]] || fail "--ranks is '$ranks'; valid: 1 to 99"
@@ -41,7 +41,7 @@ for tool in ip tc taskset python; do
 done
 
 name=odysseus-$$
-# shellcheck disable=SC2329 # the traps call it
+# shellcheck disable=SC2317,SC2329 # the traps call it
 clean() {
     trap '' INT TERM # whoever asks twice
     trap - EXIT

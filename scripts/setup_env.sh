@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run_example.sh and run_tests.sh: an environment with the given requirements.
 #
 #   source scripts/setup_env.sh requirements.txt [more.txt …]

@@ -33,7 +33,8 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     assert one["speeds"]["hooks_s"] > 0
     kinds = {link["collective"] for link in links}
     assert kinds == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p"}
-    assert sorted(link["ranks"] for link in links) == [2] * 10 + [4] * 5  # near and far pairs
+    groups = sorted((link["ranks"], link["stride"]) for link in links)
+    assert groups == [(2, 1)] * 5 + [(2, 2)] * 5 + [(4, 1)] * 5
     assert all(y > 0 for link in links for _, y in link["points"])
     (attention,) = one["speeds"]["attention"].values()
     ways = {"forward", "backward", "whole_forward", "whole_backward"}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from bench import hardware
 from bench.__main__ import main
-from bench.speeds import curve
+from bench.program import Op
+from bench.speeds import Clock, Link, bandwidth, curve
 
 
 def test_a_curve_between_and_beyond_its_points() -> None:
@@ -18,6 +19,35 @@ def test_a_curve_between_and_beyond_its_points() -> None:
     assert curve(points, 10) == 2
     assert curve(points, 10**6) == 8
     assert curve(points, 1) == pytest.approx(0.2)  # below, a rate falls with the size
+
+
+def test_a_message_takes_a_latency_and_its_bytes() -> None:
+    """1 ms and 1 µs a byte: the two ends measured, all between them by the same law."""
+    points = tuple((x, x / (1e-3 + 1e-6 * x)) for x in (1e3, 8e3))
+    for size in (1e3, 2e3, 5e3, 8e3):
+        assert size / bandwidth(points, size) == pytest.approx(1e-3 + 1e-6 * size)
+    assert bandwidth(points, 1e6) == points[-1][1]
+    assert bandwidth(points, 10) == pytest.approx(10 / 2e-3)  # below, as long as the first
+
+
+def test_a_collective_has_the_link_of_the_most_alike_group() -> None:
+    """The very collective first, then as many ranks, then as far from each other."""
+    links = [
+        Link(nodes=2, points=((1, 1),)),
+        Link(collective="p2p", ranks=4, nodes=4, stride=1, points=((1, 2),)),
+        Link(collective="p2p", ranks=2, nodes=2, stride=1, points=((1, 4),)),
+        Link(collective="p2p", ranks=2, nodes=2, stride=2, points=((1, 8),)),
+    ]
+    speeds = replace(hardware.PROFILES["h100-80g"].speeds, links=tuple(links))
+    clock = Clock(speeds, "flash_attention_2", ranks_a_node=1)
+
+    def seconds(kind: str, *ranks: int) -> float:
+        return clock.seconds(Op(kind, kind, "", (), 0, 8, (8,), ranks, "", ""))
+
+    assert seconds("p2p", 0, 1) == 8 / 4
+    assert seconds("p2p", 1, 3) == 8 / 8
+    assert seconds("p2p", 0, 1, 2, 3) == 8 / 2
+    assert seconds("all_gather", 0, 2) == 8
 
 
 def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
@@ -41,6 +71,7 @@ def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
         {"attention": {"sdpa": {"forward": [], "backward": [[1, 1]]}}},
         {"links": [{"points": []}]},
         {"links": [{"collective": "gossip", "points": [[1, 1]]}]},
+        {"links": [{"stride": -1, "points": [[1, 1]]}]},
         {"multiprocessors": -3},
     ],
 )
