@@ -15,6 +15,7 @@ from bench.chart import Axis, Chart, Line, Panel
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
 _DIAGONAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
 _BAND = {"color": "0.6", "linestyle": ":", "linewidth": 0.8}
+HOW = ("measured", "predicted")
 CLEARLY = 0.10
 """A difference of measured times from which on a prediction must have the same order."""
 
@@ -56,28 +57,41 @@ def of_rows(data: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def medians(rounds: list[pd.DataFrame]) -> pd.DataFrame:
-    """Of rounds as :func:`matched` has them: each cell's median times, and the error of those."""
-    cells = pd.concat(rounds).groupby(["cluster", *_CELL, "layout"], sort=False)
-    found = cells[["measured_ms", "predicted_ms"]].median().reset_index()
-    found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
-    found["rounds"] = len(rounds)
+def medians(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Each cell over its rounds: the median of its times and that of its errors, with the least and
+    the greatest. Machines of different rounds may differ in speed: the predicted time is that of
+    the two medians.
+
+    Args:
+        rounds: Rows as :func:`matched` has them, and the round in a column of that name.
+    """
+    cells = rounds.groupby(["cluster", *_CELL, "layout"], sort=False)
+    found = cells[["measured_ms", "error"]].median().reset_index()
+    found.insert(
+        len(found.columns) - 1, "predicted_ms", found["measured_ms"] * (1 + found["error"])
+    )
+    for name, of in (("error_min", "min"), ("error_max", "max"), ("rounds", "count")):
+        found[name] = cells["error"].agg(of).to_numpy()
     return found
 
 
-def misordered(found: pd.DataFrame) -> list[str]:
+def misordered(rounds: pd.DataFrame) -> list[str]:
     """Pairs of layouts on one cluster at one length that clearly differ, and are predicted the
-    other way round."""
+    other way round: by the median over rounds of what one takes over the other in the same round.
+
+    Args:
+        rounds: As of :func:`medians`.
+    """
     wrong = []
-    for (cluster, length), cells in found.groupby(["cluster", "seq_len"], sort=False):
-        for one, other in combinations(cells.to_dict("records"), 2):
-            fast, slow = sorted((one, other), key=lambda cell: cell["measured_ms"])
-            if slow["measured_ms"] <= (1 + CLEARLY) * fast["measured_ms"]:
-                continue
-            if slow["predicted_ms"] < fast["predicted_ms"]:
-                wrong.append(
-                    f"{cluster}, {length} tokens: {fast['layout']} before {slow['layout']}"
-                )
+    for (cluster, length), cells in rounds.groupby(["cluster", "seq_len"], sort=False):
+        measured, predicted = (
+            cells.pivot(index="round", columns="layout", values=f"{how}_ms") for how in HOW
+        )
+        for one, other in combinations(measured, 2):
+            in_fact, foretold = ((ms[other] / ms[one]).median() for ms in (measured, predicted))
+            fast, slow = (one, other) if in_fact > 1 else (other, one)
+            if max(in_fact, 1 / in_fact) > 1 + CLEARLY and (in_fact > 1) != (foretold > 1):
+                wrong.append(f"{cluster}, {length} tokens: {fast} before {slow}")
     return wrong
 
 

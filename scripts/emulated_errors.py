@@ -1,4 +1,5 @@
-"""The errors of the predictions that scripts/emulated_study.sh made: a table, a CSV, two figures.
+"""The errors of the predictions that scripts/emulated_study.sh made: a table, figures, and two CSVs
+in the folder: rounds.csv has every cell of every round, errors.csv each cell over its rounds.
 
 python -m scripts.emulated_errors [FOLDER]    default results/emulated
 """
@@ -14,14 +15,13 @@ from bench import figures, options, prediction, theory
 from odysseus.config import RunConfig
 
 RATES = ("50mbit", "200mbit", "800mbit", "none")
-HOW = ("measured", "predicted")
 
 
 def read_rounds(folder: Path, rate: str, suffix: str = "") -> list[list[pd.DataFrame]]:
     """Measured and predicted rows of each finished round at one speed."""
     rounds = []
     for at in sorted(folder.glob(f"{rate}-*")):
-        files = [at / f"{how}{suffix}.csv" for how in HOW]
+        files = [at / f"{how}{suffix}.csv" for how in prediction.HOW]
         if all(file.exists() for file in files):
             rounds.append([pd.read_csv(file) for file in files])
     return rounds
@@ -40,20 +40,23 @@ def main() -> None:
     cells = []
     for rate in RATES:
         cluster = "links not throttled" if rate == "none" else f"links of {rate[:-4]} Mbit/s"
-        rounds = [prediction.matched(*both, cluster) for both in read_rounds(folder, rate)]
-        cells.append(prediction.medians(rounds))
-    found = pd.concat(cells, ignore_index=True)
-    found.to_csv(folder / "errors.csv", index=False, float_format="%.4f")
+        for number, (measured, predicted) in enumerate(read_rounds(folder, rate), 1):
+            of = {"round": number, "hardware": measured["hardware"].iloc[0]}
+            cells.append(prediction.matched(measured, predicted, cluster).assign(**of))
+    rounds = pd.concat(cells, ignore_index=True)
+    found = prediction.medians(rounds)
+    for name, table in (("rounds", rounds), ("errors", found)):
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.4f")
     print(found.to_string(index=False, formatters={"error": "{:+.1%}".format}))
     worst = found.loc[found["error"].abs().idxmax()]
     print(f"mean {found['error'].abs().mean():.1%}, worst {worst['error']:+.1%}: {dict(worst)}")
-    print("predicted in another order:", prediction.misordered(found) or "none")
+    print("predicted in another order:", prediction.misordered(rounds) or "none")
     slow = found[found["cluster"] == found["cluster"].iloc[0]]
     lines = {name: theory.line(run) for name, run in method_cells().items()}
     changes = prediction.crossings(slow, lambda a, b: theory.crossing(lines[a], lines[b]))
     print(changes.to_string(index=False, float_format="{:.0f}".format))
     prefetch = [
-        pd.concat([prediction.off_over_on(cells) for cells in both], axis=1, keys=HOW)
+        pd.concat([prediction.off_over_on(cells) for cells in both], axis=1, keys=prediction.HOW)
         for suffix in ("-prefetch", "-prefetch-reversed")  # which of a pair comes first
         for both in read_rounds(folder, "200mbit", suffix)
     ]
@@ -63,7 +66,7 @@ def main() -> None:
         if len(changes):
             drawn = prediction.crossing_figure(changes, slow["cluster"].iloc[0])
             figures.save(drawn, folder / "crossings")
-        figures.save(figures.draw(prediction.scatter(found)), folder / "scatter")
+        figures.save(figures.draw(prediction.scatter(rounds)), folder / "scatter")
         figures.save(figures.draw(prediction.over_lengths(found)), folder / "over_lengths")
 
 

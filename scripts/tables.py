@@ -101,21 +101,28 @@ def exponents(file: Path) -> pd.DataFrame:
 
 def errors(file: Path) -> pd.DataFrame:
     """Of predicted steps, by the speed of links and in all."""
-    cells = pd.read_csv(file)
-    found = [_of_errors(links, group) for links, group in cells.groupby("cluster", sort=False)]
-    return pd.DataFrame([*found, _of_errors(f"all {len(cells)} cells", cells)])
+    rounds = pd.read_csv(file)
+    found = [_of_errors(links, group) for links, group in rounds.groupby("cluster", sort=False)]
+    return pd.DataFrame([*found, _of_errors("all", rounds)])
 
 
-def _of_errors(links: Any, cells: pd.DataFrame) -> dict[str, str]:
-    off = cells["error"]
-    over, wrong = (off.abs() > 0.15).sum(), len(prediction.misordered(cells))
+def _of_errors(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
+    cells, wrong = prediction.medians(rounds), len(prediction.misordered(rounds))
+    off, of_rounds = cells["error"], rounds["error"]
     return {
         "links": str(links).removeprefix("links of ").removeprefix("links "),
+        "cells": str(len(cells)),
         "mean error": f"{100 * off.abs().mean():.1f} %",
-        "worst": f"{100 * max(off, key=abs):+.1f} %".replace("-", "\N{MINUS SIGN}"),
-        "cells over 15 %": str(over or "none"),
+        "worst": _percent(max(off, key=abs)),
+        "over 15 %": str((off.abs() > 0.15).sum() or "none"),
         "pairs in another order, of those measured over 10 % apart": str(wrong or "none"),
+        "single rounds over 15 %": f"{(of_rounds.abs() > 0.15).sum()} of {len(of_rounds)}",
+        "worst of them": _percent(max(of_rounds, key=abs)),
     }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def _once(table: pd.DataFrame, column: str) -> pd.DataFrame:

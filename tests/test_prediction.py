@@ -20,16 +20,39 @@ def rows(*times_ms: float) -> pd.DataFrame:
     return pd.DataFrame([same | {"method": m, "step_ms_p50": t} for m, t in cells])
 
 
-def test_errors_and_the_order() -> None:
+def in_rounds(*rounds: tuple[tuple[float, ...], tuple[float, ...]]) -> pd.DataFrame:
+    """Of measured and predicted times of each."""
+    both = enumerate(rounds)
+    cells = [prediction.matched(rows(*m), rows(*p), "here").assign(round=i) for i, (m, p) in both]
+    return pd.concat(cells, ignore_index=True)
+
+
+def test_errors() -> None:
     found = prediction.matched(rows(100, 200, 105), rows(110, 180, 100), "here")
     assert dict(zip(found["method"], found["error"].round(3), strict=True)) == {
         "tp": 0.1,
         "tp_sp": -0.1,
         "ulysses": -0.048,
     }
-    assert prediction.misordered(found) == []  # tp and ulysses differ by 5 % only
-    wrong = prediction.matched(rows(100, 200, 130), rows(110, 180, 100), "here")
-    assert prediction.misordered(wrong) == ["here, 1024 tokens: tp before ulysses"]
+
+
+def test_the_order_where_times_differ_clearly() -> None:
+    predicted = 110, 180, 100
+    near = in_rounds(((100, 200, 105), predicted))
+    assert prediction.misordered(near) == []  # tp and ulysses differ by 5 % only
+    far = in_rounds(((100, 200, 130), predicted))
+    assert prediction.misordered(far) == ["here, 1024 tokens: tp before ulysses"]
+
+
+def test_the_order_is_that_within_rounds() -> None:
+    """1.2 times as long as another in two rounds of three, one of them on a machine half as fast;
+    medians of times, 200 and 190, differ by 5 % only."""
+    slow, fast = (240, 999, 200), (120, 999, 100)
+    swapped = 200, 999, 190
+    right = (12, 99, 10)
+    assert prediction.misordered(in_rounds((slow, right), (fast, right), (swapped, right))) == []
+    wrong = in_rounds((slow, (9, 99, 10)), (fast, (9, 99, 10)), (swapped, right))
+    assert prediction.misordered(wrong) == ["here, 1024 tokens: ulysses before tp"]
 
 
 def test_cells_of_one_file_only() -> None:
@@ -37,14 +60,16 @@ def test_cells_of_one_file_only() -> None:
         prediction.matched(rows(1, 2, 3), rows(1, 2, 3).iloc[:2], "here")
 
 
-def test_the_median_of_rounds() -> None:
+def test_the_medians_of_rounds() -> None:
+    """On a machine three times as slow errors are what they were; times are not."""
     rounds = [
-        prediction.matched(rows(t, 200, 105), rows(p, 180, 100), "here")
-        for t, p in ((100, 110), (300, 112), (101, 90))
+        ((t, 200.0, 105.0), (p, 180.0, 100.0)) for t, p in ((100, 110), (300, 324), (101, 90))
     ]
-    tp = prediction.medians(rounds).set_index("method").loc["tp"]
-    assert (tp["measured_ms"], tp["predicted_ms"], tp["rounds"]) == (101, 110, 3)
-    assert tp["error"] == pytest.approx(110 / 101 - 1)
+    tp = prediction.medians(in_rounds(*rounds)).set_index("method").loc["tp"]
+    assert (tp["measured_ms"], tp["rounds"]) == (101, 3)
+    assert tp["error"] == pytest.approx(0.08)
+    assert tp["predicted_ms"] == pytest.approx(101 * 1.08)
+    assert (tp["error_min"], tp["error_max"]) == (pytest.approx(90 / 101 - 1), pytest.approx(0.1))
 
 
 def test_what_prefetch_off_costs() -> None:
