@@ -67,9 +67,7 @@ def medians(rounds: pd.DataFrame) -> pd.DataFrame:
     """
     cells = rounds.groupby(["cluster", *_CELL, "layout"], sort=False)
     found = cells[["measured_ms", "error"]].median().reset_index()
-    found.insert(
-        len(found.columns) - 1, "predicted_ms", found["measured_ms"] * (1 + found["error"])
-    )
+    found["predicted_ms"] = found["measured_ms"] * (1 + found["error"])
     for name, of in (("error_min", "min"), ("error_max", "max"), ("rounds", "count")):
         found[name] = cells["error"].agg(of).to_numpy()
     return found
