@@ -15,7 +15,8 @@ from bench.chart import Axis, Chart, Line, Panel
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
 _DIAGONAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
 _BAND = {"color": "0.6", "linestyle": ":", "linewidth": 0.8}
-HOW = ("measured", "predicted")
+HOW = "measured", "predicted"
+"""Columns of times are these and `_ms`."""
 CLEARLY = 0.10
 """A difference of measured times from which on a prediction must have the same order."""
 
@@ -58,16 +59,14 @@ def of_rows(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def medians(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Each cell over its rounds: the median of its times and that of its errors, with the least and
-    the greatest. Machines of different rounds may differ in speed: the predicted time is that of
-    the two medians.
+    """Each cell over its rounds: the medians of its times and of each round's error, which need not
+    be the error of the medians, as the pace of a machine changes; the least and greatest error.
 
     Args:
         rounds: Rows as :func:`matched` has them, and the round in a column of that name.
     """
     cells = rounds.groupby(["cluster", *_CELL, "layout"], sort=False)
-    found = cells[["measured_ms", "error"]].median().reset_index()
-    found["predicted_ms"] = found["measured_ms"] * (1 + found["error"])
+    found = cells[["measured_ms", "predicted_ms", "error"]].median().reset_index()
     for name, of in (("error_min", "min"), ("error_max", "max"), ("rounds", "count")):
         found[name] = cells["error"].agg(of).to_numpy()
     return found
@@ -86,9 +85,11 @@ def misordered(rounds: pd.DataFrame) -> list[str]:
             cells.pivot(index="round", columns="layout", values=f"{how}_ms") for how in HOW
         )
         for one, other in combinations(measured, 2):
-            in_fact, foretold = ((ms[other] / ms[one]).median() for ms in (measured, predicted))
-            fast, slow = (one, other) if in_fact > 1 else (other, one)
-            if max(in_fact, 1 / in_fact) > 1 + CLEARLY and (in_fact > 1) != (foretold > 1):
+            in_fact, foretold = (
+                np.median(np.log(ms[other] / ms[one])) for ms in (measured, predicted)
+            )
+            if abs(in_fact) > np.log1p(CLEARLY) and in_fact * foretold <= 0:
+                fast, slow = (one, other) if in_fact > 0 else (other, one)
                 wrong.append(f"{cluster}, {length} tokens: {fast} before {slow}")
     return wrong
 
@@ -143,7 +144,7 @@ def over_lengths(found: pd.DataFrame) -> Chart:
         panels=panels,
         source="lines predicted by dry runs, markers measured",
         share_y=False,
-        columns=4,
+        columns=3,
     )
 
 

@@ -17,7 +17,7 @@ from bench.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op
 from bench.traffic import COLLECTIVES
 
 Points = tuple[tuple[float, float], ...]
-"""(x, y) of a curve, x ascending; straight lines between them in log-log."""
+"""(x, y) of a curve, x ascending; what is between them, :func:`curve` and :func:`bandwidth` say."""
 _TILE = 128, 256
 """Rows and columns of the output that one multiprocessor computes at a time in large matmuls
 (NVIDIA, Matrix Multiplication Background User's Guide, "Tile Quantization")."""
@@ -189,8 +189,8 @@ class Clock:
         ranks, stride = len(op.ranks), op.ranks[1] - op.ranks[0]
 
         def unlike(link: Link) -> tuple[bool, float, float]:
-            size, step = (link.ranks or ranks) / ranks, (link.stride or stride) / stride
-            return not link.collective, abs(log(size)), abs(log(step))
+            as_many, as_far = (link.ranks or ranks) / ranks, (link.stride or stride) / stride
+            return not link.collective, abs(log(as_many)), abs(log(as_far))
 
         return min(links, key=unlike)
 

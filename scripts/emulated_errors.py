@@ -6,6 +6,7 @@ python -m scripts.emulated_errors [FOLDER]    default results/emulated
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from odysseus.config import RunConfig
 RATES = ("50mbit", "200mbit", "800mbit", "none")
 
 
-def read_rounds(folder: Path, rate: str, suffix: str = "") -> list[list[pd.DataFrame]]:
-    """Measured and predicted rows of each finished round at one speed."""
-    rounds = []
+def read_rounds(folder: Path, rate: str, suffix: str = "") -> dict[int, list[pd.DataFrame]]:
+    """Measured and predicted rows of each finished round at one speed, by its number."""
+    rounds = {}
     for at in sorted(folder.glob(f"{rate}-*")):
         files = [at / f"{how}{suffix}.csv" for how in prediction.HOW]
         if all(file.exists() for file in files):
-            rounds.append([pd.read_csv(file) for file in files])
+            rounds[int(at.name.rpartition("-")[2])] = [pd.read_csv(file) for file in files]
     return rounds
 
 
@@ -39,14 +40,15 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/emulated")
     cells = []
     for rate in RATES:
-        cluster = "links not throttled" if rate == "none" else f"links of {rate[:-4]} Mbit/s"
-        for number, (measured, predicted) in enumerate(read_rounds(folder, rate), 1):
-            of = {"round": number, "hardware": measured["hardware"].iloc[0]}
-            cells.append(prediction.matched(measured, predicted, cluster).assign(**of))
+        links = "links not throttled" if rate == "none" else f"links of {rate[:-4]} Mbit/s"
+        for number, (measured, predicted) in read_rounds(folder, rate).items():
+            machine = re.sub(r" ?\(.*?\)", "", measured["hardware"].iloc[0])  # (2 cores), (R)
+            cluster = f"{links}, {machine}"
+            cells.append(prediction.matched(measured, predicted, cluster).assign(round=number))
     rounds = pd.concat(cells, ignore_index=True)
     found = prediction.medians(rounds)
     for name, table in (("rounds", rounds), ("errors", found)):
-        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.4f")
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6f")
     print(found.to_string(index=False, formatters={"error": "{:+.1%}".format}))
     worst = found.loc[found["error"].abs().idxmax()]
     print(f"mean {found['error'].abs().mean():.1%}, worst {worst['error']:+.1%}: {dict(worst)}")
@@ -58,7 +60,7 @@ def main() -> None:
     prefetch = [
         pd.concat([prediction.off_over_on(cells) for cells in both], axis=1, keys=prediction.HOW)
         for suffix in ("-prefetch", "-prefetch-reversed")  # which of a pair comes first
-        for both in read_rounds(folder, "200mbit", suffix)
+        for both in read_rounds(folder, "200mbit", suffix).values()
     ]
     print("a step without ZeRO's prefetch, over one with it, links of 200 Mbit/s:")
     print(pd.concat(prefetch).groupby(level=["method", "seq_len"]).median().round(3))

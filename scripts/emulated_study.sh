@@ -8,8 +8,8 @@
 # so that is done in rounds, of which the median counts, and in more and longer ones where most of a
 # step is compute. Every cell has processes of its own: one after another in the same processes, short
 # cells take up to half as long again after long ones. Leave the machine alone meanwhile. Then the
-# same cells are predicted from the profiles, and compared: FOLDER/errors.csv and its figures. What is
-# there already is not measured again.
+# same cells are predicted from the profiles, and compared: FOLDER/rounds.csv, errors.csv and figures.
+# What is there already is not measured again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-results/emulated}

@@ -113,16 +113,12 @@ def _of_errors(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
         "links": str(links).removeprefix("links of ").removeprefix("links "),
         "cells": str(len(cells)),
         "mean error": f"{100 * off.abs().mean():.1f} %",
-        "worst": _percent(max(off, key=abs)),
+        "worst": f"{100 * max(off, key=abs):+.1f} %".replace("-", "\N{MINUS SIGN}"),
         "over 15 %": str((off.abs() > 0.15).sum() or "none"),
         "pairs in another order, of those measured over 10 % apart": str(wrong or "none"),
-        "single rounds over 15 %": f"{(of_rounds.abs() > 0.15).sum()} of {len(of_rounds)}",
-        "worst of them": _percent(max(of_rounds, key=abs)),
+        "single rounds: mean error": f"{100 * of_rounds.abs().mean():.1f} %",
+        "over 15 %, of all": f"{(of_rounds.abs() > 0.15).sum()} of {len(of_rounds)}",
     }
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def _once(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -48,10 +48,10 @@ def test_the_order_is_that_within_rounds() -> None:
     """1.2 times as long as another in two rounds of three, one of them on a machine half as fast;
     medians of times, 200 and 190, differ by 5 % only."""
     slow, fast = (240, 999, 200), (120, 999, 100)
-    swapped = 200, 999, 190
+    close = 200, 999, 190
     right = (12, 99, 10)
-    assert prediction.misordered(in_rounds((slow, right), (fast, right), (swapped, right))) == []
-    wrong = in_rounds((slow, (9, 99, 10)), (fast, (9, 99, 10)), (swapped, right))
+    assert prediction.misordered(in_rounds((slow, right), (fast, right), (close, right))) == []
+    wrong = in_rounds((slow, (9, 99, 10)), (fast, (9, 99, 10)), (close, right))
     assert prediction.misordered(wrong) == ["here, 1024 tokens: ulysses before tp"]
 
 
@@ -61,15 +61,14 @@ def test_cells_of_one_file_only() -> None:
 
 
 def test_the_medians_of_rounds() -> None:
-    """On a machine three times as slow errors are what they were; times are not."""
+    """At a third of the pace the error is what it was."""
     rounds = [
-        ((t, 200.0, 105.0), (p, 180.0, 100.0)) for t, p in ((100, 110), (300, 324), (101, 90))
+        ((t, 200.0, 105.0), (p, 180.0, 100.0)) for t, p in ((100, 110), (300, 330), (101, 90))
     ]
     tp = prediction.medians(in_rounds(*rounds)).set_index("method").loc["tp"]
-    assert (tp["measured_ms"], tp["rounds"]) == (101, 3)
-    assert tp["error"] == pytest.approx(0.08)
-    assert tp["predicted_ms"] == pytest.approx(101 * 1.08)
-    assert (tp["error_min"], tp["error_max"]) == (pytest.approx(90 / 101 - 1), pytest.approx(0.1))
+    assert (tp["measured_ms"], tp["predicted_ms"], tp["rounds"]) == (101, 110, 3)
+    assert (tp["error"], tp["error_max"]) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert tp["error_min"] == pytest.approx(90 / 101 - 1)
 
 
 def test_what_prefetch_off_costs() -> None:
