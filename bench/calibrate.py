@@ -38,6 +38,8 @@ from odysseus.transfers import start_hop
 
 _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""
+_OPERANDS = 2**26
+"""Bytes that sums go through before they come to the same ones again."""
 _OF_A_UNIT = 3
 """Collectives of a ZeRO unit: gathers before forward and backward, a reduction after."""
 _OF_SMALL_STEPS = 5
@@ -132,12 +134,15 @@ def _matmuls(
 
 
 def _memory(device: torch.device) -> Points:
+    """Of sums whose operands no cache of a core has any more, as in a step: others each time."""
     found = []
     largest = 24 if device.type == "cpu" else 30
-    for size in (2**power for power in range(12, largest + 1, 4)):
-        a, b = torch.ones(2, size // 4, device=device)
+    for size in (2**power for power in range(12, largest + 1, 2)):
+        pairs = torch.ones(max(1, _OPERANDS // size), 2, size // 4, device=device)
+        turns = itertools.cycle([pair.unbind() for pair in pairs])
         bytes_moved = 3 * size
-        found.append((float(bytes_moved), bytes_moved / seconds(lambda a=a, b=b: a + b, device)))
+        taken_s = seconds(lambda turns=turns: torch.add(*next(turns)), device)
+        found.append((float(bytes_moved), bytes_moved / taken_s))
     return tuple(found)
 
 

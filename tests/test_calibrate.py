@@ -76,6 +76,25 @@ def test_hooks_are_what_zero_adds_beyond_its_operations() -> None:
     assert hooks_s == pytest.approx(2e-3, rel=0.01)
 
 
+def test_memory_is_measured_with_other_operands_each_time() -> None:
+    """Those of the largest sums, of 32 MiB, come round after 64 MiB of each."""
+    seen: list[int] = []
+
+    def add(a: torch.Tensor, b: torch.Tensor) -> None:
+        seen.extend((a.data_ptr(), b.data_ptr()))
+
+    def seconds(action: Callable[[], object], device: torch.device) -> float:
+        for _ in range(8):
+            action()
+        return 1.0
+
+    with patch.object(torch, "add", add), patch.object(calibrate, "seconds", seconds):
+        points = calibrate._memory(torch.device("cpu"))
+    of_sizes = [len(set(seen[i : i + 16])) for i in range(0, len(seen), 16)]
+    assert of_sizes == [16] * 6 + [8]
+    assert points[0] == (3 * 2**12, 3 * 2**12)
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
