@@ -39,7 +39,7 @@ from odysseus.transfers import start_hop
 _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""
 _OPERANDS = 2**26
-"""Bytes that sums go through before they come to the same ones again."""
+"""Bytes of each operand that sums go through before they come to the same ones again."""
 _OF_A_UNIT = 3
 """Collectives of a ZeRO unit: gathers before forward and backward, a reduction after."""
 _OF_SMALL_STEPS = 5

@@ -50,6 +50,16 @@ def test_a_collective_has_the_link_of_the_most_alike_group() -> None:
     assert seconds("all_gather", 0, 2) == 8
 
 
+@pytest.mark.parametrize(("mib", "bus_gb_per_s"), [(16, 71.80), (256, 283.23), (16384, 376.71)])
+def test_an_all_reduce_over_nodes_is_priced_as_a_ring(mib: int, bus_gb_per_s: float) -> None:
+    """Of 32 ranks on four nodes; a card sends 4/31 of the bus bandwidth, not 3/31."""
+    sent = 2 * 31 / 32 * mib * 2**20
+    ranks = tuple(range(32))
+    op = Op("", "all_reduce", "", (), 0, sent, (mib * 2**20,), ranks, "", "")
+    clock = Clock(hardware.PROFILES["h100-80g"].speeds, "flash_attention_2", ranks_a_node=8)
+    assert sent / clock.seconds(op) == pytest.approx(bus_gb_per_s * 1e9 * 24 / 31)
+
+
 def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
     for name, profile in hardware.PROFILES.items():
         file = tmp_path / f"{name}.yml"
