@@ -69,6 +69,10 @@ for host in $(seq "$hosts"); do
     ip -n "$name-$host" link set lo up
     ip -n "$name-$host" address add "10.77.0.$host/24" dev eth0
     ip -n "$name-$host" link set eth0 up
+    # Congestion control that sends what the window lets it, as fast as the link takes it, and keeps the
+    # window between steps: a pacing one (BBR) sends at the rate that it saw while the host computed.
+    ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_congestion_control <<<reno >/dev/null
+    ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_slow_start_after_idle <<<0 >/dev/null
     if [ "$rate" != none ]; then
         # Sent at the rate, both from the host and to it; 64 KiB at once, as large as a packet gets.
         tc -n "$name-$host" qdisc add dev eth0 root tbf rate "$rate" burst 64kb latency 1s
