@@ -216,7 +216,7 @@ def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> 
         return a @ a.T
 
     alone = seconds(compute, device)
-    for size in (2**power for power in range(12, largest + 1, 3)):
+    for size in (2**power for power in range(12, largest + 1, 2)):
         elements = -(-size // 4 // group.size()) * group.size()
         x = torch.ones(elements, device=device)
         extra = extra_s(

@@ -82,6 +82,9 @@ done
 
 cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which these would change
 export GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1
+# glibc keeps freed memory for the next tensor, as CUDA's caching allocator does: pages that the kernel
+# has to clear again take up to a tenth of a step.
+export MALLOC_MMAP_THRESHOLD_=$((2 ** 25)) MALLOC_TRIM_THRESHOLD_=$((2 ** 32)) MALLOC_TOP_PAD_=$((2 ** 26))
 agents=()
 for host in $(seq "$hosts"); do
     first=$(((host - 1) * ranks % cores))
