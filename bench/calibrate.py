@@ -208,20 +208,26 @@ def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
 
 
 def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> Points:
-    """After some computing each time, as in a step: ranks that share a core never come together."""
+    """After computing little and after computing much, as in a step.
+
+    Ranks that share a core come to a collective one after another if they compute for less time
+    than its scheduler gives one of them: what the first one sends is there when the next one comes.
+    Else they come together, and it takes up to twice as long.
+    """
     a = torch.randn(512, 1024, device=device)
     found, largest = [], 24 if device.type == "cpu" else 30
 
-    def compute() -> Tensor:
-        return a @ a.T
+    def compute(with_collective: Callable[[], object] = lambda: None) -> None:
+        for rows in (64, 512):
+            torch.mm(a[:rows], a.T)
+            with_collective()
 
     alone = seconds(compute, device)
     for size in (2**power for power in range(12, largest + 1, 2)):
         elements = -(-size // 4 // group.size()) * group.size()
         x = torch.ones(elements, device=device)
-        extra = extra_s(
-            lambda x=x: (compute(), _COLLECTIVES[collective](x, group)), compute, device
-        )
+        call = partial(_COLLECTIVES[collective], x, group)
+        extra = extra_s(partial(compute, call), compute, device) / 2
         taken_s = max(extra, 0.01 * alone)  # less is noise
         found.append(
             (float(x.nbytes), float(bytes_sent(collective, x.nbytes, group.size())) / taken_s)

@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 folder=${1:-results/emulated}
 model=(--model.name_or_path tiny --model.hidden_size 256 --model.num_attention_heads 8 --model.num_key_value_heads 4)
 rates=(none 800mbit 200mbit 50mbit)
-declare -A rounds=([none]=3 [800mbit]=2 [200mbit]=1 [50mbit]=1)
+declare -A rounds=([none]=3 [800mbit]=1 [200mbit]=1 [50mbit]=1)
 declare -A steps=([none]="--warmup_steps 3 --steps 7")
 
 # measure SUFFIX CONFIG FLAG…: a sweep's cells on the hosts.
