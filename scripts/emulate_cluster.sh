@@ -59,6 +59,11 @@ trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+# TCP finds out a throttled link's rate and keeps its queue short where the kernel has BBR. A link that is not
+# throttled has no rate: BBR takes for one what the hosts' computing left, and paces what they send by it.
+control=reno
+[ "$rate" = none ] || ! grep -qw bbr /proc/sys/net/ipv4/tcp_available_congestion_control || control=bbr
+
 ip netns add "$name"
 ip -n "$name" link add bridge type bridge
 ip -n "$name" link set bridge up
@@ -69,9 +74,7 @@ for host in $(seq "$hosts"); do
     ip -n "$name-$host" link set lo up
     ip -n "$name-$host" address add "10.77.0.$host/24" dev eth0
     ip -n "$name-$host" link set eth0 up
-    # Congestion control that sends what the window lets it, as fast as the link takes it, and keeps the
-    # window between steps: a pacing one (BBR) sends at the rate that it saw while the host computed.
-    ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_congestion_control <<<reno >/dev/null
+    ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_congestion_control <<<"$control" >/dev/null
     ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_slow_start_after_idle <<<0 >/dev/null
     if [ "$rate" != none ]; then
         # Sent at the rate, both from the host and to it; 64 KiB at once, as large as a packet gets.

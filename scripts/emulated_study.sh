@@ -15,8 +15,10 @@ cd "$(dirname "$0")/.."
 folder=${1:-results/emulated}
 model=(--model.name_or_path tiny --model.hidden_size 256 --model.num_attention_heads 8 --model.num_key_value_heads 4)
 rates=(none 800mbit 200mbit 50mbit)
-declare -A rounds=([none]=3 [800mbit]=1 [200mbit]=1 [50mbit]=1)
+declare -A rounds=([none]=2 [800mbit]=2 [200mbit]=1 [50mbit]=1)
 declare -A steps=([none]="--warmup_steps 3 --steps 7")
+usual="1024 2048 4096"
+declare -A lengths=([none]="$usual 8192") # a fast machine computes most of a step from 2048 tokens on
 
 # measure SUFFIX CONFIG FLAG…: a sweep's cells on the hosts.
 measure() {
@@ -25,11 +27,11 @@ measure() {
 
 # predict SUFFIX CONFIG: the same cells, from the hosts' profile.
 predict() {
-    python -m bench sweep --config "scripts/$2.yml" --dry_run true \
+    python -m bench sweep --config "scripts/$2.yml" --dry_run true "${@:3}" \
         --hardware "$at/profile.yml" --out "$at/predicted$1.csv"
 }
 
-for round in {1..3}; do
+for round in {1..2}; do
     for rate in "${rates[@]}"; do
         [ "$round" -le "${rounds[$rate]}" ] || continue
         at=$folder/$rate-$round
@@ -37,7 +39,7 @@ for round in {1..3}; do
         cluster=(bash scripts/emulate_cluster.sh --hosts 4 --ranks 1 --rate "$rate" --)
         read -ra more <<<"${steps[$rate]:-}"
         [ -f "$at/profile.yml" ] || "${cluster[@]}" calibrate --world_size 4 "${model[@]}" --out "$at/profile.yml"
-        for length in 1024 2048 4096; do
+        for length in ${lengths[$rate]:-$usual}; do
             for method in tp tp_sp ulysses odysseus; do
                 measure "" emulated --method "$method" --seq_len "$length" "${more[@]}"
             done
@@ -50,8 +52,10 @@ for round in {1..3}; do
     done
 done
 for at in "$folder"/*-*; do
-    predict "" emulated
-    predict "" emulated_ring
+    rate=$(basename "${at%-*}")
+    listed="[$(tr ' ' , <<<"${lengths[$rate]:-$usual}")]"
+    predict "" emulated --seq_len "$listed"
+    predict "" emulated_ring --seq_len "$listed"
     for suffix in -prefetch -prefetch-reversed; do
         [ ! -f "$at/measured$suffix.csv" ] || predict "$suffix" emulated_prefetch
     done
