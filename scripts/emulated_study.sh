@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Predictions held against measured steps, on four hosts that are network namespaces of this one.
 #
-#   sudo scripts/emulated_study.sh [FOLDER]     80 minutes; default results/emulated
+#   sudo scripts/emulated_study.sh [FOLDER]     two hours; default results/emulated
 #
 # At each speed of the links: calibrate on the hosts, measure the cells of emulated.yml and
 # emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute,
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 folder=${1:-results/emulated}
 model=(--model.name_or_path tiny --model.hidden_size 256 --model.num_attention_heads 8 --model.num_key_value_heads 4)
 rates=(none 800mbit 200mbit 50mbit)
-declare -A rounds=([none]=2 [800mbit]=2 [200mbit]=1 [50mbit]=1)
+declare -A rounds=([none]=3 [800mbit]=3 [200mbit]=1 [50mbit]=1)
 declare -A steps=([none]="--warmup_steps 3 --steps 7")
 usual="1024 2048 4096"
 declare -A lengths=([none]="$usual 8192") # a fast machine computes most of a step from 2048 tokens on
@@ -31,7 +31,7 @@ predict() {
         --hardware "$at/profile.yml" --out "$at/predicted$1.csv"
 }
 
-for round in {1..2}; do
+for round in {1..3}; do
     for rate in "${rates[@]}"; do
         [ "$round" -le "${rounds[$rate]}" ] || continue
         at=$folder/$rate-$round
@@ -52,8 +52,7 @@ for round in {1..2}; do
     done
 done
 for at in "$folder"/*-*; do
-    rate=$(basename "${at%-*}")
-    listed="[$(tr ' ' , <<<"${lengths[$rate]:-$usual}")]"
+    listed=$(python -c "import pandas, sys; print(pandas.read_csv(sys.argv[1]).seq_len.unique().tolist())" "$at/measured.csv")
     predict "" emulated --seq_len "$listed"
     predict "" emulated_ring --seq_len "$listed"
     for suffix in -prefetch -prefetch-reversed; do

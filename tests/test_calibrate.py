@@ -95,6 +95,37 @@ def test_memory_is_measured_with_other_operands_each_time() -> None:
     assert points[0] == (3 * 2**12, 3 * 2**12)
 
 
+def link_after_known_computing(_: RunConfig) -> list[float]:
+    """Seconds of collectives that take 2 ms after little computing and 4 ms after much."""
+    rows: list[int] = []
+
+    def mm(a: torch.Tensor, b: torch.Tensor) -> None:
+        rows.append(len(a))
+
+    def extra(more: Callable[[], object], *_: object) -> float:
+        taken.clear()
+        more()
+        return sum(taken)
+
+    taken: list[float] = []
+    collective = {"all_reduce": lambda x, group: taken.append({64: 2e-3, 512: 4e-3}[rows[-1]])}
+    with (
+        patch.object(torch, "mm", mm),
+        patch.object(calibrate, "seconds", lambda action, device: 0.0),
+        patch.object(calibrate, "extra_s", extra),
+        patch.dict(calibrate._COLLECTIVES, collective),
+    ):
+        group = torch.distributed.group.WORLD
+        assert group is not None
+        points = calibrate._points("all_reduce", group, torch.device("cpu"))
+    return [size / rate for size, rate in points]  # two ranks send as much as there is
+
+
+def test_links_are_measured_after_little_and_after_much_computing() -> None:
+    one, other = run_ranks(link_after_known_computing, 2, RunConfig(world_size=2))
+    assert one == other == pytest.approx([3e-3] * 7)
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

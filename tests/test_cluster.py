@@ -140,13 +140,34 @@ def test_hosts_get_cores_of_their_own_whatever_openmp_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """nproc counts by OMP_NUM_THREADS, which is 1 where a rank has one thread."""
-    told = tmp_path / "told"
-    stub = tmp_path / "taskset"
-    stub.write_text(f'#!/bin/sh\necho "$2" >> {told}\n')
-    stub.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    host = start("--hosts", "2", "--ranks", "1", "--", "run")
+    assert told_on_hosts(tmp_path, monkeypatch, 'echo "$2"') == ["0-0", "1-1"]
+
+
+@needs_namespaces
+@pytest.mark.parametrize("rate", ["none", "200mbit"])
+def test_what_hosts_send_by_and_what_they_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: str
+) -> None:
+    """Reno where a link has no rate, and windows that last; freed memory stays."""
+    of_tcp = "/proc/sys/net/ipv4/tcp_"
+    show = f"echo $(cat {of_tcp}congestion_control {of_tcp}slow_start_after_idle) "
+    show += "$MALLOC_TRIM_THRESHOLD_ $MALLOC_MMAP_THRESHOLD_"
+    known = Path(f"{of_tcp}available_congestion_control").read_text().split()
+    control = "bbr" if rate != "none" and "bbr" in known else "reno"
+    found = told_on_hosts(tmp_path, monkeypatch, show, "--rate", rate)
+    assert found == [f"{control} 0 {2**32} {2**25}"] * 2
+
+
+def told_on_hosts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, *flags: str
+) -> list[str]:
+    """What a shell command prints on each of two hosts, in place of its ranks."""
+    told, stub = folder / "told", folder / "taskset"
+    stub.write_text(f"#!/bin/sh\n{command} >> {told}\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    host = start("--hosts", "2", "--ranks", "1", *flags, "--", "run")
     said, _ = host.communicate(timeout=60)
     assert host.returncode == 0, said
-    assert sorted(told.read_text().split()) == ["0-0", "1-1"]
+    return sorted(told.read_text().splitlines())
