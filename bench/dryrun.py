@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -19,12 +18,11 @@ from bench import cuda_kernels, depth, hardware, placement
 from bench.cell import flop_columns, memory_columns, memory_of_step
 from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, MemoryMeter, Peak
-from bench.meta_world import META, cpu_kernels, only_rank
+from bench.meta_world import META, cpu_kernels, one_tile, only_rank
 from bench.program import Program, Recorder
 from bench.speeds import Clock
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus import tiling
 from odysseus.config import RunConfig
 from odysseus.data import Samples
 from odysseus.kernels import check_flash
@@ -228,7 +226,7 @@ def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
         mesh = make_mesh(META, run)
         trainer = Trainer(run, METHODS[run.method], mesh, kernels)
         samples = Samples(run, mesh.replica, mesh.shard, META)
-        with patch.object(tiling, "tile_count", lambda *_: 1):  # tiles leave nothing behind
+        with one_tile():
             trainer.step(samples.step(0))
         with TrafficMeter() as traffic, FlopMeter() as done:
             recorder = Recorder(device, meter) if with_program else None

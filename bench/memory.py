@@ -176,12 +176,11 @@ class MemoryMeter(Watcher):
     def observe(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        if func.is_view:  # of what is known, or of a buffer of gloo's
-            return
-        name = func.name()
-        for leaf in [result] if isinstance(result, Tensor) else tree_leaves(result):
-            if isinstance(leaf, Tensor) and self._index(leaf.untyped_storage()) is None:
-                self._add(leaf.untyped_storage(), self._kind_here(), name)
+        name, kind = func.name(), self._kind_here()
+        if not func.is_view:  # a view of what is not known shows a buffer of gloo's
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor) and self._index(leaf.untyped_storage()) is None:
+                    self._add(leaf.untyped_storage(), kind, name)
         if self.region == "odysseus::edge":
             return
         if name == "c10d::_allgather_base_":

@@ -8,7 +8,7 @@ host has no device of its own here, so FSDP2's copies to and from it are made by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench.program import Device
+from odysseus import tiling
 from odysseus.attention import differentiable
 from odysseus.config import RunConfig
 from odysseus.kernels import Kernels, choose_kernels
@@ -85,6 +86,12 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
             from torch.distributed.tensor.debug import _clear_sharding_prop_cache  # a second
 
             _clear_sharding_prop_cache()  # DTensor keeps meshes by shape; their groups are gone
+
+
+def one_tile() -> AbstractContextManager[object]:
+    """While tiled MLPs are computed in one tile: in a step of which only counts what it leaves for
+    the next, where tiles leave nothing."""
+    return patch.object(tiling, "tile_count", lambda *_: 1)
 
 
 _to = Tensor.to

@@ -18,14 +18,14 @@ rates=(none 800mbit 200mbit 50mbit)
 declare -A rounds=([none]=3 [800mbit]=3 [200mbit]=1 [50mbit]=1)
 declare -A steps=([none]="--warmup_steps 3 --steps 7")
 usual="1024 2048 4096"
-declare -A lengths=([none]="$usual 8192") # a fast machine computes most of a step from 2048 tokens on
+declare -A lengths=([none]="$usual 8192") # there a fast machine has time for them
 
 # measure SUFFIX CONFIG FLAG…: a sweep's cells on the hosts.
 measure() {
     "${cluster[@]}" sweep --config "scripts/$2.yml" "${@:3}" --out "$at/measured$1.csv"
 }
 
-# predict SUFFIX CONFIG: the same cells, from the hosts' profile.
+# predict SUFFIX CONFIG FLAG…: the same cells, from the hosts' profile.
 predict() {
     python -m bench sweep --config "scripts/$2.yml" --dry_run true "${@:3}" \
         --hardware "$at/profile.yml" --out "$at/predicted$1.csv"
