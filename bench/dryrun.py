@@ -18,7 +18,7 @@ from bench import cuda_kernels, depth, hardware, placement
 from bench.cell import flop_columns, memory_columns, memory_of_step
 from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, MemoryMeter, Peak
-from bench.meta_world import META, cpu_kernels, one_tile, only_rank
+from bench.meta_world import META, cpu_kernels, few_tiles, only_rank
 from bench.program import Program, Recorder
 from bench.speeds import Clock
 from bench.traffic import TrafficMeter
@@ -204,7 +204,8 @@ def heaviest_rank(run: RunConfig) -> int:
     if len(ranks) == 1:
         return ranks[0]
     shallow = depth.with_blocks(run, min(2, run.architecture.num_hidden_layers))
-    return max(ranks, key=lambda rank: count(shallow, rank).peak.bytes)
+    with few_tiles():
+        return max(ranks, key=lambda rank: count(shallow, rank).peak.bytes)
 
 
 def rank_of_place(run: RunConfig, place: int) -> int:
@@ -226,7 +227,7 @@ def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
         mesh = make_mesh(META, run)
         trainer = Trainer(run, METHODS[run.method], mesh, kernels)
         samples = Samples(run, mesh.replica, mesh.shard, META)
-        with one_tile():
+        with few_tiles():
             trainer.step(samples.step(0))
         with TrafficMeter() as traffic, FlopMeter() as done:
             recorder = Recorder(device, meter) if with_program else None

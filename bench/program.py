@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -23,7 +22,7 @@ from torch._ops import OpOverload
 
 from bench.kernel_flops import kernel_of
 from bench.memory import MemoryMeter
-from bench.traffic import call_of
+from bench.traffic import Call, call_of
 from bench.watch import Watcher
 
 HOST = "host"
@@ -34,8 +33,7 @@ _COPIES = ("aten::copy_", "aten::clone", "aten::_to_copy")
 _FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::resize_", "c10d::")
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(NamedTuple):
     """One operation.
 
     Attributes:
@@ -57,16 +55,15 @@ class Op:
     kind: str
     stream: str
     after: tuple[int, ...]
-    flops: int
-    bytes: float
-    sizes: tuple[int, ...]
-    ranks: tuple[int, ...]
-    unit: str
-    purpose: str
+    flops: int = 0
+    bytes: float = 0.0
+    sizes: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()
+    unit: str = ""
+    purpose: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """The host goes on when these operations have ended."""
 
     after: tuple[int, ...]
@@ -168,8 +165,7 @@ class Device:
 
     def hooks(self, unit: str) -> None:
         """What ZeRO's engine does before a collective of a unit: Python, no operation."""
-        of_op = {"flops": 0, "bytes": 0.0, "sizes": (), "ranks": (), "unit": unit, "purpose": ""}
-        self.queue(None, name=HOOKS, kind=HOOKS, **of_op)
+        self.queue(None, name=HOOKS, kind=HOOKS, unit=unit)
 
     def waited(self, work: dist.Work) -> None:
         """A collective was waited for: by the current stream, or by a host that computes itself."""
@@ -219,49 +215,53 @@ class Recorder(Watcher):
     def observe(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        name, device = func.name(), self.device
-        of_op = {"name": name, "unit": self.unit, "flops": 0, "sizes": (), "ranks": ()}
+        name = func.name()
         if call := call_of(func, args, self.region):
             if len(call.ranks) > 1:
-                of_op |= {"kind": call.collective, "bytes": float(call.bytes_sent)}
-                of_op |= {"sizes": (call.size_bytes,), "ranks": call.ranks, "purpose": call.purpose}
-                if call.purpose in ("parameter", "gradient"):
-                    device.hooks(self.unit)
-                device.collective(_work(result), call.is_async, **of_op)
+                self._collective(name, call, result)
             return
         if func.is_view or name.startswith(_FREE):
             return
         read, written = _tensors(func, args, kwargs, result)
-        of_op |= {"bytes": sum(map(_bytes, read + written)), "kind": "elementwise", "purpose": ""}
-        if not of_op["bytes"]:
-            return
-        if kernel := kernel_of(name, args):
-            of_op |= {"kind": kernel.kind, "flops": kernel.flops, "sizes": kernel.sizes}
-        self._compute(of_op, read, written, blocking=len(args) < 3 or args[2] is not True)
+        moved = sum(map(_bytes, read)) + sum(map(_bytes, written))
+        if moved:
+            of_op = {"name": name, "kind": "elementwise", "bytes": moved, "unit": self.unit}
+            if kernel := kernel_of(name, args):
+                of_op |= {"kind": kernel.kind, "flops": kernel.flops, "sizes": kernel.sizes}
+            self._compute(of_op, read, written, blocking=len(args) < 3 or args[2] is not True)
+
+    def _collective(self, name: str, call: Call, result: Any) -> None:
+        if call.purpose in ("parameter", "gradient"):
+            self.device.hooks(self.unit)
+        self.device.collective(
+            _work(result),
+            call.is_async,
+            name=name,
+            kind=call.collective,
+            bytes=float(call.bytes_sent),
+            sizes=(call.size_bytes,),
+            ranks=call.ranks,
+            unit=self.unit,
+            purpose=call.purpose,
+        )
 
     def _compute(
         self, of_op: dict[str, Any], read: list[Tensor], written: list[Tensor], blocking: bool
     ) -> None:
         """What is no collective: on the device, on the host, or a copy between the two."""
-        device = self.device
-        if not device.has_streams:
-            device.queue(None, **of_op)
-            return
-        from_host, to_host = (
-            any(self.memory.on_host(t) for t in tensors) for tensors in (read, written)
-        )
-        is_copy = of_op["name"] in _COPIES
-        if (from_host or to_host) and (from_host == to_host or not is_copy):
+        device, on_host = self.device, self.memory.on_host
+        from_host = device.has_streams and any(map(on_host, read))
+        to_host = device.has_streams and any(map(on_host, written))
+        if not (from_host or to_host):
+            device.queue(device.current if device.has_streams else None, **of_op)
+        elif from_host == to_host or of_op["name"] not in _COPIES:
             device.queue(None, **of_op | {"kind": HOST})
-        elif from_host or to_host:
+        else:
             kind = TO_HOST if to_host else TO_DEVICE
-            index = device.queue(
-                device.current, **of_op | {"kind": kind, "bytes": sum(map(_bytes, written))}
-            )
+            copied = {"kind": kind, "bytes": sum(map(_bytes, written))}
+            index = device.queue(device.current, **of_op | copied)
             if blocking and of_op["name"] == "aten::copy_":
                 device.host_waits({index})
-        else:
-            device.queue(device.current, **of_op)
 
 
 def _work(result: Any) -> dist.Work | None:
@@ -276,23 +276,25 @@ def _tensors(
     """What an operation reads, and what it writes."""
     if func.name() == "fsdp::all_gather_copy_in":  # its schema does not say what it writes
         return _flat([args[0]]), [result[0]]
-    written_at, overwritten, makes = _effects(func)
-    read = _flat(a for i, a in enumerate(args) if not (overwritten and i in written_at))
-    written = _flat(a for i, a in enumerate(args) if i in written_at)
-    written += _flat(v for k, v in kwargs.items() if k in written_at)
-    return read, written + (_flat([result]) if makes else [])
+    places, names, overwritten, makes = _effects(func)
+    written = _flat([args[at] for at in places] + [kwargs[n] for n in names if n in kwargs])
+    read = args if not overwritten else [a for at, a in enumerate(args) if at not in places]
+    return _flat(read), written + (_flat([result]) if makes else [])
 
 
 @cache
-def _effects(func: OpOverload) -> tuple[frozenset[int | str], bool, bool]:
-    """Of an operation's arguments, which it writes (place, or name of a keyword's); whether it
-    does so without reading them; whether its results are new."""
-    written: set[int | str] = set()
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            written.add(argument.name if argument.kwarg_only else place)
+def _effects(func: OpOverload) -> tuple[tuple[int, ...], tuple[str, ...], bool, bool]:
+    """The arguments that an operation writes, by place and by name; whether it does so without
+    reading them; whether its results are new."""
+    written = [
+        (at, argument)
+        for at, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    places = tuple(at for at, argument in written if not argument.kwarg_only)
+    names = tuple(argument.name for _, argument in written if argument.kwarg_only)
     overwrites = func.name() in ("aten::copy_", "aten::zero_", "aten::fill_.Scalar")
-    return frozenset(written), overwrites, not written
+    return places, names, overwrites, not written
 
 
 def _flat(values: Any) -> list[Tensor]:

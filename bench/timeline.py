@@ -88,14 +88,13 @@ class _Simulation:
 
     def run(self) -> list[Span]:
         while self.place < len(self.program) or self.running or any(self.queues.values()):
-            moved = self._host() | self._start()
-            if not moved:
-                self._advance()
+            self._host()
+            self._start()
+            self._advance()
         return self.spans
 
-    def _host(self) -> bool:
+    def _host(self) -> None:
         """Let the host issue what it can at this moment."""
-        moved = False
         while self.place < len(self.program) and HOST not in self.running:
             if self.host_is_free_s > self.now_s:
                 break
@@ -108,22 +107,17 @@ class _Simulation:
                 if action.stream != HOST:
                     self.host_is_free_s = self.now_s + self.clock.speeds.issue_s
             self.place += 1
-            moved = True
             if self.queues[HOST]:
                 self._begin(HOST)
-        return moved
 
-    def _start(self) -> bool:
+    def _start(self) -> None:
         """Begin what has come to the front of its stream and waits for nothing."""
-        moved = False
         for stream, queue in self.queues.items():
             if queue and stream not in self.running:
                 op = self.program[queue[0]]
                 assert isinstance(op, Op)
                 if self.ended.issuperset(op.after):
                     self._begin(stream)
-                    moved = True
-        return moved
 
     def _begin(self, stream: str) -> None:
         index = self.queues[stream].popleft()

@@ -71,7 +71,7 @@ def test_an_operation_waits_for_another_stream() -> None:
 
 def test_what_shares_a_link_takes_its_share() -> None:
     """Half the link each until the short one is done, then all of it."""
-    gathers = [op("a", 3, "all_gather"), op("b", 1, "all_gather")]
+    gathers: Program = [op("a", 3, "all_gather"), op("b", 1, "all_gather")]
     assert ends(simulated(gathers)) == [2, 4]
     assert ends(simulated([gathers[0], op("b", 1)])) == [1, 3]
 
@@ -98,7 +98,7 @@ def test_the_split_adds_up() -> None:
 
 
 def test_zeros_hooks_hold_up_the_host() -> None:
-    program = [op("a", 1), op(HOST, 0, HOOKS), op("b", 1, "all_gather")]
+    program: Program = [op("a", 1), op(HOST, 0, HOOKS), op("b", 1, "all_gather")]
     slow = Clock(replace(EVEN, issue_s=1, hooks_s=2.5), "flash_attention_2", 8)
     found = simulate(program, slow)
     assert ends(found) == [1, 3.5, 4.5]
@@ -127,7 +127,7 @@ def test_a_gpu_overlaps_what_zero_moves_and_a_cpu_does_not(method: str) -> None:
     run = replace(LLAMA, method=method)
     gpu = dryrun.count(run, 0, True).program
     cpu: Program = [
-        replace(action, stream=HOST, after=()) if isinstance(action, Op) else action
+        action._replace(stream=HOST, after=()) if isinstance(action, Op) else action
         for action in gpu
     ]
     known = dryrun.clock(run)
@@ -261,7 +261,7 @@ def test_what_crosses_nodes_takes_longer(ranks: tuple[int, ...]) -> None:
     for kind in ("all_to_all", "all_gather", "all_reduce", "p2p"):
         size = 2**30
         across = Op("", kind, "a", (), 0, size, (size,), ranks, "", "")
-        inside = replace(across, ranks=tuple(range(min(len(ranks), 8))))
+        inside = across._replace(ranks=tuple(range(min(len(ranks), 8))))
         assert known.seconds(across) > known.seconds(inside)
         assert (known.bus(across), known.bus(inside)) == ("network", "links")
 

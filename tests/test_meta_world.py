@@ -1,0 +1,70 @@
+"""What a world of one rank leaves out leaves no trace: layouts and peaks are the real ones."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import dryrun
+from bench.meta_world import META, few_tiles, only_rank
+from odysseus.config import RunConfig
+
+_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.narrow(2, 0, 3).contiguous(),
+    "slice": lambda x: x.narrow(2, 1, 3),
+    "transposed": lambda x: x.narrow(2, 0, 3).transpose(0, 1).contiguous().transpose(0, 1),
+    "expanded": lambda x: x[:1, :, :3].expand(4, -1, -1),
+}
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "x * y": lambda x, y: x * y,
+    "x * y[0]": lambda x, y: x * y[0],
+    "2 * x": lambda x, y: 2 * x,
+    "x * fp64": lambda x, y: x * y.double(),
+    "silu": lambda x, y: F.silu(x),
+    "mm": lambda x, y: x[0] @ y[0].T,
+    "mm of a transposed": lambda x, y: x[0].T @ y[0],
+}
+
+
+@pytest.mark.parametrize("function", _FUNCTIONS)
+@pytest.mark.parametrize("of_y", _LAYOUTS)
+@pytest.mark.parametrize("of_x", _LAYOUTS)
+def test_results_look_as_on_a_cpu(of_x: str, of_y: str, function: str) -> None:
+    def result(device: torch.device) -> tuple[object, ...]:
+        x, y = (_LAYOUTS[of](torch.empty(4, 5, 6, device=device)) for of in (of_x, of_y))
+        found = _FUNCTIONS[function](x, y)
+        return found.shape, found.stride(), found.dtype
+
+    with only_rank(0, 1, on_gpu=True):
+        foretold = result(META)
+    assert foretold == result(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("tokens", [256, 513, 1100, 2000])
+@pytest.mark.parametrize("method", ["tp", "tp_sp", "ulysses", "odysseus"])
+def test_few_tiles_have_the_peak_of_all(method: str, tokens: int) -> None:
+    run = replace(
+        RunConfig(),
+        dry_run=True,
+        world_size=1,
+        method=method,
+        seq_len=tokens,
+        tiled_mlp_compute=True,
+    )
+    of_all = dryrun.count(run, 0)
+    with few_tiles():
+        of_few = dryrun.count(run, 0)
+    assert of_few.peak.bytes == of_all.peak.bytes
+    assert (of_few.flops["matmul_flops"] < of_all.flops["matmul_flops"]) == (tokens > 3 * 256)
+
+
+def test_garbage_is_collected_again_afterwards() -> None:
+    with only_rank(0, 1, on_gpu=False):
+        assert not gc.isenabled()
+    assert gc.isenabled()
