@@ -150,7 +150,7 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
     """The run's own kernel with its heads: causal, and where a ring could use it, whole."""
     kernels = choose_kernels(run.model, device, run.compute_dtype)
     a, found = run.architecture, defaultdict[str, list[tuple[float, float]]](list)
-    on_cpu, on_gpu = (128, 512, 1024, 2048, 4096), (512, 2048, 8192, 32768)
+    on_cpu, on_gpu = (128, 512, 1024, 2048, 4096, 8192), (512, 2048, 8192, 32768)
     for tokens in on_cpu if device.type == "cpu" else on_gpu:
         shapes = [a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads]
         q, k, v = (
