@@ -129,7 +129,7 @@ def test_cells_that_are_measured_and_predicted_are_compared() -> None:
     scatter, lengths = cards_of(folder / "measured.csv", folder / "predicted.csv")[
         "prediction"
     ].charts
-    assert sum(len(mark.x) for mark in scatter.panels[0].marks[3:]) == 15
+    assert sum(len(mark.x) for mark in scatter.panels[0].marks[3:]) == 20  # five layouts at four lengths
     assert "measured on" in lengths.panels[0].title
 
 
