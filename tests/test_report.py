@@ -129,7 +129,8 @@ def test_cells_that_are_measured_and_predicted_are_compared() -> None:
     scatter, lengths = cards_of(folder / "measured.csv", folder / "predicted.csv")[
         "prediction"
     ].charts
-    assert sum(len(mark.x) for mark in scatter.panels[0].marks[3:]) == 20  # five layouts at four lengths
+    points = sum(len(mark.x) for mark in scatter.panels[0].marks[3:])
+    assert points == 20, "five layouts at four lengths"
     assert "measured on" in lengths.panels[0].title
 
 
