@@ -5,7 +5,7 @@
 #
 # At each speed of the links: calibrate on the hosts, measure the cells of emulated.yml and
 # emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute,
-# so that is done in rounds, of which the median counts, and in more and longer ones where most of a
+# so that is done in rounds, of which the median counts, and in more or longer ones where most of a
 # step is compute. Every cell has processes of its own: one after another in the same processes, short
 # cells take up to half as long again after long ones. Leave the machine alone meanwhile. Then the
 # same cells are predicted from the profiles, and compared: FOLDER/rounds.csv, errors.csv and figures.
