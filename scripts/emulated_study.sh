@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Predictions held against measured steps, on four hosts that are network namespaces of this one.
 #
-#   sudo scripts/emulated_study.sh [FOLDER]     an hour and a half; default results/emulated
+#   sudo scripts/emulated_study.sh [FOLDER]     two hours; default results/emulated
 #
 # At each speed of the links: calibrate on the hosts, measure the cells of emulated.yml and
 # emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute,
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 folder=${1:-results/emulated}
 model=(--model.name_or_path tiny --model.hidden_size 256 --model.num_attention_heads 8 --model.num_key_value_heads 4)
 rates=(none 800mbit 200mbit 50mbit)
-declare -A rounds=([none]=2 [800mbit]=3 [200mbit]=1 [50mbit]=1)
+declare -A rounds=([none]=2 [800mbit]=5 [200mbit]=1 [50mbit]=1)
 declare -A steps=([none]="--warmup_steps 3 --steps 7")
 usual="1024 2048 4096"
 declare -A lengths=([none]="$usual 8192") # there a fast machine has time for them
@@ -31,7 +31,7 @@ predict() {
         --hardware "$at/profile.yml" --out "$at/predicted$1.csv"
 }
 
-for round in {1..3}; do
+for round in {1..5}; do
     for rate in "${rates[@]}"; do
         [ "$round" -le "${rounds[$rate]}" ] || continue
         at=$folder/$rate-$round
