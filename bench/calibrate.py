@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -23,8 +24,8 @@ from bench import flops
 from bench.hardware import GIB, NCCL_PEER_BYTES, Hardware
 from bench.kernel_flops import attention_flops
 from bench.memory import MemoryMeter
-from bench.program import Device, Recorder
-from bench.speeds import Attention, Link, Points, Speeds
+from bench.program import Device, Op, Recorder
+from bench.speeds import Attention, Clock, Link, Points, Speeds
 from bench.stopwatch import extra_s, in_turn, of_ranks, rows_of, seconds
 from bench.traffic import bytes_sent
 from methods import METHODS
@@ -39,7 +40,7 @@ from odysseus.transfers import start_hop
 _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""
 _OPERANDS = 2**26
-"""Bytes of each operand that sums go through before they come to the same ones again."""
+"""Bytes of operands that go through a core before it comes to the same ones again, as in a step."""
 _OF_A_UNIT = 3
 """Collectives of a ZeRO unit: gathers before forward and backward, a reduction after."""
 _OF_SMALL_STEPS = 5
@@ -68,14 +69,12 @@ def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
     dtype = run.compute_dtype
     peak, _ = flops.peak_flops_per_s(device, dtype)
     memory = _memory(device)
-    issue_s, hooks_s = _host_s(device)
     name, attention = _attention(run, device)
     host = torch.empty(2**26, dtype=torch.uint8, pin_memory=device.type == "cuda")
     there = torch.empty_like(host, device=device)
-    return Speeds(
+    speeds = Speeds(
         peak_flops_per_s=of_ranks(peak, min),
-        issue_s=issue_s,
-        hooks_s=hooks_s,
+        issue_s=0,
         matmul=tuple(_matmuls(device, dtype)),
         attention={name: attention},
         memory=memory,
@@ -84,40 +83,54 @@ def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
         to_device_bytes_per_s=host.nbytes / seconds(lambda: there.copy_(host), device),
         links=tuple(_links(run.world_size, local, device)),
     )
+    issue_s, hooks_s = _host_s(device, Clock(speeds, name, local))
+    return replace(speeds, issue_s=issue_s, hooks_s=hooks_s)
 
 
-def _host_s(device: torch.device) -> tuple[float, float]:
+def _host_s(device: torch.device, clock: Clock) -> tuple[float, float]:
     """What the host takes besides computing, for an operation (Python, autograd) and for a gather
     or reduction of ZeRO's (its hooks). By what two more blocks add to a step of models too small to
-    compute much, each rank alone, ZeRO's collectives moving nothing: they are links' to measure."""
+    compute much, each rank alone, ZeRO's collectives moving nothing: they are links' to measure.
+    What they compute counts by the clock where the host does it; a GPU does it meanwhile."""
     own, _ = dist.new_subgroups(1, backend="fake")
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
     axis, line = Axis(own, "activation"), DeviceMesh.from_group(own, device.type)
     mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
     builds = [(4, unsharded), (2, unsharded), (4, build_model), (2, build_model)]
     steps, ops = zip(*(_small_step(mesh, *of) for of in builds), strict=True)
-    plain_ops, zero_ops = ops[0] - ops[1], ops[2] - ops[3]
+    plain_ops, zero_ops = len(ops[0]) - len(ops[1]), len(ops[2]) - len(ops[3])
+    computed_s = [0 if device.type == "cuda" else sum(map(clock.seconds, of)) for of in ops]
+    plain_s, zero_s = computed_s[0] - computed_s[1], computed_s[2] - computed_s[3]
     calls, rows = rows_of(steps[2], device)
     issue, hooks = [], []
     for many, few, many_of_zero, few_of_zero in in_turn(
         steps, calls, _OF_SMALL_STEPS * rows, device
     ):
-        an_op_s = (many - few) / plain_ops
+        an_op_s = (many - few - plain_s) / plain_ops
         issue.append(an_op_s)
-        hooks.append((many_of_zero - few_of_zero - zero_ops * an_op_s) / (2 * _OF_A_UNIT))
-    least_s = 0.01 * seconds(steps[1], device) / ops[1]  # less is noise
+        of_zero_s = many_of_zero - few_of_zero - zero_s
+        hooks.append((of_zero_s - zero_ops * an_op_s) / (2 * _OF_A_UNIT))
+    least_s = 0.01 * seconds(steps[1], device) / len(ops[1])  # less is noise
     return max(median(issue), least_s), max(median(hooks), least_s)
 
 
-def _small_step(mesh: Mesh, layers: int, build: Build) -> tuple[Callable[[], object], int]:
+def _small_step(mesh: Mesh, layers: int, build: Build) -> tuple[Callable[[], object], list[Op]]:
     """A step of so many blocks that compute little, and the operations it issues."""
-    run = RunConfig(model=ModelOptions(num_hidden_layers=layers), seq_len=8)
+    narrow = ModelOptions(
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_hidden_layers=layers,
+    )
+    run = RunConfig(model=narrow, seq_len=8)
     trainer = Trainer(run, METHODS[run.method], mesh, build=build)
     batches = Samples(run, 0, 0, mesh.device).step(0)
     trainer.step(batches)  # the first makes the optimizer's state
     with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
         trainer.step(batches)
-    return lambda: trainer.step(batches), len(recorder.device.program)
+    ops = [op for op in recorder.device.program if isinstance(op, Op)]
+    return lambda: trainer.step(batches), ops
 
 
 def _matmuls(
@@ -128,9 +141,15 @@ def _matmuls(
         if sorted((rows, columns, inner))[1] == sides[-1]:
             continue  # two of the longest side: as fast as one of them, and slow to measure
         a = torch.randn(rows, inner, device=device).to(dtype)
-        b = torch.randn(columns, inner, device=device).to(dtype)
+        others = max(1, _OPERANDS // (4 * columns * inner))
+        turns = itertools.cycle(torch.randn(others, columns, inner, device=device).to(dtype).mT)
         work = 2 * rows * columns * inner
-        yield rows, columns, inner, work / seconds(lambda a=a, b=b: a @ b.T, device)
+        yield (
+            rows,
+            columns,
+            inner,
+            work / seconds(lambda a=a, b=turns: torch.mm(a, next(b)), device),
+        )
 
 
 def _memory(device: torch.device) -> Points:

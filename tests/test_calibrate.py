@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 
 from bench import calibrate, dryrun, hardware, stopwatch
 from bench.__main__ import main
+from bench.program import HOST, Op
 from odysseus.config import RunConfig
 from odysseus.step import Build, build_model
 from tests.ranks import run_ranks
@@ -51,14 +53,16 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
 
 
 def host_s_of_known_steps(_: RunConfig) -> tuple[float, float]:
-    """Blocks of 50 operations of 0.1 ms, three of ZeRO's hooks of 2 ms and three operations of its
-    own, on a machine that is 0.01 % slower at every row."""
+    """Blocks of 50 operations of 0.1 ms that compute for 0.02 ms more, three of ZeRO's hooks of
+    2 ms and three operations of its own, on a machine that is 0.01 % slower at every row."""
     rows = itertools.count()
+    clock = Mock(seconds=lambda op: op.bytes)
 
-    def known(mesh: object, layers: int, build: Build) -> tuple[Callable[[], float], int]:
+    def known(mesh: object, layers: int, build: Build) -> tuple[Callable[[], float], list[Op]]:
         of_zero = build is build_model
-        ops = layers * (53 if of_zero else 50)
-        return lambda: 0.02 + 1e-4 * ops + (layers * 3 * 2e-3 if of_zero else 0), ops
+        op = Op("aten::add", "elementwise", HOST, (), bytes=2e-5)
+        ops = [op] * layers * (53 if of_zero else 50)
+        return lambda: 0.02 + 1.2e-4 * len(ops) + (layers * 3 * 2e-3 if of_zero else 0), ops
 
     def timed(action: Callable[[], float], calls: int, device: torch.device) -> float:
         return action() * 1.0001 ** next(rows)
@@ -67,7 +71,7 @@ def host_s_of_known_steps(_: RunConfig) -> tuple[float, float]:
         patch.object(calibrate, "_small_step", known),
         patch.object(stopwatch, "_timed", timed),
     ):
-        return calibrate._host_s(torch.device("cpu"))
+        return calibrate._host_s(torch.device("cpu"), clock)
 
 
 def test_hooks_are_what_zero_adds_beyond_its_operations() -> None:
@@ -93,6 +97,25 @@ def test_memory_is_measured_with_other_operands_each_time() -> None:
     of_sizes = [len(set(seen[i : i + 16])) for i in range(0, len(seen), 16)]
     assert of_sizes == [16] * 6 + [8]
     assert points[0] == (3 * 2**12, 3 * 2**12)
+
+
+def test_a_matmul_is_measured_with_another_operand_each_time() -> None:
+    """As a step's are: weights or a saved activation, which no cache has any more."""
+    seen: dict[tuple[int, ...], set[int]] = defaultdict(set)
+
+    def seconds(action: Callable[[], object], device: torch.device) -> float:
+        for _ in range(8):
+            action()
+        return 1.0
+
+    def mm(a: torch.Tensor, b: torch.Tensor) -> None:
+        seen[*a.shape, *b.shape].add(b.data_ptr())
+
+    with patch.object(torch, "mm", mm), patch.object(calibrate, "seconds", seconds):
+        rates = list(calibrate._matmuls(torch.device("cpu"), torch.float32))
+    assert rates[0] == (64, 64, 64, 2 * 64**3)
+    assert len(seen) == len(rates) == 20
+    assert {len(operands) for operands in seen.values()} == {8}
 
 
 def link_after_known_computing(_: RunConfig) -> list[float]:
