@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from bench import host_limit
+from bench import dryrun, host_limit
 from bench.cell import allocator_settings
 from odysseus.config import RunConfig
 from odysseus.host_memory import node_limit_bytes
 
 
 def advice(run: RunConfig, device: torch.device) -> list[str]:
-    """Advice on lengths, CUDA's allocator and host memory, where each applies."""
-    return [*run.advice(), *_on_allocator(run, device), *_on_host_memory(run)]
+    """Advice on lengths, CUDA's allocator, host memory and links, where each applies."""
+    return [
+        *run.advice(),
+        *_on_allocator(run, device),
+        *_on_host_memory(run),
+        *_on_links(run),
+    ]
 
 
 def _on_allocator(run: RunConfig, device: torch.device) -> list[str]:
@@ -31,4 +36,15 @@ def _on_host_memory(run: RunConfig) -> list[str]:
     return [
         f"offloading takes {need} of the {limit} bytes of host memory that it may take on this "
         f"node; {host_limit.longest(run)}"
+    ]
+
+
+def _on_links(run: RunConfig) -> list[str]:
+    known = dryrun.clock(run)
+    most = max((link.ranks for link in known.speeds.links), default=0) if known else 0
+    if not 0 < most < run.world_size:
+        return []
+    return [
+        f"{run.hardware} was calibrated on groups of up to {most} ranks; collectives of more are "
+        "taken to have the same bandwidth"
     ]

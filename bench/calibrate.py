@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -54,6 +54,7 @@ def measure(run: RunConfig, device: torch.device) -> Hardware:
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 0
     return Hardware(
         device=device.type,
+        dtype=run.dtype,
         memory_bytes=memory or machine_bytes() // local,
         context_bytes=GIB if on_gpu else 0,
         nccl_bytes=2 * GIB if on_gpu else 0,
@@ -89,9 +90,10 @@ def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
 
 def _host_s(device: torch.device, clock: Clock) -> tuple[float, float]:
     """What the host takes besides computing, for an operation (Python, autograd) and for a gather
-    or reduction of ZeRO's (its hooks). By what two more blocks add to a step of models too small to
-    compute much, each rank alone, ZeRO's collectives moving nothing: they are links' to measure.
-    What they compute counts by the clock where the host does it; a GPU does it meanwhile."""
+    or reduction of ZeRO's (its hooks): what two more blocks add to a step of few tokens, each rank
+    alone, less what the clock says that they compute; a GPU does that meanwhile. ZeRO's collectives
+    move nothing: they are links' to measure. The blocks' weights keep Python out of a core's caches
+    as a step's tensors do: where all stays there, it takes a third."""
     own, _ = dist.new_subgroups(1, backend="fake")
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
     axis, line = Axis(own, "activation"), DeviceMesh.from_group(own, device.type)
@@ -115,15 +117,8 @@ def _host_s(device: torch.device, clock: Clock) -> tuple[float, float]:
 
 
 def _small_step(mesh: Mesh, layers: int, build: Build) -> tuple[Callable[[], object], list[Op]]:
-    """A step of so many blocks that compute little, and the operations it issues."""
-    narrow = ModelOptions(
-        hidden_size=32,
-        intermediate_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_hidden_layers=layers,
-    )
-    run = RunConfig(model=narrow, seq_len=8)
+    """A step of so many blocks and few tokens, and the operations it issues."""
+    run = RunConfig(model=ModelOptions(num_hidden_layers=layers), seq_len=8)
     trainer = Trainer(run, METHODS[run.method], mesh, build=build)
     batches = Samples(run, 0, 0, mesh.device).step(0)
     trainer.step(batches)  # the first makes the optimizer's state
@@ -142,25 +137,19 @@ def _matmuls(
             continue  # two of the longest side: as fast as one of them, and slow to measure
         a = torch.randn(rows, inner, device=device).to(dtype)
         others = max(1, _OPERANDS // (4 * columns * inner))
-        turns = itertools.cycle(torch.randn(others, columns, inner, device=device).to(dtype).mT)
-        work = 2 * rows * columns * inner
-        yield (
-            rows,
-            columns,
-            inner,
-            work / seconds(lambda a=a, b=turns: torch.mm(a, next(b)), device),
-        )
+        b = torch.randn(others, columns, inner, device=device).to(dtype).mT
+        multiply = _through(torch.mm, [(a, one) for one in b])
+        yield rows, columns, inner, 2 * rows * columns * inner / seconds(multiply, device)
 
 
 def _memory(device: torch.device) -> Points:
-    """Of sums whose operands no cache of a core has any more, as in a step: others each time."""
+    """Of sums."""
     found = []
     largest = 24 if device.type == "cpu" else 30
     for size in (2**power for power in range(12, largest + 1, 2)):
         pairs = torch.ones(max(1, _OPERANDS // size), 2, size // 4, device=device)
-        turns = itertools.cycle([pair.unbind() for pair in pairs])
         bytes_moved = 3 * size
-        taken_s = seconds(lambda turns=turns: torch.add(*next(turns)), device)
+        taken_s = seconds(_through(torch.add, [pair.unbind() for pair in pairs]), device)
         found.append((float(bytes_moved), bytes_moved / taken_s))
     return tuple(found)
 
@@ -171,29 +160,23 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
     a, found = run.architecture, defaultdict[str, list[tuple[float, float]]](list)
     on_cpu, on_gpu = (128, 512, 1024, 2048, 4096, 8192), (512, 2048, 8192, 32768)
     for tokens in on_cpu if device.type == "cpu" else on_gpu:
-        shapes = [a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads]
-        q, k, v = (
-            torch.randn(1, tokens, heads, a.head_dim, device=device)
-            .to(run.compute_dtype)
-            .requires_grad_()
-            for heads in shapes
-        )
-        o = kernels.attend(q, k, v)
+        size_q = tokens * a.num_attention_heads * a.head_dim * run.compute_dtype.itemsize
+        qkvs = [_qkv(run, tokens, device) for _ in range(max(1, _OPERANDS // size_q))]
+        done = [(kernels.attend(*qkv), *qkv) for qkv in qkvs]
 
-        def forward(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
-            with torch.no_grad():
-                kernels.attend(q, k, v)
-
-        def backward(o: Tensor = o, qkv: tuple[Tensor, ...] = (q, k, v)) -> None:
+        def backward(o: Tensor, *qkv: Tensor) -> None:
             torch.autograd.grad(o, qkv, o, retain_graph=True)
 
-        actions = {"forward": forward, "backward": backward}
+        actions = {
+            "forward": _through(torch.no_grad()(kernels.attend), qkvs),
+            "backward": _through(backward, done),
+        }
         if blocks := kernels.blocks:
-            qkv = q.detach(), k.detach(), v.detach()
-            of_queries = blocks.forward(*qkv, False)
+            plain = [(q.detach(), k.detach(), v.detach(), False) for q, k, v in qkvs]
+            whole = [(q, q, k, v, *blocks.forward(q, k, v, no), no) for q, k, v, no in plain]
             actions |= {
-                "whole_forward": partial(blocks.forward, *qkv, False),
-                "whole_backward": partial(blocks.backward, o.detach(), *qkv, *of_queries, False),
+                "whole_forward": _through(blocks.forward, plain),
+                "whole_backward": _through(blocks.backward, whole),
             }
         size = 1, a.num_attention_heads, tokens, tokens, a.head_dim
         for name, action in actions.items():
@@ -207,6 +190,21 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
     return name, Attention(**{way: tuple(points) for way, points in found.items()})
 
 
+def _through(action: Callable[..., object], operands: Iterable[Any]) -> Callable[[], object]:
+    """The action with ever other operands, which no cache of a core has any more, as in a step."""
+    turns = itertools.cycle(operands)
+    return lambda: action(*next(turns))
+
+
+def _qkv(run: RunConfig, tokens: int, device: torch.device) -> list[Tensor]:
+    a = run.architecture
+    heads = a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads
+    return [
+        torch.randn(1, tokens, n, a.head_dim, device=device).to(run.compute_dtype).requires_grad_()
+        for n in heads
+    ]
+
+
 def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
     """Each collective over groups of every size that divides the world, of neighbours and of ranks
     far apart; all groups at once."""
@@ -216,7 +214,7 @@ def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
         )
         for axis in ("near", "far"):
             group = grid.get_group(axis)
-            if group.size() == 1 or (axis == "far" and group.size() == world):
+            if group.size() == 1:
                 continue
             members = dist.get_process_group_ranks(group)
             nodes = len({rank // local for rank in members})

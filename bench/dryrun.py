@@ -80,9 +80,14 @@ def check(run: RunConfig) -> None:
         )
     if on_gpu(run):
         check_flash(run, f"hardware = {run.hardware}")
-    known = clock(run)
+    known, profile = clock(run), hardware.find(run.hardware)
     if known is None:
         return
+    if profile.dtype not in ("", run.dtype):
+        raise ValueError(
+            f"hardware = {run.hardware} was calibrated in {profile.dtype}, not in dtype = "
+            f"{run.dtype}; valid: dtype = {profile.dtype}, or a profile of that dtype"
+        )
     if not known.knows(run.world_size):
         raise ValueError(
             f"hardware = {run.hardware} has no links for world_size = {run.world_size}, "
@@ -113,7 +118,7 @@ def clock(run: RunConfig) -> Clock | None:
     profile = hardware.find(run.hardware) if run.hardware else None
     if profile is None or profile.speeds is None:
         return None
-    return Clock(profile.speeds, attention_of(run), min(profile.gpus_a_node, run.world_size))
+    return Clock(profile.speeds, attention_of(run), profile.ranks_a_node(run.world_size))
 
 
 def counted(run: RunConfig, with_program: bool = False) -> Counted:
@@ -170,7 +175,8 @@ def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
     if not run.hardware:
         return {}
     profile = hardware.find(run.hardware)
-    need, host = counted.peak.bytes, counted.memory.peak(HOST).bytes * profile.gpus_a_node
+    need = counted.peak.bytes
+    host = counted.memory.peak(HOST).bytes * profile.ranks_a_node(run.world_size)
     if need > (limit := gpu_limit_bytes(run, profile)):
         where = {"cuda": ("oom_gpu", "on the GPU"), "cpu": ("oom_cpu", "of a rank")}
         status, of = where[profile.device]

@@ -6,6 +6,7 @@ writes one by measuring.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 
 from bench import speeds
 from bench.speeds import Attention, Link, Points, Speeds
+from odysseus.config import DTYPES
 
 GIB, MIB = 2**30, 2**20
 NCCL_PEER_BYTES = 32 * 14 * MIB
@@ -37,6 +39,7 @@ class Hardware:
         gpus_a_node: Ranks that share a host.
         host_memory_bytes: Of that host.
         device: cuda, or cpu for ranks that compute on their host.
+        dtype: That the speeds are of, as ``--dtype`` has it; empty where nothing says so.
         speeds: None where they are not known: such a dry run predicts no time.
     """
 
@@ -48,12 +51,17 @@ class Hardware:
     host_memory_bytes: int
     nccl_peer_bytes: int = 0
     device: str = "cuda"
+    dtype: str = ""
     speeds: Speeds | None = None
 
     @property
     def usable_bytes(self) -> int:
         """What the tensors of a step may take on a GPU that sends to no other of its node."""
         return self.memory_bytes - self.context_bytes - self.nccl_bytes - self.workspace_bytes
+
+    def ranks_a_node(self, world_size: int) -> int:
+        """Of a world of so many ranks."""
+        return min(self.gpus_a_node, world_size)
 
 
 # FlashAttention-3's forward by length on H100, as a share of that at 16K tokens (pytorch/benchmark
@@ -212,6 +220,13 @@ def find(name: str) -> Hardware:
     return _checked(name, given if isinstance(given, dict) else {})
 
 
+def digest(name: str) -> str:
+    """The first 12 digits of a profile file's SHA-256; empty for a built-in one, and for none."""
+    if not name or name in PROFILES:
+        return ""
+    return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
+
+
 def with_speeds() -> str:
     """The profiles that times can be predicted for, for messages."""
     known = ", ".join(name for name, of in PROFILES.items() if of.speeds)
@@ -247,19 +262,27 @@ def _checked(name: str, given: dict[str, Any]) -> Hardware:
                 f"hardware {name!r} {what} {listed}; valid: {', '.join(sorted(names))}"
             )
     whole = [key for key in given if key in needed or key.endswith("_bytes")]
-    bad = [key for key in whole if not isinstance(given[key], int) or given[key] < 0]
+    bad = [key for key in whole if type(given[key]) is not int or given[key] < 0]
     if bad:
         raise ValueError(f"hardware {name!r}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
     if given["gpus_a_node"] < 1:
         raise ValueError(f"hardware {name!r}: gpus_a_node is 0; valid: 1 and more")
-    if given.get("device", "cuda") not in ("cuda", "cpu"):
-        raise ValueError(f"hardware {name!r}: device is {given['device']!r}; valid: cuda, cpu")
+    for key, valid in (("device", ("cuda", "cpu")), ("dtype", ("", *DTYPES))):
+        if given.get(key, valid[0]) not in valid:
+            listed = ", ".join(v or "''" for v in valid)
+            raise ValueError(f"hardware {name!r}: {key} is {given[key]!r}; valid: {listed}")
     try:
         if known := given.pop("speeds", None):
             given["speeds"] = speeds.from_yaml(known)
-        return Hardware(**given)
+        found = Hardware(**given)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"hardware {name!r}: speeds: {reason}; valid: as python -m bench calibrate writes them"
         ) from None
+    if found.usable_bytes <= 0:
+        raise ValueError(
+            f"hardware {name!r}: memory_bytes is {found.memory_bytes}; valid: more than the "
+            f"{found.memory_bytes - found.usable_bytes} that context, nccl and workspace take"
+        )
+    return found

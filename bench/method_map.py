@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise, product
 from math import log2
 from multiprocessing import get_context
@@ -26,6 +26,7 @@ from bench.plan import by_method
 from methods import METHODS
 from odysseus.architecture import PRESETS, Architecture
 from odysseus.config import RunConfig
+from odysseus.option_groups import ModelOptions
 
 _CELL = ["world_size", "seq_len"]
 NOTHING = "nothing fits"
@@ -36,12 +37,16 @@ _SAME_FLAGS = ("micro_batch_size", "gradient_accumulation_steps", "dtype", "hard
 _SAME_FLAGS += ("activation_checkpointing", "activation_checkpoint_cpu_offload")
 _SAME_FLAGS += ("tiled_mlp_compute", "parameter_offload")
 """Columns of a map that are called as their flags are."""
+_TOLD = {*_SAME_FLAGS, *_CELL, "method", "sequence_parallel_size", "ring_parallel_size", "dry_run"}
+_TOLD |= {"optimizer.offload", *(f"model.{field.name}" for field in fields(ModelOptions))}
+_TOLD -= {"model.type", "model.implementation"}
+"""Flags that a map's other columns say, or that its layouts set."""
 
 
 def layouts(base: RunConfig) -> Iterator[RunConfig]:
     """The runs that are tried for one cell."""
     world = base.world_size
-    inside = min(world, hardware.find(base.hardware).gpus_a_node)
+    inside = hardware.find(base.hardware).ranks_a_node(world)
     sizes = dict.fromkeys([(inside, 1), (inside, world // inside), (world, 1)])
     for (sequence, ring), method in product(sizes, METHODS):
         axes = {"sequence_parallel_size": sequence, "ring_parallel_size": ring}
@@ -80,7 +85,24 @@ def identity(base: RunConfig) -> dict[str, Any]:
     names = ("model", "attn_implementation", "micro_batch_size", "gradient_accumulation_steps")
     names += ("dtype", "activation_checkpointing", "activation_checkpoint_cpu_offload")
     names += ("tiled_mlp_compute", "optimizer_offload", "parameter_offload", "hardware")
-    return {name: known[name] for name in (*names, *_CELL)}
+    more = {"hardware_sha256": known["hardware_sha256"] or "", "flags": _other_flags(base)}
+    return {name: known[name] for name in names} | more | {name: known[name] for name in _CELL}
+
+
+def _other_flags(base: RunConfig) -> str:
+    """What else is set, as name=value."""
+    told, usual = dict(_flags(base)), dict(_flags(RunConfig()))
+    return " ".join(f"{n}={v}" for n, v in told.items() if v != usual[n] and n not in _TOLD)
+
+
+def _flags(of: Any, group: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, those of groups as model.type."""
+    for field in fields(of):
+        value = getattr(of, field.name)
+        if is_dataclass(value):
+            yield from _flags(value, f"{field.name}.")
+        else:
+            yield group + field.name, value
 
 
 def cells(base: RunConfig, seq_lens: list[int], world_sizes: list[int], out: Path) -> pd.DataFrame:
@@ -93,11 +115,13 @@ def cells(base: RunConfig, seq_lens: list[int], world_sizes: list[int], out: Pat
         ValueError: no layout of a cell can run, or the file is another map's.
     """
     wanted = [replace(base, world_size=n, seq_len=s) for n, s in product(world_sizes, seq_lens)]
+    if not wanted:
+        raise ValueError("map has no cells; valid: a number each in map_seq_lens, map_world_sizes")
     for run in wanted:
         if run.world_size < 1 or not any(layouts(run)):
             raise ValueError(
-                f"no layout of world_size = {run.world_size}, seq_len = {run.seq_len} can run; "
-                "valid: lengths that divide by 2 x world_size"
+                f"no layout of world_size = {run.world_size}, seq_len = {run.seq_len} can run: "
+                f"{options.refusal(run) or 'no method divides its axes'}"
             )
     known = _read(out, wanted[0])
     done = set(map(tuple, known[_CELL].to_numpy().tolist()))
@@ -208,11 +232,14 @@ def run_of(data: pd.DataFrame, profiles: Mapping[str, hardware.Hardware]) -> Run
         profiles: By the names that the file may have for its hardware.
 
     Raises:
-        ValueError: a column is missing or says what cannot be run, or model or hardware is unknown.
+        ValueError: a column is missing or says what cannot be run, model or hardware is unknown, or
+            other flags were set than have columns.
     """
     needed = {"model", "attn_implementation", "optimizer_offload", *_SAME_FLAGS}
     if missing := needed - set(data.columns):
         raise ValueError(f"no column {', '.join(sorted(missing))}")
+    if "flags" in data and not pd.isna(others := data["flags"].iloc[0]):
+        raise ValueError(f"it is of other flags too: {others}")
     first = {name: str(data[name].iloc[0]) for name in needed}
     model, _, changed = first["model"].removesuffix(")").partition("(")
     for what, found, known in (
@@ -254,7 +281,7 @@ def changes(base: RunConfig, data: pd.DataFrame) -> dict[int, list[float]]:
 def least_bytes_change(run: RunConfig, low: float, high: float) -> list[float]:
     """Lengths between two at which another method becomes the one that sends the fewest bytes,
     where the sequence axis is a node."""
-    inside = min(run.world_size, hardware.find(run.hardware).gpus_a_node)
+    inside = hardware.find(run.hardware).ranks_a_node(run.world_size)
     lines = {
         name: theory.line(replace(by_method(name, run), sequence_parallel_size=inside))
         for name in METHODS

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         type=str,
         default="",
         help="Instead draw which method is fastest at every length and number of GPUs: files of "
-        "this name and .png, .svg, and .csv, whose cells are not computed again.",
+        "this name and .png, .svg, and .csv, whose cells are not computed again. Not with --out.",
     )
     parser.add_argument(
         "--map_seq_lens",
@@ -75,10 +75,12 @@ def main(arguments: list[str]) -> int:
     parser.set_defaults(dry_run=True, hardware="h100-80g", dtype="bf16", world_size=8)
     parsed = options.parse(parser, arguments)
     base = replace(options.run_config(parsed), dry_run=True)
+    if parsed.map:
+        if parsed.out:
+            raise ValueError(f"out = {parsed.out} is not for a map, which has a CSV; valid: none")
+        return _map(base, Path(parsed.map), parsed.map_seq_lens, parsed.map_world_sizes)
     if parsed.out:
         rows.check_writable(Path(parsed.out))
-    if parsed.map:
-        return _map(base, Path(parsed.map), parsed.map_seq_lens, parsed.map_world_sizes)
     if parsed.objective == "throughput":
         return _throughput(base, parsed.out)
     return _longest(base, parsed.out)

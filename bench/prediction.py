@@ -35,7 +35,10 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
     both = measured.merge(predicted, on=same, how="outer", suffixes=("_measured", "_predicted"))
     found = both[[*_CELL, "step_ms_p50_measured", "step_ms_p50_predicted"]].copy()
     if found.isna().any(axis=None):
-        raise ValueError(f"cells of {cluster} are measured or predicted only; valid: the same ones")
+        cell = found[found.isna().any(axis="columns")].iloc[0].to_dict()
+        raise ValueError(
+            f"cells of {cluster} are measured or predicted only, {cell} first; valid: the same ones"
+        )
     found.columns = [*_CELL, "measured_ms", "predicted_ms"]
     found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
     found.insert(0, "cluster", cluster)
@@ -74,7 +77,7 @@ def medians(rounds: pd.DataFrame) -> pd.DataFrame:
 
 def misordered(rounds: pd.DataFrame) -> list[str]:
     """Pairs of layouts on one cluster at one length that clearly differ, and are predicted the
-    other way round: by the median over rounds of what one takes over the other in the same round.
+    other way round: by the median, over rounds that have both, of what one takes over the other.
 
     Args:
         rounds: As of :func:`medians`.
@@ -86,7 +89,7 @@ def misordered(rounds: pd.DataFrame) -> list[str]:
         )
         for one, other in combinations(measured, 2):
             in_fact, foretold = (
-                np.median(np.log(ms[other] / ms[one])) for ms in (measured, predicted)
+                np.log((ms[other] / ms[one]).median()) for ms in (measured, predicted)
             )
             if abs(in_fact) > np.log1p(CLEARLY) and in_fact * foretold <= 0:
                 fast, slow = (one, other) if in_fact > 0 else (other, one)

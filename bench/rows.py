@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bench import dryrun
+from bench import dryrun, hardware
 from bench.memory import KINDS
 from bench.traffic import COLLECTIVES, PURPOSES
 from odysseus.attention import choose_attention
@@ -46,7 +46,7 @@ _KEY = (*IDENTITY, "mode", "device")
 
 COLUMNS = (
     *IDENTITY,
-    *["mode", "rank", "backend", "device", "hardware", "allocator_settings"],
+    *["mode", "rank", "backend", "device", "hardware", "hardware_sha256", "allocator_settings"],
     *["torch_version", "git_commit", "git_dirty", "utc"],
     *["status", "error", "wall_s"],
     *["step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"],
@@ -114,6 +114,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "mode": "dry_run" if run.dry_run else "measured",
         "device": ("cuda" if dryrun.on_gpu(run) else "cpu") if run.dry_run else device.type,
         "hardware": run.hardware or None,
+        "hardware_sha256": hardware.digest(run.hardware) or None,
     }
 
 
@@ -139,8 +140,8 @@ def key(row: Mapping[Any, Any], more: Sequence[str] = ()) -> tuple[str, ...]:
         more: Columns that are part of it too.
     """
     # A measured row says on what it was measured, a dry run's for what it was asked.
-    asked = row.get("hardware") if row.get("mode") == "dry_run" else None
-    return (*(_text(row.get(column)) for column in (*more, *_KEY)), _text(asked))
+    asked = ("hardware", "hardware_sha256") if row.get("mode") == "dry_run" else ()
+    return tuple(_text(row.get(column)) for column in (*more, *_KEY, *asked))
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from math import ceil, exp, inf, log
 from typing import Any
 
@@ -244,7 +245,7 @@ def from_yaml(given: dict[str, Any]) -> Speeds:
             backward=_points(a["backward"]),
             **{whole: _points(a[whole]) for whole in _WHOLE if a.get(whole)},
         )
-        for name, a in given["attention"].items()
+        for name, a in _attentions(given["attention"])
     }
     given["memory"] = _points(given["memory"])
     if given.get("network_bytes_per_s"):
@@ -265,20 +266,31 @@ def from_yaml(given: dict[str, Any]) -> Speeds:
 
 
 _WHOLE = "whole_forward", "whole_backward"
+_WAYS = {field.name for field in fields(Attention)}
 _NUMBERS = {
     *("peak_flops_per_s", "issue_s", "hooks_s", "host_memory_bytes_per_s"),
     *("to_host_bytes_per_s", "to_device_bytes_per_s"),
 }
 
 
+def _attentions(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, ways in given.items():
+        if unknown := ways.keys() - _WAYS:
+            listed = ", ".join(sorted(map(str, unknown)))
+            raise ValueError(f"{name} has unknown {listed}; valid: {', '.join(sorted(_WAYS))}")
+        yield name, ways
+
+
 def _link(given: dict[str, Any]) -> Link:
     fields: dict[str, Any] = given | {"points": _points(given["points"])}
     link = Link(**fields)
     known = link.collective in ("", *COLLECTIVES)
-    if not known or link.ranks < 0 or link.nodes < 1 or link.stride < 0:
+    sizes = link.ranks, link.nodes, link.stride
+    whole = all(type(size) is int for size in sizes)
+    if not known or not whole or link.ranks < 0 or link.nodes < 1 or link.stride < 0:
         raise ValueError(
-            f"a link of {link.collective!r}, {link.ranks} ranks, {link.nodes} nodes, stride "
-            f"{link.stride} is none; valid: {', '.join(COLLECTIVES)} or '', 0 ranks or more, "
+            f"a link of {link.collective!r}, {link.ranks!r} ranks, {link.nodes!r} nodes, stride "
+            f"{link.stride!r} is none; valid: {', '.join(COLLECTIVES)} or '', 0 ranks or more, "
             "1 node or more, stride 0 or more"
         )
     return link

@@ -9,8 +9,8 @@
 #                  (default none)
 #   --             what follows is for python -m bench on every rank
 #
-# Needs root, iproute2 (ip, tc) and the active Python environment. Ranks are pinned to this machine's
-# cores in turn. Hosts are 10.77.0.1 and on, behind a bridge in a namespace of its own: nothing
+# Needs root, iproute2 (ip, tc) and the active Python environment. Ranks are pinned to the cores that
+# this shell may use, in turn. Hosts are 10.77.0.1 and on, behind a bridge in a namespace of its own: nothing
 # outside the namespaces is touched, and all of them are gone at the end, on Ctrl-C too.
 set -euo pipefail
 
@@ -46,14 +46,18 @@ clean() {
     trap '' INT TERM # whoever asks twice
     trap - EXIT
     for host in $(seq "$hosts"); do
-        # Agents end their workers when they are told to; whoever does not is killed.
+        # Agents end their workers when they are told to; whoever has not in 10 s is killed.
         ip netns pids "$name-$host" 2>/dev/null | xargs -r kill -TERM 2>/dev/null || true
     done
-    wait 2>/dev/null || true
+    for _ in $(seq 100); do
+        [ -n "$(for host in $(seq "$hosts"); do ip netns pids "$name-$host" 2>/dev/null; done)" ] || break
+        sleep 0.1
+    done
     for namespace in "$name" $(seq -f "$name-%g" "$hosts"); do
         ip netns pids "$namespace" 2>/dev/null | xargs -r kill -KILL 2>/dev/null || true
         ip netns delete "$namespace" 2>/dev/null || true
     done
+    wait 2>/dev/null || true
 }
 trap clean EXIT
 trap 'exit 130' INT
@@ -83,16 +87,18 @@ for host in $(seq "$hosts"); do
     fi
 done
 
-cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which these would change
+mapfile -t cores < <(python -c "import os; print(*sorted(os.sched_getaffinity(0)), sep='\n')")
 export GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1
 # glibc keeps freed memory for the next tensor, as CUDA's caching allocator does: pages that the kernel
 # has to clear again take up to a tenth of a step.
 export MALLOC_MMAP_THRESHOLD_=$((2 ** 25)) MALLOC_TRIM_THRESHOLD_=$((2 ** 32)) MALLOC_TOP_PAD_=$((2 ** 26))
 agents=()
 for host in $(seq "$hosts"); do
-    first=$(((host - 1) * ranks % cores))
-    last=$((first + ranks - 1 < cores ? first + ranks - 1 : cores - 1))
-    ip netns exec "$name-$host" taskset -c "$first-$last" python -m torch.distributed.run \
+    mine=()
+    for rank in $(seq $(((host - 1) * ranks)) $((host * ranks - 1))); do
+        mine+=("${cores[rank % ${#cores[@]}]}")
+    done
+    ip netns exec "$name-$host" taskset -c "$(IFS=,; echo "${mine[*]}")" python -m torch.distributed.run \
         --nnodes "$hosts" --nproc_per_node "$ranks" --rdzv_backend c10d --rdzv_id "$name" \
         --rdzv_endpoint 10.77.0.1:29500 --rdzv_conf "is_host=$((host == 1))" --local_addr "10.77.0.$host" -m bench "$@" &
     agents+=($!)

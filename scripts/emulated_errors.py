@@ -36,7 +36,7 @@ def method_cells() -> dict[str, RunConfig]:
     return {run.method: run for run in options.expand(parsed)}
 
 
-def main() -> None:
+def main() -> int:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/emulated")
     cells = []
     for rate in RATES:
@@ -45,6 +45,10 @@ def main() -> None:
             machine = re.sub(r" ?\(.*?\)", "", measured["hardware"].iloc[0])  # (2 cores), (R)
             cluster = f"{links}, {machine}"
             cells.append(prediction.matched(measured, predicted, cluster).assign(round=number))
+    if not cells:
+        valid = "a folder that scripts/emulated_study.sh has measured"
+        print(f"FOLDER is {folder}, without a finished round; valid: {valid}", file=sys.stderr)
+        return 2
     rounds = pd.concat(cells, ignore_index=True)
     found = prediction.medians(rounds)
     for name, table in (("rounds", rounds), ("errors", found)):
@@ -62,15 +66,17 @@ def main() -> None:
         for suffix in ("-prefetch", "-prefetch-reversed")  # which of a pair comes first
         for both in read_rounds(folder, "200mbit", suffix).values()
     ]
-    print("a step without ZeRO's prefetch, over one with it, links of 200 Mbit/s:")
-    print(pd.concat(prefetch).groupby(level=["method", "seq_len"]).median().round(3))
+    if prefetch:
+        print("a step without ZeRO's prefetch, over one with it, links of 200 Mbit/s:")
+        print(pd.concat(prefetch).groupby(level=["method", "seq_len"]).median().round(3))
     with figures.styled():
         if len(changes):
             drawn = prediction.crossing_figure(changes, slow["cluster"].iloc[0])
             figures.save(drawn, folder / "crossings")
         figures.save(figures.draw(prediction.scatter(rounds)), folder / "scatter")
         figures.save(figures.draw(prediction.over_lengths(found)), folder / "over_lengths")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from bench import options
+from bench import hardware, options
 from bench.advice import advice
+from bench.speeds import Link
 from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
 from tests.test_parity import RUN
 
@@ -59,3 +63,14 @@ def test_compile_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package triton; valid without it: false"):
         options.check_compiler(RunConfig(compile=True), CUDA)
+
+
+def test_on_links_that_were_calibrated_on_fewer_ranks(tmp_path: Path) -> None:
+    profile, file = hardware.PROFILES["h100-80g"], tmp_path / "here.yml"
+    assert profile.speeds is not None
+    links = (Link(ranks=16, nodes=2, points=((1, 1),)),)
+    hardware.write(replace(profile, speeds=replace(profile.speeds, links=links)), file)
+    run = replace(QUIET, dry_run=True, dtype="bf16", hardware=str(file), world_size=16)
+    assert advice(run, CPU) == []
+    (line,) = advice(replace(run, world_size=32), CPU)
+    assert "calibrated on groups of up to 16 ranks" in line

@@ -121,7 +121,7 @@ def test_batch_scripts_are_bash_and_start_the_bench(script: Path, tmp_path: Path
     srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
     cells = tmp_path / "cells.txt"
-    cells.write_text("--method tp\n--method ulysses --data.path $(touch nothing)\n")
+    cells.write_text("--method tp\n--method ulysses --data.path $(touch nothing)")
     given = [str(cells)] if "sweep" in script.name else ["--method", "ulysses"]
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "2"}
     done = subprocess.run(
@@ -134,6 +134,35 @@ def test_batch_scripts_are_bash_and_start_the_bench(script: Path, tmp_path: Path
     assert told[7:] == (["--data.path", "$(touch", "nothing)"] if "sweep" in script.name else [])
 
 
+@pytest.mark.parametrize("lines", ["", "--method tp\n\n--method tp\n"])
+def test_a_line_without_flags_is_no_cell(lines: str, tmp_path: Path) -> None:
+    cells = tmp_path / "cells.txt"
+    cells.write_text(lines)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/slurm/sweep.sbatch"), str(cells)],
+        env=os.environ | {"SLURM_ARRAY_TASK_ID": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"sweep.sbatch: {cells} has no flags on line 2\n"
+
+
+@needs_namespaces
+def test_hosts_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "taskset"
+    stub.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    host = start("--hosts", "2", "--ranks", "1", "--", "run")
+    time.sleep(3)
+    host.send_signal(signal.SIGTERM)
+    host.communicate(timeout=30)
+    assert host.returncode == 143
+    assert namespaces() == []
+
+
 @needs_namespaces
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_hosts_get_cores_of_their_own_whatever_openmp_is_told(
@@ -141,7 +170,9 @@ def test_hosts_get_cores_of_their_own_whatever_openmp_is_told(
 ) -> None:
     """nproc counts by OMP_NUM_THREADS, which is 1 where a rank has one thread."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert told_on_hosts(tmp_path, monkeypatch, 'echo "$2"') == ["0-0", "1-1"]
+    assert told_on_hosts(tmp_path, monkeypatch, 'echo "$2"') == [
+        *map(str, sorted(os.sched_getaffinity(0))[:2])
+    ]
 
 
 @needs_namespaces

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -104,3 +105,45 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--map", "no/such/folder", "--world_size", "8"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "map = no/such/folder.csv cannot be written" in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"zero_prefetch": False},
+        {"ring_order": "contiguous"},
+        {"ulysses_head_chunks": 2},
+        {"host_memory_limit_bytes": 10**11},
+        {"optimizer": replace(SHALLOW.optimizer, type="sgd")},
+    ],
+)
+def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path) -> None:
+    other = replace(SHALLOW, **change)
+    assert method_map.identity(SHALLOW)["flags"] == ""
+    assert next(iter(change)) in method_map.identity(other)["flags"]
+    out = tmp_path / "map.csv"
+    known = pd.DataFrame([method_map.identity(SHALLOW) | {"method": "tp"}])
+    known.to_csv(out, index=False)
+    sizes = [SHALLOW.seq_len], [SHALLOW.world_size], out
+    assert len(method_map.cells(SHALLOW, *sizes)) == 1
+    with pytest.raises(ValueError, match=r"flags = , not .*the same flags"):
+        method_map.cells(other, *sizes)
+    with pytest.raises(ValueError, match="other flags too: "):
+        method_map.run_of(pd.DataFrame([method_map.identity(other)]), hardware.PROFILES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--map_seq_lens []", "map has no cells"),
+        ("--map_world_sizes [3] --map_seq_lens [8192]", "world_size = 3, seq_len = 8192 can run: "),
+        ("--out rows.csv", "out = rows.csv is not for a map"),
+    ],
+)
+def test_cells_that_are_none(
+    flags: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--map", str(tmp_path / "map"), *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not list(tmp_path.glob("*.csv"))

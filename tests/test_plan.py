@@ -148,3 +148,32 @@ def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=told):
             hardware.find(str(file))
     assert hardware.find("h100-80g").usable_bytes == int(79.11 * 2**30) - 3 * 2**30 - 2**25
+
+
+def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunConfig) -> None:
+    """A node of four: one rank's offloading fits where four would not."""
+    run = replace(run, world_size=1, activation_checkpoint_cpu_offload=True)
+    counted = dryrun.counted(run)
+    need = plan.need_of(run, counted)
+    tight = replace(run, host_memory_limit_bytes=2 * need.host)
+    assert (plan.need_of(tight, counted).limit, dryrun.unfit(tight, counted)) == ("", {})
+    short = replace(run, host_memory_limit_bytes=need.host - 1)
+    assert plan.need_of(short, counted).limit == "host"
+    assert dryrun.unfit(short, counted)["status"] == "oom_cpu"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"gpus_a_node": True}, "gpus_a_node is True"),
+        ({"memory_bytes": 0}, "memory_bytes is 0; valid: more than"),
+        ({"context_bytes": 10**15}, "valid: more than the 1000000002097152 that"),
+        ({"dtype": "fp8"}, "dtype is 'fp8'; valid: '', fp32, bf16, fp64"),
+    ],
+)
+def test_a_profile_of_no_machine(change: dict[str, object], told: str, tmp_path: Path) -> None:
+    file = tmp_path / "node.yml"
+    file.write_text(yaml.safe_dump(asdict(SMALL) | change))
+    with pytest.raises(ValueError, match="hardware") as refused:
+        hardware.find(str(file))
+    assert told in str(refused.value)

@@ -55,8 +55,14 @@ def test_the_order_is_that_within_rounds() -> None:
     assert prediction.misordered(wrong) == ["here, 1024 tokens: ulysses before tp"]
 
 
+def test_the_order_of_layouts_that_a_round_lacks() -> None:
+    wrong = in_rounds(*[((100, 200, 130), (110, 180, 100))] * 3)
+    lacks = wrong.drop(wrong[(wrong["method"] == "tp") & (wrong["round"] == 1)].index)
+    assert prediction.misordered(lacks) == ["here, 1024 tokens: tp before ulysses"]
+
+
 def test_cells_of_one_file_only() -> None:
-    with pytest.raises(ValueError, match="cells of here"):
+    with pytest.raises(ValueError, match=r"cells of here .*ulysses"):
         prediction.matched(rows(1, 2, 3), rows(1, 2, 3).iloc[:2], "here")
 
 

@@ -78,6 +78,26 @@ def test_the_dry_runs_that_ship_are_what_is_counted(
     assert now == {key: then[key] for key in now}, "count the presets of results/README.md again"
 
 
+@pytest.mark.parametrize("speed", ["50mbit-1", "none-1"])
+def test_the_predictions_that_ship_are_what_is_predicted(
+    speed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the profiles that ship."""
+    monkeypatch.chdir(ROOT)
+    folder, out = Path("results/emulated", speed), tmp_path / "again.csv"
+    cells = ["--config", "scripts/emulated.yml", "--method", "[tp, ulysses]", "--seq_len", "2048"]
+    flags = ["--dry_run", "true", "--hardware", str(folder / "profile.yml"), "--out", str(out)]
+    assert main(["sweep", *cells, *flags]) == 0
+    now, then = (
+        {key: float(row["step_ms_p50"]) for key, row in by_key(path).items()}
+        for path in (out, folder / "predicted.csv")
+    )
+    assert len(now) == 2
+    assert now == pytest.approx({key: then[key] for key in now}), (
+        "predict the cells of the study again"
+    )
+
+
 def by_key(path: Path) -> dict[tuple[str, ...], dict[Any, Any]]:
     """A file's rows without when and how long it took to make them."""
     found = rows.read(path).drop(columns=[*rows.provenance(), "wall_s"]).to_dict("records")

@@ -82,6 +82,9 @@ def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
         {"links": [{"points": []}]},
         {"links": [{"collective": "gossip", "points": [[1, 1]]}]},
         {"links": [{"stride": -1, "points": [[1, 1]]}]},
+        {"links": [{"ranks": 2.5, "points": [[1, 1]]}]},
+        {"links": [{"nodes": "two", "points": [[1, 1]]}]},
+        {"attention": {"sdpa": {"forward": [[1, 1]], "backward": [[1, 1]], "whole_foward": []}}},
         {"multiprocessors": -3},
     ],
 )
@@ -123,3 +126,12 @@ def test_a_profile_with_bad_speeds(change: str, told: str, tmp_path: Path) -> No
     file.write_text(text.replace(change, "device: abacus" if "device" in change else ""))
     with pytest.raises(ValueError, match=told):
         hardware.find(str(file))
+
+
+def test_a_profile_is_of_one_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "node.yml"
+    hardware.write(replace(hardware.PROFILES["h100-80g"], device="cpu", dtype="fp32"), file)
+    flags = f"--dry_run true --model.attn_implementation sdpa --hardware {file} --dtype bf16"
+    assert main(["run", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was calibrated in fp32, not in dtype = bf16; valid: dtype = fp32" in line

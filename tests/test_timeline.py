@@ -53,9 +53,8 @@ def simulated(program: Program, issue_s: float = 0) -> Timeline:
 
 
 def ends(found: Timeline) -> list[float]:
-    """When each operation ends, as the program has them."""
-    by_start = sorted(found.spans, key=lambda span: span.end_s)
-    return [round(span.end_s, 9) for span in by_start]
+    """When operations end, the first to end first."""
+    return sorted(round(span.end_s, 9) for span in found.spans)
 
 
 def test_streams_run_beside_each_other_and_each_in_order() -> None:
