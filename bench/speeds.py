@@ -282,8 +282,7 @@ def _attentions(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _link(given: dict[str, Any]) -> Link:
-    fields: dict[str, Any] = given | {"points": _points(given["points"])}
-    link = Link(**fields)
+    link = Link(**given | {"points": _points(given["points"])})
     known = link.collective in ("", *COLLECTIVES)
     sizes = link.ranks, link.nodes, link.stride
     whole = all(type(size) is int for size in sizes)

@@ -70,7 +70,7 @@ def test_on_links_that_were_calibrated_on_fewer_ranks(tmp_path: Path) -> None:
     assert profile.speeds is not None
     links = (Link(ranks=16, nodes=2, points=((1, 1),)),)
     hardware.write(replace(profile, speeds=replace(profile.speeds, links=links)), file)
-    run = replace(QUIET, dry_run=True, dtype="bf16", hardware=str(file), world_size=16)
-    assert advice(run, CPU) == []
+    run = replace(QUIET, dry_run=True, dtype="bf16", hardware=str(file), seq_len=8192)
+    assert advice(replace(run, world_size=16), CPU) == []
     (line,) = advice(replace(run, world_size=32), CPU)
     assert "calibrated on groups of up to 16 ranks" in line

@@ -118,6 +118,34 @@ def test_a_matmul_is_measured_with_another_operand_each_time() -> None:
     assert {len(operands) for operands in seen.values()} == {8}
 
 
+def test_attention_is_measured_with_other_operands_each_time() -> None:
+    """64 MiB of queries, of 128 KiB at 128 tokens and 8 MiB at 8,192."""
+    seen: list[int] = []
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append(q.data_ptr())
+        return q + k.sum() + v.sum()
+
+    def seconds(action: Callable[[], object], device: torch.device) -> float:
+        seen.clear()
+        for _ in range(9):
+            action()
+        if seen:  # backward calls no attend
+            different.append(len(set(seen)))
+        return 1.0
+
+    different: list[int] = []
+    kernels = Mock(attend=attend, blocks=None)
+    with (
+        patch.object(calibrate, "choose_kernels", lambda *_: kernels),
+        patch.object(calibrate, "seconds", seconds),
+    ):
+        name, attention = calibrate._attention(RunConfig(), torch.device("cpu"))
+    assert name == "sdpa"
+    assert len(attention.forward) == len(attention.backward) == 6
+    assert different == [9, 9, 9, 9, 9, 8]
+
+
 def link_after_known_computing(_: RunConfig) -> list[float]:
     """Seconds of collectives that take 2 ms after little computing and 4 ms after much."""
     rows: list[int] = []
