@@ -282,7 +282,8 @@ def _attentions(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _link(given: dict[str, Any]) -> Link:
-    link = Link(**given | {"points": _points(given["points"])})
+    of_link: dict[str, Any] = given | {"points": _points(given["points"])}
+    link = Link(**of_link)
     known = link.collective in ("", *COLLECTIVES)
     sizes = link.ranks, link.nodes, link.stride
     whole = all(type(size) is int for size in sizes)

@@ -152,7 +152,8 @@ def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
 
 def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunConfig) -> None:
     """A node of four: one rank's offloading fits where four would not."""
-    run = replace(run, world_size=1, activation_checkpoint_cpu_offload=True)
+    run = replace(run, world_size=1, model=ModelOptions(num_hidden_layers=2), seq_len=256)
+    run = replace(run, activation_checkpoint_cpu_offload=True)
     counted = dryrun.counted(run)
     need = plan.need_of(run, counted)
     tight = replace(run, host_memory_limit_bytes=2 * need.host)
