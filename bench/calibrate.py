@@ -41,6 +41,8 @@ _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""
 _OPERANDS = 2**26
 """Bytes of operands that go through a core before it comes to the same ones again, as in a step."""
+_TOKENS = {"cpu": (128, 512, 1024, 2048, 4096, 8192), "cuda": (512, 2048, 8192, 32768)}
+"""Lengths at which attention is measured."""
 _OF_A_UNIT = 3
 """Collectives of a ZeRO unit: gathers before forward and backward, a reduction after."""
 _OF_SMALL_STEPS = 5
@@ -158,10 +160,9 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
     """The run's own kernel with its heads: causal, and where a ring could use it, whole."""
     kernels = choose_kernels(run.model, device, run.compute_dtype)
     a, found = run.architecture, defaultdict[str, list[tuple[float, float]]](list)
-    on_cpu, on_gpu = (128, 512, 1024, 2048, 4096, 8192), (512, 2048, 8192, 32768)
-    for tokens in on_cpu if device.type == "cpu" else on_gpu:
+    for tokens in _TOKENS[device.type]:
         size_q = tokens * a.num_attention_heads * a.head_dim * run.compute_dtype.itemsize
-        qkvs = [_qkv(run, tokens, device) for _ in range(max(1, _OPERANDS // size_q))]
+        qkvs = [_qkv(run, tokens, device) for _ in range(max(1, _OPERANDS // (4 * size_q)))]
         done = [(kernels.attend(*qkv), *qkv) for qkv in qkvs]
 
         def backward(o: Tensor, *qkv: Tensor) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from scripts import growth, overlap_summary
+from scripts import emulated_errors, growth, overlap_summary
 
+STUDY = Path(__file__).parent.parent / "results" / "emulated"
 ROW = {"status": "ok", "hardware": "a CPU", "git_commit": "0123456789", "world_size": 2}
 
 
@@ -64,3 +67,18 @@ def test_exponents_of_what_grows_by_a_power(tmp_path: Path) -> None:
     assert by_depth["step_ms_p50, last"] == pytest.approx(1)
     assert by_depth["comm_bytes_total"] == pytest.approx(0, abs=1e-9)
     assert len(growth.figure(parts).axes) == 6
+
+
+def test_a_study_that_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No round: said in one line. A round at one speed only: its errors, and no prefetch."""
+    monkeypatch.setattr(sys, "argv", ["emulated_errors", str(tmp_path)])
+    assert emulated_errors.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "without a finished round" in line
+    shutil.copytree(STUDY / "800mbit-1", tmp_path / "800mbit-1")
+    assert emulated_errors.main() == 0
+    assert "prefetch" not in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "errors.csv")) == 15
+    assert {path.suffix for path in tmp_path.glob("scatter.*")} == {".png", ".svg"}
