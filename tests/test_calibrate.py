@@ -123,7 +123,7 @@ def test_a_matmul_is_measured_with_another_operand_each_time() -> None:
 
 
 def test_attention_is_measured_with_other_operands_each_time() -> None:
-    """64 MiB of queries, keys, values, outputs: queries of 128 KiB at 128 tokens, 8 MiB at 8,192."""
+    """64 MiB of operands and outputs; queries are 128 KiB at 128 tokens, 8 MiB at 8,192."""
     seen: list[int] = []
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
