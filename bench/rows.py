@@ -114,7 +114,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "mode": "dry_run" if run.dry_run else "measured",
         "device": ("cuda" if dryrun.on_gpu(run) else "cpu") if run.dry_run else device.type,
         "hardware": run.hardware or None,
-        "hardware_sha256": hardware.digest(run.hardware) or None,
+        **({"hardware_sha256": hardware.digest(run.hardware) or None} if run.hardware else {}),
     }
 
 

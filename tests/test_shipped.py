@@ -100,7 +100,8 @@ def test_the_predictions_that_ship_are_what_is_predicted(
 
 def by_key(path: Path) -> dict[tuple[str, ...], dict[Any, Any]]:
     """A file's rows without when and how long it took to make them."""
-    found = rows.read(path).drop(columns=[*rows.provenance(), "wall_s"]).to_dict("records")
+    found = rows.read(path).reindex(columns=rows.COLUMNS, fill_value="")  # newer columns too
+    found = found.drop(columns=[*rows.provenance(), "wall_s"]).to_dict("records")
     return {rows.key(row): row for row in found}
 
 
