@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from itertools import pairwise, product
 from math import log2
 from multiprocessing import get_context
@@ -26,7 +26,7 @@ from bench.plan import by_method
 from methods import METHODS
 from odysseus.architecture import PRESETS, Architecture
 from odysseus.config import RunConfig
-from odysseus.option_groups import ModelOptions
+from odysseus.option_groups import ModelOptions, flags_of
 
 _CELL = ["world_size", "seq_len"]
 NOTHING = "nothing fits"
@@ -91,18 +91,8 @@ def identity(base: RunConfig) -> dict[str, Any]:
 
 def _other_flags(base: RunConfig) -> str:
     """What else is set, as name=value."""
-    told, usual = dict(_flags(base)), dict(_flags(RunConfig()))
+    told, usual = dict(flags_of(base)), dict(flags_of(RunConfig()))
     return " ".join(f"{n}={v}" for n, v in told.items() if v != usual[n] and n not in _TOLD)
-
-
-def _flags(of: Any, group: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values, those of groups as model.type."""
-    for field in fields(of):
-        value = getattr(of, field.name)
-        if is_dataclass(value):
-            yield from _flags(value, f"{field.name}.")
-        else:
-            yield group + field.name, value
 
 
 def cells(base: RunConfig, seq_lens: list[int], world_sizes: list[int], out: Path) -> pd.DataFrame:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from odysseus.architecture import PRESETS
 
@@ -121,3 +122,13 @@ class DataOptions:
     path: str = ""
     repeat: bool = False
     pack: bool = False
+
+
+def flags_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(flag, value) of every field of a run's configuration, those of groups with dots."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from flags_of(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value

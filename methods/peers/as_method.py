@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from methods.peers import PEERS, Peer, check_cell, name_of, plain
 from odysseus.config import RunConfig
-from odysseus.option_groups import ModelOptions
+from odysseus.option_groups import ModelOptions, flags_of
 
 _OF_ALL = {
     *("method", "world_size", "sequence_parallel_size", "seq_len", "micro_batch_size", "dtype"),
@@ -44,8 +44,8 @@ def check(run: RunConfig) -> None:
     name = name_of(run.method)
     peer = PEERS[name]
     model = ModelOptions(attn_implementation="sdpa")
-    wanted = dict(_flat(replace(RunConfig(model=model), **_always(peer, run))))
-    for key, given in _flat(run):
+    wanted = dict(flags_of(replace(RunConfig(model=model), **_always(peer, run))))
+    for key, given in flags_of(run):
         if key not in (*_OF_ALL, *_own(peer)) and given != wanted[key]:
             raise ValueError(
                 f"{key} = {_written(given)} is not for method = {run.method}; "
@@ -72,16 +72,6 @@ def _own(peer: Peer) -> Iterator[str]:
 def _always(peer: Peer, run: RunConfig) -> dict[str, Any]:
     """Fields that have one value with a peer, which is not the default."""
     return {"tiled_loss_compute": False, **peer.tricks, **peer.axes(run)}
-
-
-def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(flag, value) of every field, nested ones with dots."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            yield from _flat(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", value
 
 
 def _written(value: Any) -> str:
