@@ -49,8 +49,12 @@ _OF_SMALL_STEPS = 5
 """Times as many rows for what is left of small steps' differences."""
 
 
-def measure(run: RunConfig, device: torch.device) -> Hardware:
-    """The profile of the ranks that are started, in a run's dtype; the same on every rank."""
+def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) -> Hardware:
+    """The profile of the ranks that are started, in a run's dtype; the same on every rank.
+
+    Args:
+        links: As measured before; measured if empty.
+    """
     local = ranks_a_node(run.world_size)
     on_gpu = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 0
@@ -64,11 +68,11 @@ def measure(run: RunConfig, device: torch.device) -> Hardware:
         workspace_bytes=32 * 2**20 if on_gpu else 0,
         gpus_a_node=local,
         host_memory_bytes=machine_bytes(),
-        speeds=_speeds(run, device, local),
+        speeds=_speeds(run, device, local, links),
     )
 
 
-def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
+def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link, ...]) -> Speeds:
     dtype = run.compute_dtype
     peak, _ = flops.peak_flops_per_s(device, dtype)
     memory = _memory(device)
@@ -84,7 +88,7 @@ def _speeds(run: RunConfig, device: torch.device, local: int) -> Speeds:
         host_memory_bytes_per_s=_memory(torch.device("cpu"))[-1][1],
         to_host_bytes_per_s=host.nbytes / seconds(lambda: host.copy_(there), device),
         to_device_bytes_per_s=host.nbytes / seconds(lambda: there.copy_(host), device),
-        links=tuple(_links(run.world_size, local, device)),
+        links=links or tuple(_links(run.world_size, local, device)),
     )
     issue_s, hooks_s = _host_s(device, Clock(speeds, name, local))
     return replace(speeds, issue_s=issue_s, hooks_s=hooks_s)

@@ -6,9 +6,10 @@
 # At each speed of the links: calibrate on the hosts, measure the cells of emulated.yml and
 # emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute,
 # so that is done in rounds, of which the median counts, and in more or longer ones where most of a
-# step is compute. Every cell has processes of its own: one after another in the same processes, short
-# cells take up to half as long again after long ones. Leave the machine alone meanwhile. Then the
-# same cells are predicted from the profiles, and compared: FOLDER/rounds.csv, errors.csv and figures.
+# step is compute; there all but the links is calibrated again before each length. Every cell has
+# processes of its own: one after another in the same processes, short cells take up to half as long
+# again after long ones. Leave the machine alone meanwhile. Then the same cells are predicted from
+# the profiles, and compared: FOLDER/rounds.csv, errors.csv and figures.
 # What is there already is not measured again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,10 +26,15 @@ measure() {
     "${cluster[@]}" sweep --config "scripts/$2.yml" "${@:3}" --out "$at/measured$1.csv"
 }
 
-# predict SUFFIX CONFIG FLAG…: the same cells, from the hosts' profile.
+# calibrate FILE FLAG…: the hosts' profile, unless it is there.
+calibrate() {
+    [ -f "$1" ] || "${cluster[@]}" calibrate --world_size 4 "${model[@]}" "${@:2}" --out "$1"
+}
+
+# predict SUFFIX CONFIG FLAG…: the same cells, from the profile nearest before them.
 predict() {
     python -m bench sweep --config "scripts/$2.yml" --dry_run true "${@:3}" \
-        --hardware "$at/profile.yml" --out "$at/predicted$1.csv"
+        --hardware "$profile" --out "$at/predicted$1.csv"
 }
 
 for round in {1..5}; do
@@ -38,8 +44,9 @@ for round in {1..5}; do
         mkdir -p "$at"
         cluster=(bash scripts/emulate_cluster.sh --hosts 4 --ranks 1 --rate "$rate" --)
         read -ra more <<<"${steps[$rate]:-}"
-        [ -f "$at/profile.yml" ] || "${cluster[@]}" calibrate --world_size 4 "${model[@]}" --out "$at/profile.yml"
+        calibrate "$at/profile.yml"
         for length in ${lengths[$rate]:-$usual}; do
+            [ "$rate" != none ] || calibrate "$at/profile-$length.yml" --links_of "$at/profile.yml"
             for method in tp tp_sp ulysses odysseus; do
                 measure "" emulated --method "$method" --seq_len "$length" "${more[@]}"
             done
@@ -52,9 +59,14 @@ for round in {1..5}; do
     done
 done
 for at in "$folder"/*-*; do
-    listed=$(python -c "import pandas, sys; print(pandas.read_csv(sys.argv[1]).seq_len.unique().tolist())" "$at/measured.csv")
-    predict "" emulated --seq_len "$listed"
-    predict "" emulated_ring --seq_len "$listed"
+    listed=$(python -c "import pandas, sys; print(*pandas.read_csv(sys.argv[1]).seq_len.unique())" "$at/measured.csv")
+    for length in $listed; do
+        profile=$at/profile-$length.yml
+        [ -f "$profile" ] || profile=$at/profile.yml
+        predict "" emulated --seq_len "$length"
+        predict "" emulated_ring --seq_len "$length"
+    done
+    profile=$at/profile.yml
     for suffix in -prefetch -prefetch-reversed; do
         [ ! -f "$at/measured$suffix.csv" ] || predict "$suffix" emulated_prefetch
     done

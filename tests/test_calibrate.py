@@ -16,12 +16,15 @@ import torch
 from bench import calibrate, dryrun, hardware, stopwatch
 from bench.__main__ import main
 from bench.program import HOST, Op
+from bench.speeds import Link
 from odysseus.config import RunConfig
 from odysseus.step import Build, build_model
 from tests.ranks import run_ranks
 
+RESULTS = Path(__file__).parent.parent / "results"
 
-def profile(run: RunConfig) -> dict[str, Any]:
+
+def profile(run: RunConfig, links: tuple[Link, ...] = ()) -> dict[str, Any]:
     """Of this rank, from short rows."""
     torch.set_num_threads(1)
     with (
@@ -29,7 +32,7 @@ def profile(run: RunConfig) -> dict[str, Any]:
         patch.object(calibrate, "_LONGEST_S", 1e-4),
         patch.dict(calibrate._TOKENS, cpu=(128, 512)),
     ):
-        return asdict(calibrate.measure(run, torch.device("cpu")))
+        return asdict(calibrate.measure(run, torch.device("cpu"), links))
 
 
 def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
@@ -54,6 +57,27 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     known = dryrun.clock(run)
     assert known is not None
     assert known.attention == "sdpa"
+
+
+def with_links_of_before(run: RunConfig) -> dict[str, Any]:
+    """A profile with links that nobody measured now."""
+    before = Link(collective="all_reduce", ranks=1, points=((4096.0, 1.0),))
+    with patch.object(calibrate, "_links", None):
+        return profile(run, (before,))
+
+
+def test_links_can_be_of_before_and_all_else_is_measured() -> None:
+    (one,) = run_ranks(with_links_of_before, 1, RunConfig())
+    assert [link["points"] for link in one["speeds"]["links"]] == [((4096.0, 1.0),)]
+    assert one["speeds"]["issue_s"] > 0
+
+
+def test_links_are_of_as_many_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of four ranks is not taken for two, and nothing is started."""
+    file, out = str(RESULTS / "emulated" / "50mbit-1" / "profile.yml"), str(tmp_path / "out.yml")
+    assert main(["calibrate", "--links_of", file, "--world_size", "2", "--out", out]) == 2
+    assert "has links of 4 ranks, 1 a node" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 def host_s_of_known_steps(_: RunConfig) -> tuple[float, float]:
@@ -187,6 +211,8 @@ def test_links_are_measured_after_little_and_after_much_computing() -> None:
         ("--out profile.csv", "ending in .yml"),
         ("--dry_run true", "nothing to measure"),
         ("--out no/profile.yml", "cannot be written"),
+        ("--links_of none.yml", "No such file"),
+        ("--links_of a100-80g --world_size 2", "links of 0 ranks, 8 a node; valid: a file"),
     ],
 )
 def test_bad_input(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
