@@ -78,15 +78,17 @@ def test_the_dry_runs_that_ship_are_what_is_counted(
     assert now == {key: then[key] for key in now}, "count the presets of results/README.md again"
 
 
-@pytest.mark.parametrize("speed", ["50mbit-1", "none-1"])
+@pytest.mark.parametrize(
+    ("speed", "profile"), [("50mbit-1", "profile.yml"), ("none-1", "profile-2048.yml")]
+)
 def test_the_predictions_that_ship_are_what_is_predicted(
-    speed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    speed: str, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the profiles that ship."""
     monkeypatch.chdir(ROOT)
     folder, out = Path("results/emulated", speed), tmp_path / "again.csv"
     cells = ["--config", "scripts/emulated.yml", "--method", "[tp, ulysses]", "--seq_len", "2048"]
-    flags = ["--dry_run", "true", "--hardware", str(folder / "profile.yml"), "--out", str(out)]
+    flags = ["--dry_run", "true", "--hardware", str(folder / profile), "--out", str(out)]
     assert main(["sweep", *cells, *flags]) == 0
     now, then = (
         {key: float(row["step_ms_p50"]) for key, row in by_key(path).items()}
