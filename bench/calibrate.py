@@ -161,12 +161,13 @@ def _memory(device: torch.device) -> Points:
 
 
 def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
-    """The run's own kernel with its heads: causal, and where a ring could use it, whole."""
+    """The run's own kernel with a rank's heads: causal, and where a ring could use it, whole."""
     kernels = choose_kernels(run.model, device, run.compute_dtype)
-    a, found = run.architecture, defaultdict[str, list[tuple[float, float]]](list)
+    found = defaultdict[str, list[tuple[float, float]]](list)
     for tokens in _TOKENS[device.type]:
-        size_q = tokens * a.num_attention_heads * a.head_dim * run.compute_dtype.itemsize
-        qkvs = [_qkv(run, tokens, device) for _ in range(max(1, _OPERANDS // (4 * size_q)))]
+        first = _qkv(run, tokens, device)
+        others = _OPERANDS // (4 * first[0].nbytes) - 1
+        qkvs = [first, *(_qkv(run, tokens, device) for _ in range(others))]
         done = [(kernels.attend(*qkv), *qkv) for qkv in qkvs]
 
         def backward(o: Tensor, *qkv: Tensor) -> None:
@@ -183,7 +184,8 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
                 "whole_forward": _through(blocks.forward, plain),
                 "whole_backward": _through(blocks.backward, whole),
             }
-        size = 1, a.num_attention_heads, tokens, tokens, a.head_dim
+        _, _, heads, head_dim = first[0].shape
+        size = 1, heads, tokens, tokens, head_dim
         for name, action in actions.items():
             matmuls = 2 if name.endswith("forward") else 5
             work = attention_flops(*size, not name.startswith("whole"), matmuls)
@@ -202,8 +204,11 @@ def _through(action: Callable[..., object], operands: Iterable[Any]) -> Callable
 
 
 def _qkv(run: RunConfig, tokens: int, device: torch.device) -> list[Tensor]:
+    """Of the heads that a rank has where all share them, at least one of k and v: in a tensor of
+    more, a head's rows lie further apart, which on CPU takes up to a sixth longer."""
     a = run.architecture
-    heads = a.num_attention_heads, a.num_key_value_heads, a.num_key_value_heads
+    of_kv = max(1, a.num_key_value_heads // run.world_size)
+    heads = of_kv * a.num_attention_heads // a.num_key_value_heads, of_kv, of_kv
     return [
         torch.randn(1, tokens, n, a.head_dim, device=device).to(run.compute_dtype).requires_grad_()
         for n in heads

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         "calibrate",
         "Measure matmuls, attention, memory, copies and every collective on all ranks at once, and "
         "write a profile that --hardware takes. Of the other flags, world_size, dtype, device and "
-        "model matter (its heads, for attention).",
+        "model matter (a rank's share of its heads, for attention).",
     )
     options.add_run_options(parser)
     parser.add_argument(

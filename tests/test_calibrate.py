@@ -17,7 +17,7 @@ from bench import calibrate, dryrun, hardware, stopwatch
 from bench.__main__ import main
 from bench.program import HOST, Op
 from bench.speeds import Link
-from odysseus.config import RunConfig
+from odysseus.config import ModelOptions, RunConfig
 from odysseus.step import Build, build_model
 from tests.ranks import run_ranks
 
@@ -172,6 +172,13 @@ def test_attention_is_measured_with_other_operands_each_time() -> None:
     assert name == "sdpa"
     assert len(attention.forward) == len(attention.backward) == 6
     assert different == [9, 9, 9, 8, 4, 2]
+
+
+@pytest.mark.parametrize(("ranks", "heads"), [(1, (8, 4, 4)), (4, (2, 1, 1)), (8, (2, 1, 1))])
+def test_attention_is_measured_with_a_ranks_heads(ranks: int, heads: tuple[int, ...]) -> None:
+    model = ModelOptions(num_attention_heads=8, num_key_value_heads=4)
+    qkv = calibrate._qkv(RunConfig(model=model, world_size=ranks), 16, torch.device("cpu"))
+    assert tuple(x.shape[2] for x in qkv) == heads
 
 
 def link_after_known_computing(_: RunConfig) -> list[float]:
