@@ -69,12 +69,14 @@ def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
     if not name:
         return ()
     known, local = hardware.find(name), ranks_a_node(run.world_size)
+    device = pick_device(run.device).type
     links = known.speeds.links if known.speeds else ()
     most = max((link.ranks for link in links), default=0)
-    if (most, known.gpus_a_node) != (run.world_size, local):
+    if (most, known.gpus_a_node, known.device) != (run.world_size, local, device):
         raise ValueError(
-            f"links_of = {name} has links of {most} ranks, {known.gpus_a_node} a node; valid: a "
-            f"file that calibrate wrote for {run.world_size}, {local} a node"
+            f"links_of = {name} has links of {most} ranks, {known.gpus_a_node} a node, on "
+            f"{known.device}; valid: a file that calibrate wrote for {run.world_size}, {local} a "
+            f"node, on {device}"
         )
     return links
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -78,6 +78,20 @@ def test_links_are_of_as_many_ranks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["calibrate", "--links_of", file, "--world_size", "2", "--out", out]) == 2
     assert "has links of 4 ranks, 1 a node" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_links_are_of_the_same_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NCCL's of two GPUs are not gloo's of two CPU ranks."""
+    known = hardware.find("h100-80g")
+    assert known.speeds is not None
+    links = (Link(ranks=2, points=((1, 1),)),)
+    file = tmp_path / "gpus.yml"
+    speeds = replace(known.speeds, links=links)
+    hardware.write(replace(known, gpus_a_node=2, speeds=speeds), file)
+    out = str(tmp_path / "out.yml")
+    flags = ["--links_of", str(file), "--world_size", "2", "--device", "cpu", "--out", out]
+    assert main(["calibrate", *flags]) == 2
+    assert "links of 2 ranks, 2 a node, on cuda; valid" in capsys.readouterr().err
 
 
 def host_s_of_known_steps(_: RunConfig) -> tuple[float, float]:
@@ -219,7 +233,10 @@ def test_links_are_measured_after_little_and_after_much_computing() -> None:
         ("--dry_run true", "nothing to measure"),
         ("--out no/profile.yml", "cannot be written"),
         ("--links_of none.yml", "No such file"),
-        ("--links_of a100-80g --world_size 2", "links of 0 ranks, 8 a node; valid: a file"),
+        (
+            "--links_of a100-80g --world_size 2",
+            "links of 0 ranks, 8 a node, on cuda; valid: a file",
+        ),
     ],
 )
 def test_bad_input(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
