@@ -9,32 +9,26 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.testing._internal.distributed.fake_pg  # makes the backend "fake" known
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.functional import silu
 
-from bench import flops
+from bench import calibrate_host, flops
 from bench.hardware import GIB, NCCL_PEER_BYTES, Hardware
 from bench.kernel_flops import attention_flops
-from bench.memory import MemoryMeter
-from bench.program import Device, Op, Recorder
-from bench.speeds import Attention, Clock, Link, Points, Speeds
-from bench.stopwatch import extra_s, in_turn, of_ranks, rows_of, seconds
+from bench.speeds import Attention, Link, Points, Speeds
+from bench.stopwatch import extra_s, in_turn, of_ranks, seconds
 from bench.traffic import bytes_sent
-from methods import METHODS
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Samples
+from odysseus.config import RunConfig
 from odysseus.host_memory import machine_bytes, ranks_a_node
 from odysseus.kernels import choose_kernels
-from odysseus.mesh import Axis, Mesh
-from odysseus.step import Build, Trainer, build_model, unsharded
+from odysseus.mesh import Axis
 from odysseus.transfers import start_hop
 
 _LONGEST_S = 0.5
@@ -43,10 +37,11 @@ _OPERANDS = 2**26
 """Bytes of operands that go through a core before it comes to the same ones again, as in a step."""
 _TOKENS = {"cpu": (128, 512, 1024, 2048, 4096, 8192), "cuda": (512, 2048, 8192, 32768)}
 """Lengths at which attention is measured."""
-_OF_A_UNIT = 3
-"""Collectives of a ZeRO unit: gathers before forward and backward, a reduction after."""
-_OF_SMALL_STEPS = 5
-"""Times as many rows for what is left of small steps' differences."""
+_LITTLE = 64
+"""Rows of the matmul that ranks compute between two collectives."""
+_MORE = (128, 256, 512, 1536)
+"""And of those after which they are measured to wait for each other longer."""
+_TURNS = 15
 
 
 def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) -> Hardware:
@@ -73,65 +68,26 @@ def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) 
 
 
 def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link, ...]) -> Speeds:
-    dtype = run.compute_dtype
+    dtype, on_gpu = run.compute_dtype, device.type == "cuda"
     peak, _ = flops.peak_flops_per_s(device, dtype)
-    memory = _memory(device)
     name, attention = _attention(run, device)
-    host = torch.empty(2**26, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    host = torch.empty(2**26, dtype=torch.uint8, pin_memory=on_gpu)
     there = torch.empty_like(host, device=device)
-    speeds = Speeds(
+    issue_s, hooks_s = calibrate_host.measure(device)
+    return Speeds(
         peak_flops_per_s=of_ranks(peak, min),
-        issue_s=0,
+        issue_s=issue_s,
+        hooks_s=hooks_s,
         matmul=tuple(_matmuls(device, dtype)),
         attention={name: attention},
-        memory=memory,
-        host_memory_bytes_per_s=_memory(torch.device("cpu"))[-1][1],
+        memory=_memory(torch.add, 2, device),
+        silu=_memory(silu, 1, device),
+        host_memory_bytes_per_s=_memory(torch.add, 2, torch.device("cpu"))[-1][1],
         to_host_bytes_per_s=host.nbytes / seconds(lambda: host.copy_(there), device),
         to_device_bytes_per_s=host.nbytes / seconds(lambda: there.copy_(host), device),
+        skew=() if on_gpu or run.world_size == 1 else tuple(_skew(device)),
         links=links or tuple(_links(run.world_size, local, device)),
     )
-    issue_s, hooks_s = _host_s(device, Clock(speeds, name, local))
-    return replace(speeds, issue_s=issue_s, hooks_s=hooks_s)
-
-
-def _host_s(device: torch.device, clock: Clock) -> tuple[float, float]:
-    """What the host takes besides computing, for an operation (Python, autograd) and for a gather
-    or reduction of ZeRO's (its hooks): what two more blocks add to a step of few tokens, each rank
-    alone, less what the clock says that they compute; a GPU does that meanwhile. ZeRO's collectives
-    move nothing: they are links' to measure. The blocks' weights keep Python out of a core's caches
-    as a step's tensors do: where all stays there, it takes a third."""
-    own, _ = dist.new_subgroups(1, backend="fake")
-    assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
-    axis, line = Axis(own, "activation"), DeviceMesh.from_group(own, device.type)
-    mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
-    builds = [(4, unsharded), (2, unsharded), (4, build_model), (2, build_model)]
-    steps, ops = zip(*(_small_step(mesh, *of) for of in builds), strict=True)
-    plain_ops, zero_ops = len(ops[0]) - len(ops[1]), len(ops[2]) - len(ops[3])
-    computed_s = [0 if device.type == "cuda" else sum(map(clock.seconds, of)) for of in ops]
-    plain_s, zero_s = computed_s[0] - computed_s[1], computed_s[2] - computed_s[3]
-    calls, rows = rows_of(steps[2], device)
-    issue, hooks = [], []
-    for many, few, many_of_zero, few_of_zero in in_turn(
-        steps, calls, _OF_SMALL_STEPS * rows, device
-    ):
-        an_op_s = (many - few - plain_s) / plain_ops
-        issue.append(an_op_s)
-        of_zero_s = many_of_zero - few_of_zero - zero_s
-        hooks.append((of_zero_s - zero_ops * an_op_s) / (2 * _OF_A_UNIT))
-    least_s = 0.01 * seconds(steps[1], device) / len(ops[1])  # less is noise
-    return max(median(issue), least_s), max(median(hooks), least_s)
-
-
-def _small_step(mesh: Mesh, layers: int, build: Build) -> tuple[Callable[[], object], list[Op]]:
-    """A step of so many blocks and few tokens, and the operations it issues."""
-    run = RunConfig(model=ModelOptions(num_hidden_layers=layers), seq_len=8)
-    trainer = Trainer(run, METHODS[run.method], mesh, build=build)
-    batches = Samples(run, 0, 0, mesh.device).step(0)
-    trainer.step(batches)  # the first makes the optimizer's state
-    with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
-        trainer.step(batches)
-    ops = [op for op in recorder.device.program if isinstance(op, Op)]
-    return lambda: trainer.step(batches), ops
 
 
 def _matmuls(
@@ -148,14 +104,14 @@ def _matmuls(
         yield rows, columns, inner, 2 * rows * columns * inner / seconds(multiply, device)
 
 
-def _memory(device: torch.device) -> Points:
-    """Of sums."""
+def _memory(operation: Callable[..., Tensor], reads: int, device: torch.device) -> Points:
+    """Bytes/s of an operation that reads so many tensors and writes one."""
     found = []
     largest = 24 if device.type == "cpu" else 30
     for size in (2**power for power in range(12, largest + 1, 2)):
-        pairs = torch.ones(max(1, _OPERANDS // size), 2, size // 4, device=device)
-        bytes_moved = 3 * size
-        taken_s = seconds(_through(torch.add, [pair.unbind() for pair in pairs]), device)
+        operands = torch.ones(max(1, _OPERANDS // size), reads, size // 4, device=device)
+        bytes_moved = (reads + 1) * size
+        taken_s = seconds(_through(operation, [x.unbind() for x in operands]), device)
         found.append((float(bytes_moved), bytes_moved / taken_s))
     return tuple(found)
 
@@ -235,33 +191,60 @@ def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
 
 
 def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> Points:
-    """After computing little and after computing much, as in a step.
-
-    Ranks that share a core come to a collective one after another if they compute for less time
-    than its scheduler gives one of them: what the first one sends is there when the next one comes.
-    Else they come together, and it takes up to twice as long.
-    """
-    a = torch.randn(512, 1024, device=device)
+    """After computing little, with ever other operands."""
+    compute = _compute(device, _LITTLE)
     found, largest = [], 24 if device.type == "cpu" else 30
-
-    def compute(with_collective: Callable[[], object] = lambda: None) -> None:
-        for rows in (64, 512):
-            torch.mm(a[:rows], a.T)
-            with_collective()
-
     alone = seconds(compute, device)
     for size in (2**power for power in range(12, largest + 1, 2)):
         elements = -(-size // 4 // group.size()) * group.size()
-        x = torch.ones(elements, device=device)
-        call = partial(_COLLECTIVES[collective], x, group)
-        extra = extra_s(partial(compute, call), compute, device) / 2
+        xs = torch.ones(max(1, _OPERANDS // size), elements, device=device)
+        call = _through(_COLLECTIVES[collective], [(x, group) for x in xs])
+        extra = extra_s(lambda call=call: (compute(), call()), compute, device)
         taken_s = max(extra, 0.01 * alone)  # less is noise
+        bytes_moved = xs[0].nbytes
         found.append(
-            (float(x.nbytes), float(bytes_sent(collective, x.nbytes, group.size())) / taken_s)
+            (float(bytes_moved), bytes_sent(collective, bytes_moved, group.size()) / taken_s)
         )
         if taken_s > _LONGEST_S:
             break
     return tuple(found)
+
+
+def _skew(device: torch.device) -> Iterator[tuple[float, float]]:
+    """(seconds computed before, seconds that a small collective takes more than after little).
+
+    Ranks that share a core come to a collective one after another if they compute for less time
+    than its scheduler gives one of them: what the first one sends is there when the next one comes.
+    Else they come together, and all wait for what each has to do.
+    """
+    group = dist.group.WORLD
+    assert group is not None
+    x = torch.ones(group.size() * 256, device=device)
+
+    def turns(rows: int) -> list[Callable[[], object]]:
+        compute = _compute(device, rows)
+        calls = [partial(call, x, group) for call in _COLLECTIVES.values()]
+        return [
+            lambda: [(compute(), call()) for call in calls],
+            lambda: [compute() for _ in calls],
+        ]
+
+    actions = [action for rows in (_LITTLE, *_MORE) for action in turns(rows)]
+    taken = list(in_turn(actions, 1, _TURNS, device))
+    after_little, *after_more = (
+        [(more - less) / len(_COLLECTIVES) for more, less in pairs]
+        for pairs in ([(row[at], row[at + 1]) for row in taken] for at in range(0, len(actions), 2))
+    )
+    for at, extra in enumerate(after_more, 1):
+        computed_s = median(row[2 * at + 1] for row in taken) / len(_COLLECTIVES)
+        longer_s = median(a - b for a, b in zip(extra, after_little, strict=True))
+        yield computed_s, max(longer_s, 1e-6)
+
+
+def _compute(device: torch.device, rows: int) -> Callable[[], object]:
+    """A matmul of so many rows."""
+    a, b = torch.randn(rows, 1024, device=device), torch.randn(1024, 512, device=device)
+    return lambda: torch.mm(a, b)
 
 
 def _all_gather(x: Tensor, group: dist.ProcessGroup) -> None:

@@ -81,11 +81,14 @@ class Speeds:
         matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest ones count.
         attention: By implementation.
         memory: Bytes/s of operations that read and write, by the bytes they do.
+        silu: Of those with an exponential for every element, likewise; as the others if empty.
         host_memory_bytes_per_s: One rank's share of what its host computes with.
         to_host_bytes_per_s: Of copies from device to host; `to_device_bytes_per_s` back.
         network_bytes_per_s: Of one rank's share of the network, by the size of messages; used where
             no link was measured between nodes.
-        links: Measured or published.
+        links: Measured, after little computing; or published.
+        skew: Seconds that a collective takes more, by the seconds that the host computed before;
+            empty where that is nothing.
     """
 
     peak_flops_per_s: float
@@ -100,6 +103,8 @@ class Speeds:
     to_device_bytes_per_s: float
     network_bytes_per_s: Points = ()
     links: tuple[Link, ...] = ()
+    silu: Points = ()
+    skew: Points = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,12 @@ class Clock:
             return op.bytes / (
                 s.to_host_bytes_per_s if op.kind == TO_HOST else s.to_device_bytes_per_s
             )
-        return max(self._flops_s(op), op.bytes / curve(s.memory, op.bytes))
+        memory = s.silu if s.silu and op.name.startswith("aten::silu") else s.memory
+        return max(self._flops_s(op), op.bytes / curve(memory, op.bytes))
+
+    def skew_s(self, op: Op, computed_s: float) -> float:
+        """What a collective takes more because its ranks have computed for so long before."""
+        return curve(self.speeds.skew, computed_s) if op.ranks and self.speeds.skew else 0.0
 
     def bus(self, op: Op) -> str:
         """What an operation shares with others that run at the same time; empty if nothing."""
@@ -210,7 +220,7 @@ def curve(points: Points, x: float) -> float:
     if at == len(points):
         return highest_y
     if at == 0:
-        return y * max(x, 1) / lowest if len(points) > 1 else y
+        return y * max(x, 1e-9) / lowest if len(points) > 1 else y
     (x0, y0), (x1, y1) = points[at - 1], points[at]
     return y0 * (y1 / y0) ** (log(x / x0) / log(x1 / x0))
 
@@ -248,10 +258,8 @@ def from_yaml(given: dict[str, Any]) -> Speeds:
         for name, a in _attentions(given["attention"])
     }
     given["memory"] = _points(given["memory"])
-    if given.get("network_bytes_per_s"):
-        given["network_bytes_per_s"] = _points(given["network_bytes_per_s"])
-    else:
-        given["network_bytes_per_s"] = ()
+    for name in ("network_bytes_per_s", "silu", "skew"):
+        given[name] = _points(given[name]) if given.get(name) else ()
     given["links"] = tuple(_link(link) for link in given.get("links", ()))
     if not given.get("hooks_s"):
         given.pop("hooks_s", None)

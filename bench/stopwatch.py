@@ -20,7 +20,7 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
     each had their turns, the median of some such rows."""
     action()
     calls, rows = rows_of(action, device)
-    return median(_timed(action, calls, device) for _ in range(rows))
+    return median(timed(action, calls, device) for _ in range(rows))
 
 
 def extra_s(more: Callable[[], object], less: Callable[[], object], device: torch.device) -> float:
@@ -37,24 +37,29 @@ def in_turn(
 ) -> Iterator[list[float]]:
     """Seconds a call of every action, a row of each after the other, so many times."""
     for _ in range(rows):
-        yield [_timed(action, calls, device) for action in actions]
+        yield [timed(action, calls, device) for action in actions]
 
 
 def rows_of(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
     """The calls of a row, and how many rows; where a call takes longer, it alone says enough."""
-    once = _timed(action, 1, device)
+    once = timed(action, 1, device)
     return (1, 1) if once > _ROW_S else (min(10_000, int(_ROW_S / once)), 3)
 
 
-def _timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
+def timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
     """Seconds a call, of the slowest rank; the same on every rank."""
+    return of_ranks(own_s(action, calls, device), max)
+
+
+def own_s(action: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Seconds a call on this rank, while all ranks do it."""
     dist.barrier()
     flops.synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         action()
     flops.synchronize(device)
-    return of_ranks((time.perf_counter() - start) / calls, max)
+    return (time.perf_counter() - start) / calls
 
 
 def of_ranks(mine: float, which: Callable[[list[float]], float]) -> float:

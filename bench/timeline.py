@@ -81,6 +81,7 @@ class _Simulation:
         self.now_s = 0.0
         self.place = 0  # of the host in the program
         self.host_is_free_s = 0.0
+        self.met_s = 0.0  # the ranks, in a collective
         self.queues: dict[str, deque[int]] = defaultdict(deque)
         self.running: dict[str, _Running] = {}
         self.ended: set[int] = set()
@@ -123,7 +124,7 @@ class _Simulation:
         index = self.queues[stream].popleft()
         op = self.program[index]
         assert isinstance(op, Op)
-        seconds = self.clock.seconds(op)
+        seconds = self.clock.seconds(op) + self.clock.skew_s(op, self.now_s - self.met_s)
         if stream == HOST and op.kind != HOOKS:
             seconds += self.clock.speeds.issue_s
         self.running[stream] = _Running(index, self.now_s, seconds, self.clock.bus(op))
@@ -145,6 +146,8 @@ class _Simulation:
                 self.ended.add(running.index)
                 op = self.program[running.index]
                 assert isinstance(op, Op)
+                if op.ranks:
+                    self.met_s = self.now_s
                 self.spans.append(Span(op, running.start_s, self.now_s))
 
 

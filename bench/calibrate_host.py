@@ -1,0 +1,112 @@
+"""Measuring what a host takes besides computing.
+
+That is Python and autograd for an operation, and the hooks of ZeRO's engine for a gather or
+reduction. Beside a GPU it is all of the host's time.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import fmean, median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.testing._internal.distributed.fake_pg  # makes the backend "fake" known
+from torch._ops import OpOverload
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.memory import MemoryMeter
+from bench.program import Device, Op, Recorder
+from bench.stopwatch import of_ranks, own_s
+from methods import METHODS
+from odysseus.config import ModelOptions, RunConfig
+from odysseus.data import Samples
+from odysseus.mesh import Axis, Mesh
+from odysseus.step import Build, Trainer, build_model, unsharded
+
+_TOKENS = 1024
+"""Of the step. Its tensors put Python out of a core's caches, as those of the cells do: where it
+stays there, it takes a third."""
+_TURNS = 15
+
+
+_HOOKED = "FSDP::all_gather", "FSDP::post_backward_reduce"
+"""Regions of FSDP2 that gathers and reductions are in."""
+
+
+class _Inside(TorchDispatchMode):
+    """Seconds in operations that compute, and how many gathers and reductions ZeRO begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds, self.hooked = 0.0, 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if DTensor in types:
+            return NotImplemented  # its own operations come by afterwards, one by one
+        start = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        if func.name().startswith("profiler::"):
+            region = str(args[0]).partition(" ")[0]
+            self.hooked += region in _HOOKED
+        elif not func.is_view:
+            self.seconds += time.perf_counter() - start
+        return result
+
+
+class _Step:
+    """One of a small model, all of whose tokens are each rank's own.
+
+    Attributes:
+        ops: That it issues.
+        hooked: Gathers and reductions, which move nothing: they are links' to measure.
+    """
+
+    def __init__(self, mesh: Mesh, build: Build) -> None:
+        run = RunConfig(model=ModelOptions(num_hidden_layers=2), seq_len=_TOKENS)
+        self.device = mesh.device
+        self.trainer = Trainer(run, METHODS[run.method], mesh, build=build)
+        self.batches = Samples(run, 0, 0, mesh.device).step(0)
+        self.run()  # the first makes the optimizer's state
+        with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
+            self.run()
+        self.ops = sum(isinstance(op, Op) for op in recorder.device.program)
+        with _Inside() as inside:
+            self.run()
+        self.hooked = inside.hooked
+
+    def run(self) -> None:
+        self.trainer.step(self.batches)
+
+    def host_s(self) -> float:
+        """What one takes on the host besides computing, of all ranks the mean."""
+        taken_s = own_s(self.run, 1, self.device)
+        with _Inside() as inside:
+            own_s(self.run, 1, self.device)
+        beside = inside.seconds if self.device.type == "cpu" else 0
+        return of_ranks(taken_s - beside, fmean)
+
+
+def measure(device: torch.device) -> tuple[float, float]:
+    """Seconds for an operation, and for a gather or reduction of ZeRO's."""
+    own, _ = dist.new_subgroups(1, backend="fake")
+    assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
+    axis = Axis(own, "activation")
+    line = DeviceMesh.from_group(dist.new_group(backend="fake"), device.type)
+    mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
+    return split(_Step(mesh, unsharded), _Step(mesh, build_model))
+
+
+def split(plain: _Step, zero: _Step) -> tuple[float, float]:
+    """What the steps with and without ZeRO say of both, turn by turn."""
+    issue, hooks = [], []
+    for _ in range(_TURNS):
+        plain_s, zero_s = plain.host_s(), zero.host_s()
+        issue.append(plain_s / plain.ops)
+        hooks.append((zero_s - zero.ops * issue[-1]) / zero.hooked)
+    return max(median(issue), 1e-7), max(median(hooks), 1e-7)  # less is noise
