@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.memory import MemoryMeter
-from bench.program import Device, Op, Recorder
+from bench.program import HOOKS, Device, Op, Recorder
 from bench.stopwatch import of_ranks, own_s
 from methods import METHODS
 from odysseus.config import ModelOptions, RunConfig
@@ -31,8 +31,6 @@ _TOKENS = 1024
 """Of the step. Its tensors put Python out of a core's caches, as those of the cells do: where it
 stays there, it takes a third."""
 _TURNS = 15
-
-
 _HOOKED = "FSDP::all_gather", "FSDP::post_backward_reduce"
 """Regions of FSDP2 that gathers and reductions are in."""
 
@@ -75,7 +73,8 @@ class _Step:
         self.run()  # the first makes the optimizer's state
         with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
             self.run()
-        self.ops = sum(isinstance(op, Op) for op in recorder.device.program)
+        ops = (op for op in recorder.device.program if isinstance(op, Op))
+        self.ops = sum(op.kind != HOOKS for op in ops)
         with _Inside() as inside:
             self.run()
         self.hooked = inside.hooked
@@ -94,12 +93,17 @@ class _Step:
 
 def measure(device: torch.device) -> tuple[float, float]:
     """Seconds for an operation, and for a gather or reduction of ZeRO's."""
+    return split(*_steps(device))
+
+
+def _steps(device: torch.device) -> tuple[_Step, _Step]:
+    """Without ZeRO, and with it over all ranks."""
     own, _ = dist.new_subgroups(1, backend="fake")
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
     axis = Axis(own, "activation")
     line = DeviceMesh.from_group(dist.new_group(backend="fake"), device.type)
     mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
-    return split(_Step(mesh, unsharded), _Step(mesh, build_model))
+    return _Step(mesh, unsharded), _Step(mesh, build_model)
 
 
 def split(plain: _Step, zero: _Step) -> tuple[float, float]:

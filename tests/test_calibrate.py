@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 
-from bench import calibrate, dryrun, hardware, stopwatch
+from bench import calibrate, calibrate_host, dryrun, hardware, stopwatch
 from bench.__main__ import main
-from bench.program import HOST, Op
 from bench.speeds import Link
 from odysseus.config import ModelOptions, RunConfig
-from odysseus.step import Build, build_model
 from tests.ranks import run_ranks
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -30,6 +27,9 @@ def profile(run: RunConfig, links: tuple[Link, ...] = ()) -> dict[str, Any]:
     with (
         patch.object(stopwatch, "_ROW_S", 1e-4),
         patch.object(calibrate, "_LONGEST_S", 1e-4),
+        patch.object(calibrate, "_TURNS", 1),
+        patch.object(calibrate_host, "_TURNS", 1),
+        patch.object(calibrate_host, "_TOKENS", 64),
         patch.dict(calibrate._TOKENS, cpu=(128, 512)),
     ):
         return asdict(calibrate.measure(run, torch.device("cpu"), links))
@@ -40,6 +40,8 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     assert all(other == one for other in others)  # the slowest rank's, on every rank
     links = one["speeds"]["links"]
     assert one["speeds"]["hooks_s"] > 0
+    assert one["speeds"]["silu"]
+    assert len(one["speeds"]["skew"]) == 4
     kinds = {link["collective"] for link in links}
     assert kinds == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p"}
     groups = sorted((link["ranks"], link["stride"]) for link in links)
@@ -94,34 +96,6 @@ def test_links_are_of_the_same_device(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "links of 2 ranks, 2 a node, on cuda; valid" in capsys.readouterr().err
 
 
-def host_s_of_known_steps(_: RunConfig) -> tuple[float, float]:
-    """Blocks of 50 operations of 0.1 ms that compute for 0.02 ms more, three of ZeRO's hooks of
-    2 ms and three operations of its own, on a machine that is 0.01 % slower at every row."""
-    rows = itertools.count()
-    clock = Mock(seconds=lambda op: op.bytes)
-
-    def known(mesh: object, layers: int, build: Build) -> tuple[Callable[[], float], list[Op]]:
-        of_zero = build is build_model
-        op = Op("aten::add", "elementwise", HOST, (), bytes=2e-5)
-        ops = [op] * layers * (53 if of_zero else 50)
-        return lambda: 0.02 + 1.2e-4 * len(ops) + (layers * 3 * 2e-3 if of_zero else 0), ops
-
-    def timed(action: Callable[[], float], calls: int, device: torch.device) -> float:
-        return action() * 1.0001 ** next(rows)
-
-    with (
-        patch.object(calibrate, "_small_step", known),
-        patch.object(stopwatch, "_timed", timed),
-    ):
-        return calibrate._host_s(torch.device("cpu"), clock)
-
-
-def test_hooks_are_what_zero_adds_beyond_its_operations() -> None:
-    ((issue_s, hooks_s),) = run_ranks(host_s_of_known_steps, 1, RunConfig())
-    assert issue_s == pytest.approx(1e-4, rel=0.01)
-    assert hooks_s == pytest.approx(2e-3, rel=0.01)
-
-
 def test_memory_is_measured_with_other_operands_each_time() -> None:
     """Those of the largest sums, of 32 MiB, come round after 64 MiB of each."""
     seen: list[int] = []
@@ -134,11 +108,13 @@ def test_memory_is_measured_with_other_operands_each_time() -> None:
             action()
         return 1.0
 
-    with patch.object(torch, "add", add), patch.object(calibrate, "seconds", seconds):
-        points = calibrate._memory(torch.device("cpu"))
+    with patch.object(calibrate, "seconds", seconds):
+        points = calibrate._memory(add, 2, torch.device("cpu"))
     of_sizes = [len(set(seen[i : i + 16])) for i in range(0, len(seen), 16)]
     assert of_sizes == [16] * 6 + [8]
     assert points[0] == (3 * 2**12, 3 * 2**12)
+    with patch.object(calibrate, "seconds", lambda *_: 0.5):
+        assert calibrate._memory(add, 1, torch.device("cpu"))[0] == (2 * 2**12, 4 * 2**12)
 
 
 def test_a_matmul_is_measured_with_another_operand_each_time() -> None:
@@ -195,35 +171,79 @@ def test_attention_is_measured_with_a_ranks_heads(ranks: int, heads: tuple[int, 
     assert tuple(x.shape[2] for x in qkv) == heads
 
 
-def link_after_known_computing(_: RunConfig) -> list[float]:
-    """Seconds of collectives that take 2 ms after little computing and 4 ms after much."""
-    rows: list[int] = []
+class Computing:
+    """Matmuls of 10 µs a row, and collectives of 1 ms and 1 µs more for every row before."""
 
-    def mm(a: torch.Tensor, b: torch.Tensor) -> None:
-        rows.append(len(a))
+    def __init__(self) -> None:
+        self.rows, self.taken_s = 0, 0.0
+        self.operands: list[int] = []
 
-    def extra(more: Callable[[], object], *_: object) -> float:
-        taken.clear()
-        more()
-        return sum(taken)
+    def mm(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        self.rows = len(a)
+        self.taken_s += 1e-5 * self.rows
 
-    taken: list[float] = []
-    collective = {"all_reduce": lambda x, group: taken.append({64: 2e-3, 512: 4e-3}[rows[-1]])}
+    def collective(self, x: torch.Tensor, group: object) -> None:
+        self.taken_s += 1e-3 + 1e-6 * self.rows
+        self.operands.append(x.data_ptr())
+
+    def seconds(self, action: Callable[[], object]) -> float:
+        self.taken_s = 0
+        action()
+        return self.taken_s
+
+
+def link_after_known_computing(_: RunConfig) -> tuple[list[float], list[int]]:
+    """Seconds of collectives, and how many operands those of one size went through."""
+    known, operands = Computing(), []
+
+    def extra(more: Callable[[], object], less: Callable[[], object], _: object) -> float:
+        known.operands.clear()
+        found = [known.seconds(more) - known.seconds(less) for _ in range(8)]
+        operands.append(len(set(known.operands)))
+        return found[-1]
+
     with (
-        patch.object(torch, "mm", mm),
+        patch.object(torch, "mm", known.mm),
         patch.object(calibrate, "seconds", lambda action, device: 0.0),
         patch.object(calibrate, "extra_s", extra),
-        patch.dict(calibrate._COLLECTIVES, collective),
+        patch.dict(calibrate._COLLECTIVES, all_reduce=known.collective),
     ):
         group = torch.distributed.group.WORLD
         assert group is not None
         points = calibrate._points("all_reduce", group, torch.device("cpu"))
-    return [size / rate for size, rate in points]  # two ranks send as much as there is
+    return [size / rate for size, rate in points], operands  # two ranks send as much as there is
 
 
-def test_links_are_measured_after_little_and_after_much_computing() -> None:
+def test_links_are_measured_after_little_computing_with_other_operands() -> None:
     one, other = run_ranks(link_after_known_computing, 2, RunConfig(world_size=2))
-    assert one == other == pytest.approx([3e-3] * 7)
+    assert one == other
+    assert one[0] == pytest.approx([1.064e-3] * 7)
+    assert one[1] == [8] * 6 + [4]
+
+
+def skew_after_known_computing(_: RunConfig) -> list[tuple[float, float]]:
+    """On a machine that is a hundredth slower at every turn."""
+    known = Computing()
+
+    def in_turn(
+        actions: list[Callable[[], object]], calls: int, rows: int, device: torch.device
+    ) -> Iterator[list[float]]:
+        for turn in range(rows):
+            yield [known.seconds(action) * 1.01 ** (turn - rows // 2) for action in actions]
+
+    with (
+        patch.object(torch, "mm", known.mm),
+        patch.object(calibrate, "in_turn", in_turn),
+        patch.dict(calibrate._COLLECTIVES, dict.fromkeys(calibrate._COLLECTIVES, known.collective)),
+    ):
+        return list(calibrate._skew(torch.device("cpu")))
+
+
+def test_skew_is_what_a_collective_takes_more_after_more_computing() -> None:
+    (found,) = run_ranks(skew_after_known_computing, 1, RunConfig())
+    for (computed_s, longer_s), rows in zip(found, (128, 256, 512, 1536), strict=True):
+        assert computed_s == pytest.approx(1e-5 * rows)
+        assert longer_s == pytest.approx(1e-6 * (rows - 64))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from bench import hardware
 from bench.__main__ import main
 from bench.program import Op
-from bench.speeds import Clock, Link, bandwidth, curve
+from bench.speeds import Clock, Link, Points, bandwidth, curve
 
 
 def test_a_curve_between_and_beyond_its_points() -> None:
@@ -50,6 +50,18 @@ def test_a_collective_has_the_link_of_the_most_alike_group() -> None:
     assert seconds("all_gather", 0, 2) == 8
 
 
+def test_an_exponential_has_a_rate_of_its_own_where_it_was_measured() -> None:
+    def seconds(name: str, **rates: Points) -> float:
+        known = replace(hardware.PROFILES["h100-80g"].speeds, memory=((1, 8),), **rates)
+        op = Op(name, "elementwise", "", (), 0, 16)
+        return Clock(known, "flash_attention_2", ranks_a_node=1).seconds(op)
+
+    for name in ("aten::silu", "aten::silu_backward.grad_input"):
+        assert seconds(name, silu=((1, 2),)) == 8
+        assert seconds(name) == 2
+    assert seconds("aten::add.Tensor", silu=((1, 2),)) == 2
+
+
 @pytest.mark.parametrize(("mib", "bus_gb_per_s"), [(16, 71.80), (256, 283.23), (16384, 376.71)])
 def test_an_all_reduce_over_nodes_is_priced_as_a_ring(mib: int, bus_gb_per_s: float) -> None:
     """Of 32 ranks on four nodes; a card sends 4/31 of the bus bandwidth, not 3/31."""
@@ -65,6 +77,10 @@ def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
         file = tmp_path / f"{name}.yml"
         hardware.write(profile, file)
         assert hardware.find(str(file)) == profile
+    speeds = replace(hardware.PROFILES["h100-80g"].speeds, silu=((1, 2),), skew=((0.5, 0.1),))
+    uneven = replace(hardware.PROFILES["h100-80g"], speeds=speeds)
+    hardware.write(uneven, file)
+    assert hardware.find(str(file)) == uneven
 
 
 @pytest.mark.parametrize(
@@ -77,6 +93,8 @@ def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
         {"matmul": [[1, 1, 5]]},
         {"memory": []},
         {"memory": [[2, 1], [1, 1]]},
+        {"silu": [[2, 1], [1, 1]]},
+        {"skew": [[1, -1]]},
         {"attention": {}},
         {"attention": {"sdpa": {"forward": [], "backward": [[1, 1]]}}},
         {"links": [{"points": []}]},

@@ -104,6 +104,14 @@ def test_zeros_hooks_hold_up_the_host() -> None:
     assert found.split_s() == {"compute": 1, "communication": 1, "offload": 0, "idle": 2.5}
 
 
+def test_ranks_wait_for_each_other_longer_after_computing_longer() -> None:
+    """A second more after two seconds, nothing after none: the ranks have just met."""
+    program = [op(HOST, 2), op("b", 1, "all_gather"), Wait((1,)), op("b", 1, "all_gather")]
+    uneven = Clock(replace(EVEN, skew=((1, 0.5), (2, 1))), "flash_attention_2", 8)
+    assert ends(simulate(program, uneven)) == [2, 4, pytest.approx(5)]
+    assert ends(simulated(program)) == [2, 3, 4]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("engine", ["fsdp2", "overlap"])
 def test_hooks_come_before_each_collective_of_zeros(method: str, engine: str) -> None:

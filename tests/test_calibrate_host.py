@@ -1,0 +1,75 @@
+"""Calibrating the host: what a step takes besides its operations, with and without ZeRO."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from unittest.mock import Mock, patch
+
+import pytest
+import torch
+
+from bench import calibrate_host, dryrun
+from bench.calibrate_host import _steps, split
+from bench.program import HOOKS, Op
+from odysseus.config import ModelOptions, RunConfig
+from tests.ranks import run_ranks
+
+PROFILE = Path(__file__).parent.parent / "results" / "emulated" / "50mbit-1" / "profile.yml"
+
+
+def test_hooks_are_what_zero_takes_beyond_its_operations() -> None:
+    """0.1 ms an operation and 2 ms a hook, on a machine that is now slower, now faster."""
+    paces = [1 + 0.3 * (-1) ** turn * (turn > 0) for turn in range(calibrate_host._TURNS)]
+    plain_s = [1e-4 * 100 * pace for pace in paces]
+    zero_s = [(1e-4 * 120 + 2e-3 * 10) * pace for pace in paces]
+    plain = Mock(ops=100, hooked=0, host_s=Mock(side_effect=plain_s))
+    zero = Mock(ops=120, hooked=10, host_s=Mock(side_effect=zero_s))
+    assert split(plain, zero) == pytest.approx((1e-4, 2e-3))
+
+
+def small_steps(_: RunConfig) -> tuple[int, int, int]:
+    with patch.object(calibrate_host, "_TOKENS", 64):
+        plain, zero = _steps(torch.device("cpu"))
+    return plain.hooked, zero.hooked, zero.ops
+
+
+def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
+    """As a dry run of two blocks says of ranks that gather from each other."""
+    found = run_ranks(small_steps, 2, RunConfig(world_size=2))
+    run = RunConfig(
+        method="ulysses",
+        model=ModelOptions(num_hidden_layers=2),
+        world_size=4,
+        seq_len=64,
+        dry_run=True,
+        hardware=str(PROFILE),
+    )
+    program = dryrun.count(run, 0, True).program
+    hooks = sum(isinstance(action, Op) and action.kind == HOOKS for action in program)
+    assert [(plain, zero) for plain, zero, _ in found] == [(0, hooks)] * 2
+    assert hooks == 10
+
+
+def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
+    """Of a step, and of one whose host sleeps for 50 ms and multiplies for 50 ms besides."""
+    with patch.object(calibrate_host, "_TOKENS", 64):
+        _, step = _steps(torch.device("cpu"))
+    x, once = torch.randn(2048, 2048), step.run
+
+    def slowly() -> None:
+        once()
+        time.sleep(0.05)
+        start = time.perf_counter()
+        while time.perf_counter() < start + 0.05:
+            torch.mm(x, x)
+
+    before_s = min(step.host_s() for _ in range(3))
+    step.run = slowly
+    return before_s, min(step.host_s() for _ in range(3))
+
+
+def test_what_operations_compute_is_not_the_hosts() -> None:
+    ((before_s, after_s),) = run_ranks(host_s_of_a_slow_host, 1, RunConfig())
+    assert before_s > 0
+    assert after_s - before_s == pytest.approx(0.05, rel=0.3)
