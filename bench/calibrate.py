@@ -42,6 +42,7 @@ _LITTLE = 64
 _MORE = (128, 256, 512, 1536)
 """And of those after which they are measured to wait for each other longer."""
 _TURNS = 15
+"""Times that each is measured, all of them in turn."""
 
 
 def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) -> Hardware:
@@ -85,7 +86,7 @@ def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link,
         host_memory_bytes_per_s=_memory(torch.add, 2, torch.device("cpu"))[-1][1],
         to_host_bytes_per_s=host.nbytes / seconds(lambda: host.copy_(there), device),
         to_device_bytes_per_s=host.nbytes / seconds(lambda: there.copy_(host), device),
-        skew=() if on_gpu or run.world_size == 1 else tuple(_skew(device)),
+        skew=() if on_gpu or run.world_size == 1 else tuple(sorted(_skew(device))),
         links=links or tuple(_links(run.world_size, local, device)),
     )
 
@@ -220,25 +221,20 @@ def _skew(device: torch.device) -> Iterator[tuple[float, float]]:
     group = dist.group.WORLD
     assert group is not None
     x = torch.ones(group.size() * 256, device=device)
-
-    def turns(rows: int) -> list[Callable[[], object]]:
+    calls = [partial(call, x, group) for call in _COLLECTIVES.values()]
+    actions: list[Callable[[], object]] = []
+    for rows in (_LITTLE, *_MORE):
         compute = _compute(device, rows)
-        calls = [partial(call, x, group) for call in _COLLECTIVES.values()]
-        return [
-            lambda: [(compute(), call()) for call in calls],
-            lambda: [compute() for _ in calls],
-        ]
-
-    actions = [action for rows in (_LITTLE, *_MORE) for action in turns(rows)]
-    taken = list(in_turn(actions, 1, _TURNS, device))
-    after_little, *after_more = (
-        [(more - less) / len(_COLLECTIVES) for more, less in pairs]
-        for pairs in ([(row[at], row[at + 1]) for row in taken] for at in range(0, len(actions), 2))
-    )
-    for at, extra in enumerate(after_more, 1):
-        computed_s = median(row[2 * at + 1] for row in taken) / len(_COLLECTIVES)
-        longer_s = median(a - b for a, b in zip(extra, after_little, strict=True))
-        yield computed_s, max(longer_s, 1e-6)
+        actions.append(lambda compute=compute: [(compute(), call()) for call in calls])
+        actions.append(lambda compute=compute: [compute() for _ in calls])
+    turns = [
+        [(both - alone, alone) for both, alone in zip(row[::2], row[1::2], strict=True)]
+        for row in in_turn(actions, 1, _TURNS, device)
+    ]
+    for at in range(1, 1 + len(_MORE)):
+        computed_s = median(turn[at][1] for turn in turns)
+        longer_s = median(turn[at][0] - turn[0][0] for turn in turns)
+        yield computed_s / len(calls), max(longer_s / len(calls), 1e-6)
 
 
 def _compute(device: torch.device, rows: int) -> Callable[[], object]:

@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
     """
     parser = options.parser(
         "calibrate",
-        "Measure matmuls, attention, memory, copies and every collective on all ranks at once, and "
-        "write a profile that --hardware takes. Of the other flags, world_size, dtype, device and "
+        "Measure matmuls, attention, memory, copies, the host and every collective on all ranks at "
+        "once, and write a profile that --hardware takes. Of the other flags, world_size, dtype, device and "
         "model matter (a rank's share of its heads, for attention).",
     )
     options.add_run_options(parser)
@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> int:
         type=str,
         default="",
         help="A profile of these ranks that was calibrated before: its collectives are taken from "
-        "there, all else is measured anew, in a fourth of the time. What a machine computes in a "
-        "second changes sooner than its links.",
+        "there, all else is measured anew, in less than half the time. What a machine computes in "
+        "a second changes sooner than its links.",
     )
     parser.add_argument("--out", type=str, default="profile.yml", help="YAML file to write.")
     parsed = options.parse(parser, arguments)
@@ -77,6 +77,11 @@ def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
             f"links_of = {name} has links of {most} ranks, {known.gpus_a_node} a node, on "
             f"{known.device}; valid: a file that calibrate wrote for {run.world_size}, {local} a "
             f"node, on {device}"
+        )
+    if device == "cpu" and run.world_size > 1 and not (known.speeds and known.speeds.skew):
+        raise ValueError(
+            f"links_of = {name} has links measured after much computing too, and no skew; valid: a "
+            "file that calibrate wrote with skew"
         )
     return links
 

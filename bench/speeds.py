@@ -81,13 +81,14 @@ class Speeds:
         matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest ones count.
         attention: By implementation.
         memory: Bytes/s of operations that read and write, by the bytes they do.
-        silu: Of those with an exponential for every element, likewise; as the others if empty.
+        silu: Of SiLU and its backward, which take an exponential for every element; as the others
+            if empty.
         host_memory_bytes_per_s: One rank's share of what its host computes with.
         to_host_bytes_per_s: Of copies from device to host; `to_device_bytes_per_s` back.
         network_bytes_per_s: Of one rank's share of the network, by the size of messages; used where
             no link was measured between nodes.
         links: Measured, after little computing; or published.
-        skew: Seconds that a collective takes more, by the seconds that the host computed before;
+        skew: Seconds that a collective takes more, by the seconds since the ranks last met in one;
             empty where that is nothing.
     """
 
@@ -136,9 +137,9 @@ class Clock:
         memory = s.silu if s.silu and op.name.startswith("aten::silu") else s.memory
         return max(self._flops_s(op), op.bytes / curve(memory, op.bytes))
 
-    def skew_s(self, op: Op, computed_s: float) -> float:
-        """What a collective takes more because its ranks have computed for so long before."""
-        return curve(self.speeds.skew, computed_s) if op.ranks and self.speeds.skew else 0.0
+    def skew_s(self, op: Op, apart_s: float) -> float:
+        """What a collective takes more because its ranks met so long ago."""
+        return curve(self.speeds.skew, apart_s) if op.ranks and self.speeds.skew else 0.0
 
     def bus(self, op: Op) -> str:
         """What an operation shares with others that run at the same time; empty if nothing."""
@@ -213,8 +214,8 @@ class Clock:
 
 
 def curve(points: Points, x: float) -> float:
-    """y at x: a power law between two points, as at the last one beyond it. Below the first, y
-    falls with x, as a rate does where time is all latency."""
+    """y at x: a power law between two points, as at the last one beyond it. Below the first of
+    several, y falls with x, as a rate does where time is all latency."""
     (lowest, y), (_, highest_y) = points[0], points[-1]
     at = bisect_left(points, (x,))
     if at == len(points):

@@ -19,8 +19,8 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
     """Of one call, of all ranks the slowest: of so many in a row that ranks that share a core have
     each had their turns, the median of some such rows."""
     action()
-    calls, rows = rows_of(action, device)
-    return median(timed(action, calls, device) for _ in range(rows))
+    calls, rows = _rows_of(action, device)
+    return median(_timed(action, calls, device) for _ in range(rows))
 
 
 def extra_s(more: Callable[[], object], less: Callable[[], object], device: torch.device) -> float:
@@ -28,7 +28,7 @@ def extra_s(more: Callable[[], object], less: Callable[[], object], device: torc
     pace changes from row to row. Noise can make it negative."""
     for action in (more, less):
         action()
-    calls, rows = rows_of(more, device)
+    calls, rows = _rows_of(more, device)
     return median(a - b for a, b in in_turn((more, less), calls, 2 * rows - 1, device))
 
 
@@ -37,16 +37,16 @@ def in_turn(
 ) -> Iterator[list[float]]:
     """Seconds a call of every action, a row of each after the other, so many times."""
     for _ in range(rows):
-        yield [timed(action, calls, device) for action in actions]
+        yield [_timed(action, calls, device) for action in actions]
 
 
-def rows_of(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
+def _rows_of(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
     """The calls of a row, and how many rows; where a call takes longer, it alone says enough."""
-    once = timed(action, 1, device)
+    once = _timed(action, 1, device)
     return (1, 1) if once > _ROW_S else (min(10_000, int(_ROW_S / once)), 3)
 
 
-def timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
+def _timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
     """Seconds a call, of the slowest rank; the same on every rank."""
     return of_ranks(own_s(action, calls, device), max)
 

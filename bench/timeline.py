@@ -81,7 +81,7 @@ class _Simulation:
         self.now_s = 0.0
         self.place = 0  # of the host in the program
         self.host_is_free_s = 0.0
-        self.met_s = 0.0  # the ranks, in a collective
+        self.met_s = 0.0  # when the ranks last waited for each other; a step begins so
         self.queues: dict[str, deque[int]] = defaultdict(deque)
         self.running: dict[str, _Running] = {}
         self.ended: set[int] = set()
@@ -103,6 +103,8 @@ class _Simulation:
             if isinstance(action, Wait):
                 if not self.ended.issuperset(action.after):
                     break
+                if any(self._op(index).ranks for index in action.after):
+                    self.met_s = self.now_s
             else:
                 self.queues[action.stream].append(self.place)
                 if action.stream != HOST:
@@ -115,19 +117,22 @@ class _Simulation:
         """Begin what has come to the front of its stream and waits for nothing."""
         for stream, queue in self.queues.items():
             if queue and stream not in self.running:
-                op = self.program[queue[0]]
-                assert isinstance(op, Op)
+                op = self._op(queue[0])
                 if self.ended.issuperset(op.after):
                     self._begin(stream)
 
     def _begin(self, stream: str) -> None:
         index = self.queues[stream].popleft()
-        op = self.program[index]
-        assert isinstance(op, Op)
+        op = self._op(index)
         seconds = self.clock.seconds(op) + self.clock.skew_s(op, self.now_s - self.met_s)
         if stream == HOST and op.kind != HOOKS:
             seconds += self.clock.speeds.issue_s
         self.running[stream] = _Running(index, self.now_s, seconds, self.clock.bus(op))
+
+    def _op(self, index: int) -> Op:
+        op = self.program[index]
+        assert isinstance(op, Op), "waits are not waited for"
+        return op
 
     def _advance(self) -> None:
         """Go on to the moment when something ends, or the host is free."""
@@ -144,11 +149,7 @@ class _Simulation:
             if running.left_s <= 1e-12:
                 del self.running[stream]
                 self.ended.add(running.index)
-                op = self.program[running.index]
-                assert isinstance(op, Op)
-                if op.ranks:
-                    self.met_s = self.now_s
-                self.spans.append(Span(op, running.start_s, self.now_s))
+                self.spans.append(Span(self._op(running.index), running.start_s, self.now_s))
 
 
 def simulate(program: Program, clock: Clock) -> Timeline:

@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
 # Predictions held against measured steps, on four hosts that are network namespaces of this one.
 #
-#   sudo scripts/emulated_study.sh [FOLDER]     two hours; default results/emulated
+#   sudo scripts/emulated_study.sh [FOLDER [ROUNDS]]     over an hour a round; default results/emulated 1
 #
 # At each speed of the links: calibrate on the hosts, measure the cells of emulated.yml and
 # emulated_ring.yml on them. What a shared machine computes in a second changes from minute to minute,
-# so that is done in rounds, of which the median counts, and in more or longer ones where most of a
-# step is compute; there all but the links is calibrated again before each length. Every cell has
-# processes of its own: one after another in the same processes, short cells take up to half as long
-# again after long ones. Leave the machine alone meanwhile. Then the same cells are predicted from
-# the profiles, and compared: FOLDER/rounds.csv, errors.csv and figures.
-# What is there already is not measured again.
+# so where most of a step is compute all but the links is calibrated again before each length; of more
+# rounds the median counts. Every cell has processes of its own: one after another in the same
+# processes, short cells take up to half as long again after long ones. Leave the machine alone
+# meanwhile. Then the same cells are predicted from the profiles, and compared: FOLDER/rounds.csv,
+# errors.csv and figures. What is there already is not measured again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-folder=${1:-results/emulated}
+folder=${1:-results/emulated} rounds=${2:-1}
+[[ $rounds =~ ^[1-9][0-9]*$ ]] || {
+    echo "ROUNDS is $rounds; valid: 1 or more" >&2
+    exit 2
+}
 model=(--model.name_or_path tiny --model.hidden_size 256 --model.num_attention_heads 8 --model.num_key_value_heads 4)
 rates=(none 800mbit 200mbit 50mbit)
-declare -A rounds=([none]=1 [800mbit]=1 [200mbit]=1 [50mbit]=1)
 declare -A steps=([none]="--warmup_steps 3 --steps 7")
 usual="1024 2048 4096"
 declare -A lengths=([none]="$usual 8192") # there a fast machine has time for them
@@ -37,9 +39,8 @@ predict() {
         --hardware "$profile" --out "$at/predicted$1.csv"
 }
 
-for round in {1..5}; do
+for ((round = 1; round <= rounds; round++)); do
     for rate in "${rates[@]}"; do
-        [ "$round" -le "${rounds[$rate]}" ] || continue
         at=$folder/$rate-$round
         mkdir -p "$at"
         cluster=(bash scripts/emulate_cluster.sh --hosts 4 --ranks 1 --rate "$rate" --)

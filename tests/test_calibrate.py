@@ -72,6 +72,7 @@ def test_links_can_be_of_before_and_all_else_is_measured() -> None:
     (one,) = run_ranks(with_links_of_before, 1, RunConfig())
     assert [link["points"] for link in one["speeds"]["links"]] == [((4096.0, 1.0),)]
     assert one["speeds"]["issue_s"] > 0
+    assert one["speeds"]["skew"] == ()  # of one rank
 
 
 def test_links_are_of_as_many_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +81,19 @@ def test_links_are_of_as_many_ranks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["calibrate", "--links_of", file, "--world_size", "2", "--out", out]) == 2
     assert "has links of 4 ranks, 1 a node" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_links_without_skew_are_of_a_calibration_of_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = hardware.find(str(RESULTS / "emulated" / "50mbit-1" / "profile.yml"))
+    assert known.speeds is not None
+    file, out = tmp_path / "before.yml", str(tmp_path / "out.yml")
+    hardware.write(replace(known, speeds=replace(known.speeds, skew=())), file)
+    with patch("bench.calibrate_verb.ranks_a_node", lambda world: 1):
+        flags = ["--links_of", str(file), "--world_size", "4", "--device", "cpu", "--out", out]
+        assert main(["calibrate", *flags]) == 2
+    assert "and no skew; valid" in capsys.readouterr().err
 
 
 def test_links_are_of_the_same_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,14 +236,14 @@ def test_links_are_measured_after_little_computing_with_other_operands() -> None
 
 
 def skew_after_known_computing(_: RunConfig) -> list[tuple[float, float]]:
-    """On a machine that is a hundredth slower at every turn."""
+    """On a machine that is three times slower now and then."""
     known = Computing()
 
     def in_turn(
         actions: list[Callable[[], object]], calls: int, rows: int, device: torch.device
     ) -> Iterator[list[float]]:
         for turn in range(rows):
-            yield [known.seconds(action) * 1.01 ** (turn - rows // 2) for action in actions]
+            yield [known.seconds(action) * (1 if turn % 3 else 3) for action in actions]
 
     with (
         patch.object(torch, "mm", known.mm),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from statistics import median
 from unittest.mock import Mock, patch
 
 import pytest
@@ -19,8 +20,8 @@ PROFILE = Path(__file__).parent.parent / "results" / "emulated" / "50mbit-1" / "
 
 
 def test_hooks_are_what_zero_takes_beyond_its_operations() -> None:
-    """0.1 ms an operation and 2 ms a hook, on a machine that is now slower, now faster."""
-    paces = [1 + 0.3 * (-1) ** turn * (turn > 0) for turn in range(calibrate_host._TURNS)]
+    """0.1 ms an operation and 2 ms a hook, on a machine that is three times slower now and then."""
+    paces = [1 if turn % 3 else 3 for turn in range(calibrate_host._TURNS)]
     plain_s = [1e-4 * 100 * pace for pace in paces]
     zero_s = [(1e-4 * 120 + 2e-3 * 10) * pace for pace in paces]
     plain = Mock(ops=100, hooked=0, host_s=Mock(side_effect=plain_s))
@@ -28,15 +29,15 @@ def test_hooks_are_what_zero_takes_beyond_its_operations() -> None:
     assert split(plain, zero) == pytest.approx((1e-4, 2e-3))
 
 
-def small_steps(_: RunConfig) -> tuple[int, int, int]:
+def hooks_of_small_steps(_: RunConfig) -> tuple[int, int]:
     with patch.object(calibrate_host, "_TOKENS", 64):
         plain, zero = _steps(torch.device("cpu"))
-    return plain.hooked, zero.hooked, zero.ops
+    return plain.hooked, zero.hooked
 
 
 def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
     """As a dry run of two blocks says of ranks that gather from each other."""
-    found = run_ranks(small_steps, 2, RunConfig(world_size=2))
+    found = run_ranks(hooks_of_small_steps, 2, RunConfig(world_size=2))
     run = RunConfig(
         method="ulysses",
         model=ModelOptions(num_hidden_layers=2),
@@ -47,29 +48,29 @@ def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
     )
     program = dryrun.count(run, 0, True).program
     hooks = sum(isinstance(action, Op) and action.kind == HOOKS for action in program)
-    assert [(plain, zero) for plain, zero, _ in found] == [(0, hooks)] * 2
+    assert found == [(0, hooks)] * 2
     assert hooks == 10
 
 
 def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
-    """Of a step, and of one whose host sleeps for 50 ms and multiplies for 50 ms besides."""
+    """Of a step, and of one whose host sleeps for 50 ms and multiplies for longer besides."""
     with patch.object(calibrate_host, "_TOKENS", 64):
         _, step = _steps(torch.device("cpu"))
-    x, once = torch.randn(2048, 2048), step.run
+    x, once = torch.randn(256, 256), step.once
 
     def slowly() -> None:
         once()
         time.sleep(0.05)
-        start = time.perf_counter()
-        while time.perf_counter() < start + 0.05:
+        for _ in range(200):
             torch.mm(x, x)
 
-    before_s = min(step.host_s() for _ in range(3))
-    step.run = slowly
-    return before_s, min(step.host_s() for _ in range(3))
+    before_s = median(step.host_s() for _ in range(5))
+    step.once = slowly
+    return before_s, median(step.host_s() for _ in range(5))
 
 
+@pytest.mark.alone
 def test_what_operations_compute_is_not_the_hosts() -> None:
     ((before_s, after_s),) = run_ranks(host_s_of_a_slow_host, 1, RunConfig())
     assert before_s > 0
-    assert after_s - before_s == pytest.approx(0.05, rel=0.3)
+    assert after_s - before_s == pytest.approx(0.05, rel=0.4)

@@ -50,7 +50,7 @@ def test_a_collective_has_the_link_of_the_most_alike_group() -> None:
     assert seconds("all_gather", 0, 2) == 8
 
 
-def test_an_exponential_has_a_rate_of_its_own_where_it_was_measured() -> None:
+def test_silu_has_a_rate_of_its_own_where_it_was_measured() -> None:
     def seconds(name: str, **rates: Points) -> float:
         known = replace(hardware.PROFILES["h100-80g"].speeds, memory=((1, 8),), **rates)
         op = Op(name, "elementwise", "", (), 0, 16)
