@@ -24,8 +24,8 @@ def main(arguments: list[str]) -> int:
     parser = options.parser(
         "calibrate",
         "Measure matmuls, attention, memory, copies, the host and every collective on all ranks at "
-        "once, and write a profile that --hardware takes. Of the other flags, world_size, dtype, device and "
-        "model matter (a rank's share of its heads, for attention).",
+        "once, and write a profile that --hardware takes. Of the other flags, world_size, dtype, "
+        "device and model matter (a rank's share of its heads, for attention).",
     )
     options.add_run_options(parser)
     parser.add_argument(
