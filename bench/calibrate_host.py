@@ -103,8 +103,9 @@ def _steps(device: torch.device) -> tuple[_Step, _Step]:
     """Without ZeRO, and with it over all ranks."""
     own, _ = dist.new_subgroups(1, backend="fake")
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
-    axis = Axis(own, "activation")
-    line = DeviceMesh.from_group(dist.new_group(backend="fake"), device.type)
+    everyone = dist.new_group(backend="fake")
+    assert isinstance(everyone, dist.ProcessGroup), "of every rank"
+    axis, line = Axis(own, "activation"), DeviceMesh.from_group(everyone, device.type)
     mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
     return _Step(mesh, unsharded), _Step(mesh, build_model)
 
