@@ -37,7 +37,8 @@ _HOOKED = "FSDP::all_gather", "FSDP::post_backward_reduce"
 
 
 class _Inside(TorchDispatchMode):
-    """Seconds in operations, allocating too, and how many gathers and reductions ZeRO begins."""
+    """Seconds in operations, allocating too, and how many gathers and reductions ZeRO begins. A
+    watcher could not tell the first: it sees an operation when it has ended."""
 
     def __init__(self) -> None:
         super().__init__()

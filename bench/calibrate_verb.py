@@ -64,7 +64,7 @@ def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
     """The links of a profile that these ranks were calibrated to before; none without a name.
 
     Raises:
-        ValueError: the profile is of other ranks, or has no links.
+        ValueError: the profile is of other ranks, or has no links, or such as hold skew too.
     """
     if not name:
         return ()

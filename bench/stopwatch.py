@@ -41,8 +41,7 @@ def in_turn(
 
 
 def _rows_of(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """The calls of a row, and how many rows. Calls that take longer are rows of their own, and one
-    row fewer."""
+    """The calls of a row, and how many rows; a call that takes longer is a row, of two."""
     once = _timed(action, 1, device)
     return (1, 2) if once > _ROW_S else (min(10_000, int(_ROW_S / once)), 3)
 

@@ -81,7 +81,7 @@ class _Simulation:
         self.now_s = 0.0
         self.place = 0  # of the host in the program
         self.host_is_free_s = 0.0
-        self.met_s = 0.0  # when the ranks last waited for each other; a step begins so
+        self.met_s = 0.0  # when the ranks last waited for each other; taken to be as a step begins
         self.queues: dict[str, deque[int]] = defaultdict(deque)
         self.running: dict[str, _Running] = {}
         self.ended: set[int] = set()
