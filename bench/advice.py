@@ -6,8 +6,8 @@ import torch
 
 from bench import dryrun, host_limit
 from bench.cell import allocator_settings
-from odysseus.config import RunConfig
-from odysseus.host_memory import node_limit_bytes
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import node_limit_bytes
 
 
 def advice(run: RunConfig, device: torch.device) -> list[str]:

@@ -28,8 +28,8 @@ from bench.arctic_keys import (
     SECTIONS,
     ignore,
 )
-from odysseus import config_json
-from odysseus.option_groups import ModelOptions
+from odysseus.config import hf_config
+from odysseus.config.groups import ModelOptions
 
 
 def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -148,7 +148,7 @@ def _longest(model: str) -> int:
     """What ArcticTraining takes as the length of a sample where a recipe has none."""
     length = MAX_POSITION_EMBEDDINGS.get(model)
     if folder := ModelOptions(name_or_path=model).checkpoint:
-        length = config_json.read_object(folder / "config.json").get("max_position_embeddings")
+        length = hf_config.read_object(folder / "config.json").get("max_position_embeddings")
     if not isinstance(length, int):
         raise ValueError("data.max_length is missing; valid: the tokens of a sample")
     return length

@@ -12,7 +12,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from odysseus.architecture import PRESETS
+from odysseus.config.architecture import PRESETS
 
 Rule = Callable[[str, Any], dict[str, Any]]
 """rule(key, value) -> fields of a run by dotted name; ValueError where the value cannot be run."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odysseus.block_stack import Stream
-from odysseus.config import RunConfig
-from odysseus.mesh import Mesh
+from odysseus.training.block_trainer import Stream
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import Mesh
 from odysseus.method import Method
-from odysseus.ring_order import shard_of
-from odysseus.transfers import all_reduce_plain
+from odysseus.parallel.ring_order import shard_of
+from odysseus.parallel.transfers import all_reduce_plain
 
 
 class Streams:

@@ -25,11 +25,11 @@ from bench.kernel_flops import attention_flops
 from bench.speeds import Attention, Link, Points, Speeds
 from bench.stopwatch import extra_s, in_turn, of_ranks, seconds
 from bench.traffic import bytes_sent
-from odysseus.config import RunConfig
-from odysseus.host_memory import machine_bytes, ranks_a_node
-from odysseus.kernels import choose_kernels
-from odysseus.mesh import Axis
-from odysseus.transfers import start_hop
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import machine_bytes, ranks_a_node
+from odysseus.model.kernels import choose_kernels
+from odysseus.parallel.mesh import Axis
+from odysseus.parallel.transfers import start_hop
 
 _LONGEST_S = 0.5
 """No message is measured beyond the first that takes so long."""

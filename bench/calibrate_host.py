@@ -22,10 +22,10 @@ from bench.memory import MemoryMeter
 from bench.program import HOOKS, Device, Op, Recorder
 from bench.stopwatch import of_ranks, own_s
 from methods import METHODS
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import Axis, Mesh
-from odysseus.step import Build, Trainer, build_model, unsharded
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import Axis, Mesh
+from odysseus.training.trainer import Build, Trainer, build_model, unsharded
 
 _TOKENS = 1024
 """Of the step. Its tensors put Python out of a core's caches, as those of the cells do; in a step

@@ -10,9 +10,9 @@ from typing import Any
 
 from bench import calibrate, cell, hardware, joined, launch, options
 from bench.speeds import Link
-from odysseus.config import RunConfig
-from odysseus.host_memory import ranks_a_node
-from odysseus.mesh import pick_device
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import ranks_a_node
+from odysseus.parallel.mesh import pick_device
 
 
 def main(arguments: list[str]) -> int:

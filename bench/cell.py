@@ -21,12 +21,13 @@ from bench.kernel_flops import FlopMeter
 from bench.memory import HOST, KINDS, MemoryMeter
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus import checkpoint, weights
-from odysseus.config import RunConfig
-from odysseus.data import Batch, Samples
-from odysseus.host_memory import ranks_a_node
-from odysseus.mesh import make_mesh, pick_device, start_process_group
-from odysseus.step import StepResult, Trainer
+from odysseus.io import checkpoint
+from odysseus.parallel import sharding
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch, Samples
+from odysseus.memory.host_memory import ranks_a_node
+from odysseus.parallel.mesh import make_mesh, pick_device, start_process_group
+from odysseus.training.trainer import StepResult, Trainer
 
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 Result = TypeVar("Result")
@@ -229,7 +230,7 @@ def memory_of_step(
         trainer.forward_backward(batches)
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         kind = HOST if run.parameter_offload == "cpu" else "gradients"
-        meter.watch([weights.local_shard(gradient)[0] for gradient in gradients], kind)
+        meter.watch([sharding.local_shard(gradient)[0] for gradient in gradients], kind)
         del gradients
         trainer.grad_norm()
         trainer.optimizer.update()

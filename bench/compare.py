@@ -25,13 +25,13 @@ from bench.memory import MemoryMeter
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from methods.peers import PEERS, PeerTrainer
-from odysseus.block_stack import BlockTrainer, Stream
-from odysseus.config import RunConfig
-from odysseus.data import Batch, Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
-from odysseus.transfers import all_reduce_plain
-from odysseus.weights import huggingface_shapes, pieces
+from odysseus.training.block_trainer import BlockTrainer, Stream
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch, Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from odysseus.parallel.transfers import all_reduce_plain
+from odysseus.parallel.sharding import huggingface_shapes, pieces
 
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
 """Of the loss, or of what comes out of the blocks, and of every gradient, relative. In fp32 to the

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from bench import compare, compare_figure, figures, launch, options, rows
 from methods.peers import PARTS, PEERS, check, check_cell, plain
-from odysseus.config import RunConfig
-from odysseus.mesh import pick_device
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import pick_device
 
 _BESIDE = "peer", "part", "pairs"
 """What makes a comparison the one it is, besides ours' cell."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odysseus.attention import at_home, differentiable
-from odysseus.block_attention import CUDA_FLASH, BlockAttention
-from odysseus.kernels import TORCH, Kernels
+from odysseus.model.attention import at_home, differentiable
+from odysseus.model.block_attention import CUDA_FLASH, BlockAttention
+from odysseus.model.kernels import TORCH, Kernels
 
 _ROW_BLOCK = 128
 

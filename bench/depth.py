@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 
 from bench.memory import MemoryMeter
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 SHALLOW = (3, 4)
 """Blocks of the two shallow runs: the last, the first, and one between that is gathered ahead."""

@@ -23,12 +23,12 @@ from bench.program import Program, Recorder
 from bench.speeds import Clock
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus.config import RunConfig
-from odysseus.data import Samples
-from odysseus.kernels import check_flash
-from odysseus.mesh import make_mesh
-from odysseus.ring_order import share_of_attention
-from odysseus.step import Trainer
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Samples
+from odysseus.model.kernels import check_flash
+from odysseus.parallel.mesh import make_mesh
+from odysseus.parallel.ring_order import share_of_attention
+from odysseus.training.trainer import Trainer
 
 CUDA_ROUNDING_BYTES = 512
 """PyTorch's caching allocator rounds every size up to a multiple (CUDACachingAllocator.cpp)."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from odysseus.architecture import Architecture
-from odysseus.config import RunConfig
-from odysseus.weights import huggingface_shapes
+from odysseus.config.architecture import Architecture
+from odysseus.config.run import RunConfig
+from odysseus.parallel.sharding import huggingface_shapes
 
 CONVENTION = "causal"
 """Attention counts the lower triangle only, half of the full square; recompute never counts."""

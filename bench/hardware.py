@@ -15,7 +15,7 @@ import yaml
 
 from bench import speeds
 from bench.speeds import Attention, Link, Points, Speeds
-from odysseus.config import DTYPES
+from odysseus.config.run import DTYPES
 
 GIB, MIB = 2**30, 2**20
 NCCL_PEER_BYTES = 32 * 14 * MIB

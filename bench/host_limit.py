@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bench import theory_memory
-from odysseus.config import RunConfig
-from odysseus.host_memory import node_limit_bytes, ranks_a_node
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import node_limit_bytes, ranks_a_node
 
 
 def shortage(run: RunConfig) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from bench import host_limit, launch
-from odysseus.config import RunConfig
-from odysseus.host_memory import HostMemoryError
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import HostMemoryError
 
 Row = dict[str, Any]
 Measure = Callable[[], Row]

@@ -22,7 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench import cell, host_limit, peer_cell, predict, rows, theory, theory_memory
 from methods.peers import name_of
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 _OUT_OF_MEMORY = {
     "OutOfMemoryError": "oom_gpu",

@@ -23,10 +23,10 @@ from torch.profiler import record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench.program import Device
-from odysseus import tiling
-from odysseus.attention import differentiable
-from odysseus.config import RunConfig
-from odysseus.kernels import Kernels, choose_kernels
+from odysseus.memory import tiling
+from odysseus.model.attention import differentiable
+from odysseus.config.run import RunConfig
+from odysseus.model.kernels import Kernels, choose_kernels
 
 META = torch.device("meta")
 _FUSED_ON = "torch.optim.optimizer._get_fused_kernels_supported_devices"

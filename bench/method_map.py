@@ -24,9 +24,9 @@ from bench.chart import Axis, Bars, Chart, Line, Mark, Panel
 from bench.layouts import few, length_label, style_of
 from bench.plan import by_method
 from methods import METHODS
-from odysseus.architecture import PRESETS, Architecture
-from odysseus.config import RunConfig
-from odysseus.option_groups import ModelOptions, flags_of
+from odysseus.config.architecture import PRESETS, Architecture
+from odysseus.config.run import RunConfig
+from odysseus.config.groups import ModelOptions, flags_of
 
 _CELL = ["world_size", "seq_len"]
 NOTHING = "nothing fits"

@@ -23,11 +23,14 @@ from jsonargparse import ArgumentError, ArgumentParser
 from bench import arctic, dryrun
 from methods import METHODS
 from methods.peers import PEERS, PREFIX, as_method, check_package, name_of
-from odysseus import checkpoint, head_chunks, implementation, liger, overlapped, ring, zero_overlap
-from odysseus.config import RunConfig
-from odysseus.data import check_tokens
-from odysseus.kernels import choose_kernels
-from odysseus.mesh import pick_device
+from odysseus.io import checkpoint
+from odysseus.model import liger
+from odysseus.parallel import ulysses_chunks, chunked_block, ring, zero_overlap
+from odysseus.training import implementation
+from odysseus.config.run import RunConfig
+from odysseus.io.text import check_tokens
+from odysseus.model.kernels import choose_kernels
+from odysseus.parallel.mesh import pick_device
 
 
 def parser(verb: str, description: str) -> ArgumentParser:
@@ -119,7 +122,7 @@ def check(run: RunConfig) -> None:
         run = as_method.ours(run)
     implementation.check(run)
     METHODS[run.method].check(run)
-    overlapped.check(run)
+    chunked_block.check(run)
     dryrun.check(run)
     if run.dry_run:
         zero_overlap.check(run, dryrun.on_gpu(run))
@@ -130,7 +133,7 @@ def check(run: RunConfig) -> None:
     choose_kernels(run.model, device, run.compute_dtype)
     liger.check(run, device)
     ring.check(run, device)
-    head_chunks.check(run, device)
+    ulysses_chunks.check(run, device)
     zero_overlap.check(run, device.type == "cuda")
     check_compiler(run, device)
     check_tokens(run)

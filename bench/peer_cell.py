@@ -13,7 +13,7 @@ from bench.compare import checked
 from bench.memory import KINDS
 from bench.traffic import PURPOSES
 from methods.peers import as_method, name_of
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 _OF_OURS = {
     *(f"comm_bytes_{purpose}" for purpose in PURPOSES),

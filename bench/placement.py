@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 _WORDS = {"sp": "sequence axis", "ring": "ring", "dp": "replicas"}
 

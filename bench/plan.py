@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bench import depth, dryrun, hardware, theory_memory
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 _CLOSE = 256
 """The search ends when what fits and what does not are nearer than one in so many."""

@@ -25,7 +25,7 @@ from bench import (
 )
 from bench.run_verb import summary
 from methods import METHODS
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 GIB = 2**30
 _KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")

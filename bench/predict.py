@@ -10,8 +10,8 @@ from typing import Any
 from bench import dryrun, flops
 from bench.program import HOST
 from bench.timeline import Timeline, simulate
-from odysseus.config import RunConfig
-from odysseus.ring_order import share_of_attention
+from odysseus.config.run import RunConfig
+from odysseus.parallel.ring_order import share_of_attention
 
 
 def timeline(run: RunConfig, counted: dryrun.Counted) -> Timeline | None:

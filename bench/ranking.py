@@ -13,7 +13,7 @@ from typing import Any
 from bench import depth, options, plan, predict
 from bench.plan import Need
 from methods import METHODS
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
 

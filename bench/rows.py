@@ -22,9 +22,9 @@ import torch
 from bench import dryrun, hardware
 from bench.memory import KINDS
 from bench.traffic import COLLECTIVES, PURPOSES
-from odysseus.attention import choose_attention
-from odysseus.config import RunConfig
-from odysseus.mesh import pick_device
+from odysseus.model.attention import choose_attention
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import pick_device
 
 IDENTITY = (
     *("method", "model", "model_type", "attn_implementation"),

@@ -12,10 +12,10 @@ from typing import Any
 from bench import dryrun, hardware, joined, launch, options, predict, rows
 from bench.advice import advice
 from bench.placement import placement
-from odysseus import checkpoint
-from odysseus.config import RunConfig
-from odysseus.host_memory import ranks_a_node
-from odysseus.mesh import pick_device
+from odysseus.io import checkpoint
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import ranks_a_node
+from odysseus.parallel.mesh import pick_device
 
 
 def main(arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bench import cell, host_limit, joined, launch, options, rows
 from bench.live_page import LivePage
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 _OF_A_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
 """What a process group and its allocator are started with."""

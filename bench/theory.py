@@ -18,11 +18,11 @@ import torch
 
 from bench.traffic import COLLECTIVES, PURPOSES, bytes_sent
 from methods import METHODS
-from odysseus.buckets import bucket_widths
-from odysseus.config import RunConfig
-from odysseus.tiling import tile_count
-from odysseus.weights import pieces
-from odysseus.zero import is_cut
+from odysseus.parallel.zero_buckets import bucket_widths
+from odysseus.config.run import RunConfig
+from odysseus.memory.tiling import tile_count
+from odysseus.parallel.sharding import pieces
+from odysseus.parallel.zero import is_cut
 
 
 @dataclass(frozen=True)

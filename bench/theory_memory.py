@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from bench.theory import shard_elements
-from odysseus.config import RunConfig
-from odysseus.loss import loss_tile_tokens
-from odysseus.tiling import tile_count
+from odysseus.config.run import RunConfig
+from odysseus.model.loss import loss_tile_tokens
+from odysseus.memory.tiling import tile_count
 
 
 def peak_activation_bytes(run: RunConfig) -> int | None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench import launch, options, published, theory
 from methods import METHODS
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 _COLUMNS = ("activation", "parameter", "gradient", "edge", "total")
 

@@ -16,7 +16,7 @@ import torch
 
 from bench import cell, launch
 from bench.chart import Axis, Chart, Line, Panel
-from odysseus.config import OptimizerOptions, RunConfig
+from odysseus.config.run import OptimizerOptions, RunConfig
 
 QUANTITIES = ("loss", "grad_norm")
 TOLERANCES = {

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from bench import figures, joined, options, rows, verify
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 
 def main(arguments: list[str]) -> int:

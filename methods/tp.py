@@ -11,14 +11,14 @@ from functools import partial
 
 from torch import Tensor
 
-from odysseus import collectives
-from odysseus.config import RunConfig
-from odysseus.kernels import Kernels
-from odysseus.layers import local
-from odysseus.mesh import Mesh
+from odysseus.parallel import collectives
+from odysseus.config.run import RunConfig
+from odysseus.model.kernels import Kernels
+from odysseus.model.layers import local
+from odysseus.parallel.mesh import Mesh
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
-from odysseus.model import MLP, Attention
-from odysseus.tensor_parallel import linear_all_reduce, with_shared_kv_gradients
+from odysseus.model.decoder import MLP, Attention
+from odysseus.parallel.tensor_parallel import linear_all_reduce, with_shared_kv_gradients
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:

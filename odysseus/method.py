@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from odysseus.config import RunConfig
-from odysseus.kernels import Kernels
-from odysseus.mesh import Mesh
-from odysseus.model import MLP, Attention
-from odysseus.sizes import nearest_multiples
+from odysseus.config.run import RunConfig
+from odysseus.model.kernels import Kernels
+from odysseus.parallel.mesh import Mesh
+from odysseus.model.decoder import MLP, Attention
+from odysseus.config.sizes import nearest_multiples
 
 Edge = Callable[[Tensor, Mesh], Tensor]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench import figures, options, prediction, theory
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 RATES = ("50mbit", "200mbit", "800mbit", "none")
 

@@ -13,14 +13,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "toggles.md"
 _TOP = """# Every toggle
 
 <!-- Written by `python -m scripts.toggles`. -->
 
-A toggle is a field of `RunConfig` (`odysseus/config.py`): a flag of `run`, `sweep`, `verify` and
+A toggle is a field of `RunConfig` (`odysseus/config/run.py`): a flag of `run`, `sweep`, `verify` and
 `plan`, and a key of their YAML files, dots being nesting. In a sweep each may hold a list. What the
 memory tricks save and cost is in [memory tricks](tricks.md), what becomes of a toggle in a row in
 [columns](columns.md).

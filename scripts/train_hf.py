@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from odysseus import hf
-from odysseus.config import RunConfig
-from odysseus.mesh import make_mesh, pick_device, start_process_group
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import make_mesh, pick_device, start_process_group
 
 
 def packed(tokenizer, text, seq_len):

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from methods import METHODS
-from odysseus import checkpoint
-from odysseus.config import RunConfig
-from odysseus.data import Samples
-from odysseus.layers import Head
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.io import checkpoint
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Samples
+from odysseus.model.layers import Head
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests.hf_models import norms_in_fp64
 
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ reduce-scatters partial sums on the way out.
 from dataclasses import replace
 from functools import partial
 
-from odysseus.config import RunConfig
-from odysseus.head_exchange import all_to_all_attend
-from odysseus.kernels import Kernels
-from odysseus.mesh import Mesh
+from odysseus.config.run import RunConfig
+from odysseus.parallel.ulysses import all_to_all_attend
+from odysseus.model.kernels import Kernels
+from odysseus.parallel.mesh import Mesh
 from odysseus.method import MLP_SPLIT, Method, check_intermediate_size
-from odysseus.model import MLP, Attention
-from odysseus.tensor_parallel import gather_linear, linear_reduce_scatter
+from odysseus.model.decoder import MLP, Attention
+from odysseus.parallel.tensor_parallel import gather_linear, linear_reduce_scatter
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:

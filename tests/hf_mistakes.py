@@ -16,8 +16,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from odysseus import hf
-from odysseus.config import OptimizerOptions, RunConfig
-from odysseus.mesh import Mesh, make_mesh
+from odysseus.config.run import OptimizerOptions, RunConfig
+from odysseus.parallel.mesh import Mesh, make_mesh
 from tests.hf_models import CONFIGS, CPU, SIZES, Case, batch_of, build
 
 

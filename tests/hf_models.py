@@ -35,8 +35,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from odysseus import hf
-from odysseus.config import RunConfig
-from odysseus.mesh import Mesh, make_mesh
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import Mesh, make_mesh
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.weights import huggingface_shapes
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.parallel.sharding import huggingface_shapes
 
 MODEL = ModelOptions(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_key_value_heads=4, vocab_size=256

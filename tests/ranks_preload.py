@@ -6,5 +6,5 @@ import torch.utils.checkpoint  # noqa: F401
 
 import methods  # noqa: F401
 import odysseus.hf
-import odysseus.step  # noqa: F401
+import odysseus.training.trainer  # noqa: F401
 import tests.hf_models  # noqa: F401

@@ -11,7 +11,7 @@ import torch
 from bench import hardware, options
 from bench.advice import advice
 from bench.speeds import Link
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 from tests.test_parity import RUN
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bench.cell import configure_allocator
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 ON, OFF = RunConfig(), RunConfig(expandable_segments=False)

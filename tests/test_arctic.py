@@ -12,8 +12,8 @@ import pytest
 
 from bench import arctic, joined, options
 from bench.__main__ import main
-from odysseus import config_json
-from odysseus.config import RunConfig
+from odysseus.config import hf_config
+from odysseus.config.run import RunConfig
 from tests.test_arctic_keys import LEAST, ZERO, built
 from tests.test_launch import ROOT, one_row
 
@@ -273,7 +273,7 @@ def test_a_recipe_runs(file: Path, tmp_path: Path) -> None:
 def test_a_recipe_of_a_folder(tmp_path: Path) -> None:
     """Its config.json says how long a sample is where the recipe does not."""
     architecture = RunConfig().architecture
-    (tmp_path / "config.json").write_text(json.dumps(config_json.written(architecture, 96)))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config.written(architecture, 96)))
     fields, _ = arctic.convert(built({**LEAST, "model.name_or_path": str(tmp_path)}))
     assert fields["model"]["name_or_path"] == str(tmp_path)
     assert fields["seq_len"] == 96

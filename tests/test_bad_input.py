@@ -147,7 +147,7 @@ def test_unknown_verb_and_missing_rows(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_length_that_is_legal_but_slow_gets_advice() -> None:
-    from odysseus.config import RunConfig
+    from odysseus.config.run import RunConfig
 
     assert RunConfig(world_size=4, seq_len=1024).advice() == []
     (line,) = RunConfig(world_size=4, seq_len=1000).advice()

@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from bench.memory import MemoryMeter
 from bench.watch import Watcher
 from methods import METHODS
-from odysseus.buckets import bucket_widths
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.parallel.zero_buckets import bucket_widths
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 
 MODEL = ModelOptions(

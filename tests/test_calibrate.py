@@ -15,7 +15,7 @@ import torch
 from bench import calibrate, calibrate_host, dryrun, hardware, stopwatch
 from bench.__main__ import main
 from bench.speeds import Link
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config.run import ModelOptions, RunConfig
 from tests.ranks import run_ranks
 
 RESULTS = Path(__file__).parent.parent / "results"

@@ -13,7 +13,7 @@ import torch
 from bench import calibrate_host, dryrun
 from bench.calibrate_host import _steps, split
 from bench.program import HOOKS, Op
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config.run import ModelOptions, RunConfig
 from tests.ranks import run_ranks
 
 PROFILE = Path(__file__).parent.parent / "results" / "emulated" / "50mbit-1" / "profile.yml"

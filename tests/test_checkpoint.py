@@ -24,11 +24,12 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from bench import cell
 from bench.__main__ import main
 from methods import METHODS
-from odysseus import checkpoint, weights
-from odysseus.checkpoint import Checkpoint
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.model import reference_model
+from odysseus.io import checkpoint
+from odysseus.parallel import sharding
+from odysseus.io.checkpoint import Checkpoint
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.model.decoder import reference_model
 from tests.checkpoint_ranks import CPU, bytes_read, errors, saved_again
 from tests.ranks import run_ranks
 from tests.test_config_json import CONFIGS
@@ -103,7 +104,7 @@ def test_logits_are_transformers(folders: dict[str, Path]) -> None:
     for name, folder in folders.items():
         run = run_of(folder)
         model = reference_model(run.architecture).double()
-        Checkpoint(folder).load(weights.local_pieces(model, run.architecture, {}, 1, 0))
+        Checkpoint(folder).load(sharding.local_pieces(model, run.architecture, {}, 1, 0))
         (batch,) = Samples(run, 0, 0, CPU).step(0)
         hidden = model.model.norm(model.model(batch.input_ids, batch.position_ids))
         expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)(

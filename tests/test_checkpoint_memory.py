@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from methods import METHODS
-from odysseus import config_json
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
-from odysseus.weights import huggingface_shapes
+from odysseus.config import hf_config
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from odysseus.parallel.sharding import huggingface_shapes
 from tests.ranks import run_ranks
 
 GIB = 2**30
@@ -54,7 +54,7 @@ def test_a_rank_needs_its_shard_and_little_more(tmp_path: Path) -> None:
     tensors = {n: torch.full(shape, 0.5, dtype=torch.bfloat16) for n, shape in shapes.items()}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     del tensors
-    config = config_json.written(architecture, 4096)
+    config = hf_config.written(architecture, 4096)
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = ModelOptions(name_or_path=str(tmp_path))
     for method in METHODS:

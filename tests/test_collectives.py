@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from odysseus import collectives, transfers
-from odysseus.mesh import Axis
+from odysseus.parallel import collectives, transfers
+from odysseus.parallel.mesh import Axis
 from tests.ranks import run_ranks
 
 WORLDS = (2, 4)

@@ -17,9 +17,9 @@ from bench.compare_figure import NUMBERS
 from bench.compare_verb import COLUMNS
 from methods.peers import PARTS, PEERS, Peer, check_device, plain
 from methods.peers.optimizer import AdamW
-from odysseus.block_stack import Stream
-from odysseus.config import RunConfig
-from odysseus.data import Batch
+from odysseus.training.block_trainer import Stream
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch
 from tests.peer_bytes import (
     BYTES,
     RUN,

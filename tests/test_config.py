@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from methods import METHODS
-from odysseus.architecture import PRESETS, Architecture
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.config.architecture import PRESETS, Architecture
+from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 
 
 def check(run: RunConfig) -> None:

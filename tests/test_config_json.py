@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from odysseus import config_json
-from odysseus.architecture import PRESETS, Architecture
+from odysseus.config import hf_config
+from odysseus.config.architecture import PRESETS, Architecture
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,
@@ -43,7 +43,7 @@ LLAMA = SIZES | {"model_type": "llama"}
 def of(folder: Path, **given: Any) -> Architecture:
     """What is read of a configuration."""
     (folder / "config.json").write_text(json.dumps(LLAMA | given))
-    return config_json.read(folder)
+    return hf_config.read(folder)
 
 
 def test_what_transformers_writes(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_transformers_writes(tmp_path: Path) -> None:
     }
     for name, config in CONFIGS.items():
         config.save_pretrained(tmp_path / name)
-        assert config_json.read(tmp_path / name) == expected[name], name
+        assert hf_config.read(tmp_path / name) == expected[name], name
 
 
 def test_as_transformers_4_wrote_it(tmp_path: Path) -> None:
@@ -92,15 +92,15 @@ def test_keys_that_are_not_there(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_come_back(name: str, tmp_path: Path) -> None:
     """From what is written here, and from what Transformers writes of that."""
-    given = config_json.written(PRESETS[name], positions=4096)
+    given = hf_config.written(PRESETS[name], positions=4096)
     assert of(tmp_path, **given) == PRESETS[name]
     AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
-    assert config_json.read(tmp_path / "theirs") == PRESETS[name]
+    assert hf_config.read(tmp_path / "theirs") == PRESETS[name]
 
 
 def test_what_else_a_configuration_says_stays() -> None:
     given = {"bos_token_id": 7, "max_position_embeddings": 4096, "rope_parameters": LLAMA3}
-    found = config_json.rewritten(given, PRESETS["tiny"], 64)
+    found = hf_config.rewritten(given, PRESETS["tiny"], 64)
     assert (found["bos_token_id"], found["max_position_embeddings"]) == (7, 4096)
     assert "rope_parameters" not in found
 
@@ -108,10 +108,10 @@ def test_what_else_a_configuration_says_stays() -> None:
 def test_models_that_transformers_does_not_have() -> None:
     odd = replace(PRESETS["tiny"], attention_output_bias=True)
     with pytest.raises(ValueError, match="no model of Transformers"):
-        config_json.written(odd, positions=64)
+        hf_config.written(odd, positions=64)
     odd = replace(PRESETS["tiny"], hidden_size=100)
     with pytest.raises(ValueError, match="does not divide"):
-        config_json.written(odd, positions=64)
+        hf_config.written(odd, positions=64)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,6 @@ def test_what_this_decoder_does_not_have(change: dict[str, Any], told: str, tmp_
 def test_damaged_files(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match="valid: "):
-        config_json.read(tmp_path)
+        hf_config.read(tmp_path)
     with pytest.raises(ValueError, match="cannot be read"):
-        config_json.read(tmp_path / "nowhere")
+        hf_config.read(tmp_path / "nowhere")

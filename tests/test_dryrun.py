@@ -21,11 +21,11 @@ from bench.kernel_flops import FlopMeter
 from bench.memory import KINDS
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
-from odysseus.weights import huggingface_shapes
+from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from odysseus.parallel.sharding import huggingface_shapes
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, VARIANTS
 from tests.test_toggles import ALL_ON, LOSS_TILES

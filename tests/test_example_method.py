@@ -10,7 +10,7 @@ import pytest
 
 from bench import theory
 from methods import METHODS
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 from tests.example_method import METHOD
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, VARIANTS, assert_parity, compare

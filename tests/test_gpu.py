@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from bench import launch, theory_memory
 from methods import METHODS
-from odysseus import kernels
-from odysseus.attention import choose_attention, sdpa
-from odysseus.block_attention import choose_block_attention
-from odysseus.config import DataOptions, ModelOptions, OptimizerOptions, RunConfig
-from odysseus.loss import cross_entropy_sum
+from odysseus.model import kernels
+from odysseus.model.attention import choose_attention, sdpa
+from odysseus.model.block_attention import choose_block_attention
+from odysseus.config.run import DataOptions, ModelOptions, OptimizerOptions, RunConfig
+from odysseus.model.loss import cross_entropy_sum
 from tests.test_kernels import ROUNDINGS
 from tests.test_liger import KERNELS, kernel_errors
 from tests.test_ring import in_two_blocks

@@ -14,8 +14,8 @@ import torch
 
 from bench import cell, dryrun, theory
 from bench.__main__ import main
-from odysseus import head_chunks
-from odysseus.config import RunConfig
+from odysseus.parallel import ulysses_chunks
+from odysseus.config.run import RunConfig
 from tests.ranks import run_ranks
 from tests.test_parity import VARIANTS
 from tests.test_toggles import ALL_ON, BASE, check_all
@@ -63,7 +63,7 @@ def test_parity_across_a_ring(backend: str) -> None:
 def dtypes_of_sums(run: RunConfig) -> list[torch.dtype]:
     """In which the gradients of k and v add up, in a step of this rank."""
     trainer, samples = cell.start(run, torch.device("cpu"))
-    with patch.object(head_chunks, "_add", wraps=head_chunks._add) as add:
+    with patch.object(ulysses_chunks, "_add", wraps=ulysses_chunks._add) as add:
         trainer.forward_backward(samples.step(0))
     return [call.args[2] for call in add.call_args_list]
 
@@ -129,9 +129,9 @@ def test_kernels_without_a_log_sum_exp_are_refused() -> None:
     in_chunks = replace(BASE, world_size=2, ulysses_head_chunks=2)
     ring = replace(in_chunks, ring_parallel_size=2, ring_backend="yunchang")
     with pytest.raises(ValueError, match="ring_backend = yunchang does not know"):
-        head_chunks.check(ring, torch.device("cpu"))
+        ulysses_chunks.check(ring, torch.device("cpu"))
     with pytest.raises(ValueError, match="dtype = fp64 is none that ulysses_head_chunks's kernels"):
-        head_chunks.check(in_chunks, torch.device("cuda"))
+        ulysses_chunks.check(in_chunks, torch.device("cuda"))
     odd = replace(in_chunks, model=replace(BASE.model, head_dim=12), dtype="bf16")
     with pytest.raises(ValueError, match="head_dim = 12 is none that hardware = h100-80g's"):
         dryrun.check(replace(odd, dry_run=True, hardware="h100-80g"))

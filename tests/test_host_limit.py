@@ -14,9 +14,9 @@ import torch
 from bench import host_limit, joined, launch, rows
 from bench.__main__ import main
 from methods import METHODS
-from odysseus import host_memory
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
-from odysseus.host_memory import HostMemory, machine_bytes, node_limit_bytes, ranks_a_node
+from odysseus.memory import host_memory
+from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.memory.host_memory import HostMemory, machine_bytes, node_limit_bytes, ranks_a_node
 
 MODEL = ModelOptions(
     num_hidden_layers=3,

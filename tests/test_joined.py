@@ -17,8 +17,8 @@ import torch
 
 from bench import host_limit, joined
 from bench.__main__ import main
-from odysseus.config import RunConfig
-from odysseus.host_memory import HostMemoryError
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import HostMemoryError
 from tests.test_host_limit import RUN as OFFLOADED
 from tests.test_launch import ROOT, SMALL, bench, finished, one_row
 

@@ -10,12 +10,12 @@ import torch
 from bench import flops
 from bench.kernel_flops import _KERNELS, FlopMeter
 from methods import METHODS
-from odysseus.attention import choose_attention
-from odysseus.block_attention import choose_block_attention
-from odysseus.config import RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.model.attention import choose_attention
+from odysseus.model.block_attention import choose_block_attention
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.test_parity import RUN
 

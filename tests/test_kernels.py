@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from odysseus import kernels
-from odysseus.loss import IGNORED_LABEL, cross_entropy_sum
+from odysseus.model import kernels
+from odysseus.model.loss import IGNORED_LABEL, cross_entropy_sum
 
 EPS = 1e-5
 HEADS = 3  # Of four: the last head passes through the rotation.

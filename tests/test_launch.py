@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from bench import launch, rows
-from odysseus.config import DataOptions, ModelOptions, RunConfig
+from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--model.num_hidden_layers 1 --model.hidden_size 64 --model.intermediate_size 64"

@@ -12,13 +12,13 @@ import torch
 
 from bench import options
 from methods import METHODS
-from odysseus import liger
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.kernels import Kernels, choose_kernels
-from odysseus.loss import choose_loss, whole_logits
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.model import liger
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.model.kernels import Kernels, choose_kernels
+from odysseus.model.loss import choose_loss, whole_logits
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.test_liger import CPU, RUN
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from bench import cell, verify
 from methods import METHODS
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 from tests.test_liger import CPU, RUN, TOLERANCE, interpreting
 from tests.test_parity import reference_gradients
 from tests.test_toggles import ALL_ON, TOGGLES

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from bench.memory import MemoryMeter
 from methods import METHODS
-from odysseus import loss, weights
-from odysseus.config import RunConfig
-from odysseus.data import Batch, Samples
-from odysseus.loss import IGNORED_LABEL, whole_logits
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.model import loss
+from odysseus.parallel import sharding
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch, Samples
+from odysseus.model.loss import IGNORED_LABEL, whole_logits
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, reference
 
@@ -187,11 +188,11 @@ def _reference_of_second_half(run: RunConfig) -> tuple[float, dict[str, Tensor]]
     half = Batch(batch.input_ids, labels, batch.position_ids)
     counted = model(half.input_ids, half.position_ids, labels) / (labels != IGNORED_LABEL).sum()
     counted.backward()
-    shapes = weights.huggingface_shapes(run.architecture)
+    shapes = sharding.huggingface_shapes(run.architecture)
     whole = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for name, parameter in model.named_parameters():
-        of = weights.pieces(name, run.architecture, {}, 1, 0)
-        for piece, view in weights.cut_rows(parameter.grad, of):
+        of = sharding.pieces(name, run.architecture, {}, 1, 0)
+        for piece, view in sharding.cut_rows(parameter.grad, of):
             piece.of(whole[piece.name]).copy_(view)
     return float(counted), whole
 

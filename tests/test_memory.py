@@ -13,11 +13,11 @@ from bench import theory_memory
 from bench.cell import memory_of_step
 from bench.memory import MemoryMeter
 from methods import METHODS
-from odysseus import weights
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.parallel import sharding
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 
 KIB = 1024
@@ -95,7 +95,7 @@ def measured_activations(runs: list[RunConfig]) -> list[int]:
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         trainer.step(samples.step(0))
         meter = memory_of_step(trainer, samples.step(1))
-        held = sum(p.nbytes for p, _ in map(weights.local_shard, trainer.model.parameters()))
+        held = sum(p.nbytes for p, _ in map(sharding.local_shard, trainer.model.parameters()))
         kinds = meter.peak().by_kind
         assert kinds["parameters"] == held
         # AdamW keeps two moments a parameter and one fp32 step count a tensor.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import dryrun
 from bench.meta_world import META, few_tiles, only_rank
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.narrow(2, 0, 3).contiguous(),

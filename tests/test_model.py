@@ -23,10 +23,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from odysseus import weights
-from odysseus.architecture import PRESETS, Architecture
-from odysseus.loss import IGNORED_LABEL
-from odysseus.model import CausalLM, reference_model
+from odysseus.parallel import sharding
+from odysseus.config.architecture import PRESETS, Architecture
+from odysseus.model.loss import IGNORED_LABEL
+from odysseus.model.decoder import CausalLM, reference_model
 
 BASE = Architecture(
     vocab_size=64,
@@ -116,7 +116,7 @@ def our_model(case: Case, whole: dict[str, Tensor], dtype: torch.dtype) -> Causa
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-        for piece, view in weights.local_pieces(model, case.architecture, {}, 1, 0):
+        for piece, view in sharding.local_pieces(model, case.architecture, {}, 1, 0):
             view.copy_(piece.of(whole[piece.name]))
     return model
 
@@ -146,8 +146,8 @@ def differences(case: Case, dtype: torch.dtype) -> dict[str, float]:
     worst = dict.fromkeys(gradients, math.nan)
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None
-        of = weights.pieces(name, case.architecture, {}, 1, 0)
-        for piece, view in weights.cut_rows(parameter.grad, of):
+        of = sharding.pieces(name, case.architecture, {}, 1, 0)
+        for piece, view in sharding.cut_rows(parameter.grad, of):
             theirs_here = gradients[piece.name]
             assert theirs_here is not None
             worst[piece.name] = (view - piece.of(theirs_here)).abs().max().item()
@@ -182,7 +182,7 @@ def test_names_and_shapes_are_transformers(name: str) -> None:
     theirs = {key: tuple(x.shape) for key, x in huggingface_model(case).state_dict().items()}
     if case.architecture.tie_word_embeddings:
         del theirs["lm_head.weight"]  # The embedding under a second name.
-    assert weights.huggingface_shapes(case.architecture) == theirs
+    assert sharding.huggingface_shapes(case.architecture) == theirs
 
 
 # Sums over the published checkpoints' tensors: Llama 2 7B, Llama 3.1 8B and 70B, Qwen3 32B.
@@ -195,7 +195,7 @@ PUBLISHED = {
 
 
 def parameters(architecture: Architecture) -> int:
-    return sum(math.prod(shape) for shape in weights.huggingface_shapes(architecture).values())
+    return sum(math.prod(shape) for shape in sharding.huggingface_shapes(architecture).values())
 
 
 @pytest.mark.parametrize(("preset", "count"), PUBLISHED.items())

@@ -15,13 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from bench import cell, theory_memory
 from methods import METHODS
-from odysseus import weights
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.host_memory import HostMemory, HostMemoryError
-from odysseus.mesh import make_mesh
-from odysseus.offload import CheckpointOffload
-from odysseus.step import Trainer
+from odysseus.parallel import sharding
+from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.memory.host_memory import HostMemory, HostMemoryError
+from odysseus.parallel.mesh import make_mesh
+from odysseus.memory.offload import CheckpointOffload
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -145,7 +145,7 @@ def bytes_held(runs: list[RunConfig]) -> list[dict[str, int]]:
         trainer.step(samples.step(0))
         meter = cell.memory_of_step(trainer, samples.step(1))
         kinds = ("parameters", "gradients", "optimizer", "activations")
-        shards = [weights.local_shard(p)[0] for p in trainer.model.parameters()]
+        shards = [sharding.local_shard(p)[0] for p in trainer.model.parameters()]
         found.append(
             {kind: meter.peak(kind).bytes for kind in kinds}
             | {"host": meter.peak("host").bytes, "claimed": trainer.host.held_bytes}
@@ -168,7 +168,7 @@ def test_bytes_on_either_side(size: int) -> None:
     ]
     if size == 2:
         runs += [replace(r, dtype="bf16", micro_batch_size=2) for r in runs if r.method == "tp_sp"]
-    shapes = weights.huggingface_shapes(RUN.architecture).items()
+    shapes = sharding.huggingface_shapes(RUN.architecture).items()
     block = sum(prod(shape) for name, shape in shapes if ".layers.0." in name)
     for rank in run_ranks(bytes_held, size, runs):
         for first in range(0, len(runs), len(PLACES)):
@@ -204,7 +204,7 @@ def trained_shards(runs: list[RunConfig]) -> list[str]:
         samples = Samples(run, mesh.replica, mesh.shard, CPU)
         for step in range(3):
             trainer.step(samples.step(step))
-        shards = [weights.local_shard(p)[0] for p in trainer.model.parameters()]
+        shards = [sharding.local_shard(p)[0] for p in trainer.model.parameters()]
         of = b"".join(shard.contiguous().numpy().tobytes() for shard in shards)
         found.append(hashlib.sha256(of).hexdigest())
     return found

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from bench import dryrun, options, theory
 from bench.program import Op, Wait
 from methods import METHODS
-from odysseus.config import OptimizerOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.config.run import OptimizerOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests import test_dryrun, test_toggles
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, VARIANTS

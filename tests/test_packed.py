@@ -19,11 +19,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from bench import flops, rows
 from bench.options import check
 from methods import METHODS
-from odysseus.attention import choose_attention, sdpa
-from odysseus.config import DataOptions, ModelOptions, RunConfig
-from odysseus.data import Samples, text_of
-from odysseus.documents import Documents, Span
-from odysseus.ring_order import look_at_place, positions_of, tokens_of
+from odysseus.model.attention import choose_attention, sdpa
+from odysseus.config.run import DataOptions, ModelOptions, RunConfig
+from odysseus.io.text import Samples, text_of
+from odysseus.model.documents import Documents, Span
+from odysseus.parallel.ring_order import look_at_place, positions_of, tokens_of
 from tests.ranks import run_ranks
 from tests.test_dryrun import check_all
 from tests.test_parity import RUN, assert_parity

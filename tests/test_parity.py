@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from methods import METHODS
-from odysseus import weights
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Batch, Samples
-from odysseus.mesh import make_mesh
-from odysseus.model import CausalLM, reference_model
-from odysseus.step import Trainer
+from odysseus.parallel import sharding
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io.text import Batch, Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.model.decoder import CausalLM, reference_model
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 
 TOLERANCE = 1e-12
@@ -52,11 +52,11 @@ VARIANTS = {
 def initial_weights(run: RunConfig) -> dict[str, torch.Tensor]:
     """Every whole Hugging Face tensor that the run's seed decides."""
     whole = {}
-    for name, shape in weights.huggingface_shapes(run.architecture).items():
+    for name, shape in sharding.huggingface_shapes(run.architecture).items():
         columns = (0, 1) if len(shape) == 1 else (0, shape[1])
-        piece = weights.Piece(name, shape, (0, shape[0]), columns)
+        piece = sharding.Piece(name, shape, (0, shape[0]), columns)
         whole[name] = torch.empty(shape, dtype=run.master_dtype)
-        weights.initialize(iter([(piece, whole[name])]), run.seed)
+        sharding.initialize(iter([(piece, whole[name])]), run.seed)
     return whole
 
 
@@ -64,7 +64,7 @@ def reference(run: RunConfig) -> CausalLM:
     model = reference_model(run.architecture).to(run.master_dtype)
     whole = initial_weights(run)
     with torch.no_grad():
-        for piece, view in weights.local_pieces(model, run.architecture, {}, 1, 0):
+        for piece, view in sharding.local_pieces(model, run.architecture, {}, 1, 0):
             view.copy_(piece.of(whole[piece.name]))
     return model
 
@@ -86,11 +86,11 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
     square = sum(float(p.grad.square().sum()) for p in model.parameters())
     gradients = {
         name: torch.zeros(shape, dtype=run.master_dtype)
-        for name, shape in weights.huggingface_shapes(run.architecture).items()
+        for name, shape in sharding.huggingface_shapes(run.architecture).items()
     }
     for name, parameter in model.named_parameters():
-        of = weights.pieces(name, run.architecture, {}, 1, 0)
-        for piece, view in weights.cut_rows(parameter.grad, of):
+        of = sharding.pieces(name, run.architecture, {}, 1, 0)
+        for piece, view in sharding.cut_rows(parameter.grad, of):
             piece.of(gradients[piece.name]).copy_(view)
     return loss.item(), square**0.5, gradients
 
@@ -139,7 +139,7 @@ def assert_parity(run: RunConfig, on_rank: Callable[[RunConfig], Any] = compare)
     for _, errors in ranks:
         for name, error in errors.items():
             worst[name] = max(error, worst.get(name, 0.0))
-    assert worst.keys() == weights.huggingface_shapes(run.architecture).keys()
+    assert worst.keys() == sharding.huggingface_shapes(run.architecture).keys()
     assert {n: e for n, e in worst.items() if not e < TOLERANCE} == {}
 
 

@@ -24,9 +24,9 @@ from bench.memory import KINDS
 from bench.traffic import PURPOSES
 from methods.peers import PEERS, Peer, as_method, plain
 from methods.peers.optimizer import AdamW
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.data import Batch
-from odysseus.mesh import Mesh
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io.text import Batch
+from odysseus.parallel.mesh import Mesh
 from tests.peer_bytes import RUN, bytes_of_dtensor_tp
 from tests.ranks import run_ranks
 

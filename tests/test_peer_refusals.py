@@ -11,7 +11,7 @@ import pytest
 from bench import launch, options
 from bench.__main__ import main
 from methods.peers import PEERS, as_method
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 from tests.peer_bytes import MODEL
 from tests.test_peer_method import SIZES, nothing_starts
 

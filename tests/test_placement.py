@@ -10,7 +10,7 @@ from bench import dryrun
 from bench.hardware import PROFILES
 from bench.placement import connected, placement
 from methods import METHODS
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 RUN = {"world_size": 32, "ring_parallel_size": 2, "sequence_parallel_size": 8}
 

@@ -11,7 +11,7 @@ import yaml
 from bench import depth, dryrun, hardware, plan, rows
 from bench.__main__ import main
 from methods import METHODS
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config.run import ModelOptions, RunConfig
 
 SMALL = hardware.Hardware(
     memory_bytes=48 * 2**20,

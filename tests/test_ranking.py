@@ -11,7 +11,7 @@ import pytest
 from bench import plan, predict, ranking
 from bench.__main__ import main
 from methods import METHODS
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config.run import ModelOptions, RunConfig
 
 BASE = RunConfig(
     model=ModelOptions(name_or_path="llama3-8b", num_hidden_layers=8),

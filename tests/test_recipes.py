@@ -9,8 +9,8 @@ import pytest
 
 from bench import launch, options
 from methods import METHODS
-from odysseus.config import RunConfig
-from odysseus.tiling import tile_count
+from odysseus.config.run import RunConfig
+from odysseus.memory.tiling import tile_count
 
 RECIPES = Path(__file__).parent.parent / "scripts/recipes"
 OVERLAY = RECIPES / "cpu.yml"

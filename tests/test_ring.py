@@ -20,12 +20,12 @@ from bench import theory
 from bench.traffic import TrafficMeter
 from methods import METHODS
 from methods.peers.yunchang_ring import compute_on_cpu
-from odysseus.attention import Attend, differentiable, sdpa
-from odysseus.block_attention import CPU_FLASH, BlockAttention, choose_block_attention
-from odysseus.config import RunConfig
-from odysseus.mesh import Axis
-from odysseus.ring import AllGather, PassOn, around, yunchang_attend
-from odysseus.ring_order import tokens_of
+from odysseus.model.attention import Attend, differentiable, sdpa
+from odysseus.model.block_attention import CPU_FLASH, BlockAttention, choose_block_attention
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import Axis
+from odysseus.parallel.ring import AllGather, PassOn, around, yunchang_attend
+from odysseus.parallel.ring_order import tokens_of
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, VARIANTS, assert_parity
 from tests.test_toggles import ALL_ON, check_all

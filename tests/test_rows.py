@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import hardware, rows
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config.run import ModelOptions, RunConfig
 from tests.ranks import SERVER
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from bench import cell
-from odysseus import checkpoint
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.io import checkpoint
+from odysseus.config.run import ModelOptions, RunConfig
 from tests.ranks import run_ranks
 
 FULL = "Error while serializing: I/O error: No space left on device"

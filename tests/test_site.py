@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import options, rows
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 from scripts import toggles
 
 ROOT = Path(__file__).parent.parent

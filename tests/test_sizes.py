@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from odysseus.config import RunConfig
-from odysseus.sizes import divisors
+from odysseus.config.run import RunConfig
+from odysseus.config.sizes import divisors
 from tests.test_config import refusal
 
 RINGS = {

@@ -13,7 +13,7 @@ from bench.__main__ import main
 from bench.theory_verb import crossovers
 from bench.traffic import bytes_sent
 from methods import METHODS
-from odysseus.config import ModelOptions, RunConfig
+from odysseus.config.run import ModelOptions, RunConfig
 
 RUN = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), world_size=8, seq_len=65536)
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.memory import MemoryMeter
-from odysseus.architecture import PRESETS
-from odysseus.kernels import TORCH
-from odysseus.model import MLP, Attention, Block, Tricks
-from odysseus.rotary import rotary_table
-from odysseus.tiling import tile_count, tiled
+from odysseus.config.architecture import PRESETS
+from odysseus.model.kernels import TORCH
+from odysseus.model.decoder import MLP, Attention, Block, Tricks
+from odysseus.model.rotary import rotary_table
+from odysseus.memory.tiling import tile_count, tiled
 
 TOLERANCE = 1e-12
 WIDTH, INNER = 8, 24

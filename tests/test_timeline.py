@@ -15,7 +15,7 @@ from bench.program import HOOKS, HOST, Op, Program, Wait
 from bench.speeds import Attention, Clock, Link, Speeds
 from bench.timeline import Timeline, simulate
 from methods import METHODS
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 
 GB = 10**9
 EVEN = Speeds(

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from methods import METHODS
-from odysseus import weights
-from odysseus.config import OptimizerOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.parallel import sharding
+from odysseus.config.run import OptimizerOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, TOLERANCE, reference, reference_gradients
 
@@ -75,7 +75,7 @@ def errors(runs: list[RunConfig]) -> list[dict[str, float]]:
         of_gradients = largest(trainer.gradients(), gradients)
         trainer.optimizer.update()
         axis = mesh.sequence
-        held = weights.local_pieces(
+        held = sharding.local_pieces(
             trainer.model, run.architecture, trainer.method.split, axis.size, axis.rank
         )
         found.append(
@@ -91,13 +91,13 @@ def reference_weights(
     model, architecture = reference(run), run.architecture
     for name, parameter in model.named_parameters():
         parameter.grad = torch.empty_like(parameter)
-        for piece, view in weights.cut_rows(
-            parameter.grad, weights.pieces(name, architecture, {}, 1, 0)
+        for piece, view in sharding.cut_rows(
+            parameter.grad, sharding.pieces(name, architecture, {}, 1, 0)
         ):
             view.copy_(piece.of(gradients[piece.name]))
     torch.optim.AdamW(model.parameters(), lr=run.optimizer.learning_rate).step()
     updated = copy.deepcopy(gradients)
-    for piece, view in weights.local_pieces(model, architecture, {}, 1, 0):
+    for piece, view in sharding.local_pieces(model, architecture, {}, 1, 0):
         piece.of(updated[piece.name]).copy_(view)
     return updated
 

@@ -13,8 +13,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from odysseus.config import DataOptions, ModelOptions, RunConfig
-from odysseus.data import Samples, check_tokens
+from odysseus.config.run import DataOptions, ModelOptions, RunConfig
+from odysseus.io.text import Samples, check_tokens
 from tests.test_config_json import SIZES
 
 WORDS = ["<s>", "?", "the", "cat", "sat", "on", "mat"]

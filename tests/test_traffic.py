@@ -11,10 +11,10 @@ import torch
 from bench import theory
 from bench.traffic import TrafficMeter
 from methods import METHODS
-from odysseus.config import OptimizerOptions, RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
+from odysseus.config.run import OptimizerOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.test_parity import MODEL, RUN, VARIANTS
 

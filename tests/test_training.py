@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from methods import METHODS
-from odysseus.config import RunConfig
-from odysseus.data import Samples
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer, euclidean
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer, euclidean
 from tests.ranks import run_ranks
 from tests.test_parity import MODEL
 

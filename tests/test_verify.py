@@ -16,9 +16,9 @@ import torch
 from bench import launch, verify
 from bench.__main__ import main
 from methods import METHODS
-from odysseus import weights
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.step import Trainer
+from odysseus.parallel import sharding
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.training.trainer import Trainer
 
 FLAGS = (
     "--model.num_hidden_layers 2 --model.hidden_size 32 --model.intermediate_size 48 "
@@ -95,7 +95,7 @@ def _with_one_gradient_scaled(run: RunConfig) -> dict[str, Any]:
         loss = forward_backward(trainer, batches)
         gradient = trainer.model.get_parameter("model.layers.0.mlp.down_proj.weight").grad
         assert gradient is not None
-        weights.local_shard(gradient)[0].mul_(1.5)
+        sharding.local_shard(gradient)[0].mul_(1.5)
         return loss
 
     with patch.object(Trainer, "forward_backward", scaled):

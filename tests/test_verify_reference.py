@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench import verify
-from odysseus.config import DataOptions, ModelOptions, OptimizerOptions, RunConfig
-from odysseus.data import Samples
+from odysseus.config.run import DataOptions, ModelOptions, OptimizerOptions, RunConfig
+from odysseus.io.text import Samples
 
 OTHER = RunConfig(
     method="ulysses",

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from methods import METHODS
-from odysseus import weights
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.mesh import make_mesh
-from odysseus.model import reference_model
-from odysseus.step import Trainer
+from odysseus.parallel import sharding
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.parallel.mesh import make_mesh
+from odysseus.model.decoder import reference_model
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 
 WIDE = ModelOptions(
@@ -48,8 +48,8 @@ Held = tuple[str, Interval, Interval, bool, bytes]
 def single_process(run: RunConfig) -> dict[str, Tensor]:
     """Every whole tensor, from the reference model alone."""
     model = reference_model(run.architecture)
-    held = list(weights.local_pieces(model, run.architecture, {}, 1, 0))
-    weights.initialize(iter(held), run.seed)
+    held = list(sharding.local_pieces(model, run.architecture, {}, 1, 0))
+    sharding.initialize(iter(held), run.seed)
     return {piece.name: view for piece, view in held}
 
 
@@ -62,7 +62,7 @@ def held_by_method(run: RunConfig) -> dict[tuple[str, str], list[Held]]:
             a = cell.architecture
             mesh = make_mesh(torch.device("cpu"), cell)
             axis = mesh.sequence
-            local = weights.local_pieces(
+            local = sharding.local_pieces(
                 Trainer(cell, method, mesh).model, a, method.split, axis.size, axis.rank
             )
             held[method.name, label] = [
@@ -133,7 +133,7 @@ def test_two_kv_heads_of_four_ranks_are_owned_by_the_first_of_each_pair() -> Non
     architecture = RunConfig(model=a).architecture
     split = METHODS["tp"].split
     held = [
-        weights.pieces("model.layers.0.self_attn.qkv_proj.weight", architecture, split, 4, rank)[1]
+        sharding.pieces("model.layers.0.self_attn.qkv_proj.weight", architecture, split, 4, rank)[1]
         for rank in range(4)
     ]
     assert [(p.rows, p.owned) for p in held] == [
@@ -170,15 +170,15 @@ def test_distribution() -> None:
     assert not (whole[gate.format(0)] == whole[gate.format(1)]).any()
     assert not (whole[gate.format(0)] == whole[up.format(0)]).any()
     table = whole["model.embed_tokens.weight"]
-    assert not (table[:3] == table[weights._ROWS_A_DRAW :]).any()
+    assert not (table[:3] == table[sharding._ROWS_A_DRAW :]).any()
 
 
 def test_only_the_blocks_of_rows_in_need_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     shape, columns, drawn = (1000, 8), (2, 5), []
-    block = weights._ROWS_A_DRAW
+    block = sharding._ROWS_A_DRAW
     rows = (block + 10, 2 * block + 10)
     whole = torch.empty(shape)
-    weights.initialize(iter([(weights.Piece("w", shape, (0, 1000), (0, 8)), whole)]), seed=3)
+    sharding.initialize(iter([(sharding.Piece("w", shape, (0, 1000), (0, 8)), whole)]), seed=3)
 
     plain_randn = torch.randn
 
@@ -187,8 +187,8 @@ def test_only_the_blocks_of_rows_in_need_are_drawn(monkeypatch: pytest.MonkeyPat
         return plain_randn(*size, generator=generator)
 
     monkeypatch.setattr(torch, "randn", randn)
-    piece = weights.Piece("w", shape, rows, columns)
+    piece = sharding.Piece("w", shape, rows, columns)
     view = torch.empty(block, 3)
-    weights.initialize(iter([(piece, view)]), seed=3)
+    sharding.initialize(iter([(piece, view)]), seed=3)
     assert torch.equal(view, piece.of(whole))
     assert drawn == [(block, 8), (block, 8)]

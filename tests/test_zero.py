@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor
 
 from bench.meta_world import META, cpu_kernels, only_rank
 from methods import METHODS
-from odysseus.config import ModelOptions, RunConfig
-from odysseus.mesh import make_mesh
-from odysseus.step import Trainer
-from odysseus.zero import is_cut
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from odysseus.parallel.zero import is_cut
 
 MODEL = ModelOptions(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=64)
 

@@ -19,11 +19,11 @@ from methods.peers.plain import (
     spread,
     through_blocks,
 )
-from odysseus.attention import sdpa
-from odysseus.block_stack import Stream
-from odysseus.config import RunConfig
-from odysseus.data import Batch
-from odysseus.mesh import Mesh
+from odysseus.model.attention import sdpa
+from odysseus.training.block_trainer import Stream
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch
+from odysseus.parallel.mesh import Mesh
 
 
 class Trainer:

@@ -33,12 +33,12 @@ with warnings.catch_warnings():
 
 from methods.peers.optimizer import AdamW
 from methods.peers.plain import Linear, PlainLM, cut_block, gathered, of_part, rotated, spread
-from odysseus.architecture import Architecture
-from odysseus.attention import sdpa
-from odysseus.block_stack import Stream
-from odysseus.config import RunConfig
-from odysseus.data import Batch
-from odysseus.mesh import Mesh
+from odysseus.config.architecture import Architecture
+from odysseus.model.attention import sdpa
+from odysseus.training.block_trainer import Stream
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch
+from odysseus.parallel.mesh import Mesh
 
 _BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from odysseus.config import RunConfig
+from odysseus.config.run import RunConfig
 
 
 class AdamW:

@@ -13,15 +13,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odysseus import checkpoint, weights
-from odysseus.architecture import Architecture
-from odysseus.attention import sdpa
-from odysseus.block_stack import Stream
-from odysseus.config import RunConfig
-from odysseus.data import Batch
-from odysseus.mesh import Axis
+from odysseus.io import checkpoint
+from odysseus.parallel import sharding
+from odysseus.config.architecture import Architecture
+from odysseus.model.attention import sdpa
+from odysseus.training.block_trainer import Stream
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch
+from odysseus.parallel.mesh import Axis
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT
-from odysseus.rotary import rotary_table
+from odysseus.model.rotary import rotary_table
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = Callable[[int, int, str], nn.Module]
@@ -151,7 +152,7 @@ def initialized(run: RunConfig, attend: Attend = sdpa, part: str = "model") -> P
 
 def filled(model: PlainLM, run: RunConfig) -> PlainLM:
     """A model that is not cut, now with the run's weights."""
-    checkpoint.fill(weights.local_pieces(model, run.architecture, {}, 1, 0), run)
+    checkpoint.fill(sharding.local_pieces(model, run.architecture, {}, 1, 0), run)
     return model
 
 
@@ -173,8 +174,8 @@ def cut_block(name: str) -> int | None:
 
 def parts(name: str) -> list[str]:
     """The Hugging Face tensors that a parameter is made of, top row to bottom row."""
-    packed = next((leaf for leaf in weights.PACKED if f".{leaf}." in name), "")
-    return [name.replace(packed, part) for part in weights.PACKED[packed]] if packed else [name]
+    packed = next((leaf for leaf in sharding.PACKED if f".{leaf}." in name), "")
+    return [name.replace(packed, part) for part in sharding.PACKED[packed]] if packed else [name]
 
 
 @torch.no_grad()
@@ -192,7 +193,7 @@ def spread(model: nn.Module, run: RunConfig, axis: Axis, cut: Cut) -> None:
 
 def gathered(model: PlainLM, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor]]:
     """Every whole gradient of a cut model, by its Hugging Face name."""
-    shapes = weights.huggingface_shapes(model.architecture)
+    shapes = sharding.huggingface_shapes(model.architecture)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         rows = [shapes[part][0] // (axis.size if cut(part) == 0 else 1) for part in parts(name)]

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributed.tensor.experimental._context_parallel import _attention as ring
 
 from methods.peers.fsdp import Trainer, sharded
-from odysseus.config import RunConfig
-from odysseus.mesh import Axis, Mesh
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import Axis, Mesh
 
 _SEQUENCE = 2
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

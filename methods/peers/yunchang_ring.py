@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from methods.peers.fsdp import Trainer, sharded
-from odysseus.block_attention import CPU_FLASH
-from odysseus.config import RunConfig
-from odysseus.mesh import Mesh
-from odysseus.ring import yunchang_attend
+from odysseus.model.block_attention import CPU_FLASH
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import Mesh
+from odysseus.parallel.ring import yunchang_attend
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *_: Any, causal: bool, **__: Any) -> Any:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import cuda_kernels, dryrun, plan
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 
 GIB = 2**30
 ALST = RunConfig(

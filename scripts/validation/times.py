@@ -12,7 +12,7 @@ from bench.hardware import PROFILES
 from bench.program import TO_DEVICE, TO_HOST
 from bench.speeds import Clock, Points
 from bench.timeline import Timeline, simulate
-from odysseus.config import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 from scripts.validation.longest import ALL_TRICKS, ALST
 
 ODYSSEUS = RunConfig(

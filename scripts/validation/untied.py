@@ -34,7 +34,7 @@ from bench.cuda_kernels import flash_3_backward, rms_norm
 from bench.dryrun import CUDA_ROUNDING_BYTES
 from bench.memory import MemoryMeter, Peak
 from bench.meta_world import META, only_rank
-from odysseus.block_attention import CUDA_FLASH
+from odysseus.model.block_attention import CUDA_FLASH
 
 RANKS, TOKENS, WIDTH, INNER, VOCABULARY, LAYERS = 8, 3_145_728, 4096, 14336, 128_256, 32
 HEADS, GROUPS, HEAD = 32, 8, 128

@@ -1,0 +1,221 @@
+"""A Hugging Face ``config.json`` as an architecture, and back: Llama, Mistral, Qwen2 and Qwen3.
+
+A key that is not there means what Transformers' class of that model means by it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
+
+from odysseus.config.architecture import Architecture
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads"),
+)
+_MOST_LAYERS = 10_000
+# What this decoder does, and what a configuration that says nothing means.
+_ONLY = {
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+_LLAMA3 = {
+    "factor": "rope_factor",
+    "low_freq_factor": "rope_low_freq_factor",
+    "high_freq_factor": "rope_high_freq_factor",
+}
+_LENGTH = "original_max_position_embeddings"
+
+
+def read(folder: Path) -> Architecture:
+    """What a checkpoint's ``config.json`` describes.
+
+    Raises:
+        ValueError: there is none, it is damaged, or it asks for what this decoder does not have.
+    """
+    file = folder / "config.json"
+    given = read_object(file)
+    kind = given.get("model_type")
+    if not isinstance(kind, str) or kind not in _CLASSES:
+        raise _refusal(file, "model_type", kind, ", ".join(_CLASSES))
+    for key, valid in _ONLY.items():
+        if given.get(key, valid) != valid:
+            raise _refusal(file, key, given[key], json.dumps(valid))
+    _check_window(file, given, kind)
+    sizes = {name: _whole(file, given, name) for name in _SIZES}
+    if sizes["num_hidden_layers"] > _MOST_LAYERS:
+        raise _refusal(
+            file, "num_hidden_layers", sizes["num_hidden_layers"], f"at most {_MOST_LAYERS}"
+        )
+    biased = kind == "qwen2" or (kind != "mistral" and _switch(file, given, "attention_bias"))
+    return Architecture(
+        **sizes,
+        **_heads(file, given, kind),
+        rms_norm_eps=_number(file, given, "rms_norm_eps", 1e-6),
+        attention_bias=biased,
+        attention_output_bias=biased and kind != "qwen2",
+        use_qk_norm=kind == "qwen3",
+        tie_word_embeddings=_switch(file, given, "tie_word_embeddings"),
+        **_rope(file, given),
+    )
+
+
+def written(architecture: Architecture, positions: int) -> dict[str, Any]:
+    """The ``config.json`` of an architecture, for Transformers to load.
+
+    Args:
+        positions: Its ``max_position_embeddings``.
+
+    Raises:
+        ValueError: no model of Transformers is like this.
+    """
+    a = architecture
+    kind = "qwen3" if a.use_qk_norm else "llama"
+    if a.attention_bias != a.attention_output_bias:
+        if not a.attention_bias or a.use_qk_norm:
+            raise ValueError(
+                "no model of Transformers has these biases; valid: model.attention_output_bias "
+                "as model.attention_bias, or that alone without model.use_qk_norm"
+            )
+        kind = "qwen2"
+    if a.hidden_size % a.num_attention_heads:
+        raise ValueError(
+            f"model.hidden_size = {a.hidden_size} does not divide by model.num_attention_heads = "
+            f"{a.num_attention_heads}, as Transformers wants; valid: a multiple"
+        )
+    scaling = None
+    if a.rope_factor != 1:
+        scaling = {"rope_type": "llama3"} | {key: getattr(a, f) for key, f in _LLAMA3.items()}
+        scaling[_LENGTH] = a.rope_original_max_position_embeddings
+    return {
+        "architectures": [_CLASSES[kind]],
+        "model_type": kind,
+        **{name: getattr(a, name) for name in _SIZES},
+        "num_key_value_heads": a.num_key_value_heads,
+        "head_dim": a.head_dim,
+        "rms_norm_eps": a.rms_norm_eps,
+        "attention_bias": a.attention_bias,
+        "tie_word_embeddings": a.tie_word_embeddings,
+        "rope_theta": a.rope_theta,
+        "rope_scaling": scaling,
+        "max_position_embeddings": positions,
+        "hidden_act": "silu",
+    }
+
+
+def rewritten(given: dict[str, Any], architecture: Architecture, positions: int) -> dict[str, Any]:
+    """A ``config.json`` with its architecture replaced: what else it says, tokens for example,
+    stays.
+
+    Raises:
+        ValueError: as :func:`written`.
+    """
+    before = given.get("max_position_embeddings")
+    known = max(positions, before if isinstance(before, int) else 0)
+    replaced = ("rope_parameters", "layer_types", "sliding_window", "use_sliding_window")
+    kept = {key: value for key, value in given.items() if key not in replaced}
+    return kept | written(architecture, known)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except OSError:
+        raise ValueError(f"{file} cannot be read; valid: a Hugging Face checkpoint") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no JSON: {str(error)[:80]}; valid: a JSON object") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is {shortened(found)}; valid: a JSON object")
+    return found
+
+
+def _heads(file: Path, given: dict[str, Any], kind: str) -> dict[str, int]:
+    """Key and value heads, and the elements of a head."""
+    heads, hidden = given["num_attention_heads"], given["hidden_size"]
+    known = {"head_dim": 128} if kind == "qwen3" else {"head_dim": None}
+    known |= {"num_key_value_heads": None} if kind == "llama" else {}
+    known |= {key: given[key] for key in ("head_dim", "num_key_value_heads") if key in given}
+    if known.get("num_key_value_heads", heads) is None:
+        known["num_key_value_heads"] = heads
+    if known["head_dim"] is None:
+        if heads < 1 or hidden % heads:
+            raise _refusal(file, "hidden_size", hidden, f"a multiple of its {heads} heads")
+        known["head_dim"] = hidden // heads
+    return {key: _whole(file, known, key) for key in ("head_dim", "num_key_value_heads")}
+
+
+def _check_window(file: Path, given: dict[str, Any], kind: str) -> None:
+    """Every block attends to all that came before."""
+    window = given.get("sliding_window", 4096 if kind == "mistral" else None)
+    if kind.startswith("qwen") and not given.get("use_sliding_window", False):
+        window = None
+    if window is not None:
+        raise _refusal(file, "sliding_window", window, "null")
+    types = given.get("layer_types") or []
+    if not isinstance(types, list) or set(map(str, types)) - {"full_attention"}:
+        raise _refusal(file, "layer_types", types, "full_attention only")
+
+
+def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Rotary frequencies, as Transformers 4 and 5 write them; of both, 5 takes the former."""
+    name = "rope_scaling" if given.get("rope_scaling") else "rope_parameters"
+    rope = given.get(name) or {}
+    if not isinstance(rope, dict):
+        raise _refusal(file, name, rope, "an object")
+    part = rope.get("partial_rotary_factor", 1.0)
+    if part != 1:
+        raise _refusal(file, "partial_rotary_factor", part, "1.0")
+    base = rope if rope.get("rope_theta") is not None else given  # inside since version 5
+    found: dict[str, Any] = {"rope_theta": _number(file, base, "rope_theta", 10_000.0)}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "llama3":
+        found |= {field: _number(file, rope, key, None) for key, field in _LLAMA3.items()}
+        found[f"rope_{_LENGTH}"] = _whole(file, rope, _LENGTH)
+    elif kind != "default" or not set(rope) <= {
+        *("rope_type", "type", "rope_theta", "partial_rotary_factor")
+    }:
+        raise _refusal(file, name, rope, "rope_type default or llama3")
+    return found
+
+
+def _whole(file: Path, given: dict[str, Any], key: str) -> int:
+    value = given.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _refusal(file, key, value, "a whole number")
+    return value
+
+
+def _number(file: Path, given: dict[str, Any], key: str, default: float | None) -> float:
+    value = given.get(key, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < 1e300:  # nor is NaN
+        raise _refusal(file, key, value, "a number")
+    return float(value)
+
+
+def _switch(file: Path, given: dict[str, Any], key: str) -> bool:
+    value = given.get(key, False)
+    if not isinstance(value, bool):
+        raise _refusal(file, key, value, "true or false")
+    return value
+
+
+def _refusal(file: Path, key: str, value: Any, valid: str) -> ValueError:
+    return ValueError(f"{file}: {key} is {shortened(value)}; valid: {valid}")

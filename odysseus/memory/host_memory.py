@@ -1,0 +1,107 @@
+"""Host memory that offloading may take: how much there is, how much is held, and when it is out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from odysseus.config.run import RunConfig
+
+_ALL_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+class HostMemoryError(MemoryError):
+    """Offloading needs more host memory than it may take."""
+
+
+def node_limit_bytes(run: RunConfig) -> int:
+    """Host memory that offloading may take on this node: what the run says, or 90% of it all."""
+    return run.host_memory_limit_bytes or machine_bytes() * 9 // 10
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, or of the control group that this process is confined to."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for folder in _control_groups():
+        file = folder / "memory.max"
+        text = file.read_text().strip() if file.is_file() else "max"
+        found += [int(text)] if text.isdigit() else []
+    return min(found)
+
+
+def _control_groups() -> list[Path]:
+    """The folders of this process's control group (version 2) and of those that it lies in."""
+    lines = _OWN_GROUP.read_text().splitlines() if _OWN_GROUP.is_file() else []
+    path = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    folder = _ALL_GROUPS / path
+    return [folder, *(p for p in folder.parents if p.is_relative_to(_ALL_GROUPS))]
+
+
+def ranks_a_node(world_size: int) -> int:
+    """Ranks that share this machine's memory: torchrun's word for it, else all of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
+class HostMemory:
+    """One rank's account of what it holds in host memory.
+
+    Args:
+        limit_bytes: This rank's share of the node's limit.
+        beside: The device that host memory is for.
+
+    Attributes:
+        device: What host memory is to PyTorch: the CPU, but a dry run's has no more values than its
+            device.
+        held_bytes: What has been taken so far; nothing is given back before the run ends.
+        tensors: What :meth:`empty` has made.
+    """
+
+    def __init__(self, limit_bytes: int, beside: torch.device) -> None:
+        self.limit_bytes, self.pinned = limit_bytes, beside.type == "cuda"
+        self.device = beside if beside.type == "meta" else torch.device("cpu")
+        self.held_bytes = 0
+        self.tensors: list[Tensor] = []
+
+    @classmethod
+    def of(cls, run: RunConfig, device: torch.device) -> HostMemory:
+        """The account of one rank of a run: the ranks of a node share its limit equally."""
+        share = node_limit_bytes(run) // ranks_a_node(run.world_size)
+        return cls(share, device)
+
+    def claim(self, size_bytes: int) -> None:
+        """Count memory that someone else is about to allocate.
+
+        Raises:
+            HostMemoryError: it would be more than the limit.
+        """
+        needed = self.held_bytes + size_bytes
+        if needed > self.limit_bytes:
+            raise HostMemoryError(
+                f"offloading needs {needed} bytes of host memory on this rank, "
+                f"whose share of host_memory_limit_bytes is {self.limit_bytes}"
+            )
+        self.held_bytes = needed
+
+    def empty(self, like: Tensor) -> Tensor:
+        """A new tensor in host memory; page-locked where there is a GPU to copy to and from.
+
+        Raises:
+            HostMemoryError: it would be more than the limit.
+        """
+        self.claim(like.numel() * like.element_size())
+        with record_function("odysseus::host"):
+            made = self._allocate(like)
+        self.tensors.append(made)
+        return made
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        try:
+            return torch.empty(
+                like.shape, dtype=like.dtype, device=self.device, pin_memory=self.pinned
+            )
+        except RuntimeError as error:  # as CUDA says it when memory cannot be page-locked
+            raise HostMemoryError(f"allocating {like.nbytes} bytes on the host: {error}") from error

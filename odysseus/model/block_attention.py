@@ -1,0 +1,141 @@
+"""Attention to one block of the keys, with its log-sum-exp, by PyTorch's and flash-attn's kernels.
+
+B batch, S tokens of queries, T of keys, H query heads, G kv heads, K elements of a head.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odysseus.model.documents import Span
+
+
+@dataclass(frozen=True)
+class BlockAttention:
+    """Attention to one block of the keys, to be merged with others by its log-sum-exp.
+
+    Attributes:
+        forward: (q_BSHK, k_BTGK, v_BTGK, causal) -> (o_BSHK, logsumexp_BHS), the latter in at
+            least fp32. `causal` masks the keys after a query's own; S = T then.
+        backward: (grad_o, q, k, v, o, logsumexp, causal) -> gradients of q, k and v. With `o` and
+            the log-sum-exp of attention to more keys, these are this block's part of them.
+    """
+
+    forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+    def forward_within(
+        self, spans: Iterable[Span] | None, q: Tensor, k: Tensor, v: Tensor, causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, within documents; of queries that find no key, o is 0 and the log-sum-exp
+        minus infinity."""
+        if spans is None:
+            return self.forward(q, k, v, causal)
+        o = torch.zeros_like(q)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        logsumexp = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=wide)
+        for span in spans:
+            at_q, at_k = (span.row, span.queries), (span.row, span.keys)
+            found = self.forward(q[at_q], k[at_k], v[at_k], causal)
+            o[at_q], logsumexp[span.row, :, span.queries] = found
+        return o, logsumexp
+
+    def backward_within(
+        self, spans: Iterable[Span] | None, grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor,
+        o: Tensor, logsumexp: Tensor, causal: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """As `backward`, within documents."""
+        if spans is None:
+            return self.backward(grad_o, q, k, v, o, logsumexp, causal)
+        grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for span in spans:
+            at_q, at_k = (span.row, span.queries), (span.row, span.keys)
+            of_queries = o[at_q], logsumexp[span.row, :, span.queries]
+            found = self.backward(grad_o[at_q], q[at_q], k[at_k], v[at_k], *of_queries, causal)
+            for whole, at, gradient in zip(grads, (at_q, at_k, at_k), found, strict=True):
+                whole[at] = gradient
+        return grads
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    return o.transpose(1, 2), logsumexp
+
+
+def _cpu_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
+    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_o, q, k, v, o, logsumexp, 0.0, causal
+    )
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    return grad_q, grad_k, grad_v
+
+
+CPU_FLASH = BlockAttention(_cpu_forward, _cpu_backward)
+"""PyTorch's flash attention on a CPU."""
+
+
+def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
+    return o.transpose(1, 2), logsumexp
+
+
+def _cuda_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, keys = q.shape[1], k.shape[1]
+    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none of
+    grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        *(grad_o, q, k, v, o, logsumexp.contiguous()),
+        *(None, None, tokens, keys, 0.0, causal, seed, seed[0]),
+    )
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    return grad_q, grad_k, grad_v
+
+
+CUDA_FLASH = BlockAttention(_cuda_forward, _cuda_backward)
+"""PyTorch's own FlashAttention-2."""
+
+
+def _flash_2_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    kernels = importlib.import_module("flash_attn.flash_attn_interface")
+    scale = q.shape[-1] ** -0.5
+    o, logsumexp, *_ = kernels._flash_attn_forward(
+        *(q, k, v, 0.0, scale, causal),
+        **{"window_size_left": -1, "window_size_right": -1, "softcap": 0.0},
+        **{"alibi_slopes": None, "return_softmax": False},
+    )
+    return o, logsumexp
+
+
+def _flash_2_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = importlib.import_module("flash_attn.flash_attn_interface")
+    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    kernels._flash_attn_backward(
+        *(grad_o.contiguous(), q, k, v, o, logsumexp.contiguous(), *grads),
+        *(0.0, q.shape[-1] ** -0.5, causal, -1, -1, 0.0, None, False),
+    )
+    return grads
+
+
+def choose_block_attention(name: str, device: torch.device) -> BlockAttention | None:
+    """The kernel with log-sum-exp beside the one that :func:`choose_attention` names, if any."""
+    if device.type == "cpu":
+        return CPU_FLASH
+    found = {
+        "sdpa": CUDA_FLASH,
+        "flash_attention_2": BlockAttention(_flash_2_forward, _flash_2_backward),
+    }
+    return found.get(name)

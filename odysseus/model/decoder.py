@@ -1,0 +1,263 @@
+"""A Llama-family decoder. With its defaults it is the single-process reference.
+
+What a method changes is passed in: how a cut weight meets its input (`column`, `row`), how
+attention is computed (`kernels.attend`), where the stream is gathered and sliced (`edges`). So are
+the memory tricks. B batch, S tokens of this rank's stream, D width, H query heads, G kv heads,
+K elements of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from odysseus.config.architecture import Architecture
+from odysseus.model.attention import by_head
+from odysseus.model.documents import Documents
+from odysseus.model.kernels import TORCH, Kernels
+from odysseus.model.layers import Embedding, Head, Linear, Project, RMSNorm, local
+from odysseus.model.loss import Loss, whole_logits
+from odysseus.model.rotary import rotary_table
+from odysseus.memory.tiling import tiled
+
+
+def identity(x: Tensor) -> Tensor:
+    """The edge that changes nothing."""
+    return x
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Where the sequence shard that every rank holds becomes a method's stream, and back.
+
+    Attributes:
+        enter: Embeddings of the shard to the stream that the blocks run on.
+        leave: The blocks' last stream to the shard that norm, head and loss see.
+        positions: Position ids of the shard to those that attention sees.
+    """
+
+    enter: Callable[[Tensor], Tensor] = identity
+    leave: Callable[[Tensor], Tensor] = identity
+    positions: Callable[[Tensor], Tensor] = identity
+
+
+@dataclass(frozen=True)
+class Tricks:
+    """What a block does to need less memory, always in this order: tiles, checkpoint, offload.
+
+    Attributes:
+        tile_mlp: Compute the MLP in tiles of the sequence.
+        tile_output: Compute all that follows attention in such tiles.
+        recompute: Keep only the block's input, and run the block again in backward.
+        overlap_chunks: Take tokens in so many chunks, one's collectives beside the other's matmuls.
+        keep: Context in which that input is saved, given it: where it waits for backward.
+    """
+
+    tile_mlp: bool = False
+    tile_output: bool = False
+    recompute: bool = False
+    overlap_chunks: int = 1
+    keep: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
+
+
+class Attention(nn.Module):
+    """Grouped-query causal attention over `heads` query heads and `kv_heads` kv heads.
+
+    q, k and v come out of one matmul: the rows of `qkv_proj` are q_proj's, k_proj's, v_proj's.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        kernels: Kernels,
+        *,
+        shards: int = 1,
+        column: Project = local,
+        row: Project = local,
+    ) -> None:
+        super().__init__()
+        a = architecture
+        self.kernels = kernels
+        self.heads = a.num_attention_heads // shards
+        self.kv_heads = max(1, a.num_key_value_heads // shards)
+        self.head_dim = a.head_dim
+        width = (self.heads + 2 * self.kv_heads) * a.head_dim
+        self.qkv_proj = Linear(a.hidden_size, width, a.attention_bias, column)
+        self.o_proj = Linear(self.heads * a.head_dim, a.hidden_size, a.attention_output_bias, row)
+        self.q_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
+        self.k_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
+
+    def attend(
+        self, norm: RMSNorm, x_BSD: Tensor, table: Tensor, documents: Documents | None
+    ) -> Tensor:
+        """[B, S, H·K]: attention of a block's normed stream, before the output projection."""
+        return self.of(self.qkv_proj(norm(x_BSD)), table, documents)
+
+    def of(self, qkv_BSW: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
+        """[B, S, H·K]: attention of what is projected."""
+        q_BSHK, k_BSGK, v_BSGK = self.turn(qkv_BSW, table, self.heads, self.kv_heads)
+        return self.kernels.attend(q_BSHK, k_BSGK, v_BSGK, documents=documents).flatten(2)
+
+    def turn(
+        self, qkv_BSW: Tensor, table: Tensor, heads: int, kv_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected q, k and v apart, normed where the model does so, and rotated. One that has no
+        heads is empty."""
+        if self.q_norm is None:
+            qkv_BSW = self.kernels.rotary_(qkv_BSW, table, heads + kv_heads)
+        split = [heads, kv_heads, kv_heads]
+        q_BSHK, k_BSGK, v_BSGK = by_head(qkv_BSW, self.head_dim).split(split, dim=2)
+        if self.q_norm is not None and heads:
+            q_BSHK = self.kernels.rotary_(self.q_norm(q_BSHK), table, heads)
+        if self.k_norm is not None and kv_heads:
+            k_BSGK = self.kernels.rotary_(self.k_norm(k_BSGK), table, kv_heads)
+        return q_BSHK, k_BSGK, v_BSGK
+
+
+class MLP(nn.Module):
+    """SwiGLU. The rows of `gate_up_proj` are gate_proj's, then up_proj's: one matmul."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        kernels: Kernels,
+        *,
+        shards: int = 1,
+        column: Project = local,
+        row: Project = local,
+    ) -> None:
+        super().__init__()
+        self.swiglu = kernels.swiglu
+        width, hidden = architecture.intermediate_size // shards, architecture.hidden_size
+        self.gate_up_proj = Linear(hidden, 2 * width, False, column)
+        self.down_proj = Linear(width, hidden, False, row)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.down_proj(self.swiglu(self.gate_up_proj(x_BSD)))
+
+
+class Block(nn.Module):
+    """One decoder layer: attention and MLP, each behind a norm and beside the residual stream."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        attention: Attention,
+        mlp: MLP,
+        kernels: Kernels,
+        tricks: Tricks,
+    ) -> None:
+        super().__init__()
+        width, eps = architecture.hidden_size, architecture.rms_norm_eps
+        self.input_layernorm = RMSNorm(width, eps, kernels)
+        self.self_attn = attention
+        self.post_attention_layernorm = RMSNorm(width, eps, kernels)
+        self.mlp = mlp
+        self.tricks = tricks
+
+    def forward(self, x_BSD: Tensor, table: Tensor, documents: Documents | None = None) -> Tensor:
+        inputs = x_BSD, table, documents
+        if not self.tricks.recompute:
+            return self.layer(*inputs)
+        with self.tricks.keep(x_BSD):
+            return checkpoint(self.layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
+        o_BSW = self.self_attn.attend(self.input_layernorm, x_BSD, table, documents)
+        if self.tricks.tile_output:
+            parts = self.self_attn.o_proj, self.post_attention_layernorm, self.mlp
+            parameters = [p for part in parts for p in part.parameters()]
+            return tiled(self.after_attention, parameters, x_BSD, o_BSW)
+        return self.after_attention(x_BSD, o_BSW)
+
+    def after_attention(self, x_BSD: Tensor, o_BSW: Tensor) -> Tensor:
+        x_BSD = x_BSD + self.self_attn.o_proj(o_BSW)
+        normed_BSD = self.post_attention_layernorm(x_BSD)
+        if self.tricks.tile_mlp:
+            return x_BSD + tiled(self.mlp, self.mlp.parameters(), normed_BSD)
+        return x_BSD + self.mlp(normed_BSD)
+
+
+class Decoder(nn.Module):
+    """Embedding and blocks."""
+
+    def __init__(
+        self, architecture: Architecture, blocks: list[Block], kernels: Kernels, edges: Edges
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(architecture.vocab_size, architecture.hidden_size)
+        self.layers = nn.ModuleList(blocks)
+        self.norm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps, kernels)
+        self.architecture = architecture
+        self.edges = edges
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, documents: Documents | None = None
+    ) -> Tensor:
+        x_BSD = self.edges.enter(self.embed_tokens(input_ids))
+        positions = self.edges.positions(position_ids)
+        return self.edges.leave(self.through_blocks(x_BSD, positions, documents))
+
+    def through_blocks(
+        self, x_BSD: Tensor, position_ids: Tensor, documents: Documents | None = None
+    ) -> Tensor:
+        """The stream after the last block, given it before the first and its positions."""
+        table = rotary_table(self.architecture, position_ids, x_BSD.dtype)
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, table, documents)
+        return x_BSD
+
+
+class CausalLM(nn.Module):
+    """The decoder with its head and loss; parameter names nest as in Hugging Face's Llama."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        attention: Callable[[], Attention],
+        mlp: Callable[[], MLP],
+        kernels: Kernels = TORCH,
+        edges: Edges = Edges(),
+        tricks: Tricks = Tricks(),
+        loss: Loss = whole_logits,
+        block: type[Block] = Block,
+    ) -> None:
+        super().__init__()
+        a = architecture
+        blocks = [block(a, attention(), mlp(), kernels, tricks) for _ in range(a.num_hidden_layers)]
+        self.model = Decoder(a, blocks, kernels, edges)
+        self.lm_head = Head(a.hidden_size, a.vocab_size, loss)
+        if a.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        """The sum of this rank's token losses.
+
+        Args:
+            input_ids: [B, s] int64.
+            position_ids: [B or 1, s] int64.
+            labels: [B, s] int64, the token after each input; -100 counts nothing.
+            documents: Of the whole sequences that these are shards of, where they are packed.
+
+        Returns:
+            A scalar, fp32 (fp64 in an fp64 model).
+        """
+        hidden = self.model.norm(self.model(input_ids, position_ids, documents))
+        return self.lm_head(hidden, labels)
+
+
+def reference_model(architecture: Architecture) -> CausalLM:
+    """The whole model in one process, without any method."""
+    return CausalLM(
+        architecture, lambda: Attention(architecture, TORCH), lambda: MLP(architecture, TORCH)
+    )

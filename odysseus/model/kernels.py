@@ -1,0 +1,176 @@
+"""The kernels that one rank computes with, chosen once: this project's pointwise ones here.
+
+Each keeps for backward only what it cannot recompute cheaply. B batch, S tokens, D width,
+H heads, K elements of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from odysseus.model import liger
+from odysseus.model.attention import Attend, CausalAttention, at_home, by_head, choose_attention, sdpa
+from odysseus.model.block_attention import BlockAttention, choose_block_attention
+from odysseus.config.run import ModelOptions, RunConfig
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What the modules of one rank compute with; the functions below say what each does.
+
+    Attributes:
+        blocks: Attention to a block of the keys, which a ring needs; None where there is none.
+        whole: Causal attention with its log-sum-exp, which chunks of heads need; likewise.
+    """
+
+    attend: Attend
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    swiglu: Callable[[Tensor], Tensor]
+    rotary_: Callable[[Tensor, Tensor, int], Tensor]
+    blocks: BlockAttention | None = None
+    whole: CausalAttention | None = None
+
+
+def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype) -> Kernels:
+    """The kernels that a model's options mean on a device, computing in this dtype.
+
+    Raises:
+        ValueError: one needs CUDA, another dtype or a package that is not installed.
+    """
+    name, attend = choose_attention(model.attn_implementation, device, dtype)
+    blocks = choose_block_attention(name, device)
+    whole = None if blocks is None else at_home(blocks)
+    if model.type == "liger":
+        liger.require("model.type", "torch", device)
+        return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks, whole)
+    return replace(TORCH, attend=attend, blocks=blocks, whole=whole)
+
+
+def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:
+    """Raise ValueError if a run's attention has no kernel with log-sum-exp, which a user needs."""
+    if device.type == "cuda":
+        check_flash(run, user)
+    if choose_kernels(run.model, device, run.compute_dtype).blocks is None:
+        raise ValueError(
+            f"model.attn_implementation = {run.model.attn_implementation} gives no log-sum-exp "
+            f"here, which {user} needs; valid: auto, sdpa, flash_attention_2"
+        )
+
+
+def check_flash(run: RunConfig, user: str) -> None:
+    """Raise ValueError if FlashAttention has no kernel for a run's heads on CUDA."""
+    if run.dtype != "bf16":
+        raise ValueError(
+            f"dtype = {run.dtype} is none that {user}'s kernels compute in on CUDA; valid: bf16"
+        )
+    width = run.architecture.head_dim
+    if width % 8 or width > 256:
+        raise ValueError(
+            f"model.head_dim = {width} is none that {user}'s kernels compute in on CUDA; "
+            "valid: multiples of 8 up to 256"
+        )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in at least fp32 inside.
+
+    Keeps x and one number a row. CUDA has this fused in PyTorch; on CPU PyTorch would keep four
+    copies of x.
+    """
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up of a packed [..., 2·I] tensor; keeps only its input."""
+    return _SwiGLU.apply(gate_up)
+
+
+def rotary_(x: Tensor, table: Tensor, heads: int) -> Tensor:
+    """Rotate the first heads of x by their positions' angles, in place; the rest passes through.
+
+    Queries, keys and values come packed out of one projection that nothing keeps, so they are
+    turned where they are. Pairs are (k, k + K/2), as in Hugging Face's Llama.
+
+    Args:
+        x: [B, S, F, K], or [B, S, F·K] with the heads' elements side by side.
+        table: cos and sin, [2, B or 1, S, 1, K/2], in the dtype of x.
+    """
+    if torch.compiler.is_compiling():
+        # torch.compile (2.13) loses gradients of what comes into a graph and is changed there.
+        x = x.clone()
+    return _Rotary.apply(x, table, heads)
+
+
+TORCH = Kernels(sdpa, rms_norm, swiglu, rotary_)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        x, weight, scale = ctx.saved_tensors
+        normed = x.to(scale.dtype) * scale
+        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        weighted = (grad * weight).to(scale.dtype)
+        along = torch.linalg.vecdot(weighted, normed).div_(x.shape[-1]).unsqueeze(-1)
+        grad_x = weighted.addcmul_(normed, along, value=-1).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return grad_gate_up
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, heads: int) -> Tensor:
+        ctx.save_for_backward(table)
+        ctx.heads = heads
+        ctx.mark_dirty(x)
+        _rotate_(x, table[0], table[1], heads)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        (table,) = ctx.saved_tensors
+        turned = grad.clone(memory_format=torch.contiguous_format)
+        _rotate_(turned, table[0], -table[1], ctx.heads)
+        return turned, None, None
+
+
+def _rotate_(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+    first, second = by_head(x, 2 * cos.shape[-1])[..., :heads, :].chunk(2, dim=-1)
+    unturned = first.clone()
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).addcmul_(unturned, sin)

@@ -1,0 +1,130 @@
+"""Ranks as a grid: data-parallel replicas times the ring axis times the sequence axis.
+
+A sample is split over ring and sequence. Unless the run orders the axes otherwise, ranks of one
+sequence axis are neighbours, so that on a cluster the axis that talks most stays inside a node.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from odysseus.config.run import RunConfig
+
+_NAMES = {"dp": "replicate", "ring": "ring", "sp": "sequence"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Some ranks that talk to each other, this rank's place among them, and what about.
+
+    Attributes:
+        group: The process group.
+        purpose: What its traffic is for: ``activation`` of a block, ``gradient``, or ``edge`` (all
+            that is outside the blocks). Profiles and the traffic meter show it.
+    """
+
+    group: dist.ProcessGroup
+    purpose: str
+
+    @property
+    def size(self) -> int:
+        return self.group.size()
+
+    @property
+    def rank(self) -> int:
+        return self.group.rank()
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Where this rank stands.
+
+    Attributes:
+        device: This rank's device.
+        replica: Which data-parallel replica this rank belongs to.
+        ring: The axis of ring attention.
+        sequence: The method's own axis.
+        edge: The same ranks, for what happens before the first block and after the last.
+        world: All ranks.
+        key_value_copies: The ranks that hold a copy of the same kv heads; size 1 where each
+            kv head has one owner.
+        uncut_mesh: One-dimensional mesh over replicas and ring: what ZeRO shards the weights
+            over that a method cuts along the sequence axis.
+        full_mesh: One-dimensional mesh over all ranks: what ZeRO shards everything else over.
+        ring_order: Which tokens each place of the ring has.
+    """
+
+    device: torch.device
+    replica: int
+    ring: Axis
+    sequence: Axis
+    edge: Axis
+    world: Axis
+    key_value_copies: Axis
+    uncut_mesh: DeviceMesh
+    full_mesh: DeviceMesh
+    ring_order: Literal["zigzag", "contiguous"] = "zigzag"
+
+    @property
+    def replicas(self) -> int:
+        """Data-parallel replicas."""
+        return self.world.size // (self.ring.size * self.sequence.size)
+
+    @property
+    def shard(self) -> int:
+        """Which of its sample's shards this rank has: those of one place of the ring in a row."""
+        return self.ring.rank * self.sequence.size + self.sequence.rank
+
+
+def pick_device(choice: str) -> torch.device:
+    """The device of this process: its GPU, or the CPU."""
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def start_process_group(device: torch.device, timeout_s: float) -> None:
+    """Join the process group that the launcher's environment describes: NCCL on GPUs, else gloo."""
+    timeout = timedelta(seconds=timeout_s)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=timeout)
+
+
+def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
+    """Lay the started ranks, as many as the run's, out on its axes."""
+    order = run.axis_order.split("-")
+    sizes = {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
+    grid = init_device_mesh(
+        device.type,
+        tuple(sizes[axis] for axis in order),
+        mesh_dim_names=tuple(_NAMES[axis] for axis in order),
+    )
+    uncut = tuple(_NAMES[axis] for axis in order if axis != "sp")
+    # Fewer kv heads than ranks of the sequence axis: so many of them in a row share one.
+    kv_heads = run.architecture.num_key_value_heads
+    copies = run.sequence_size // kv_heads if run.sequence_size % kv_heads == 0 else 1
+    runs = grid.mesh.movedim(order.index("sp"), -1).reshape(-1, copies)
+    shared, _ = dist.new_subgroups_by_enumeration(runs.tolist())
+    assert isinstance(shared, dist.ProcessGroup), "every rank is in one of the runs"
+    return Mesh(
+        device=device,
+        replica=grid.get_local_rank("replicate"),
+        ring=Axis(grid.get_group("ring"), "activation"),
+        sequence=Axis(grid.get_group("sequence"), "activation"),
+        edge=Axis(grid.get_group("sequence"), "edge"),
+        world=Axis(dist.distributed_c10d._get_default_group(), "edge"),
+        key_value_copies=Axis(shared, "gradient"),
+        uncut_mesh=grid[uncut]._flatten("uncut"),
+        full_mesh=grid._flatten("full"),
+        ring_order=run.ring_order,
+    )

@@ -1,0 +1,178 @@
+"""Which part of which Hugging Face tensor every parameter on every rank holds.
+
+One map serves initialisation, gradient norms, checkpoints and tests. It is plain arithmetic on
+names and sizes, so any rank can ask about any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from odysseus.config.architecture import Architecture
+
+PACKED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+_ROWS_A_DRAW = 256
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of one Hugging Face tensor.
+
+    Attributes:
+        name: The tensor's name.
+        shape: The whole tensor's shape.
+        rows: Its rows [start, stop) that this piece holds.
+        columns: Its columns [start, stop); of a vector, [0, 1).
+        owned: Whether this rank counts the piece where copies exist on several ranks.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    owned: bool = True
+
+    @property
+    def height(self) -> int:
+        return self.rows[1] - self.rows[0]
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The piece's rectangle of the whole tensor, as a view."""
+        rows = whole[slice(*self.rows)]
+        return rows if rows.dim() == 1 else rows[:, slice(*self.columns)]
+
+
+def huggingface_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model by its Hugging Face name, with its whole shape."""
+    a = architecture
+    hidden, inner = a.hidden_size, a.intermediate_size
+    queries, keys = a.query_width, a.key_value_width
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (a.vocab_size, hidden)}
+    for layer in range(a.num_hidden_layers):
+        block = f"model.layers.{layer}."
+        for name, width in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+            shapes[f"{block}self_attn.{name}.weight"] = (width, hidden)
+            if a.attention_bias:
+                shapes[f"{block}self_attn.{name}.bias"] = (width,)
+        shapes[f"{block}self_attn.o_proj.weight"] = (hidden, queries)
+        if a.attention_output_bias:
+            shapes[f"{block}self_attn.o_proj.bias"] = (hidden,)
+        if a.use_qk_norm:
+            shapes[f"{block}self_attn.q_norm.weight"] = (a.head_dim,)
+            shapes[f"{block}self_attn.k_norm.weight"] = (a.head_dim,)
+        shapes[f"{block}mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[f"{block}mlp.up_proj.weight"] = (inner, hidden)
+        shapes[f"{block}mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{block}input_layernorm.weight"] = (hidden,)
+        shapes[f"{block}post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not a.tie_word_embeddings:
+        shapes["lm_head.weight"] = (a.vocab_size, hidden)
+    return shapes
+
+
+def pieces(
+    parameter: str, architecture: Architecture, split: Mapping[str, int], size: int, rank: int
+) -> list[Piece]:
+    """What one rank's parameter is made of, before ZeRO, top row to bottom row.
+
+    Args:
+        parameter: The parameter's name in this project's model, e.g.
+            ``model.layers.0.self_attn.qkv_proj.weight``.
+        split: The method's cuts (:attr:`odysseus.method.Method.split`).
+        size: Ranks of the sequence axis.
+        rank: Which of them.
+    """
+    shapes = huggingface_shapes(architecture)
+    stem, _, kind = parameter.rpartition(".")
+    parent, _, leaf = stem.rpartition(".")
+    found = []
+    for part in PACKED.get(leaf, (leaf,)):
+        name = f"{parent}.{part}.{kind}" if parent else f"{part}.{kind}"
+        shape = shapes[name]
+        cut = next((dim for key, dim in split.items() if f".{key}." in name), None)
+        if cut == 1 and len(shape) == 1:
+            cut = None  # A row-parallel bias is added once, after the sum: every rank has it all.
+        is_key_value = part in ("k_proj", "v_proj")
+        copies = max(1, size // architecture.num_key_value_heads) if is_key_value else 1
+        full = [(0, length) for length in (*shape, 1)][:2]
+        if cut is not None:
+            width = shape[cut] // (size // copies)
+            full[cut] = (rank // copies * width, (rank // copies + 1) * width)
+        owned = cut is None or rank % copies == 0
+        found.append(Piece(name, shape, full[0], full[1], owned))
+    return found
+
+
+def local_pieces(
+    model: nn.Module, architecture: Architecture, split: Mapping[str, int], size: int, rank: int
+) -> Iterator[tuple[Piece, Tensor]]:
+    """Every piece that this rank's ZeRO shards hold, with the part of the shard that holds it.
+
+    Yields:
+        (piece, view): `view` shares memory with the parameter.
+    """
+    for name, parameter in model.named_parameters():
+        yield from cut_rows(parameter, pieces(name, architecture, split, size, rank))
+
+
+def cut_rows(tensor: Tensor, of: list[Piece]) -> Iterator[tuple[Piece, Tensor]]:
+    """A parameter's (or its gradient's) local rows, divided among the pieces they belong to."""
+    local, first = local_shard(tensor)
+    last = first + local.shape[0] if local.numel() else first
+    top = 0
+    for piece in of:
+        start, stop = max(top, first), min(top + piece.height, last)
+        if start < stop:
+            rows = (piece.rows[0] + start - top, piece.rows[0] + stop - top)
+            held = Piece(piece.name, piece.shape, rows, piece.columns, piece.owned)
+            yield held, local[start - first : stop - first]
+        top += piece.height
+
+
+def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
+    """The rows that this rank's ZeRO shard holds, and the number of the first one.
+
+    FSDP2 gives each rank ceil(rows / ranks) rows, the last ranks fewer or none.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.detach(), 0
+    mesh = tensor.device_mesh
+    chunk = -(-tensor.shape[0] // mesh.size())
+    return tensor.to_local().detach(), chunk * mesh.get_local_rank()
+
+
+@torch.no_grad()
+def initialize(held: Iterable[tuple[Piece, Tensor]], seed: int) -> None:
+    """Fill this rank's shards with the initial weights that the seed decides.
+
+    Norms are 1, biases 0, everything else normal with standard deviation 0.02 (Llama's
+    ``initializer_range``). Values are drawn on the CPU in blocks of rows, each from its own
+    generator, so a rank draws only what it keeps and any sharding gives the same model.
+    """
+    for piece, view in held:
+        if len(piece.shape) == 1:
+            view.fill_(0.0 if piece.name.endswith(".bias") else 1.0)
+            continue
+        start, stop = piece.rows
+        for block in range(start // _ROWS_A_DRAW, -(-stop // _ROWS_A_DRAW)):
+            first = block * _ROWS_A_DRAW
+            drawn = _draw(seed, piece, block)[:, slice(*piece.columns)]
+            low, high = max(start, first), min(stop, first + len(drawn))
+            view[low - start : high - start] = drawn[low - first : high - first]
+
+
+def _draw(seed: int, piece: Piece, block: int) -> Tensor:
+    height = min(_ROWS_A_DRAW, piece.shape[0] - block * _ROWS_A_DRAW)
+    digest = hashlib.sha256(f"{seed}/{piece.name}/{block}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randn(height, piece.shape[1], generator=generator).mul_(0.02)

@@ -1,0 +1,70 @@
+"""Linear layers whose weight is cut over the sequence axis: column-parallel in, row-parallel out.
+
+B batch, S tokens of the whole sequence, s = S/n of this rank, D width, e and c this rank's cut of
+an inner width. Megatron-LM (arXiv 1909.08053) joins the cuts with all-reduce, Korthikanti et al.
+(arXiv 2205.05198) with all-gather and reduce-scatter.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from odysseus.parallel import collectives
+from odysseus.parallel.collectives import Landing
+from odysseus.config.run import RunConfig
+from odysseus.model.layers import Project, local
+from odysseus.parallel.mesh import Axis, Mesh
+
+
+def linear_all_reduce(
+    x_BSc: Tensor, weight_Dc: Tensor, bias_D: Tensor | None, axis: Axis
+) -> Landing:
+    """Row-parallel linear on a replicated stream: [B, S, c] to [B, S, D], summed over the axis."""
+    return _biased(collectives.begin_all_reduce_(F.linear(x_BSc, weight_Dc), axis), bias_D)
+
+
+def linear_reduce_scatter(
+    x_BSc: Tensor, weight_Dc: Tensor, bias_D: Tensor | None, axis: Axis
+) -> Landing:
+    """Row-parallel linear into a sequence shard: [B, S, c] to [B, s, D], summed over the axis."""
+    return _biased(collectives.begin_reduce_scatter(F.linear(x_BSc, weight_Dc), axis), bias_D)
+
+
+def gather_linear(
+    x_BsD: Tensor, weight_eD: Tensor, bias_e: Tensor | None, axis: Axis, regather: bool
+) -> Landing:
+    """Column-parallel linear out of a sequence shard: [B, s, D] to [B, S, e].
+
+    Args:
+        regather: Keep only the shard for backward and gather it again there, as arXiv 2205.05198
+            §4.2.2 describes; otherwise the gathered input stays until backward.
+    """
+    if axis.size == 1:
+        return local(x_BsD, weight_eD, bias_e)
+    if regather:
+        return _biased(collectives.begin_gathered_linear(x_BsD, weight_eD, axis), bias_e)
+    gathered = collectives.begin_all_gather(x_BsD, axis)
+    return lambda: F.linear(gathered(), weight_eD, bias_e)
+
+
+def _biased(landing: Landing, bias: Tensor | None) -> Landing:
+    return landing if bias is None else lambda: landing() + bias
+
+
+def with_shared_kv_gradients(project: Project, run: RunConfig, mesh: Mesh) -> Project:
+    """A column projection of q, k and v whose kv rows several ranks hold copies of.
+
+    With fewer kv heads than ranks each kv head serves a run of neighbouring ranks; their gradients
+    of its rows are summed so that the copies stay one weight.
+    """
+    first_row = run.architecture.query_width // mesh.sequence.size
+
+    def shared(x: Tensor, weight: Tensor, bias: Tensor | None) -> Landing:
+        def own(tensor: Tensor) -> Tensor:
+            axis, dtype = mesh.key_value_copies, run.reduce_dtype
+            return collectives.sum_gradient_rows(tensor, first_row, axis, dtype)
+
+        return project(x, own(weight), None if bias is None else own(bias))
+
+    return shared

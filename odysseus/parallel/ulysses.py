@@ -1,0 +1,53 @@
+"""Ulysses' exchange around attention: tokens of all heads for heads of all tokens, and back.
+
+B batch, S tokens, s = S/n of this rank, H query heads, G kv heads, h = H/n, K elements of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from odysseus.parallel import collectives, transfers
+from odysseus.model.attention import Attend
+from odysseus.model.documents import Documents
+from odysseus.parallel.mesh import Axis
+
+
+def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
+    """Attention over exchanged heads: q, k and v in one all-to-all, the output in another."""
+
+    def exchanged(
+        q_BsHK: Tensor, k_BsGK: Tensor, v_BsGK: Tensor, *, documents: Documents | None = None
+    ) -> Tensor:
+        # One copy packs what each rank gets; receiving, ranks are the leading part of S. No name
+        # holds the copy, so that it is gone before attention begins.
+        received_nBsFK = collectives.all_to_all(
+            torch.cat(
+                [collectives.heads_by_rank(x, axis.size) for x in (q_BsHK, k_BsGK, v_BsGK)], dim=3
+            ),
+            axis,
+        )
+        heads = [q_BsHK.shape[2] // axis.size] + 2 * [max(1, k_BsGK.shape[2] // axis.size)]
+        o_BShK = attend(
+            *transfers.unstack(received_nBsFK, 1).split(heads, dim=2), documents=documents
+        )
+        o_nBshK = collectives.all_to_all(transfers.stack(o_BShK, axis.size, 1), axis)
+        return o_nBshK.movedim(0, 2).flatten(2, 3)
+
+    return exchanged
+
+
+def yunchang_attend(attend: Attend, axis: Axis) -> Attend:
+    """The same exchange by yunchang: one all-to-all each for q, k, v and the output."""
+    from yunchang.comm.all_to_all import SeqAllToAll4D
+
+    def exchanged(
+        q_BsHK: Tensor, k_BsGK: Tensor, v_BsGK: Tensor, *, documents: Documents | None = None
+    ) -> Tensor:
+        copies = max(1, axis.size // k_BsGK.shape[2])
+        k_BsGK, v_BsGK = (x.repeat_interleave(copies, dim=2) for x in (k_BsGK, v_BsGK))
+        q, k, v = (SeqAllToAll4D.apply(axis.group, x, 2, 1) for x in (q_BsHK, k_BsGK, v_BsGK))
+        return SeqAllToAll4D.apply(axis.group, attend(q, k, v, documents=documents), 1, 2)
+
+    return exchanged

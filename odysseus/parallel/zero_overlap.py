@@ -1,0 +1,100 @@
+"""ZeRO-3 beside what computes, on a device without streams.
+
+FSDP2 hides gathers and reductions on CUDA's streams; on a CPU it waits for each where it begins.
+Here a unit's weights travel while the unit before it computes, its gradients while the next one's
+are computed. At most one unit more is held: forward's next (in backward FSDP2 holds it too), and
+the last block's weights while its loss is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+from odysseus.config.run import RunConfig
+
+
+def check(run: RunConfig, on_gpu: bool) -> None:
+    """Raise ValueError if the run asks for this where it cannot be."""
+    if run.zero_engine != "overlap":
+        return
+    if on_gpu:
+        raise ValueError(
+            "zero_engine = overlap is for ranks on CPUs; valid on a GPU, where FSDP2's streams "
+            "overlap by themselves: fsdp2"
+        )
+    for name, given, valid in (
+        ("zero_prefetch", run.zero_prefetch, True),
+        ("reduce_bucket_size", run.reduce_bucket_size, 0),
+    ):
+        if given != valid:
+            raise ValueError(
+                f"zero_engine = overlap gathers ahead and reduces a unit at once, not with {name} "
+                f"= {given}; valid: {name} = {valid}, or zero_engine = fsdp2"
+            )
+
+
+def overlap(root: nn.Module, units: Iterable[nn.Module]) -> None:
+    """Have a model's collectives run beside what computes.
+
+    Args:
+        root: The sharded model.
+        units: A sharded module of each unit, in the order of forward.
+    """
+    units = [module for module in units if isinstance(module, FSDPModule)]
+    assert isinstance(root, FSDPModule)
+    root._set_unshard_async_op(True)
+    for unit, following in pairwise(units):
+        unit.set_modules_to_forward_prefetch([following])
+    in_flight: list[dist.Work] = []
+    for unit in units:
+        for group in unit._get_fsdp_state()._fsdp_param_groups:
+            group._reduce_scatter_comm = _BackgroundReduceScatter(group, in_flight)
+
+
+class _BackgroundReduceScatter(ReduceScatter):
+    """Begins a group's reduction, and waits for it when the next unit's begins or backward ends.
+
+    Args:
+        in_flight: What any group's has begun.
+    """
+
+    def __init__(self, group: FSDPParamGroup, in_flight: list[dist.Work]) -> None:
+        self.of, self.in_flight = group, in_flight
+
+    def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """FSDP2 asks for room before it copies a unit's gradients: by now the last one's can go."""
+        if self.of._param_group_index == self.of._num_param_groups - 1:  # its unit's first
+            self._wait()
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> None:
+        work = dist.reduce_scatter_single(
+            output_tensor, input_tensor, group=group, op=op, async_op=True
+        )
+        assert work is not None
+        if not self.in_flight:
+            torch.autograd.Variable._execution_engine.queue_callback(self._wait)
+        self.in_flight.append(work)
+        shards = [p.sharded_param for p in self.of.fsdp_params]
+        if any(p.grad is not None or p.dtype != output_tensor.dtype for p in shards):
+            self._wait()  # FSDP2 adds it to what is there, or converts it, at once
+
+    def _wait(self) -> None:
+        while self.in_flight:
+            self.in_flight.pop(0).wait()

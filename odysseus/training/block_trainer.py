@@ -1,0 +1,80 @@
+"""The blocks alone: hidden states in, hidden states out, no embedding, last norm, head or loss.
+
+B batch, S tokens of a method's stream, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from odysseus.parallel import zero
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import HostMemory
+from odysseus.model.kernels import Kernels
+from odysseus.parallel.mesh import Mesh
+from odysseus.method import Method
+from odysseus.model.decoder import Decoder
+from odysseus.training.trainer import Trainer, shard, unsharded
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one rank's blocks run on, forward and backward.
+
+    Attributes:
+        x: What goes into the first block, [B, S, D] in the compute dtype, a leaf of autograd.
+        position_ids: Of the tokens that attention sees, [1, S'] int64.
+        gradient: Of what comes out of the last block, like x.
+    """
+
+    x: Tensor
+    position_ids: Tensor
+    gradient: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.x, self.position_ids, self.gradient
+
+
+class BlockStack(nn.Module):
+    """A decoder's blocks under the names that they have in it."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.model = decoder
+        # So that neither has weights here.
+        decoder.embed_tokens = decoder.norm = nn.Identity()  # pyright: ignore
+
+    def forward(self, x_BSD: Tensor, position_ids: Tensor) -> Tensor:
+        return self.model.through_blocks(x_BSD, position_ids)
+
+
+def build_blocks(
+    run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
+) -> BlockStack:
+    """As :func:`odysseus.training.trainer.build_model`, the blocks alone."""
+    stack = BlockStack(unsharded(run, method, mesh, host, kernels).model)
+    shard(stack, zero.Units(None, stack.model.layers, []), run, method, mesh)
+    return stack
+
+
+class BlockTrainer(Trainer):
+    """Trains the blocks alone, towards whatever gradient comes from above."""
+
+    def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
+        super().__init__(run, method, mesh, build=build_blocks)
+
+    def step(self, batches: list[Stream]) -> None:  # pyright: ignore
+        """Forward, backward and update."""
+        self.forward_backward(batches)
+        self.optimizer.update()
+
+    def forward_backward(self, batches: list[Stream]) -> Tensor:  # pyright: ignore
+        """Gradients of weights, and of the input of the one stream; its output, [B, S, D]."""
+        (stream,) = batches
+        stream.x.grad = None
+        y_BSD = self.model(stream.x, stream.position_ids)
+        y_BSD.backward(stream.gradient)
+        return y_BSD.detach()
