@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _bad_input("VERB", f"unknown verb {verb!r}; valid: {', '.join(VERBS)}")
-    action: Callable[[list[str]], int] = import_module(f"bench.{verb}_verb").main
+    action: Callable[[list[str]], int] = import_module(f"bench.commands.{verb}").main
     try:
         return action(rest)
     except ValueError as error:

@@ -11,12 +11,12 @@ from functools import partial
 
 from torch import Tensor
 
-from odysseus.parallel import collectives
 from odysseus.config.run import RunConfig
-from odysseus.model.kernels import Kernels
-from odysseus.parallel.mesh import Mesh
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
 from odysseus.model.decoder import MLP, Attention
+from odysseus.model.kernels import Kernels
+from odysseus.parallel import collectives
+from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.tensor_parallel import (
     gather_linear,
     linear_reduce_scatter,

@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from odysseus.config.run import RunConfig
-from odysseus.parallel.ulysses_chunks import ChunkedAttention
-from odysseus.parallel.ulysses import all_to_all_attend, yunchang_attend
-from odysseus.model.kernels import Kernels
-from odysseus.parallel.mesh import Mesh
+from odysseus.config.sizes import divisors
 from odysseus.method import Method
 from odysseus.model.decoder import MLP, Attention
-from odysseus.config.sizes import divisors
+from odysseus.model.kernels import Kernels
+from odysseus.parallel.mesh import Mesh
+from odysseus.parallel.ulysses import all_to_all_attend, yunchang_attend
+from odysseus.parallel.ulysses_chunks import ChunkedAttention
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:

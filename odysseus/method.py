@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from odysseus.config.run import RunConfig
+from odysseus.config.sizes import nearest_multiples
+from odysseus.model.decoder import MLP, Attention
 from odysseus.model.kernels import Kernels
 from odysseus.parallel.mesh import Mesh
-from odysseus.model.decoder import MLP, Attention
-from odysseus.config.sizes import nearest_multiples
 
 Edge = Callable[[Tensor, Mesh], Tensor]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench import figures, layouts
+from bench.report import draw_matplotlib, labels
 
 QUANTITIES = {
     "step_ms_p50": "step (ms)",
@@ -60,18 +60,18 @@ def figure(parts: dict[str, pd.DataFrame]) -> Figure:
     panels = drawn.subplots(len(parts), len(shown), squeeze=False)
     for (over, rows), of_part in zip(parts.items(), panels, strict=True):
         for axes, name in zip(of_part, shown, strict=True):
-            for method in layouts.methods_of(rows):
+            for method in labels.methods_of(rows):
                 line = rows[rows["method"] == method].sort_values(over)
-                unit = layouts.MIB if "bytes" in name else 1
-                axes.loglog(line[over], line[name] / unit, label=method, **layouts.style_of(method))
+                unit = labels.MIB if "bytes" in name else 1
+                axes.loglog(line[over], line[name] / unit, label=method, **labels.style_of(method))
             at = sorted(rows[over].unique())
-            axes.set_xticks(at, [layouts.length_label(n) for n in at])
+            axes.set_xticks(at, [labels.length_label(n) for n in at])
             axes.minorticks_off()
-            figures.log_ticks(axes.yaxis)
+            draw_matplotlib.log_ticks(axes.yaxis)
             axes.set_xlabel(AXES[over])
             axes.set_ylabel(QUANTITIES[name])
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    drawn.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels))
+    handles, names = panels[0][0].get_legend_handles_labels()
+    drawn.legend(handles, names, frameon=False, loc="outside upper center", ncols=len(names))
     first = next(iter(parts.values())).iloc[0]
     machine = f"{first['hardware']}, {first['world_size']} ranks"
     source = f"measured on {machine}, {str(first['git_commit'])[:8]}"
@@ -85,8 +85,8 @@ def main() -> None:
     for over, rows in parts.items():
         print(over)
         print(exponents(rows, over).round(2).T.to_string())
-    with figures.styled():
-        figures.save(figure(parts), path.with_suffix(""))
+    with draw_matplotlib.styled():
+        draw_matplotlib.save(figure(parts), path.with_suffix(""))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench import figures, layouts
+from bench.report import draw_matplotlib, labels
 
 RATES = {"400mbit": 400e6, "200mbit": 200e6}
 WAYS = {
@@ -61,7 +61,7 @@ def _cells(path: Path) -> pd.DataFrame:
 
 def figure(cells: pd.DataFrame) -> Figure:
     """A panel for each speed: bars of a method's ways, from 1, which is perfect."""
-    links, methods = cells["link"].unique(), layouts.methods_of(cells)
+    links, methods = cells["link"].unique(), labels.methods_of(cells)
     drawn = Figure(figsize=(6.4, 3.2))
     panels = drawn.subplots(1, len(links), sharey=True, squeeze=False)[0]
     for axes, link in zip(panels, links, strict=True):
@@ -70,7 +70,7 @@ def figure(cells: pd.DataFrame) -> Figure:
             at = [place + 0.2 * (index - 1.5) for place in range(len(methods))]
             heights = [here.get((method, way), float("nan")) for method in methods]
             label = way if link == links[0] else None
-            axes.bar(at, heights, width=0.18, label=label, **layouts.STACK_STYLE[index])
+            axes.bar(at, heights, width=0.18, label=label, **labels.STACK_STYLE[index])
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(methods)), methods)
         axes.set_title(f"links of {link.removesuffix('mbit')} Mbit/s")
@@ -88,8 +88,8 @@ def main() -> None:
     found.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
     table = found.pivot_table(index=["link", "method"], columns="way", values="ratio", sort=False)
     print(table.round(2).to_string())
-    with figures.styled():
-        figures.save(figure(found), folder / "summary")
+    with draw_matplotlib.styled():
+        draw_matplotlib.save(figure(found), folder / "summary")
 
 
 if __name__ == "__main__":

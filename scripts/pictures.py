@@ -17,7 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench import compare_verb, figures, options, plan_verb, report_verb, verify, verify_verb
+from bench.commands import compare, plan, report, verify
+from bench.config import options
+from bench.report import draw_matplotlib
+from bench.runner import verify
 from scripts import diagrams, emulated_errors, growth, overlap_summary
 
 RESULTS = Path("results")
@@ -53,13 +56,13 @@ def draw(command: list[str]) -> None:
         return
     verb, *flags = arguments
     if verb == "report":
-        report_verb.main(flags)
+        report.main(flags)
     elif verb == "plan":
-        plan_verb.main(flags)
+        plan.main(flags)
     elif verb == "verify":
         _overlay(flags)
     elif verb == "compare":
-        compare_verb.save_figure(Path(flags[flags.index("--out") + 1]))
+        compare.save_figure(Path(flags[flags.index("--out") + 1]))
 
 
 def _overlay(flags: list[str]) -> None:
@@ -69,9 +72,9 @@ def _overlay(flags: list[str]) -> None:
     parser.add_argument("--out", type=str)
     parsed: Any = options.parse(parser, flags)
     out = Path(parsed.out)
-    title = verify_verb.title(options.run_config(parsed))
-    drawn = figures.draw(verify.overlay(pd.read_csv(out), title))
-    figures.save(drawn, out.with_suffix(""))
+    title = verify.title(options.run_config(parsed))
+    drawn = draw_matplotlib.draw(verify.overlay(pd.read_csv(out), title))
+    draw_matplotlib.save(drawn, out.with_suffix(""))
 
 
 def main() -> None:

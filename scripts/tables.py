@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench import prediction
+from bench.report import accuracy
 from methods.peers import PEERS
 from scripts import growth, overlap_summary
 
@@ -107,7 +107,7 @@ def errors(file: Path) -> pd.DataFrame:
 
 
 def _of_errors(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
-    cells, wrong = prediction.medians(rounds), len(prediction.misordered(rounds))
+    cells, wrong = accuracy.medians(rounds), len(accuracy.misordered(rounds))
     off, of_rounds = cells["error"], rounds["error"]
     return {
         "links": str(links).removeprefix("links of ").removeprefix("links "),

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from methods import METHODS
-from odysseus.io import checkpoint
 from odysseus.config.run import RunConfig
+from odysseus.io import checkpoint
 from odysseus.io.text import Samples
 from odysseus.model.layers import Head
 from odysseus.parallel.mesh import make_mesh

@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import partial
 
 from odysseus.config.run import RunConfig
-from odysseus.parallel.ulysses import all_to_all_attend
-from odysseus.model.kernels import Kernels
-from odysseus.parallel.mesh import Mesh
 from odysseus.method import MLP_SPLIT, Method, check_intermediate_size
 from odysseus.model.decoder import MLP, Attention
+from odysseus.model.kernels import Kernels
+from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.tensor_parallel import gather_linear, linear_reduce_scatter
+from odysseus.parallel.ulysses import all_to_all_attend
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:

@@ -15,8 +15,8 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from bench import launch
 from bench.__main__ import main
+from bench.runner import launch
 
 
 def measure(*_: Any) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import hardware, options
-from bench.advice import advice
-from bench.speeds import Link
+from bench.config import options
+from bench.hardware import profiles
+from bench.hardware.speeds import Link
+from bench.runner.advice import advice
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 from tests.test_parity import RUN
 
@@ -66,10 +67,10 @@ def test_compile_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_links_that_were_calibrated_on_fewer_ranks(tmp_path: Path) -> None:
-    profile, file = hardware.PROFILES["h100-80g"], tmp_path / "here.yml"
+    profile, file = profiles.PROFILES["h100-80g"], tmp_path / "here.yml"
     assert profile.speeds is not None
     links = (Link(ranks=16, nodes=2, points=((1, 1),)),)
-    hardware.write(replace(profile, speeds=replace(profile.speeds, links=links)), file)
+    profiles.write(replace(profile, speeds=replace(profile.speeds, links=links)), file)
     run = replace(QUIET, dry_run=True, dtype="bf16", hardware=str(file), seq_len=8192)
     assert advice(replace(run, world_size=16), CPU) == []
     (line,) = advice(replace(run, world_size=32), CPU)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench import arctic, arctic_keys
-from bench.arctic_keys import RULES
+from bench.config import arctic, arctic_keys
+from bench.config.arctic_keys import RULES
 
 ZERO = "deepspeed.zero_optimization"
 LEAST = {"model.name_or_path": "Qwen/Qwen3-32B", f"{ZERO}.stage": 3}

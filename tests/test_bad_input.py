@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import launch
 from bench.__main__ import main
+from bench.runner import launch
 
 
 @pytest.fixture(autouse=True)

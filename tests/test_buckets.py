@@ -14,13 +14,13 @@ from torch.distributed.fsdp._fully_shard import _fsdp_collectives as collectives
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.utils._python_dispatch import _disable_current_modes
 
-from bench.memory import MemoryMeter
-from bench.watch import Watcher
+from bench.meters.memory import MemoryMeter
+from bench.meters.watcher import Watcher
 from methods import METHODS
-from odysseus.parallel.zero_buckets import bucket_widths
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
+from odysseus.parallel.zero_buckets import bucket_widths
 from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 

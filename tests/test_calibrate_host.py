@@ -10,9 +10,10 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 
-from bench import calibrate_host, dryrun
-from bench.calibrate_host import _steps, split
-from bench.program import HOOKS, Op
+from bench.calibration import host
+from bench.calibration.host import _steps, split
+from bench.simulator import dry_run
+from bench.simulator.program import HOOKS, Op
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.ranks import run_ranks
 
@@ -21,7 +22,7 @@ PROFILE = Path(__file__).parent.parent / "results" / "emulated" / "50mbit-1" / "
 
 def test_hooks_are_what_zero_takes_beyond_its_operations() -> None:
     """0.1 ms an operation and 2 ms a hook, on a machine that is three times slower now and then."""
-    paces = [1 if turn % 3 else 3 for turn in range(calibrate_host._TURNS)]
+    paces = [1 if turn % 3 else 3 for turn in range(host._TURNS)]
     plain_s = [1e-4 * 100 * pace for pace in paces]
     zero_s = [(1e-4 * 120 + 2e-3 * 10) * pace for pace in paces]
     plain = Mock(ops=100, hooked=0, host_s=Mock(side_effect=plain_s))
@@ -30,7 +31,7 @@ def test_hooks_are_what_zero_takes_beyond_its_operations() -> None:
 
 
 def hooks_of_small_steps(_: RunConfig) -> tuple[int, int]:
-    with patch.object(calibrate_host, "_TOKENS", 64):
+    with patch.object(host, "_TOKENS", 64):
         plain, zero = _steps(torch.device("cpu"))
     return plain.hooked, zero.hooked
 
@@ -46,7 +47,7 @@ def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
         dry_run=True,
         hardware=str(PROFILE),
     )
-    program = dryrun.count(run, 0, True).program
+    program = dry_run.count(run, 0, True).program
     hooks = sum(isinstance(action, Op) and action.kind == HOOKS for action in program)
     assert found == [(0, hooks)] * 2
     assert hooks == 10
@@ -54,7 +55,7 @@ def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
 
 def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
     """Of a step, and of one whose host sleeps for 50 ms and multiplies for longer besides."""
-    with patch.object(calibrate_host, "_TOKENS", 64):
+    with patch.object(host, "_TOKENS", 64):
         _, step = _steps(torch.device("cpu"))
     x, once = torch.randn(256, 256), step.once
 

@@ -21,15 +21,15 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from bench import cell
 from bench.__main__ import main
+from bench.runner import worker
 from methods import METHODS
-from odysseus.io import checkpoint
-from odysseus.parallel import sharding
-from odysseus.io.checkpoint import Checkpoint
 from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io import checkpoint
+from odysseus.io.checkpoint import Checkpoint
 from odysseus.io.text import Samples
 from odysseus.model.decoder import reference_model
+from odysseus.parallel import sharding
 from tests.checkpoint_ranks import CPU, bytes_read, errors, saved_again
 from tests.ranks import run_ranks
 from tests.test_config_json import CONFIGS
@@ -172,8 +172,8 @@ def test_a_preset_is_saved_for_transformers(tmp_path: Path) -> None:
     """With Llama-3's frequencies: its loss there is the one that we go on with."""
     model = ModelOptions(rope_factor=8.0, rope_original_max_position_embeddings=32)
     run = RunConfig(model=model, seq_len=64, steps=1, warmup_steps=0, method="tp_sp")
-    run_ranks(cell.measure_in_group, 1, run, CPU, str(tmp_path / "tiny"))
-    (next_one,) = run_ranks(cell.measure_in_group, 1, replace(run, warmup_steps=1), CPU)
+    run_ranks(worker.measure_in_group, 1, run, CPU, str(tmp_path / "tiny"))
+    (next_one,) = run_ranks(worker.measure_in_group, 1, replace(run, warmup_steps=1), CPU)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype=torch.float32)
     (batch,) = Samples(run, 0, 0, CPU).step(1)
     loss = F.cross_entropy(model(batch.input_ids).logits.flatten(0, 1), batch.labels.flatten())

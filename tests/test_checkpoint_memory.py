@@ -14,8 +14,8 @@ from methods import METHODS
 from odysseus.config import hf_config
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.parallel.mesh import make_mesh
-from odysseus.training.trainer import Trainer
 from odysseus.parallel.sharding import huggingface_shapes
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 
 GIB = 2**30

@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import compare, launch
 from bench.__main__ import main
-from bench.compare_figure import NUMBERS
-from bench.compare_verb import COLUMNS
+from bench.commands.compare import COLUMNS
+from bench.report.charts.compare import NUMBERS
+from bench.runner import compare, launch
 from methods.peers import PARTS, PEERS, Peer, check_device, plain
 from methods.peers.optimizer import AdamW
-from odysseus.training.block_trainer import Stream
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
+from odysseus.training.block_trainer import Stream
 from tests.peer_bytes import (
     BYTES,
     RUN,

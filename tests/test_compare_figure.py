@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import compare_figure, page_charts
-from bench.chart import Bars, Line
+from bench.report import draw_plotly
+from bench.report.chart import Bars, Line
+from bench.report.charts import compare
 from tests.test_report import RESULTS, cards_of, written
 
 SHIPPED = RESULTS / "compare.csv"
@@ -50,7 +51,7 @@ def test_a_panel_says_of_which_part_it_is(part: str | None, tail: str, tmp_path:
 
 def test_on_the_page_no_ratio_stands_on_hatches() -> None:
     (chart,) = cards_of(SHIPPED)["compare"].charts
-    bars = [trace for trace in page_charts.drawn(chart)["panels"][0]["data"] if "base" in trace]
+    bars = [trace for trace in draw_plotly.drawn(chart)["panels"][0]["data"] if "base" in trace]
     places = {bool(bar["marker"]["pattern"]["shape"]): bar["textposition"] for bar in bars}
     assert places == {True: "outside", False: "inside"}
 
@@ -65,4 +66,4 @@ def test_rows_that_are_damaged_or_failed_are_left_out(tmp_path: Path) -> None:
     assert drawn == len(rows) - 3
     failed = written(rows.assign(status="error"), tmp_path / "failed.csv")
     assert cards_of(failed)["compare"].notes == ["left out: no comparison that ended well"]
-    assert set(compare_figure.NUMBERS) <= set(rows.columns)
+    assert set(compare.NUMBERS) <= set(rows.columns)

@@ -14,8 +14,8 @@ from random import Random
 import pytest
 import torch
 
-from odysseus.io import text
 from odysseus.config.run import DataOptions, RunConfig
+from odysseus.io import text as text_module
 from odysseus.io.text import Batch, Samples, check_tokens, open_tokens
 
 TEXT = bytes(Random(0).choices(range(97, 123), k=211))  # 211 is prime: samples wrap everywhere.
@@ -163,7 +163,7 @@ def test_not_utf8(
     with pytest.raises(UnicodeDecodeError) as error:
         text.decode()
     assert error.value.start == bad_byte
-    monkeypatch.setattr(text, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(text_module, "_CHUNK_BYTES", chunk_bytes)
     file = tmp_path / "bad.txt"
     file.write_bytes(text)
     with pytest.raises(ValueError, match=rf"data\.path is .*not UTF-8 at byte {bad_byte}; valid:"):
@@ -174,7 +174,7 @@ def test_not_utf8(
 def test_characters_across_chunks_are_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(text, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(text_module, "_CHUNK_BYTES", chunk_bytes)
     file = tmp_path / "good.txt"
     file.write_bytes(GOOD)
     check_tokens(RunConfig(data=DataOptions(path=str(file)), seq_len=8))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench import theory
+from bench.theory import traffic as theory_traffic
 from odysseus.method import unchanged
 from scripts import diagrams
 from tests.test_parity import RUN
@@ -32,7 +32,7 @@ def test_it_sends_what_the_method_sends(name: str) -> None:
         forward[transpose.get(collective, collective)] += count
     terms: Counter[str] = Counter()
     run = replace(RUN, method=name, world_size=4, regather=False)
-    for term in theory.block_activations(run):
+    for term in theory_traffic.block_activations(run):
         terms[term.collective] += term.count
     assert forward == terms
 

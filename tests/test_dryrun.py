@@ -14,18 +14,21 @@ from typing import Any
 import pytest
 import torch
 
-from bench import dryrun, rows, theory, theory_memory
+from bench import rows
 from bench.__main__ import main
-from bench.cell import memory_columns, memory_of_step
-from bench.kernel_flops import FlopMeter
-from bench.memory import KINDS
-from bench.traffic import TrafficMeter
+from bench.meters.flops import FlopMeter
+from bench.meters.memory import KINDS
+from bench.meters.traffic import TrafficMeter
+from bench.runner.worker import memory_columns, memory_of_step
+from bench.simulator import dry_run
+from bench.theory import memory as theory_memory
+from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
-from odysseus.training.trainer import Trainer
 from odysseus.parallel.sharding import huggingface_shapes
+from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, VARIANTS
 from tests.test_toggles import ALL_ON, LOSS_TILES
@@ -68,7 +71,7 @@ def measured(runs: list[RunConfig]) -> list[dict[str, Any]]:
 
 def counted(run: RunConfig, rank: int) -> dict[str, Any]:
     """The same columns of the dry run."""
-    found = dryrun.count(run, rank)
+    found = dry_run.count(run, rank)
     columns = memory_columns(found.memory)
     return {**found.traffic, **columns, **found.flops}
 
@@ -152,15 +155,15 @@ def test_explain_peak_says_where_it_is_and_what_is_alive(
 def test_a_world_of_thousands_sends_what_theory_says() -> None:
     run = replace(BASE, method="odysseus", world_size=4096, sequence_parallel_size=8)
     run = replace(run, ring_parallel_size=4, seq_len=1024)
-    found = dryrun.count(run, 4095)
-    assert found.traffic == theory.step_traffic(run).columns
-    assert dryrun.count(run, 0).memory.peak("host").bytes == theory_memory.host_bytes(run) == 0
+    found = dry_run.count(run, 4095)
+    assert found.traffic == theory_traffic.step_traffic(run).columns
+    assert dry_run.count(run, 0).memory.peak("host").bytes == theory_memory.host_bytes(run) == 0
 
 
 def test_before_backward_a_block_holds_its_input() -> None:
     run = replace(BASE, method="tp_sp", world_size=4, activation_checkpointing=True)
     deeper = replace(run, model=replace(run.model, num_hidden_layers=3))
-    held = [dryrun.count(r, 0).memory.before_backward()["activations"] for r in (run, deeper)]
+    held = [dry_run.count(r, 0).memory.before_backward()["activations"] for r in (run, deeper)]
     assert held[1] - held[0] == theory_memory.stream_bytes(run)
 
 
@@ -168,7 +171,7 @@ def test_before_backward_a_block_holds_its_input() -> None:
 def test_before_backward_kept_weights_are_all_blocks(freed: bool) -> None:
     run = replace(BASE, method="ulysses", world_size=4, reshard_after_forward=freed)
     deeper = replace(run, model=replace(run.model, num_hidden_layers=3))
-    held = [dryrun.count(r, 0).memory.before_backward()["communication"] for r in (run, deeper)]
+    held = [dry_run.count(r, 0).memory.before_backward()["communication"] for r in (run, deeper)]
     shapes = huggingface_shapes(run.architecture).items()
     block = sum(math.prod(shape) for name, shape in shapes if ".layers.0." in name)
     assert held[1] - held[0] == (0 if freed else block * run.compute_dtype.itemsize)
@@ -192,7 +195,7 @@ def test_chunks_of_heads_lower_the_peak() -> None:
         tiled_mlp_compute=True,
     )
     whole, half, quarter = (
-        dryrun.count(replace(run, ulysses_head_chunks=c), 0).peak.by_kind["activations"] / 2**30
+        dry_run.count(replace(run, ulysses_head_chunks=c), 0).peak.by_kind["activations"] / 2**30
         for c in (1, 2, 4)
     )
     assert (round(whole, 2), round(half, 2), round(quarter, 2)) == (13.07, 11.06, 8.8)

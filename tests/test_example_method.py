@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import theory
+from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from tests.example_method import METHOD
@@ -51,7 +51,7 @@ def test_it_equals_one_process(run: RunConfig) -> None:
 def test_it_sends_half_of_each() -> None:
     run = replace(CELL, world_size=4)
     ulysses, tp_sp = (
-        theory.step_traffic(replace(run, method=name)).bytes(purpose="activation")
+        theory_traffic.step_traffic(replace(run, method=name)).bytes(purpose="activation")
         for name in ("ulysses", "tp_sp")
     )
     for columns in run_ranks(columns_of_example, 4, run):

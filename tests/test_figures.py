@@ -8,13 +8,13 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from bench import figures
-from bench.chart import Axis, Bars, Chart, Line, Mark, Panel
+from bench.report import draw_matplotlib
+from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel
 
 
 def axes_of(mark: Mark, x: Axis | None = None, y: Axis | None = None) -> Any:
     panel = Panel(x=x or Axis(), y=y or Axis(), marks=[mark])
-    return figures.draw(Chart(panels=[panel])).axes[0]
+    return draw_matplotlib.draw(Chart(panels=[panel])).axes[0]
 
 
 @pytest.mark.parametrize(
@@ -57,5 +57,5 @@ def test_a_legend_takes_one_line_where_it_fits(letters: int, columns: int) -> No
         for n in range(7)
     ]
     panel = Panel(x=Axis(), y=Axis(), marks=lines, width=1.5)
-    drawn: Figure = figures.draw(Chart(panels=[panel]))
+    drawn: Figure = draw_matplotlib.draw(Chart(panels=[panel]))
     assert drawn.legends[0]._ncols == columns

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench import options
 from bench.__main__ import VERBS, main
+from bench.config import options
 
 ROOT = Path(__file__).parent.parent
 

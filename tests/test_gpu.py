@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import launch, theory_memory
+from bench.runner import launch
+from bench.theory import memory as theory_memory
 from methods import METHODS
+from odysseus.config.run import DataOptions, ModelOptions, OptimizerOptions, RunConfig
 from odysseus.model import kernels
 from odysseus.model.attention import choose_attention, sdpa
 from odysseus.model.block_attention import choose_block_attention
-from odysseus.config.run import DataOptions, ModelOptions, OptimizerOptions, RunConfig
 from odysseus.model.loss import cross_entropy_sum
 from tests.test_kernels import ROUNDINGS
 from tests.test_liger import KERNELS, kernel_errors

@@ -12,10 +12,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from bench import cell, dryrun, theory
 from bench.__main__ import main
-from odysseus.parallel import ulysses_chunks
+from bench.runner import worker
+from bench.simulator import dry_run
+from bench.theory import traffic as theory_traffic
 from odysseus.config.run import RunConfig
+from odysseus.parallel import ulysses_chunks
 from tests.ranks import run_ranks
 from tests.test_parity import VARIANTS
 from tests.test_toggles import ALL_ON, BASE, check_all
@@ -62,7 +64,7 @@ def test_parity_across_a_ring(backend: str) -> None:
 
 def dtypes_of_sums(run: RunConfig) -> list[torch.dtype]:
     """In which the gradients of k and v add up, in a step of this rank."""
-    trainer, samples = cell.start(run, torch.device("cpu"))
+    trainer, samples = worker.start(run, torch.device("cpu"))
     with patch.object(ulysses_chunks, "_add", wraps=ulysses_chunks._add) as add:
         trainer.forward_backward(samples.step(0))
     return [call.args[2] for call in add.call_args_list]
@@ -89,7 +91,7 @@ def test_bytes_and_calls_equal_theory() -> None:
         hybrid = replace(base, ring_parallel_size=ring)
         runs += variants(hybrid, [chunks])[:3]
         runs += variants(replace(hybrid, ring_backend="allgather"), [chunks])[:1]
-    expected = [theory.step_traffic(run).columns for run in runs]
+    expected = [theory_traffic.step_traffic(run).columns for run in runs]
     for measured in run_ranks(measured_columns, 4, runs):
         for run, columns, formula in zip(runs, measured, expected, strict=True):
             assert columns == formula, run
@@ -98,9 +100,9 @@ def test_bytes_and_calls_equal_theory() -> None:
 def test_a_step_sends_half_as_much_more_of_q_k_and_v() -> None:
     """Forward and its gradients are the same bytes; backward exchanges q, k and v once more."""
     whole = replace(BASE, dtype="fp32", world_size=2)
-    in_chunks = theory.step_traffic(replace(whole, ulysses_head_chunks=4))
+    in_chunks = theory_traffic.step_traffic(replace(whole, ulysses_head_chunks=4))
     qkv, o = 2 * (8 + 2 * 4), 2 * 8  # heads, there and back
-    once = theory.step_traffic(whole).bytes(purpose="activation")
+    once = theory_traffic.step_traffic(whole).bytes(purpose="activation")
     assert in_chunks.bytes(purpose="activation") * (qkv + o) * 2 == once * (3 * qkv + 2 * o)
 
 
@@ -134,4 +136,4 @@ def test_kernels_without_a_log_sum_exp_are_refused() -> None:
         ulysses_chunks.check(in_chunks, torch.device("cuda"))
     odd = replace(in_chunks, model=replace(BASE.model, head_dim=12), dtype="bf16")
     with pytest.raises(ValueError, match="head_dim = 12 is none that hardware = h100-80g's"):
-        dryrun.check(replace(odd, dry_run=True, hardware="h100-80g"))
+        dry_run.check(replace(odd, dry_run=True, hardware="h100-80g"))

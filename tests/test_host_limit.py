@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench import host_limit, joined, launch, rows
+from bench import rows
 from bench.__main__ import main
+from bench.runner import host_limit, join, launch
 from methods import METHODS
-from odysseus.memory import host_memory
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.memory import host_memory
 from odysseus.memory.host_memory import HostMemory, machine_bytes, node_limit_bytes, ranks_a_node
 
 MODEL = ModelOptions(
@@ -112,7 +113,7 @@ def test_slurm_tells_how_many_ranks_share_a_node(
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", listed)
     monkeypatch.setenv("SLURM_NODEID", node)
-    assert joined._tasks_on_this_node(20) == expected
+    assert join._tasks_on_this_node(20) == expected
 
 
 def test_what_does_not_depend_on_the_length_says_so() -> None:
@@ -180,9 +181,9 @@ def test_run_says_so_in_a_line_and_ends_with_1(
 def _out_of_device_memory(run: RunConfig) -> dict[str, object]:
     if run.seq_len == 512:
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    from bench import cell
+    from bench.runner import worker
 
-    return cell.measure(run)
+    return worker.measure(run)
 
 
 def test_a_sweep_goes_on_past_cells_that_run_out(

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import host_limit, joined
 from bench.__main__ import main
+from bench.runner import host_limit, join
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
 from tests.test_host_limit import RUN as OFFLOADED
@@ -31,12 +31,12 @@ def test_of_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
     write = Mock()
     monkeypatch.setenv("RANK", "0")
-    assert joined.run_cell(RunConfig(), fail, write) == "oom_gpu"
+    assert join.run_cell(RunConfig(), fail, write) == "oom_gpu"
     ((row,),) = (call.args for call in write.call_args_list)
     assert row["error"] == "rank 0: OutOfMemoryError: CUDA out of memory."
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(torch.OutOfMemoryError):
-        joined.run_cell(RunConfig(), fail, write)
+        join.run_cell(RunConfig(), fail, write)
     assert write.call_count == 1
 
 
@@ -48,9 +48,9 @@ def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) ->
     run = replace(OFFLOADED, host_memory_limit_bytes=1)
     if rank == "1":
         with pytest.raises(HostMemoryError, match="offloading needs"):
-            joined.run_cell(run, measure, write)
+            join.run_cell(run, measure, write)
     else:
-        assert joined.run_cell(run, measure, write) == "oom_cpu"
+        assert join.run_cell(run, measure, write) == "oom_cpu"
         ((row,),) = (call.args for call in write.call_args_list)
         assert row["error"] == f"rank 0: HostMemoryError: {host_limit.shortage(run)}"
     assert not measure.called

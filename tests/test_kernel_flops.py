@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import flops
-from bench.kernel_flops import _KERNELS, FlopMeter
+from bench.meters.flops import _KERNELS, FlopMeter
+from bench.theory import model_flops
 from methods import METHODS
-from odysseus.model.attention import choose_attention
-from odysseus.model.block_attention import choose_block_attention
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
+from odysseus.model.attention import choose_attention
+from odysseus.model.block_attention import choose_block_attention
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
@@ -84,7 +84,7 @@ def test_zigzag_is_balanced_and_contiguous_is_not(backend: str) -> None:
 def test_every_method_does_its_share(method: str) -> None:
     """Heads by the sequence axis, tokens by the ring; nothing twice."""
     run = replace(RUN, method=method, world_size=4, ring_parallel_size=2, seq_len=64)
-    matmuls = 6 * flops.matmul_parameters(run.architecture) * run.tokens_per_step
+    matmuls = 6 * model_flops.matmul_parameters(run.architecture) * run.tokens_per_step
     assert run_ranks(measured, 4, [run]) == [[(whole(run) // 4, matmuls // 4)]] * 4
 
 

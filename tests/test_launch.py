@@ -17,7 +17,8 @@ import psutil
 import pytest
 import torch
 
-from bench import launch, rows
+from bench import rows
+from bench.runner import launch
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 
 ROOT = Path(__file__).parent.parent

@@ -21,12 +21,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from odysseus.model import kernels, liger
 from odysseus.config.architecture import Architecture
 from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.model import kernels, liger
+from odysseus.model.decoder import MLP, Attention, CausalLM, Tricks
 from odysseus.model.kernels import TORCH, Kernels, choose_kernels
 from odysseus.model.loss import Loss, whole_logits
-from odysseus.model.decoder import MLP, Attention, CausalLM, Tricks
 from tests.test_kernels import EPS, ROUNDINGS, random, values_and_gradients
 
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ from functools import partial
 import pytest
 import torch
 
-from bench import options
+from bench.config import options
 from methods import METHODS
-from odysseus.model import liger
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
+from odysseus.model import liger
 from odysseus.model.kernels import Kernels, choose_kernels
 from odysseus.model.loss import choose_loss, whole_logits
 from odysseus.parallel.mesh import make_mesh

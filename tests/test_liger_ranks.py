@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from bench import cell, verify
+from bench.runner import verify, worker
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from tests.test_liger import CPU, RUN, TOLERANCE, interpreting
@@ -47,7 +47,7 @@ def on_rank(
 
 def step_error(run: RunConfig) -> float:
     """The largest of this rank's loss and gradients, against the single-process reference."""
-    trainer, samples = cell.start(run, CPU)
+    trainer, samples = worker.start(run, CPU)
     found = trainer.forward_backward(samples.step(0)).item()
     exact, _, gradients = reference_gradients(run)
     errors = [abs(found - exact) / exact]
@@ -59,7 +59,7 @@ def step_error(run: RunConfig) -> float:
 
 def history(run: RunConfig) -> list[list[float]]:
     """Loss and gradient norm of every step of a training."""
-    trainer, samples = cell.start(run, CPU)
+    trainer, samples = worker.start(run, CPU)
     results = [trainer.step(samples.step(step)) for step in range(run.steps)]
     return [[r.loss.item(), r.grad_norm.item()] for r in results]
 

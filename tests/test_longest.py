@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import longest, report_input
-from bench.chart import Bars, Chart, Line
+from bench.report import inputs
+from bench.report.chart import Bars, Chart, Line
+from bench.report.charts import longest
 from tests.test_report import shipped, written
 
 
@@ -21,7 +22,7 @@ def found(tmp_path: Path, **columns: str) -> pd.DataFrame:
     base.loc[tricked, "activation_checkpointing"] = "True"
     base.loc[tricked & (base["method"] == "ulysses"), "longest_limit"] = "host"
     path = written(base.assign(**columns), tmp_path / "rows.csv")
-    return report_input.drawable(report_input.read([path]))
+    return inputs.drawable(inputs.read([path]))
 
 
 def test_a_bar_for_each_method_and_set_of_toggles(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_bar_for_each_method_and_set_of_toggles(tmp_path: Path) -> None:
 def test_toggles_without_a_name_are_told_by_their_columns(tmp_path: Path) -> None:
     rows = found(tmp_path)
     rows.loc[rows.index[0], "overlap_chunks"] = "2"
-    told = report_input.toggles(rows)
+    told = inputs.toggles(rows)
     assert told[0] == "tiled loss; overlap_chunks 2"
     assert set(told[1:]) == {"tiled loss", "checkpointing, tiled loss"}
 

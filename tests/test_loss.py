@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.memory import MemoryMeter
+from bench.meters.memory import MemoryMeter
 from methods import METHODS
-from odysseus.model import loss
-from odysseus.parallel import sharding
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch, Samples
+from odysseus.model import loss
 from odysseus.model.loss import IGNORED_LABEL, whole_logits
+from odysseus.parallel import sharding
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks

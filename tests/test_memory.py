@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import theory_memory
-from bench.cell import memory_of_step
-from bench.memory import MemoryMeter
+from bench.meters.memory import MemoryMeter
+from bench.runner.worker import memory_of_step
+from bench.theory import memory as theory_memory
 from methods import METHODS
-from odysseus.parallel import sharding
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
+from odysseus.parallel import sharding
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks

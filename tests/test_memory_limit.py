@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import hardware, report, report_input
 from bench.__main__ import main
-from bench.hardware import PROFILES
+from bench.hardware import profiles
+from bench.hardware.profiles import PROFILES
+from bench.report import catalogue, inputs
 from tests.test_report import EXAMPLE, RESULTS, cards_of, shipped, written
 
 
@@ -28,15 +29,15 @@ def test_a_users_profile_limits_memory(tmp_path: Path, capsys: pytest.CaptureFix
     small, large = tmp_path / "small.yml", tmp_path / "large.yml"
     for file, size in ((small, 2 * highest), (large, 100 * highest)):
         of = replace(PROFILES["h100-80g"], speeds=None, memory_bytes=size)
-        hardware.write(replace(of, context_bytes=0, nccl_bytes=0, workspace_bytes=0), file)
+        profiles.write(replace(of, context_bytes=0, nccl_bytes=0, workspace_bytes=0), file)
     for file in (small, large):
         dry = shipped().assign(mode="dry_run", hardware=str(file))
         rows = written(dry, tmp_path / f"{file.stem}.csv")
-        given = report_input.read([rows])
-        known = PROFILES | {f"{tmp_path}/./{file.name}": hardware.find(str(file))}
+        given = inputs.read([rows])
+        known = PROFILES | {f"{tmp_path}/./{file.name}": profiles.find(str(file))}
         (chart,) = next(
             card.charts
-            for card in report.cards(given, report_input.drawable(given, known))
+            for card in catalogue.cards(given, inputs.drawable(given, known))
             if card.name == "memory"
         )
         limits = [m for p in chart.panels for m in p.marks if m.label.startswith("small.yml has")]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import dryrun
-from bench.meta_world import META, few_tiles, only_rank
+from bench.simulator import dry_run
+from bench.simulator.fake_world import META, few_tiles, only_rank
 from odysseus.config.run import RunConfig
 
 _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -57,9 +57,9 @@ def test_few_tiles_have_the_peak_of_all(method: str, tokens: int) -> None:
         seq_len=tokens,
         tiled_mlp_compute=True,
     )
-    of_all = dryrun.count(run, 0)
+    of_all = dry_run.count(run, 0)
     with few_tiles():
-        of_few = dryrun.count(run, 0)
+        of_few = dry_run.count(run, 0)
     assert of_few.peak.bytes == of_all.peak.bytes
     assert (of_few.flops["matmul_flops"] < of_all.flops["matmul_flops"]) == (tokens > 3 * 256)
 

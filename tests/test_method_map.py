@@ -9,9 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import hardware, method_map, ranking, report, report_input, theory
 from bench.__main__ import main
-from bench.chart import Line
+from bench.hardware import profiles
+from bench.planner import method_map, ranking
+from bench.report import catalogue, inputs
+from bench.report.chart import Line
+from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from tests.test_ranking import BASE
 
@@ -54,7 +57,7 @@ def test_lines_are_where_the_fewest_bytes_change() -> None:
     (at, *_) = method_map.least_bytes_change(run, 1024, 2**20)
 
     def least(length: float) -> str:
-        sizes = {m: theory.line(replace(run, method=m)) for m in METHODS}
+        sizes = {m: theory_traffic.line(replace(run, method=m)) for m in METHODS}
         return min(sizes, key=lambda m: sizes[m][0] * int(length) + sizes[m][1])
 
     assert least(at * 0.95) != least(at * 1.05)
@@ -62,7 +65,7 @@ def test_lines_are_where_the_fewest_bytes_change() -> None:
 
 def test_a_files_own_run_has_the_lines_of_its_map() -> None:
     shipped = pd.read_csv(SHIPPED)
-    run = method_map.run_of(shipped, hardware.PROFILES)
+    run = method_map.run_of(shipped, profiles.PROFILES)
     assert (run.model.label, run.dtype, run.hardware) == ("llama3-8b", "bf16", "h100-80g")
     expected = method_map.changes(run, shipped)
     assert any(expected.values())
@@ -71,7 +74,7 @@ def test_a_files_own_run_has_the_lines_of_its_map() -> None:
     assert len(lines) == sum(map(len, expected.values()))
     assert all(0 < x < 5 for x in lines)
     half = shipped.assign(model="llama3-8b(num_hidden_layers=3)")
-    assert method_map.run_of(half, hardware.PROFILES).architecture.num_hidden_layers == 3
+    assert method_map.run_of(half, profiles.PROFILES).architecture.num_hidden_layers == 3
 
 
 @pytest.mark.parametrize(
@@ -96,9 +99,9 @@ def test_a_map_of_an_unknown_run_has_no_lines(column: str, value: str | None, to
     assert not any(isinstance(mark, Line) for mark in chart.panels[0].marks)
 
 
-def map_card(cells: pd.DataFrame) -> report.Card:
-    given = report_input.Given(pd.DataFrame(), maps={"name": cells})
-    return report._maps(given, hardware.PROFILES)
+def map_card(cells: pd.DataFrame) -> catalogue.Card:
+    given = inputs.Given(pd.DataFrame(), maps={"name": cells})
+    return catalogue._maps(given, profiles.PROFILES)
 
 
 def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +132,7 @@ def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path)
     with pytest.raises(ValueError, match=r"flags = , not .*the same flags"):
         method_map.cells(other, *sizes)
     with pytest.raises(ValueError, match="other flags too: "):
-        method_map.run_of(pd.DataFrame([method_map.identity(other)]), hardware.PROFILES)
+        method_map.run_of(pd.DataFrame([method_map.identity(other)]), profiles.PROFILES)
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from odysseus.parallel import sharding
 from odysseus.config.architecture import PRESETS, Architecture
-from odysseus.model.loss import IGNORED_LABEL
 from odysseus.model.decoder import CausalLM, reference_model
+from odysseus.model.loss import IGNORED_LABEL
+from odysseus.parallel import sharding
 
 BASE = Architecture(
     vocab_size=64,

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bench import cell, theory_memory
+from bench.runner import worker
+from bench.theory import memory as theory_memory
 from methods import METHODS
-from odysseus.parallel import sharding
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.memory.host_memory import HostMemory, HostMemoryError
-from odysseus.parallel.mesh import make_mesh
 from odysseus.memory.offload import CheckpointOffload
+from odysseus.parallel import sharding
+from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 
@@ -143,7 +144,7 @@ def bytes_held(runs: list[RunConfig]) -> list[dict[str, int]]:
         trainer = Trainer(run, METHODS[run.method], mesh)
         samples = Samples(run, mesh.replica, mesh.shard, CPU)
         trainer.step(samples.step(0))
-        meter = cell.memory_of_step(trainer, samples.step(1))
+        meter = worker.memory_of_step(trainer, samples.step(1))
         kinds = ("parameters", "gradients", "optimizer", "activations")
         shards = [sharding.local_shard(p)[0] for p in trainer.model.parameters()]
         found.append(

@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bench import dryrun, options, theory
-from bench.program import Op, Wait
+from bench.config import options
+from bench.simulator import dry_run
+from bench.simulator.program import Op, Wait
+from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.io.text import Samples
@@ -62,8 +64,8 @@ def test_chunks_send_what_theory_says(world_size: int) -> None:
     runs = [run for method in CUT for run in in_chunks(replace(whole, method=method))]
     (measured, *_) = run_ranks(measured_columns, world_size, runs)
     for run, columns in zip(runs, measured, strict=True):
-        assert columns == theory.step_traffic(run).columns, run
-        one = theory.step_traffic(replace(run, overlap_chunks=1)).columns
+        assert columns == theory_traffic.step_traffic(run).columns, run
+        one = theory_traffic.step_traffic(replace(run, overlap_chunks=1)).columns
         more = columns["comm_bytes_total"] - one["comm_bytes_total"]
         assert (more > 0) == (run.recomputes and run.method != "odysseus")
 
@@ -77,7 +79,7 @@ def test_a_dry_run_counts_chunks_as_they_are(method: str) -> None:
 def beside(run: RunConfig) -> tuple[float, float]:
     """Bytes of the step's (activations, ZeRO) that nobody waits for before something else has been
     computed, as parts of all."""
-    program = dryrun.count(run, 0, True).program
+    program = dry_run.count(run, 0, True).program
     hidden, total = {"zero": 0.0, "activation": 0.0}, {"zero": 0.0, "activation": 0.0}
     for index, op in enumerate(program):
         if not isinstance(op, Op) or not op.ranks or op.purpose == "edge":
@@ -109,7 +111,11 @@ def test_more_collectives_run_beside_matmuls(method: str) -> None:
         return
     a = run.architecture
     table, norms = (4 * n * a.hidden_size for n in (a.vocab_size, 2 * a.num_hidden_layers))
-    terms = [t for t in theory.step_traffic(ahead).terms if t.purpose in ("parameter", "gradient")]
+    terms = [
+        t
+        for t in theory_traffic.step_traffic(ahead).terms
+        if t.purpose in ("parameter", "gradient")
+    ]
     waited = sum(t.bytes for t in terms if t.size_bytes in (table, norms))
     assert beside(ahead)[1] == pytest.approx(float(1 - waited / sum(t.bytes for t in terms)))
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bench import flops, rows
-from bench.options import check
+from bench import rows
+from bench.config.options import check
+from bench.theory import model_flops
 from methods import METHODS
-from odysseus.model.attention import choose_attention, sdpa
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from odysseus.io.text import Samples, text_of
+from odysseus.model.attention import choose_attention, sdpa
 from odysseus.model.documents import Documents, Span
 from odysseus.parallel.ring_order import look_at_place, positions_of, tokens_of
 from tests.ranks import run_ranks
@@ -181,7 +182,7 @@ def test_rows_and_refusals(text: DataOptions) -> None:
     run = RunConfig(data=text, world_size=2, ring_parallel_size=2)
     assert rows.identity(run)["data_pack"] is True
     assert rows.identity(RunConfig())["data_pack"] is None
-    told = flops.speed_columns(run, 10.0, 1e9)
+    told = model_flops.speed_columns(run, 10.0, 1e9)
     assert told.keys() == {"tokens_per_s", "tokens_per_s_per_gpu"}
     with pytest.raises(ValueError, match=r"data\.pack = true; valid: data\.pack = false, or comp"):
         check(replace(run, compile=True))

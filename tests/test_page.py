@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-from bench import live_page, page, report, report_input, sweep_verb
 from bench.__main__ import main
+from bench.commands import sweep
+from bench.report import catalogue, inputs, live_page, page
 from tests.test_report import EVIL, EXAMPLE, OF_CELLS, RESULTS, hostile, written
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -67,8 +68,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromi
 
 def shown(folder: Path, *paths: Path, width: int = 1280) -> dict[str, Any]:
     """What a reader of these files' page sees, and that nothing is said on the console."""
-    given = report_input.read([*paths])
-    text = page.html(given, report.cards(given, report_input.drawable(given)))
+    given = inputs.read([*paths])
+    text = page.html(given, catalogue.cards(given, inputs.drawable(given)))
     file = folder / "page.html"
     file.write_text(text.replace("<head>", "<head>" + WATCHED).replace("</body>", READER))
     flags = "--headless --no-sandbox --disable-gpu --dump-dom --enable-logging=stderr"
@@ -165,6 +166,6 @@ def test_a_folder_that_cannot_be_made_stops_a_sweep(
 def test_cells_that_had_rows_say_nothing_of_the_time_left() -> None:
     with tqdm(total=4, smoothing=0, file=io.StringIO()) as progress:
         for was_there in (True, True, False):
-            sweep_verb._advance(progress, was_there)
+            sweep._advance(progress, was_there)
         known = progress.format_dict | {"elapsed": 10}
     assert "00:10<00:10" in tqdm.format_meter(**known)  # one cell in 10 s, one left

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from methods import METHODS
-from odysseus.parallel import sharding
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Batch, Samples
-from odysseus.parallel.mesh import make_mesh
 from odysseus.model.decoder import CausalLM, reference_model
+from odysseus.parallel import sharding
+from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 

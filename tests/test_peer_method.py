@@ -18,10 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench import cell, launch, layouts, report, report_input, ring_balance, rows
+from bench import rows
 from bench.__main__ import main
-from bench.memory import KINDS
-from bench.traffic import PURPOSES
+from bench.meters.memory import KINDS
+from bench.meters.traffic import PURPOSES
+from bench.report import catalogue, inputs, labels
+from bench.report.charts import ring_balance
+from bench.runner import launch, worker
 from methods.peers import PEERS, Peer, as_method, plain
 from methods.peers.optimizer import AdamW
 from odysseus.config.run import ModelOptions, RunConfig
@@ -110,8 +113,8 @@ def test_a_sweep_skips_peers_that_have_rows(
 
 
 def test_the_report_draws_peers_beside_ours(swept: Path, tmp_path: Path) -> None:
-    given = report_input.read([swept])
-    cards = {card.name: card for card in report.cards(given, report_input.drawable(given))}
+    given = inputs.read([swept])
+    cards = {card.name: card for card in catalogue.cards(given, inputs.drawable(given))}
     (chart,) = cards["throughput"].charts
     assert [*chart.legend] == ["tp", "peer:dtensor_tp", "peer:fairscale_tp"]
     assert given.notes == []
@@ -121,9 +124,9 @@ def test_the_report_draws_peers_beside_ours(swept: Path, tmp_path: Path) -> None
 
 
 def test_no_two_layouts_look_alike() -> None:
-    names = layouts.peer_methods()
-    looks = {name: (s["color"], s["marker"]) for name in names for s in [layouts.style_of(name)]}
-    ours = {(s["color"], s["marker"]) for s in map(layouts.style_of, ("tp", "tp_sp", "ulysses"))}
+    names = labels.peer_methods()
+    looks = {name: (s["color"], s["marker"]) for name in names for s in [labels.style_of(name)]}
+    ours = {(s["color"], s["marker"]) for s in map(labels.style_of, ("tp", "tp_sp", "ulysses"))}
     assert len(ours | set(looks.values())) == len(names) + 3
 
 
@@ -138,12 +141,12 @@ def test_run_settles_what_a_peer_always_does(
     (row,) = by_method(out).values()
     assert (row["sequence_parallel_size"], row["ring_parallel_size"]) == ("1", "2")
     assert (row["status"], row["tiled_loss_compute"]) == ("ok", "False")
-    data = report_input.drawable(report_input.read([out]))
+    data = inputs.drawable(inputs.read([out]))
     assert [*data["layout"]] == ["peer:torch_context_parallel"]
 
 
 def test_the_balance_of_rings_is_ours() -> None:
-    data = report_input.drawable(report_input.read([RESULTS / "ring.csv"]))
+    data = inputs.drawable(inputs.read([RESULTS / "ring.csv"]))
     theirs = data.assign(method="peer:torch_context_parallel", attention_flops_max=1.0)
     both = pd.concat([theirs, data])
     assert ring_balance.chart(both) == ring_balance.chart(data)
@@ -275,10 +278,10 @@ def test_a_joined_sweep_goes_on_past_an_invalid_peer(
 
 def from_a_checkpoint(run: RunConfig, folder: str) -> dict[str, Any]:
     """A peer's cell with the weights that ours has saved, during whose steps ours is gone."""
-    cell.measure_in_group(run, CPU, folder)
+    worker.measure_in_group(run, CPU, folder)
     dist.barrier()
     begun: list[weakref.ref[Any]] = []
-    start, timed_steps = cell.start, cell.timed_steps
+    start, timed_steps = worker.start, worker.timed_steps
 
     def started(*args: Any) -> Any:
         trainer, samples = start(*args)
@@ -291,7 +294,7 @@ def from_a_checkpoint(run: RunConfig, folder: str) -> dict[str, Any]:
 
     model = ModelOptions(name_or_path=folder)
     theirs = as_method.settled(replace(run, method="peer:fairscale_tp", model=model))
-    with patch.object(cell, "start", started), patch.object(cell, "timed_steps", timed):
+    with patch.object(worker, "start", started), patch.object(worker, "timed_steps", timed):
         return launch.measure_in_group(theirs, CPU)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import launch, options
 from bench.__main__ import main
+from bench.config import options
+from bench.runner import launch
 from methods.peers import PEERS, as_method
 from odysseus.config.run import RunConfig
 from tests.peer_bytes import MODEL

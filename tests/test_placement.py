@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench import dryrun
-from bench.hardware import PROFILES
-from bench.placement import connected, placement
+from bench.hardware.profiles import PROFILES
+from bench.simulator import dry_run
+from bench.simulator.placement import connected, placement
 from methods import METHODS
 from odysseus.config.run import RunConfig
 
@@ -73,7 +73,7 @@ def test_a_gpu_is_connected_to_those_of_its_node_that_it_sends_to(
 def test_only_sends_and_all_to_alls_connect(method: str, backend: str, ring: int) -> None:
     """As the traffic of the same run has it."""
     run = RunConfig(method=method, world_size=4, ring_parallel_size=ring, ring_backend=backend)
-    traffic = dryrun.count(replace(run, dry_run=True), 0).traffic
+    traffic = dry_run.count(replace(run, dry_run=True), 0).traffic
     sends = traffic["comm_bytes_all_to_all"] + traffic["comm_bytes_p2p"]
     assert (connected(run, 8) > 0) == (sends > 0)
 
@@ -82,7 +82,7 @@ def test_what_nccl_takes_for_eight_gpus_is_what_was_seen() -> None:
     """3.28 GB on eight H100, off what tensors may take."""
     profile = PROFILES["h100-80g"]
     ulysses, tp = (
-        dryrun.gpu_limit_bytes(RunConfig(method=method, world_size=8), profile)
+        dry_run.gpu_limit_bytes(RunConfig(method=method, world_size=8), profile)
         for method in ("ulysses", "tp")
     )
     assert tp == profile.usable_bytes

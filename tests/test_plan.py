@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench import depth, dryrun, hardware, plan, rows
+from bench import rows
 from bench.__main__ import main
+from bench.hardware import profiles
+from bench.planner import longest
+from bench.simulator import dry_run, shallow
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 
-SMALL = hardware.Hardware(
+SMALL = profiles.Hardware(
     memory_bytes=48 * 2**20,
     context_bytes=2**20,
     nccl_bytes=2**20,
@@ -37,9 +40,9 @@ def run(node: str) -> RunConfig:
     return RunConfig(model=MODEL, world_size=4, dtype="bf16", dry_run=True, hardware=node)
 
 
-def counted_need(run: RunConfig) -> plan.Need:
+def counted_need(run: RunConfig) -> longest.Need:
     """By a dry run of all blocks."""
-    return plan.need_of(run, dryrun.counted(run))
+    return longest.need_of(run, dry_run.counted(run))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -47,7 +50,7 @@ def counted_need(run: RunConfig) -> plan.Need:
 def test_memory_grows_alike_with_every_block(run: RunConfig, method: str, offload: bool) -> None:
     run = replace(run, method=method, activation_checkpoint_cpu_offload=offload)
     run = replace(run, activation_checkpointing=True, tiled_mlp_compute=True)
-    assert plan.predicted_need(run) == counted_need(run)
+    assert longest.predicted_need(run) == counted_need(run)
 
 
 @pytest.mark.parametrize("method", ["tp_sp", "ulysses", "odysseus"])
@@ -58,32 +61,32 @@ def test_the_peak_may_move_on_the_way_to_a_deep_run(run: RunConfig, method: str)
     run = replace(run, method=method, model=model, activation_checkpointing=True)
     run = replace(run, tiled_mlp_compute=True, tiled_loss_compute=True)
     run = replace(run, activation_checkpoint_cpu_offload=True)
-    shallow = dryrun.counted(depth.with_blocks(run, depth.SHALLOW[-1])).peak
-    deep = dryrun.counted(run)
-    assert shallow.last is not None
+    few_blocks = dry_run.counted(shallow.with_blocks(run, shallow.SHALLOW[-1])).peak
+    deep = dry_run.counted(run)
+    assert few_blocks.last is not None
     assert deep.peak.last is not None
-    assert shallow.last.unit != deep.peak.last.unit
-    assert plan.predicted_need(run) == plan.need_of(run, deep)
+    assert few_blocks.last.unit != deep.peak.last.unit
+    assert longest.predicted_need(run) == longest.need_of(run, deep)
 
 
 @pytest.mark.parametrize("method", ["tp", "ulysses"])
 def test_the_longest_that_fits_is_the_gpus(run: RunConfig, method: str) -> None:
     run = replace(run, method=method, activation_checkpointing=True)
     tried: list[int] = []
-    found = plan.longest(run, lambda seq_len, need: tried.append(seq_len))
+    found = longest.longest(run, lambda seq_len, need: tried.append(seq_len))
     length = found.seq_len
     assert found.limit == "GPU"
     assert len(tried) < 12
     assert found.counted is not None
-    assert counted_need(replace(run, seq_len=length)) == plan.need_of(run, found.counted)
-    assert plan.need_of(run, found.counted).limit == ""
+    assert counted_need(replace(run, seq_len=length)) == longest.need_of(run, found.counted)
+    assert longest.need_of(run, found.counted).limit == ""
     more = length + 256 * run.seq_len_unit * max(1, length // (256 * run.seq_len_unit) // 256)
     assert counted_need(replace(run, seq_len=more)).limit == "GPU"
 
 
 def test_the_host_may_be_what_is_short(run: RunConfig) -> None:
     run = replace(run, activation_checkpoint_cpu_offload=True, host_memory_limit_bytes=2**23)
-    found = plan.longest(run, lambda seq_len, need: None)
+    found = longest.longest(run, lambda seq_len, need: None)
     assert found.limit == "host"
     # Six blocks' inputs of 256 elements in bf16, on all ranks together.
     assert found.seq_len == 2**23 // (6 * 256 * 2) // 1024 * 1024
@@ -91,7 +94,7 @@ def test_the_host_may_be_what_is_short(run: RunConfig) -> None:
 
 def test_nothing_may_fit(run: RunConfig) -> None:
     deep = replace(run, model=ModelOptions(name_or_path="llama3-8b"))
-    assert plan.longest(deep, lambda seq_len, need: None) == plan.Longest(0, "GPU", None)
+    assert longest.longest(deep, lambda seq_len, need: None) == longest.Longest(0, "GPU", None)
 
 
 def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,8 +111,8 @@ def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert set(kept["status"]) == {"ok"}
     in_chunks = kept[kept["ulysses_head_chunks"] == "2"]  # one method's own
     assert set(in_chunks["method"]) == {"ulysses"} != set(kept["method"])
-    longest = {line.split()[0]: int(line.split()[-2]) for line in lines}
-    for name, length in longest.items():
+    longest_of = {line.split()[0]: int(line.split()[-2]) for line in lines}
+    for name, length in longest_of.items():
         of_method = kept[kept["method"] == name]
         assert list(of_method["longest_limit"]) == ["", "GPU"]
         assert list(of_method["seq_len"]) == ["1024", str(length)]
@@ -146,21 +149,21 @@ def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
     ):
         file.write_text(yaml.safe_dump(given))
         with pytest.raises(ValueError, match=told):
-            hardware.find(str(file))
-    assert hardware.find("h100-80g").usable_bytes == int(79.11 * 2**30) - 3 * 2**30 - 2**25
+            profiles.find(str(file))
+    assert profiles.find("h100-80g").usable_bytes == int(79.11 * 2**30) - 3 * 2**30 - 2**25
 
 
 def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunConfig) -> None:
     """A node of four: one rank's offloading fits where four would not."""
     run = replace(run, world_size=1, model=ModelOptions(num_hidden_layers=2), seq_len=256)
     run = replace(run, activation_checkpoint_cpu_offload=True)
-    counted = dryrun.counted(run)
-    need = plan.need_of(run, counted)
+    counted = dry_run.counted(run)
+    need = longest.need_of(run, counted)
     tight = replace(run, host_memory_limit_bytes=2 * need.host)
-    assert (plan.need_of(tight, counted).limit, dryrun.unfit(tight, counted)) == ("", {})
+    assert (longest.need_of(tight, counted).limit, dry_run.unfit(tight, counted)) == ("", {})
     short = replace(run, host_memory_limit_bytes=need.host - 1)
-    assert plan.need_of(short, counted).limit == "host"
-    assert dryrun.unfit(short, counted)["status"] == "oom_cpu"
+    assert longest.need_of(short, counted).limit == "host"
+    assert dry_run.unfit(short, counted)["status"] == "oom_cpu"
 
 
 @pytest.mark.parametrize(
@@ -176,5 +179,5 @@ def test_a_profile_of_no_machine(change: dict[str, object], told: str, tmp_path:
     file = tmp_path / "node.yml"
     file.write_text(yaml.safe_dump(asdict(SMALL) | change))
     with pytest.raises(ValueError, match="hardware") as refused:
-        hardware.find(str(file))
+        profiles.find(str(file))
     assert told in str(refused.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from bench import figures, prediction
+from bench.report import accuracy, draw_matplotlib
 
 
 def rows(*times_ms: float) -> pd.DataFrame:
@@ -23,12 +23,12 @@ def rows(*times_ms: float) -> pd.DataFrame:
 def in_rounds(*rounds: tuple[tuple[float, ...], tuple[float, ...]]) -> pd.DataFrame:
     """Of measured and predicted times of each."""
     both = enumerate(rounds)
-    cells = [prediction.matched(rows(*m), rows(*p), "here").assign(round=i) for i, (m, p) in both]
+    cells = [accuracy.matched(rows(*m), rows(*p), "here").assign(round=i) for i, (m, p) in both]
     return pd.concat(cells, ignore_index=True)
 
 
 def test_errors() -> None:
-    found = prediction.matched(rows(100, 200, 105), rows(110, 180, 100), "here")
+    found = accuracy.matched(rows(100, 200, 105), rows(110, 180, 100), "here")
     assert dict(zip(found["method"], found["error"].round(3), strict=True)) == {
         "tp": 0.1,
         "tp_sp": -0.1,
@@ -39,9 +39,9 @@ def test_errors() -> None:
 def test_the_order_where_times_differ_clearly() -> None:
     predicted = 110, 180, 100
     near = in_rounds(((100, 200, 105), predicted))
-    assert prediction.misordered(near) == []  # tp and ulysses differ by 5 % only
+    assert accuracy.misordered(near) == []  # tp and ulysses differ by 5 % only
     far = in_rounds(((100, 200, 130), predicted))
-    assert prediction.misordered(far) == ["here, 1024 tokens: tp before ulysses"]
+    assert accuracy.misordered(far) == ["here, 1024 tokens: tp before ulysses"]
 
 
 def test_the_order_is_that_within_rounds() -> None:
@@ -50,20 +50,20 @@ def test_the_order_is_that_within_rounds() -> None:
     slow, fast = (240, 999, 200), (120, 999, 100)
     close = 200, 999, 190
     right = (12, 99, 10)
-    assert prediction.misordered(in_rounds((slow, right), (fast, right), (close, right))) == []
+    assert accuracy.misordered(in_rounds((slow, right), (fast, right), (close, right))) == []
     wrong = in_rounds((slow, (9, 99, 10)), (fast, (9, 99, 10)), (close, right))
-    assert prediction.misordered(wrong) == ["here, 1024 tokens: ulysses before tp"]
+    assert accuracy.misordered(wrong) == ["here, 1024 tokens: ulysses before tp"]
 
 
 def test_the_order_of_layouts_that_a_round_lacks() -> None:
     wrong = in_rounds(*[((100, 200, 130), (110, 180, 100))] * 3)
     lacks = wrong.drop(wrong[(wrong["method"] == "tp") & (wrong["round"] == 1)].index)
-    assert prediction.misordered(lacks) == ["here, 1024 tokens: tp before ulysses"]
+    assert accuracy.misordered(lacks) == ["here, 1024 tokens: tp before ulysses"]
 
 
 def test_cells_of_one_file_only() -> None:
     with pytest.raises(ValueError, match=r"cells of here .*ulysses"):
-        prediction.matched(rows(1, 2, 3), rows(1, 2, 3).iloc[:2], "here")
+        accuracy.matched(rows(1, 2, 3), rows(1, 2, 3).iloc[:2], "here")
 
 
 def test_the_medians_of_rounds() -> None:
@@ -71,7 +71,7 @@ def test_the_medians_of_rounds() -> None:
     rounds = [
         ((t, 200.0, 105.0), (p, 180.0, 100.0)) for t, p in ((100, 110), (300, 330), (101, 90))
     ]
-    tp = prediction.medians(in_rounds(*rounds)).set_index("method").loc["tp"]
+    tp = accuracy.medians(in_rounds(*rounds)).set_index("method").loc["tp"]
     assert (tp["measured_ms"], tp["predicted_ms"], tp["rounds"]) == (101, 110, 3)
     assert (tp["error"], tp["error_max"]) == (pytest.approx(0.1), pytest.approx(0.1))
     assert tp["error_min"] == pytest.approx(90 / 101 - 1)
@@ -79,7 +79,7 @@ def test_the_medians_of_rounds() -> None:
 
 def test_what_prefetch_off_costs() -> None:
     on, off = rows(100, 200, 50), rows(110, 200, 60).assign(zero_prefetch=False)
-    found = prediction.off_over_on(pd.concat([on, off]))
+    found = accuracy.off_over_on(pd.concat([on, off]))
     assert found.loc["tp", 1024] == pytest.approx(1.1)
     assert found.loc["ulysses", 1024] == pytest.approx(1.2)
 
@@ -94,15 +94,15 @@ def test_cells_are_matched_by_all_that_makes_them() -> None:
 
     measured = twice(rows(100, 200, 300), rows(10, 20, 30))
     predicted = twice(rows(110, 200, 300), rows(12, 20, 30))
-    found = prediction.matched(measured, predicted, "here")
+    found = accuracy.matched(measured, predicted, "here")
     assert sorted(found[found["method"] == "tp"]["error"].round(3)) == [0.1, 0.2]
 
 
 def test_figures_have_every_cell() -> None:
-    found = prediction.matched(rows(100, 200, 105), rows(110, 180, 100), "here")
-    (axes,) = figures.draw(prediction.scatter(found)).axes
+    found = accuracy.matched(rows(100, 200, 105), rows(110, 180, 100), "here")
+    (axes,) = draw_matplotlib.draw(accuracy.scatter(found)).axes
     assert len([line for line in axes.lines if line.get_marker() != "None"]) == 3
-    (panel,) = figures.draw(prediction.over_lengths(found)).axes
+    (panel,) = draw_matplotlib.draw(accuracy.over_lengths(found)).axes
     assert "(tokens)" in panel.get_xlabel()
     assert "(ms)" in panel.get_ylabel()
 
@@ -115,7 +115,7 @@ def test_where_methods_change_places() -> None:
         for length in (1000, 4000)
         for method, time in (("tp", length), ("ulysses", 2000))
     ]
-    (found,) = prediction.crossings(pd.DataFrame(rows), lambda one, other: 7).to_dict("records")
+    (found,) = accuracy.crossings(pd.DataFrame(rows), lambda one, other: 7).to_dict("records")
     assert found == {
         "methods": "tp, ulysses",
         "measured": pytest.approx(2000),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import launch, options
+from bench.config import options
+from bench.runner import launch
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import figures, layouts, page, page_charts, report, report_input
 from bench.__main__ import main
+from bench.report import catalogue, draw_matplotlib, draw_plotly, inputs, labels, page
 
 RESULTS = Path(__file__).parent.parent / "results"
 EXAMPLE = RESULTS / "example.csv"
@@ -22,12 +22,12 @@ TRACED = (
 
 
 def drawable(*paths: Path) -> pd.DataFrame:
-    return report_input.drawable(report_input.read([*paths]))
+    return inputs.drawable(inputs.read([*paths]))
 
 
-def cards_of(*paths: Path) -> dict[str, report.Card]:
-    given = report_input.read([*paths])
-    return {c.name: c for c in report.cards(given, report_input.drawable(given))}
+def cards_of(*paths: Path) -> dict[str, catalogue.Card]:
+    given = inputs.read([*paths])
+    return {c.name: c for c in catalogue.cards(given, inputs.drawable(given))}
 
 
 def shipped() -> pd.DataFrame:
@@ -69,9 +69,9 @@ def test_the_shipped_rows_are_what_they_should_be() -> None:
 
 def test_layouts_are_named_and_in_order() -> None:
     plain = ["tp", "tp_sp", "ulysses", "odysseus"]
-    found = layouts.layouts_of(drawable(EXAMPLE))
+    found = labels.layouts_of(drawable(EXAMPLE))
     assert found == [*plain, *(f"{m} x ring 2" for m in plain), "ring 4"]
-    assert layouts.layout({"method": "tp"}) == "tp"  # rows from before there were rings
+    assert labels.layout({"method": "tp"}) == "tp"  # rows from before there were rings
 
 
 def test_the_shipped_rings_make_the_balance_figure() -> None:
@@ -168,7 +168,7 @@ def test_failed_rows_are_in_the_table_only(tmp_path: Path) -> None:
     table.loc[table["method"] == "tp", "status"] = "error"
     path = written(table, tmp_path / "rows.csv")
     assert set(drawable(path)["method"]) == {"tp_sp", "ulysses", "odysseus"}
-    assert "error" in str(page.table(report_input.read([path]).cells)["columns"])
+    assert "error" in str(page.table(inputs.read([path]).cells)["columns"])
     table["status"] = "oom_gpu"
     path = written(table, tmp_path / "rows.csv")
     assert drawable(path).empty
@@ -226,16 +226,16 @@ def test_markup_and_damaged_numbers_stay_text(tmp_path: Path) -> None:
     path = written(hostile(), tmp_path / f"{EVIL[9:15]}.csv")
     with path.open("a") as file:
         file.write("one,cell\n" + "far,too,many," * 99 + "\n")
-    given = report_input.read([path])
+    given = inputs.read([path])
     assert any("more cells than its header" in note for note in given.notes)
-    cards = report.cards(given, report_input.drawable(given))
+    cards = catalogue.cards(given, inputs.drawable(given))
     assert any("in no figure" in note for note in given.notes)
-    assert list(report.write_figures(cards, tmp_path / "out"))
+    assert list(catalogue.write_figures(cards, tmp_path / "out"))
     text = page.html(given, cards)
     assert text.count("</script>") == 3  # the template's own
     assert EVIL not in text
     assert "<img" not in text.split("<script>")[0] + text.rsplit("</script>", 1)[1]
-    plotted = json.dumps([page_charts.drawn(c)["panels"] for card in cards for c in card.charts])
+    plotted = json.dumps([draw_plotly.drawn(c)["panels"] for card in cards for c in card.charts])
     assert "<img" not in plotted
     assert "&lt;img" in plotted  # plotly shows it as text
     content = text.split('id="content">')[1].split("</script>")[0]
@@ -254,12 +254,12 @@ def test_versions_of_rows_may_differ(tmp_path: Path) -> None:
 
 
 def test_few_keeps_both_ends() -> None:
-    assert layouts.few([3, 1, 2, 3], 4) == [1, 2, 3]
-    found = layouts.few(range(1000), 7)
+    assert labels.few([3, 1, 2, 3], 4) == [1, 2, 3]
+    found = labels.few(range(1000), 7)
     assert len(found) == 7
     assert (found[0], found[-1]) == (0, 999)
 
 
 def test_a_name_is_no_formula() -> None:
-    assert figures.plain("$x$\n") == r"\$x\$ "
-    assert len(figures.plain("x" * 1000, 60)) == 60
+    assert draw_matplotlib.plain("$x$\n") == r"\$x\$ "
+    assert len(draw_matplotlib.plain("x" * 1000, 60)) == 60

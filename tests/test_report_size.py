@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench import figures, page, report, report_input
+from bench.report import catalogue, draw_matplotlib, inputs, page
 from tests.test_report import cards_of, shipped, written
 
 ROWS = 100_000
@@ -31,18 +31,18 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     laps = [cpu_s()]
     pd.read_csv(path, dtype=str)
     laps.append(cpu_s())
-    given = report_input.read([path])
-    cards = report.cards(given, report_input.drawable(given))
+    given = inputs.read([path])
+    cards = catalogue.cards(given, inputs.drawable(given))
     text = page.html(given, cards)
     laps.append(cpu_s())
     pd.read_csv(path, dtype=str)
     laps.append(cpu_s())
     charts = [chart for card in cards for chart in card.charts]
-    figures.save(figures.draw(charts[0]), tmp_path / "one", figures.FORMATS)
+    draw_matplotlib.save(draw_matplotlib.draw(charts[0]), tmp_path / "one", draw_matplotlib.FORMATS)
     laps.append(cpu_s())
-    lines = [*report.write_figures(cards, tmp_path / "out")]
+    lines = [*catalogue.write_figures(cards, tmp_path / "out")]
     laps.append(cpu_s())
-    figures.save(figures.draw(charts[0]), tmp_path / "one", figures.FORMATS)
+    draw_matplotlib.save(draw_matplotlib.draw(charts[0]), tmp_path / "one", draw_matplotlib.FORMATS)
     laps.append(cpu_s())
     read, page_made, read_again, one, all_charts, one_again = np.diff(laps)
     assert len([line for line in lines if ".png" in line]) == len(charts) == 5
@@ -55,16 +55,16 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
 def test_past_a_number_of_rows_only_the_last_are_kept_and_a_note_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_input, "_CHUNK", 7)
+    monkeypatch.setattr(inputs, "_CHUNK", 7)
     table = shipped()
     paths = [written(table, tmp_path / f"{name}.csv") for name in ("one", "two")]
-    whole = report_input.read(paths[:1]).cells
+    whole = inputs.read(paths[:1]).cells
     assert whole["tokens_per_s"].tolist() == table["tokens_per_s"].astype(float).tolist()
-    monkeypatch.setattr(report_input, "MOST_ROWS", 30)
-    given = report_input.read(paths[:1])
+    monkeypatch.setattr(inputs, "MOST_ROWS", 30)
+    given = inputs.read(paths[:1])
     assert given.cells["utc"].tolist() == table["utc"].tolist()[-30:]
     assert given.notes == [f"{paths[0]}: {len(table)} rows, of which only the last 30 are shown"]
-    given = report_input.read(paths)
+    given = inputs.read(paths)
     assert set(given.cells["file"]) == {"two.csv"}
     assert given.notes[2] == "all files: 60 rows, of which only the last 30 are shown"
 
@@ -73,7 +73,7 @@ def test_the_page_says_that_its_table_has_the_last_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "MOST_ROWS", 5)
-    given = report_input.read([written(shipped(), tmp_path / "rows.csv")])
+    given = inputs.read([written(shipped(), tmp_path / "rows.csv")])
     text = page.html(given, [])
     assert f"the table has the last 5 of {len(shipped())} rows; their files all" in text
 

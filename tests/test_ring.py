@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench import theory
-from bench.traffic import TrafficMeter
+from bench.meters.traffic import TrafficMeter
+from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from methods.peers.yunchang_ring import compute_on_cpu
+from odysseus.config.run import RunConfig
 from odysseus.model.attention import Attend, differentiable, sdpa
 from odysseus.model.block_attention import CPU_FLASH, BlockAttention, choose_block_attention
-from odysseus.config.run import RunConfig
 from odysseus.parallel.mesh import Axis
 from odysseus.parallel.ring import AllGather, PassOn, around, yunchang_attend
 from odysseus.parallel.ring_order import tokens_of
@@ -108,7 +108,7 @@ def test_yunchangs_traffic_equals_theory(order: str) -> None:
     model = replace(RUN.model, num_hidden_layers=1)
     run = replace(BASE, model=model, method="ulysses", dtype="bf16", seq_len=30, world_size=3)
     run = replace(run, ring_parallel_size=3, ring_backend="yunchang")
-    terms = [term for term in theory.step_traffic(run).terms if term.collective == "p2p"]
+    terms = [term for term in theory_traffic.step_traffic(run).terms if term.collective == "p2p"]
     for measured in run_ranks(yunchang_traffic, 3, order):
         assert measured["comm_bytes_p2p"] == measured["comm_bytes_activation"]
         assert measured["comm_bytes_p2p"] == sum(term.bytes for term in terms)

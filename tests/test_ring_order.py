@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odysseus.parallel.ring_order import Look, look_at_place, look_at_whole, share_of_attention, tokens_of
+from odysseus.parallel.ring_order import (
+    Look,
+    look_at_place,
+    look_at_whole,
+    share_of_attention,
+    tokens_of,
+)
 
 ORDERS = ("zigzag", "contiguous")
 RINGS = (1, 2, 3, 4, 8)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import hardware, rows
+from bench import rows
+from bench.hardware import profiles
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.ranks import SERVER
 
@@ -68,12 +69,12 @@ def test_every_field_that_changes_the_numbers_changes_the_key() -> None:
 
 def test_a_profile_that_changed_is_another_cells(tmp_path: Path) -> None:
     file = tmp_path / "here.yml"
-    profile = hardware.PROFILES["h100-80g"]
+    profile = profiles.PROFILES["h100-80g"]
     run = RunConfig(dry_run=True, dtype="bf16", hardware=str(file))
     keys = set()
     for issue_s in (5e-6, 6e-6):
         assert profile.speeds is not None
-        hardware.write(replace(profile, speeds=replace(profile.speeds, issue_s=issue_s)), file)
+        profiles.write(replace(profile, speeds=replace(profile.speeds, issue_s=issue_s)), file)
         keys |= {rows.key(rows.identity(run)), rows.key(rows.identity(run))}
     assert len(keys) == 2
     assert rows.identity(replace(run, hardware="h100-80g"))["hardware_sha256"] is None

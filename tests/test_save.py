@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from bench import cell
-from odysseus.io import checkpoint
+from bench.runner import worker
 from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io import checkpoint
 from tests.ranks import run_ranks
 
 FULL = "Error while serializing: I/O error: No space left on device"
@@ -23,7 +23,7 @@ def measured(run: RunConfig, to: str, calls_that_work: int) -> dict[str, Any]:
     written = [None] * calls_that_work + [SafetensorError(FULL)]
     files = patch.object(checkpoint, "FILE_BYTES", 10**6)
     with files, patch.object(checkpoint, "save_file", side_effect=written) as save_file:
-        found = cell.measure_in_group(run, torch.device("cpu"), to)
+        found = worker.measure_in_group(run, torch.device("cpu"), to)
     return found | {"calls": save_file.call_count}
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from bench import options, rows
+from bench import rows
 from bench.__main__ import main
+from bench.config import options
 from scripts import pictures, tables
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import options, rows
+from bench import rows
+from bench.config import options
 from odysseus.config.run import RunConfig
 from scripts import toggles
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import hardware
 from bench.__main__ import main
-from bench.program import Op
-from bench.speeds import Clock, Link, Points, bandwidth, curve
+from bench.hardware import profiles
+from bench.hardware.speeds import Clock, Link, Points, bandwidth, curve
+from bench.simulator.program import Op
 
 
 def test_a_curve_between_and_beyond_its_points() -> None:
@@ -38,7 +38,7 @@ def test_a_collective_has_the_link_of_the_most_alike_group() -> None:
         Link(collective="p2p", ranks=2, nodes=2, stride=1, points=((1, 4),)),
         Link(collective="p2p", ranks=2, nodes=2, stride=2, points=((1, 8),)),
     ]
-    speeds = replace(hardware.PROFILES["h100-80g"].speeds, links=tuple(links))
+    speeds = replace(profiles.PROFILES["h100-80g"].speeds, links=tuple(links))
     clock = Clock(speeds, "flash_attention_2", ranks_a_node=1)
 
     def seconds(kind: str, *ranks: int) -> float:
@@ -52,7 +52,7 @@ def test_a_collective_has_the_link_of_the_most_alike_group() -> None:
 
 def test_silu_has_a_rate_of_its_own_where_it_was_measured() -> None:
     def seconds(name: str, **rates: Points) -> float:
-        known = replace(hardware.PROFILES["h100-80g"].speeds, memory=((1, 8),), **rates)
+        known = replace(profiles.PROFILES["h100-80g"].speeds, memory=((1, 8),), **rates)
         op = Op(name, "elementwise", "", (), 0, 16)
         return Clock(known, "flash_attention_2", ranks_a_node=1).seconds(op)
 
@@ -68,19 +68,19 @@ def test_an_all_reduce_over_nodes_is_priced_as_a_ring(mib: int, bus_gb_per_s: fl
     sent = 2 * 31 / 32 * mib * 2**20
     ranks = tuple(range(32))
     op = Op("", "all_reduce", "", (), 0, sent, (mib * 2**20,), ranks, "", "")
-    clock = Clock(hardware.PROFILES["h100-80g"].speeds, "flash_attention_2", ranks_a_node=8)
+    clock = Clock(profiles.PROFILES["h100-80g"].speeds, "flash_attention_2", ranks_a_node=8)
     assert sent / clock.seconds(op) == pytest.approx(bus_gb_per_s * 1e9 * 24 / 31)
 
 
 def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
-    for name, profile in hardware.PROFILES.items():
+    for name, profile in profiles.PROFILES.items():
         file = tmp_path / f"{name}.yml"
-        hardware.write(profile, file)
-        assert hardware.find(str(file)) == profile
-    speeds = replace(hardware.PROFILES["h100-80g"].speeds, silu=((1, 2),), skew=((0.5, 0.1),))
-    uneven = replace(hardware.PROFILES["h100-80g"], speeds=speeds)
-    hardware.write(uneven, file)
-    assert hardware.find(str(file)) == uneven
+        profiles.write(profile, file)
+        assert profiles.find(str(file)) == profile
+    speeds = replace(profiles.PROFILES["h100-80g"].speeds, silu=((1, 2),), skew=((0.5, 0.1),))
+    uneven = replace(profiles.PROFILES["h100-80g"], speeds=speeds)
+    profiles.write(uneven, file)
+    assert profiles.find(str(file)) == uneven
 
 
 @pytest.mark.parametrize(
@@ -108,20 +108,20 @@ def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
 )
 def test_speeds_that_are_none(speeds: dict[str, object], tmp_path: Path) -> None:
     file = tmp_path / "node.yml"
-    given = asdict(hardware.PROFILES["h100-80g"])
+    given = asdict(profiles.PROFILES["h100-80g"])
     given["speeds"] |= speeds
-    file.write_text(hardware.as_yaml(given))
+    file.write_text(profiles.as_yaml(given))
     with pytest.raises(ValueError, match="speeds: "):
-        hardware.find(str(file))
+        profiles.find(str(file))
 
 
 def test_a_world_that_a_profile_has_no_links_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "node.yml"
-    given = asdict(hardware.PROFILES["h100-80g"])
+    given = asdict(profiles.PROFILES["h100-80g"])
     given["speeds"]["network_bytes_per_s"] = ()
-    file.write_text(hardware.as_yaml(given))
+    file.write_text(profiles.as_yaml(given))
     flags = f"--dry_run true --dtype bf16 --seq_len 4096 --hardware {file} --world_size 16"
     flags += " --sequence_parallel_size 8"
     assert main(["run", *flags.split()]) == 2
@@ -138,17 +138,17 @@ def test_a_world_that_a_profile_has_no_links_for(
 )
 def test_a_profile_with_bad_speeds(change: str, told: str, tmp_path: Path) -> None:
     file = tmp_path / "node.yml"
-    hardware.write(hardware.PROFILES["h100-80g"], file)
+    profiles.write(profiles.PROFILES["h100-80g"], file)
     text = file.read_text()
     assert change in text
     file.write_text(text.replace(change, "device: abacus" if "device" in change else ""))
     with pytest.raises(ValueError, match=told):
-        hardware.find(str(file))
+        profiles.find(str(file))
 
 
 def test_a_profile_is_of_one_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "node.yml"
-    hardware.write(replace(hardware.PROFILES["h100-80g"], device="cpu", dtype="fp32"), file)
+    profiles.write(replace(profiles.PROFILES["h100-80g"], device="cpu", dtype="fp32"), file)
     flags = f"--dry_run true --model.attn_implementation sdpa --hardware {file} --dtype bf16"
     assert main(["run", *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()

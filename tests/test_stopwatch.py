@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from bench import stopwatch
+from bench.calibration import stopwatch
 
 
 def test_a_difference_is_measured_in_turn() -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench import flops, published, theory
 from bench.__main__ import main
-from bench.theory_verb import crossovers
-from bench.traffic import bytes_sent
+from bench.commands.theory import crossovers
+from bench.meters.traffic import bytes_sent
+from bench.theory import model_flops, published
+from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 
@@ -21,7 +22,7 @@ RUN = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), world_size=8, seq_
 def block_elements(run: RunConfig) -> float:
     """What one block's activations send, in elements, over (n-1)/n."""
     n = run.sequence_size
-    sent = sum(term.bytes for term in theory.block_activations(run))
+    sent = sum(term.bytes for term in theory_traffic.block_activations(run))
     return float(sent / run.compute_dtype.itemsize / bytes_sent("all_gather", n, n) * n)
 
 
@@ -39,7 +40,7 @@ def test_the_derived_table_is_what_the_formulas_give(name: str, size: int, line:
     assert block_elements(run) == pytest.approx(eval(volume), rel=1e-12)
     counted = re.findall(r"(\d+) (AllReduce|All2All|AG|RS)", line["activations"])
     assert sum(int(number) for number, _ in counted) == sum(
-        term.count for term in theory.block_activations(run)
+        term.count for term in theory_traffic.block_activations(run)
     )
 
 
@@ -50,7 +51,7 @@ def test_the_derived_table_is_what_the_formulas_give(name: str, size: int, line:
 def test_the_derived_ring_is_what_the_formulas_give(line: dict, ring: int, size: int) -> None:
     run = replace(RUN, world_size=ring * size, ring_parallel_size=ring, method="ulysses")
     run = replace(run, ring_backend=line["ring_backend"])
-    with_ring, a = theory.step_traffic(run), run.architecture
+    with_ring, a = theory_traffic.step_traffic(run), run.architecture
     terms = [
         t for t in with_ring.terms if t.purpose == "activation" and t.collective != "all_to_all"
     ]
@@ -70,7 +71,7 @@ def test_weights_move_three_times() -> None:
     g, d, i = a.num_key_value_heads / a.num_attention_heads, a.hidden_size, a.intermediate_size
     block = 6 * (1 + g) * d * d + 9 * d * i + 3 * 2 * d
     deeper = replace(run, model=replace(run.model, num_hidden_layers=33))
-    moved = [theory.step_traffic(r) for r in (run, deeper)]
+    moved = [theory_traffic.step_traffic(r) for r in (run, deeper)]
     bytes_a_block = [
         sum(t.bytes for t in m.terms if t.purpose in ("parameter", "gradient")) for m in moved
     ]
@@ -81,8 +82,8 @@ def test_weights_move_three_times() -> None:
 def test_checkpointing_repeats_activations_and_no_weights() -> None:
     for method in METHODS:
         run = replace(RUN, method=method)
-        plain = theory.step_traffic(run)
-        again = theory.step_traffic(replace(run, activation_checkpointing=True))
+        plain = theory_traffic.step_traffic(run)
+        again = theory_traffic.step_traffic(replace(run, activation_checkpointing=True))
         assert again.bytes(purpose="activation") > plain.bytes(purpose="activation")
         for purpose in ("parameter", "gradient", "edge"):
             assert again.bytes(purpose=purpose) == plain.bytes(purpose=purpose)
@@ -98,7 +99,7 @@ def test_crossovers_are_where_the_bytes_cross() -> None:
         long, short, length = match[1], match[2], int(match[3])
         below, above = length // 8 * 8 - 8, math.ceil(length / 8) * 8 + 8
         sent = {
-            (method, at): theory.step_traffic(replace(RUN, method=method, seq_len=at)).total
+            (method, at): theory_traffic.step_traffic(replace(RUN, method=method, seq_len=at)).total
             for method in (long, short)
             for at in (below, above)
         }
@@ -114,7 +115,7 @@ def test_odysseus_beats_ulysses_only_below_the_length_that_the_findings_name() -
 
     def sent(method: str, factor: float) -> int:
         length = round(bound * factor / n) * n
-        return theory.step_traffic(replace(run, method=method, seq_len=length)).total
+        return theory_traffic.step_traffic(replace(run, method=method, seq_len=length)).total
 
     assert sent("odysseus", 0.98) < sent("ulysses", 0.98)
     assert sent("odysseus", 1.02) > sent("ulysses", 1.02)
@@ -125,9 +126,9 @@ def test_model_flops_by_hand() -> None:
     matmuls = 4 * (256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 768) + 256 * 256
     run = RunConfig(seq_len=1024, micro_batch_size=2)
     attention = 4 * 6 * 1024**2 * 256 * 2
-    assert flops.step_flops(run) == 6 * matmuls * 2048 + attention
+    assert model_flops.step_flops(run) == 6 * matmuls * 2048 + attention
     tied = replace(run, model=ModelOptions(tie_word_embeddings=True))
-    assert flops.step_flops(tied) == flops.step_flops(run)
+    assert model_flops.step_flops(tied) == model_flops.step_flops(run)
 
 
 def test_the_verb_measures_what_it_derives(capsys: pytest.CaptureFixture[str]) -> None:

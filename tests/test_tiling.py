@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.memory import MemoryMeter
+from bench.meters.memory import MemoryMeter
 from odysseus.config.architecture import PRESETS
-from odysseus.model.kernels import TORCH
-from odysseus.model.decoder import MLP, Attention, Block, Tricks
-from odysseus.model.rotary import rotary_table
 from odysseus.memory.tiling import tile_count, tiled
+from odysseus.model.decoder import MLP, Attention, Block, Tricks
+from odysseus.model.kernels import TORCH
+from odysseus.model.rotary import rotary_table
 
 TOLERANCE = 1e-12
 WIDTH, INNER = 8, 24

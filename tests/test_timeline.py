@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench import dryrun, predict
 from bench.__main__ import main
-from bench.program import HOOKS, HOST, Op, Program, Wait
-from bench.speeds import Attention, Clock, Link, Speeds
-from bench.timeline import Timeline, simulate
+from bench.hardware.speeds import Attention, Clock, Link, Speeds
+from bench.simulator import dry_run, predict
+from bench.simulator.program import HOOKS, HOST, Op, Program, Wait
+from bench.simulator.timeline import Timeline, simulate
 from methods import METHODS
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 
@@ -119,7 +119,7 @@ def test_ranks_wait_for_each_other_longer_after_computing_longer() -> None:
 @pytest.mark.parametrize("engine", ["fsdp2", "overlap"])
 def test_hooks_come_before_each_collective_of_zeros(method: str, engine: str) -> None:
     run = replace(LLAMA, method=method, zero_engine=engine)
-    program = dryrun.count(run, 0, True).program
+    program = dry_run.count(run, 0, True).program
     kinds = [action.kind if isinstance(action, Op) else "" for action in program]
     after = [i + 1 for i, kind in enumerate(kinds) if kind == HOOKS]
     of_zero = [
@@ -135,12 +135,12 @@ def test_hooks_come_before_each_collective_of_zeros(method: str, engine: str) ->
 def test_a_gpu_overlaps_what_zero_moves_and_a_cpu_does_not(method: str) -> None:
     """The same operations: as FSDP2's streams have them on a GPU, and one after another."""
     run = replace(LLAMA, method=method)
-    gpu = dryrun.count(run, 0, True).program
+    gpu = dry_run.count(run, 0, True).program
     cpu: Program = [
         action._replace(stream=HOST, after=()) if isinstance(action, Op) else action
         for action in gpu
     ]
-    known = dryrun.clock(run)
+    known = dry_run.clock(run)
     assert known is not None
     free = replace(known, speeds=replace(known.speeds, issue_s=0))
     ahead, alone = simulate(gpu, free), simulate(cpu, free)
@@ -159,7 +159,7 @@ def test_without_prefetch_a_gpu_waits_for_weights_and_holds_fewer() -> None:
     time either way."""
     four = replace(LLAMA, model=replace(LLAMA.model, num_hidden_layers=4))
     ahead, needed = (replace(four, zero_prefetch=on) for on in (True, False))
-    counts = [dryrun.count(run, 0, True) for run in (ahead, needed)]
+    counts = [dry_run.count(run, 0, True) for run in (ahead, needed)]
     hides, waits = (predict.timeline(*each) for each in zip((ahead, needed), counts, strict=True))
     assert hides is not None
     assert waits is not None
@@ -175,14 +175,14 @@ def test_without_prefetch_a_gpu_waits_for_weights_and_holds_fewer() -> None:
     assert held[1] < held[0]
     on_cpu = replace(EVEN, attention={"sdpa": EVEN.attention["flash_attention_2"]})
     cpu = [replace(run, hardware="", dtype="fp32", seq_len=512) for run in (ahead, needed)]
-    programs = [dryrun.count(run, 0, True).program for run in cpu]
+    programs = [dry_run.count(run, 0, True).program for run in cpu]
     first, second = (simulate(p, Clock(on_cpu, "sdpa", 8)).step_s for p in programs)
     assert 0 < first == pytest.approx(second)
 
 
 def test_offload_hides_behind_blocks_on_a_gpu() -> None:
     long = replace(LLAMA, seq_len=2**19, activation_checkpoint_cpu_offload=True)
-    found = predict.timeline(long, dryrun.count(long, 0, True))
+    found = predict.timeline(long, dry_run.count(long, 0, True))
     assert found is not None
     copied = [span for span in found.spans if span.op.kind in ("to_host", "to_device")]
     size = long.seq_len // 8 * 4096 * 2
@@ -196,13 +196,13 @@ def test_offload_hides_behind_blocks_on_a_gpu() -> None:
 
 def test_a_second_dry_run_issues_the_same() -> None:
     run = replace(LLAMA, activation_checkpoint_cpu_offload=True)
-    assert dryrun.count(run, 0, True).program == dryrun.count(run, 0, True).program
+    assert dry_run.count(run, 0, True).program == dry_run.count(run, 0, True).program
 
 
 def test_ring_hops_hide_behind_attention() -> None:
     """Double buffering: of the forward's hops none is exposed while attention takes longer."""
     run = replace(LLAMA, ring_parallel_size=8, seq_len=2**20)
-    found = predict.timeline(run, dryrun.count(run, 0, True))
+    found = predict.timeline(run, dry_run.count(run, 0, True))
     assert found is not None
     hops = [span for span in found.spans if span.op.kind == "p2p"]
     assert len(hops) == 2 * (7 + 7 + 7)  # blocks x (forward, backward, gradients)
@@ -215,7 +215,7 @@ def test_whole_blocks_of_a_ring_have_a_rate_of_their_own(way: str) -> None:
     """Causal blocks keep theirs."""
     run = replace(LLAMA, ring_parallel_size=2)
     kind, name = f"attention_{way}", "flash_attention_2"
-    found = [a for a in dryrun.count(run, 0, True).program if isinstance(a, Op) and a.kind == kind]
+    found = [a for a in dry_run.count(run, 0, True).program if isinstance(a, Op) and a.kind == kind]
     even = EVEN.attention[name]
     fast = replace(even, **{f"whole_{way}": ((1, 2e12),)})
     seconds = [
@@ -266,7 +266,7 @@ def test_bad_traces(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("ranks", [(0, 8), (0, 4, 8, 12), (6, 7, 8, 9, 10, 11), tuple(range(16))])
 def test_what_crosses_nodes_takes_longer(ranks: tuple[int, ...]) -> None:
     """Also where the ranks of a group are strided or straddle a node's end."""
-    known = dryrun.clock(replace(LLAMA, world_size=16))
+    known = dry_run.clock(replace(LLAMA, world_size=16))
     assert known is not None
     for kind in ("all_to_all", "all_gather", "all_reduce", "p2p"):
         size = 2**30
@@ -285,7 +285,7 @@ def test_adamw_on_the_host_waits_for_the_last_gradient() -> None:
     ]
     for tricks in on_host:
         run = replace(LLAMA, **tricks)
-        found = predict.timeline(run, dryrun.count(run, 0, True))
+        found = predict.timeline(run, dry_run.count(run, 0, True))
         assert found is not None
         adamw = next(span for span in found.spans if "adamw" in span.op.name)
         gradients = [span.end_s for span in found.spans if span.op.kind == "to_host"]

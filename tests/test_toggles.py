@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from methods import METHODS
-from odysseus.parallel import sharding
 from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.io.text import Samples
+from odysseus.parallel import sharding
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import theory
-from bench.traffic import TrafficMeter
+from bench.meters.traffic import TrafficMeter
+from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.io.text import Samples
@@ -78,7 +78,7 @@ def variants(world_size: int) -> list[RunConfig]:
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_traffic_equals_theory(world_size: int) -> None:
     runs = variants(world_size)
-    expected = [theory.step_traffic(run).columns for run in runs]
+    expected = [theory_traffic.step_traffic(run).columns for run in runs]
     for measured in run_ranks(measured_columns, world_size, runs):
         for run, columns, formula in zip(runs, measured, expected, strict=True):
             assert columns == formula, run
@@ -110,7 +110,7 @@ def test_traffic_of_rings_equals_theory(world_size: int) -> None:
     runs = ring_variants(world_size)
     for run in runs:
         run.check()
-    expected = [theory.step_traffic(run).columns for run in runs]
+    expected = [theory_traffic.step_traffic(run).columns for run in runs]
     for measured in run_ranks(measured_columns, world_size, runs):
         for run, columns, formula in zip(runs, measured, expected, strict=True):
             assert columns == formula, run
@@ -121,13 +121,13 @@ def test_three_ranks_send_fractions() -> None:
     model = replace(MODEL, num_attention_heads=6, num_key_value_heads=3, head_dim=8)
     run = replace(RUN, dtype="fp32", model=model, world_size=3, seq_len=48, method="tp_sp")
     (measured,) = run_ranks(measured_columns, 3, [run])[0]
-    assert measured == theory.step_traffic(run).columns
+    assert measured == theory_traffic.step_traffic(run).columns
 
 
 def test_yunchang_exchange_sends_the_same_in_more_calls() -> None:
     native = replace(RUN, dtype="fp32", method="ulysses", world_size=4)
     yunchang = replace(native, ulysses_all_to_all="yunchang")
     ours, theirs = run_ranks(measured_columns, 4, [native, yunchang])[0]
-    assert theirs == theory.step_traffic(yunchang).columns
+    assert theirs == theory_traffic.step_traffic(yunchang).columns
     assert ours["comm_bytes_total"] == theirs["comm_bytes_total"]
     assert ours["comm_calls_total"] < theirs["comm_calls_total"]

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import launch, verify
 from bench.__main__ import main
+from bench.runner import launch, verify
 from methods import METHODS
-from odysseus.parallel import sharding
 from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.parallel import sharding
 from odysseus.training.trainer import Trainer
 
 FLAGS = (

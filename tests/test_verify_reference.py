@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from bench import verify
+from bench.runner import verify
 from odysseus.config.run import DataOptions, ModelOptions, OptimizerOptions, RunConfig
 from odysseus.io.text import Samples
 

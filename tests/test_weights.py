@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from methods import METHODS
-from odysseus.parallel import sharding
 from odysseus.config.run import ModelOptions, RunConfig
-from odysseus.parallel.mesh import make_mesh
 from odysseus.model.decoder import reference_model
+from odysseus.parallel import sharding
+from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.ranks import run_ranks
 

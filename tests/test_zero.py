@@ -9,12 +9,12 @@ import pytest
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from bench.meta_world import META, cpu_kernels, only_rank
+from bench.simulator.fake_world import META, cpu_kernels, only_rank
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.parallel.mesh import make_mesh
-from odysseus.training.trainer import Trainer
 from odysseus.parallel.zero import is_cut
+from odysseus.training.trainer import Trainer
 
 MODEL = ModelOptions(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=64)
 

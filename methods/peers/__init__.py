@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from odysseus.training.block_trainer import Stream
 from odysseus.config.run import RunConfig
+from odysseus.config.sizes import divisors
 from odysseus.io.text import Batch
 from odysseus.parallel.mesh import Mesh, pick_device
-from odysseus.config.sizes import divisors
+from odysseus.training.block_trainer import Stream
 
 PREFIX = "peer:"
 """Of a run's method: ``peer:NAME`` is that peer."""

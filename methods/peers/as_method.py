@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from methods.peers import PEERS, Peer, check_cell, name_of, plain
-from odysseus.config.run import RunConfig
 from odysseus.config.groups import ModelOptions, flags_of
+from odysseus.config.run import RunConfig
 
 _OF_ALL = {
     *("method", "world_size", "sequence_parallel_size", "seq_len", "micro_batch_size", "dtype"),

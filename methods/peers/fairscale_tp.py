@@ -19,11 +19,11 @@ from methods.peers.plain import (
     spread,
     through_blocks,
 )
-from odysseus.model.attention import sdpa
-from odysseus.training.block_trainer import Stream
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
+from odysseus.model.attention import sdpa
 from odysseus.parallel.mesh import Mesh
+from odysseus.training.block_trainer import Stream
 
 
 class Trainer:

@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor
 
 from methods.peers.optimizer import AdamW
 from methods.peers.plain import Attend, PlainLM, initialized, mean_loss, through_blocks
-from odysseus.training.block_trainer import Stream
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.parallel.mesh import Mesh
+from odysseus.training.block_trainer import Stream
 
 
 class Trainer:

@@ -34,11 +34,11 @@ with warnings.catch_warnings():
 from methods.peers.optimizer import AdamW
 from methods.peers.plain import Linear, PlainLM, cut_block, gathered, of_part, rotated, spread
 from odysseus.config.architecture import Architecture
-from odysseus.model.attention import sdpa
-from odysseus.training.block_trainer import Stream
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
+from odysseus.model.attention import sdpa
 from odysseus.parallel.mesh import Mesh
+from odysseus.training.block_trainer import Stream
 
 _BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 

@@ -13,16 +13,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odysseus.io import checkpoint
-from odysseus.parallel import sharding
 from odysseus.config.architecture import Architecture
-from odysseus.model.attention import sdpa
-from odysseus.training.block_trainer import Stream
 from odysseus.config.run import RunConfig
+from odysseus.io import checkpoint
 from odysseus.io.text import Batch
-from odysseus.parallel.mesh import Axis
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT
+from odysseus.model.attention import sdpa
 from odysseus.model.rotary import rotary_table
+from odysseus.parallel import sharding
+from odysseus.parallel.mesh import Axis
+from odysseus.training.block_trainer import Stream
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = Callable[[int, int, str], nn.Module]

@@ -25,10 +25,10 @@ from torchtitan.models.llama3.sharding import set_llama3_sharding_config
 
 from methods.peers.optimizer import AdamW
 from methods.peers.plain import initialized
-from odysseus.training.block_trainer import Stream
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.parallel.mesh import Mesh
+from odysseus.training.block_trainer import Stream
 
 
 class Trainer:

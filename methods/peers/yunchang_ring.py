@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from methods.peers.fsdp import Trainer, sharded
-from odysseus.model.block_attention import CPU_FLASH
 from odysseus.config.run import RunConfig
+from odysseus.model.block_attention import CPU_FLASH
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring import yunchang_attend
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from methods.peers.fsdp import Trainer, sharded
-from odysseus.model.attention import sdpa
 from odysseus.config.run import RunConfig
-from odysseus.parallel.ulysses import yunchang_attend
+from odysseus.model.attention import sdpa
 from odysseus.parallel.mesh import Mesh
+from odysseus.parallel.ulysses import yunchang_attend
 
 
 def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from odysseus.model.attention import Attend
+from odysseus.config.groups import ModelOptions
 from odysseus.config.run import RunConfig
-from odysseus.parallel.ulysses import all_to_all_attend
 from odysseus.hf import families
 from odysseus.hf.batches import SplitDocuments
+from odysseus.model.attention import Attend
 from odysseus.model.kernels import choose_kernels
 from odysseus.parallel.mesh import Mesh
-from odysseus.config.groups import ModelOptions
 from odysseus.parallel.ring import choose_ring
+from odysseus.parallel.ulysses import all_to_all_attend
 
 # The axes of which each may have more than one rank.
 _AXES = {"ulysses": ("sequence",), "ring": ("ring",), "ulysses_ring": ("sequence", "ring")}

@@ -7,12 +7,12 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from odysseus.io import checkpoint
 from odysseus.config.run import RunConfig
-from odysseus.io.text import Batch
 from odysseus.hf.attention import register
 from odysseus.hf.batches import SplitDocuments, sum_of_losses
 from odysseus.hf.prepare import prepare
+from odysseus.io import checkpoint
+from odysseus.io.text import Batch
 from odysseus.memory.host_memory import HostMemory
 from odysseus.parallel.mesh import Mesh
 

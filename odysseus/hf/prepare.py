@@ -15,16 +15,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from odysseus.model import liger
-from odysseus.parallel import zero
 from odysseus.config.run import RunConfig
 from odysseus.hf import families
 from odysseus.hf.attention import NAMES
 from odysseus.memory.host_memory import HostMemory
-from odysseus.model.loss import Loss, choose_loss
-from odysseus.parallel.mesh import Mesh
 from odysseus.memory.offload import CheckpointOffload
 from odysseus.memory.tiling import tiled
+from odysseus.model import liger
+from odysseus.model.loss import Loss, choose_loss
+from odysseus.parallel import zero
+from odysseus.parallel.mesh import Mesh
 
 Undo = Callable[[], None]
 

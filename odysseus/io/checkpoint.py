@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from odysseus.config import hf_config
-from odysseus.parallel import transfers
 from odysseus.config.architecture import Architecture
 from odysseus.config.run import RunConfig
+from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Axis
 from odysseus.parallel.sharding import Piece, huggingface_shapes, initialize
 

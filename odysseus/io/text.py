@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odysseus.io import tokenizer
 from odysseus.config.run import RunConfig
+from odysseus.io import tokenizer
 from odysseus.model.documents import Documents
 from odysseus.model.loss import IGNORED_LABEL
 from odysseus.parallel.ring_order import shard_of

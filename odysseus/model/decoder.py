@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from odysseus.config.architecture import Architecture
+from odysseus.memory.tiling import tiled
 from odysseus.model.attention import by_head
 from odysseus.model.documents import Documents
 from odysseus.model.kernels import TORCH, Kernels
 from odysseus.model.layers import Embedding, Head, Linear, Project, RMSNorm, local
 from odysseus.model.loss import Loss, whole_logits
 from odysseus.model.rotary import rotary_table
-from odysseus.memory.tiling import tiled
 
 
 def identity(x: Tensor) -> Tensor:

@@ -14,10 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odysseus.model import liger
-from odysseus.model.attention import Attend, CausalAttention, at_home, by_head, choose_attention, sdpa
-from odysseus.model.block_attention import BlockAttention, choose_block_attention
 from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.model import liger
+from odysseus.model.attention import (
+    Attend,
+    CausalAttention,
+    at_home,
+    by_head,
+    choose_attention,
+    sdpa,
+)
+from odysseus.model.block_attention import BlockAttention, choose_block_attention
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import os
 import torch
 from torch import Tensor
 
-from odysseus.model.attention import by_head
 from odysseus.config.run import RunConfig
+from odysseus.model.attention import by_head
 
 
 def check(run: RunConfig, device: torch.device) -> None:

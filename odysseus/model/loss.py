@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from odysseus.model import liger
 from odysseus.config.run import RunConfig
+from odysseus.model import liger
 
 IGNORED_LABEL = -100
 

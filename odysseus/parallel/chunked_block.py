@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from odysseus.config.run import RunConfig
-from odysseus.model.documents import Documents
 from odysseus.model.decoder import Block
+from odysseus.model.documents import Documents
 
 
 def check(run: RunConfig) -> None:

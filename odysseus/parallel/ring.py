@@ -17,12 +17,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from odysseus.parallel import transfers
+from odysseus.config.run import RunConfig
 from odysseus.model.attention import Attend, CausalAttention, differentiable
 from odysseus.model.block_attention import BlockAttention
-from odysseus.config.run import RunConfig
 from odysseus.model.documents import Documents, Span
 from odysseus.model.kernels import Kernels, check_blocks
+from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Axis
 from odysseus.parallel.ring_order import Look, look_at_place, look_at_whole, positions_of
 

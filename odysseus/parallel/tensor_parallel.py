@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from odysseus.parallel import collectives
-from odysseus.parallel.collectives import Landing
 from odysseus.config.run import RunConfig
 from odysseus.model.layers import Project, local
+from odysseus.parallel import collectives
+from odysseus.parallel.collectives import Landing
 from odysseus.parallel.mesh import Axis, Mesh
 
 

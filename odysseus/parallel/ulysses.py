@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odysseus.parallel import collectives, transfers
 from odysseus.model.attention import Attend
 from odysseus.model.documents import Documents
+from odysseus.parallel import collectives, transfers
 from odysseus.parallel.mesh import Axis
 
 

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odysseus.parallel import collectives, transfers
 from odysseus.config.architecture import Architecture
-from odysseus.model.attention import CausalAttention
 from odysseus.config.run import RunConfig
+from odysseus.memory.tiling import Tiles, cut, tile_count
+from odysseus.model.attention import CausalAttention
+from odysseus.model.decoder import Attention
 from odysseus.model.documents import Documents
 from odysseus.model.kernels import Kernels, check_blocks
 from odysseus.model.layers import RMSNorm
+from odysseus.parallel import collectives, transfers
 from odysseus.parallel.mesh import Axis
-from odysseus.model.decoder import Attention
-from odysseus.memory.tiling import Tiles, cut, tile_count
 
 
 def check(run: RunConfig, device: torch.device) -> None:

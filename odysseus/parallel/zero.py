@@ -30,10 +30,10 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
 from torch.distributed.tensor import DTensor, Shard
 
-from odysseus.parallel.zero_buckets import reduce_in_buckets
 from odysseus.config.run import RunConfig
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.sharding import PACKED
+from odysseus.parallel.zero_buckets import reduce_in_buckets
 from odysseus.parallel.zero_overlap import overlap
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from odysseus.parallel import zero
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemory
-from odysseus.model.kernels import Kernels
-from odysseus.parallel.mesh import Mesh
 from odysseus.method import Method
 from odysseus.model.decoder import Decoder
+from odysseus.model.kernels import Kernels
+from odysseus.parallel import zero
+from odysseus.parallel.mesh import Mesh
 from odysseus.training.trainer import Trainer, shard, unsharded
 
 

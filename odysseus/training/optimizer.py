@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from odysseus.parallel import sharding
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemory
+from odysseus.parallel import sharding
 
 
 class ShardedAdamW:

@@ -10,20 +10,20 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from odysseus.io import checkpoint
-from odysseus.parallel import transfers, sharding, zero
 from odysseus.config.run import RunConfig
+from odysseus.io import checkpoint
 from odysseus.io.text import Batch
 from odysseus.memory.host_memory import HostMemory
-from odysseus.model.kernels import Kernels, choose_kernels
-from odysseus.model.loss import IGNORED_LABEL, choose_loss
-from odysseus.parallel.mesh import Mesh
+from odysseus.memory.offload import CheckpointOffload
 from odysseus.method import Method
 from odysseus.model.decoder import Block, CausalLM, Edges, Tricks
-from odysseus.memory.offload import CheckpointOffload
-from odysseus.training.optimizer import ShardedAdamW
+from odysseus.model.kernels import Kernels, choose_kernels
+from odysseus.model.loss import IGNORED_LABEL, choose_loss
+from odysseus.parallel import sharding, transfers, zero
 from odysseus.parallel.chunked_block import OverlappedBlock
+from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring import choose_ring
+from odysseus.training.optimizer import ShardedAdamW
 
 
 @dataclass(frozen=True)

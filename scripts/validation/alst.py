@@ -3,7 +3,7 @@
 Three blocks of Llama-8B's size run a step on tensors without values, in a process group without
 peers: DeepSpeed's UlyssesSPAttentionHF and TiledMLP, Transformers' decoder layer, Liger's functions
 with no Triton kernel launched, and reentrant checkpointing with a block's input on the host, as
-ArcticTraining's monkey patch has it. FlashAttention-2 is that of bench/cuda_kernels.py. Weights and
+ArcticTraining's monkey patch has it. FlashAttention-2 is that of bench/simulator/cuda_kernels.py. Weights and
 their gradients are not counted. Two lengths give a slope in units of one rank's stream (U, 2 bytes
 x tokens x width) and what does not grow; every block more adds 1 U where nothing is offloaded.
 
@@ -36,10 +36,10 @@ from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama as llama
 
-from bench.cuda_kernels import kernels
-from bench.dryrun import CUDA_ROUNDING_BYTES
-from bench.memory import MemoryMeter, Peak
-from bench.meta_world import META, only_rank
+from bench.meters.memory import MemoryMeter, Peak
+from bench.simulator.cuda_kernels import kernels
+from bench.simulator.dry_run import CUDA_ROUNDING_BYTES
+from bench.simulator.fake_world import META, only_rank
 
 WIDTH, BLOCKS, SHORT, LONG = 4096, 3, 65536, 131072
 RUNS: dict[str, dict[str, Any]] = {

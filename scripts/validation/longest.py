@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import cuda_kernels, dryrun, plan
+from bench.planner import longest
+from bench.simulator import cuda_kernels, dry_run
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 
 GIB = 2**30
@@ -65,15 +66,15 @@ def predict(how: str) -> None:
     print(how)
     for name, (run, published) in LONGEST.items():
         started = time.monotonic()
-        found = plan.longest(run, lambda seq_len, need: None)
+        found = longest.longest(run, lambda seq_len, need: None)
         error = found.seq_len / published - 1
         print(f"{name}: {published} tokens published, {found.seq_len} predicted ({error:+.1%})")
         assert found.counted is not None, "it has been published"
         print(f"  {found.limit} is short; {time.monotonic() - started:.0f} s")
-        print("  " + dryrun.explain(found.counted).replace("\n", "\n  "))
+        print("  " + dry_run.explain(found.counted).replace("\n", "\n  "))
     for chunks in (1, 4):
         run = replace(UNTIED, ulysses_head_chunks=chunks)
-        peak = dryrun.counted(run).peak
+        peak = dry_run.counted(run).peak
         kinds = {kind: f"{size / GIB:.1f}" for kind, size in peak.by_kind.items()}
         print(
             f"{run.seq_len} tokens, {chunks} chunks of heads: {peak.bytes / GIB:.1f} GiB, {kinds}"

@@ -23,9 +23,9 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from bench.cuda_kernels import kernels
-from bench.memory import MemoryMeter
-from bench.meta_world import META
+from bench.meters.memory import MemoryMeter
+from bench.simulator.cuda_kernels import kernels
+from bench.simulator.fake_world import META
 
 RANKS, TOKENS, WIDTH, INNER, HEADS, VOCABULARY, LAYERS = 8, 32768, 4096, 11008, 32, 32000, 32
 PARAMETERS, GIB = 6_738_415_616, 2**30

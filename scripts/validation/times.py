@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench import dryrun, predict
-from bench.hardware import PROFILES
-from bench.program import TO_DEVICE, TO_HOST
-from bench.speeds import Clock, Points
-from bench.timeline import Timeline, simulate
+from bench.hardware.profiles import PROFILES
+from bench.hardware.speeds import Clock, Points
+from bench.simulator import dry_run, predict
+from bench.simulator.program import TO_DEVICE, TO_HOST
+from bench.simulator.timeline import Timeline, simulate
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 from scripts.validation.longest import ALL_TRICKS, ALST
 
@@ -67,7 +67,7 @@ def as_on_h100(clock: Clock) -> Clock:
 
 def main() -> None:
     for name, (run, published) in STEPS.items():
-        counted, clock = predict.count(run), dryrun.clock(run)
+        counted, clock = predict.count(run), dry_run.clock(run)
         found = predict.timeline(run, counted)
         assert found, "these profiles have speeds"
         assert clock

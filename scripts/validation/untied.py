@@ -6,7 +6,7 @@ for each block and the rest in the root, which stays gathered until backward end
 the host, but for the first block's, which its stride of offloaded layers leaves out; norms and MLPs
 in tiles that are joined; a table of angles made for the whole sequence, of which the rank's part is
 used; the head's gradient made in forward, by Liger's loss. FlashAttention-3 is that of
-bench/cuda_kernels.py. Attention is either Ulysses, which keeps what it had before the exchange, or
+bench/simulator/cuda_kernels.py. Attention is either Ulysses, which keeps what it had before the exchange, or
 theirs, four times eight heads.
 
 python -m scripts.validation.untied    about a minute
@@ -30,10 +30,10 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from bench.cuda_kernels import flash_3_backward, rms_norm
-from bench.dryrun import CUDA_ROUNDING_BYTES
-from bench.memory import MemoryMeter, Peak
-from bench.meta_world import META, only_rank
+from bench.meters.memory import MemoryMeter, Peak
+from bench.simulator.cuda_kernels import flash_3_backward, rms_norm
+from bench.simulator.dry_run import CUDA_ROUNDING_BYTES
+from bench.simulator.fake_world import META, only_rank
 from odysseus.model.block_attention import CUDA_FLASH
 
 RANKS, TOKENS, WIDTH, INNER, VOCABULARY, LAYERS = 8, 3_145_728, 4096, 14336, 128_256, 32

@@ -1,0 +1,95 @@
+"""``python -m bench calibrate``: the profile of this machine or cluster, by measuring."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.calibration import calibrate
+from bench.config import options
+from bench.hardware import profiles
+from bench.hardware.speeds import Link
+from bench.runner import join, launch, worker
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import ranks_a_node
+from odysseus.parallel.mesh import pick_device
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, and write a file for ``--hardware``; 0 when it is there.
+
+    Raises:
+        ValueError: the ranks cannot be started, or the file cannot be written.
+    """
+    parser = options.parser(
+        "calibrate",
+        "Measure matmuls, attention, memory, copies, the host and every collective on all ranks at "
+        "once, and write a profile that --hardware takes. Of the other flags, world_size, dtype, "
+        "device and model matter (a rank's share of its heads, for attention).",
+    )
+    options.add_run_options(parser)
+    parser.add_argument(
+        "--links_of",
+        type=str,
+        default="",
+        help="A profile of these ranks that was calibrated before: its collectives are taken from "
+        "there, all else is measured anew, in less than half the time. What a machine computes in "
+        "a second changes sooner than its links.",
+    )
+    parser.add_argument("--out", type=str, default="profile.yml", help="YAML file to write.")
+    parsed = options.parse(parser, arguments)
+    run, launched = options.run_config(parsed), join.launched_world_size()
+    options.check(run)
+    options.check_gpus(run, launched)
+    if pick_device(run.device).type == "cuda" and run.dtype != "bf16":
+        raise ValueError(f"dtype = {run.dtype} has no flash attention on CUDA; valid: bf16")
+    if run.dry_run:
+        raise ValueError("dry_run = true has nothing to measure; valid: false")
+    out = Path(parsed.out)
+    if out.suffix not in (".yml", ".yaml"):
+        raise ValueError(f"out = {out} is no name that --hardware takes; valid: ending in .yml")
+    options.check_file("out", out)
+    measured = partial(_profile, links=_links_of(parsed.links_of, run))
+    found = measured(run) if launched else launch.run_workers(run, measured)
+    if found["status"] != "ok":
+        print(f"{found['status']}: {found['error']}", file=sys.stderr)
+        return 1
+    if os.environ.get("RANK", "0") == "0":
+        profiles.write(found["profile"], out)
+        print(f"{out}: {run.world_size} ranks, {len(found['profile'].speeds.links)} links")
+    return 0
+
+
+def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
+    """The links of a profile that these ranks were calibrated to before; none without a name.
+
+    Raises:
+        ValueError: the profile is of other ranks, or has no links, or such as hold skew too.
+    """
+    if not name:
+        return ()
+    known, local = profiles.find(name), ranks_a_node(run.world_size)
+    device = pick_device(run.device).type
+    links = known.speeds.links if known.speeds else ()
+    most = max((link.ranks for link in links), default=0)
+    if (most, known.gpus_a_node, known.device) != (run.world_size, local, device):
+        raise ValueError(
+            f"links_of = {name} has links of {most} ranks, {known.gpus_a_node} a node, on "
+            f"{known.device}; valid: a file that calibrate wrote for {run.world_size}, {local} a "
+            f"node, on {device}"
+        )
+    if device == "cpu" and run.world_size > 1 and not (known.speeds and known.speeds.skew):
+        raise ValueError(
+            f"links_of = {name} has links measured after much computing too, and no skew; valid: a "
+            "file that calibrate wrote with skew"
+        )
+    return links
+
+
+def _profile(run: RunConfig, links: tuple[Link, ...]) -> dict[str, Any]:
+    """What one rank has measured."""
+    with worker.process_group(run) as device:
+        return {"status": "ok", "error": "", "profile": calibrate.measure(run, device, links)}

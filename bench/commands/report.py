@@ -1,0 +1,96 @@
+"""``python -m bench report``: rows in, a page, figures and a table out."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pandas as pd
+
+from bench.config import options
+from bench.hardware import profiles
+from bench.hardware.profiles import PROFILES
+from bench.report import catalogue, inputs, page
+
+_SHOWN = 200
+"""Rows of the table on the terminal."""
+_TABLE = {
+    "layout": "layout",
+    "world_size": "ranks",
+    "seq_len": "tokens",
+    "step_ms_p50": "step ms",
+    "tokens_per_s": "tokens/s",
+    "mfu": "MFU %",
+    "comm_mib": "sent MiB",
+    "theory_mib": "formula MiB",
+    "peak_mib": "peak MiB",
+    "loss_last": "loss",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page and every figure that the files allow, print the table.
+
+    Raises:
+        ValueError: a file is missing or is none that a report reads, or a profile is none.
+    """
+    parser = options.parser(
+        "report",
+        "One HTML page with charts and a table, and each figure as PNG, SVG and PDF, from CSV "
+        "files of any verb.",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["results/runs.csv"],
+        help="CSV files of run, sweep, verify, compare, plan and scripts/emulated_errors.py, and "
+        "JSON traces of run --trace, told apart by what is in them.",
+    )
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="results/report",
+        help="Folder of report.html and of the figures.",
+    )
+    parser.add_argument(
+        "--hardware",
+        nargs="*",
+        default=[],
+        help="YAML files of the profiles that dry runs in the rows name, for what they have of "
+        "memory; those that come with this project are known.",
+    )
+    parsed = options.parse(parser, arguments)
+    gc.freeze()  # the imported stays: to look through it for garbage took a sixth of a report
+    known = PROFILES | {name: profiles.find(name) for name in parsed.hardware}
+    given, out = inputs.read([Path(name) for name in parsed.rows]), Path(parsed.out)
+    data = inputs.drawable(given, known)
+    cards = catalogue.cards(given, data, known)
+    text = page.html(given, cards)
+    print(table(data[data["status"] == "ok"]))
+    for note in (*catalogue.write_figures(cards, out), *given.notes):
+        print(note)
+    page.write(text, out / "report.html")
+    print(f"page: {out / 'report.html'}")
+    return 0
+
+
+def table(data: pd.DataFrame) -> str:
+    """The rows side by side, sorted by ranks, tokens, ring and method; the first of very many."""
+    order = ["world_size", "seq_len", "ring_parallel_size", "layout"]
+    ordered = data[order].sort_values(order).index
+    left = f"\nand {len(data) - _SHOWN} more, on the page" if len(data) > _SHOWN else ""
+    data = data.loc[ordered[:_SHOWN]]
+    shown = data.assign(
+        comm_mib=data["comm_bytes_total"] / 2**20,
+        theory_mib=data["theory_comm_bytes_total"] / 2**20,
+        peak_mib=data["peak_memory_bytes"] / 2**20,
+        mfu=data["mfu"] * 100,
+    )
+    shown = shown[list(_TABLE)]
+    formats = {"step_ms_p50": "{:.0f}", "tokens_per_s": "{:.0f}", "loss_last": "{:.4f}"}
+    formats |= dict.fromkeys(("comm_mib", "theory_mib"), "{:.2f}")
+    formats |= dict.fromkeys(("peak_mib", "mfu"), "{:.1f}")
+    formats |= dict.fromkeys(("world_size", "seq_len"), "{:.0f}")
+    for name, form in formats.items():
+        shown[name] = [form.format(value) for value in shown[name]]
+    return shown.rename(columns=_TABLE).to_string(index=False) + left

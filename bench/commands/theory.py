@@ -1,0 +1,121 @@
+"""``python -m bench theory``: what each method sends, as published, as derived, as measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+
+import pandas as pd
+
+from bench.config import options
+from bench.runner import launch
+from bench.theory import published
+from bench.theory import traffic as theory_traffic
+from methods import METHODS
+from odysseus.config.run import RunConfig
+
+_COLUMNS = ("activation", "parameter", "gradient", "edge", "total")
+
+
+def main(arguments: list[str]) -> int:
+    """Print the tables; 1 if a measured byte count differs from the formula, else 0.
+
+    Raises:
+        ValueError: some method cannot run the configuration.
+    """
+    parser = options.parser("theory", "Communication of one optimizer step, byte by byte.")
+    options.add_run_options(parser)
+    parser.add_argument(
+        "--measure", type=bool, default=True, help="Also run a step of each method and count."
+    )
+    parser.set_defaults(world_size=4, steps=1, warmup_steps=1)
+    parsed = options.parse(parser, arguments)
+    base = options.run_config(parsed)
+    runs = [replace(base, method=name) for name in METHODS]
+    for run in runs:
+        run.check()
+        METHODS[run.method].check(run)
+        if parsed.measure:
+            options.check(run)
+            options.check_gpus(run, None)
+
+    _title("As published: Odysseus README, first version")
+    _print(published.ODYSSEUS_FIRST)
+    _title("As published: Odysseus README, June 2024")
+    _print(published.ODYSSEUS_2024)
+    _title("As derived, in elements x (N-1)/N a block")
+    _print(published.DERIVED)
+    _title("What a ring of R places adds, in elements x (R-1)/R a block; L above becomes L/R")
+    _print(published.DERIVED_RING)
+    _title("Where the published tables are wrong")
+    print(published.FINDINGS)
+    _title(f"As derived, bytes a rank and step: {describe(base)}")
+    derived = pd.DataFrame([_derived(run) for run in runs])
+    _print(derived)
+    _title("From which sequence length each sends less, with everything else as above")
+    print("\n".join(crossovers(base)))
+    return _measure(runs, derived) if parsed.measure else 0
+
+
+def describe(run: RunConfig) -> str:
+    """The sizes that decide the traffic."""
+    return (
+        f"{run.model.label}, L = {run.seq_len}, DP {run.data_parallel_size} x "
+        f"ring {run.ring_parallel_size} x SP {run.sequence_size}, "
+        f"micro batch {run.micro_batch_size}, {run.dtype}"
+    )
+
+
+def crossovers(base: RunConfig) -> list[str]:
+    """In words, where in L the bytes of two methods cross; those of each are linear in L."""
+    lines = {name: theory_traffic.line(replace(base, method=name)) for name in METHODS}
+    words = []
+    for one, other in combinations(METHODS, 2):
+        (slope, fixed), (other_slope, other_fixed) = lines[one], lines[other]
+        if slope == other_slope:
+            less, more = (one, other) if fixed < other_fixed else (other, one)
+            same = fixed == other_fixed
+            words.append(
+                f"- {one} and {other} send the same"
+                if same
+                else f"- {less} sends less than {more} at any length"
+            )
+            continue
+        crossing = theory_traffic.crossing(lines[one], lines[other])
+        long, short = (one, other) if slope < other_slope else (other, one)
+        if crossing <= 0:
+            words.append(f"- {long} sends less than {short} at any length")
+        else:
+            words.append(
+                f"- {long} sends less than {short} from L = {int(crossing) + 1} on, {short} below"
+            )
+    return words
+
+
+def _derived(run: RunConfig) -> dict[str, str | int]:
+    columns = theory_traffic.step_traffic(run).columns
+    return {"method": run.method} | {c: columns[f"comm_bytes_{c}"] for c in _COLUMNS}
+
+
+def _measure(runs: list[RunConfig], derived: pd.DataFrame) -> int:
+    rows = [launch.run_cell(run) for run in runs]
+    _title("As measured, bytes a rank and step, on " + str(rows[0].get("hardware", "this machine")))
+    failed = [row for row in rows if row["status"] != "ok"]
+    if failed:
+        print(f"{failed[0]['method']}: {failed[0]['status']}: {failed[0]['error']}")
+        return 1
+    counted = pd.DataFrame(
+        [{"method": r["method"]} | {c: r[f"comm_bytes_{c}"] for c in _COLUMNS} for r in rows]
+    )
+    _print(counted)
+    equal = counted.equals(derived)
+    print("measured = derived, to the byte" if equal else "MEASURED AND DERIVED DIFFER")
+    return 0 if equal else 1
+
+
+def _title(text: str) -> None:
+    print(f"\n{text}\n")
+
+
+def _print(table: pd.DataFrame) -> None:
+    print(table.to_string(index=False, justify="left"))

@@ -1,0 +1,75 @@
+"""``python -m bench verify``: does a method, with its tricks, train what the reference trains?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bench import rows
+from bench.config import options
+from bench.report import draw_matplotlib
+from bench.runner import join, verify
+from odysseus.config.run import RunConfig
+
+
+def main(arguments: list[str]) -> int:
+    """Compare a run with its reference; 0 when they agree, 1 when they part or one fails.
+
+    Raises:
+        ValueError: the run cannot be started.
+    """
+    parser = options.parser(
+        "verify",
+        "Train a reference (DP=N, SP=1, GAS=1, every trick off) and the given run (DP=N/n, SP=n, "
+        "GAS=n) on the same text, and compare loss and gradient norm of every step. "
+        "warmup_steps is not used.",
+    )
+    options.add_run_options(parser)
+    parser.set_defaults({"steps": 50})
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="results/verify.csv",
+        help="CSV file of the steps; the figure goes beside it, as PNG and SVG.",
+    )
+    parsed = options.parse(parser, arguments)
+    run, out = options.run_config(parsed), Path(parsed.out)
+    if run.dry_run:
+        raise ValueError("dry_run = true has no losses to compare; valid: false")
+    options.check(run)
+    options.check_gpus(run, None)
+    if join.launched_world_size() is not None:
+        raise ValueError("verify starts its own workers; run it without torchrun or srun")
+    rows.check_folder(out)
+    try:
+        verdict = verify.verify(run)
+    except RuntimeError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 1
+    verdict.steps.to_csv(out, index=False)
+    draw_matplotlib.save(
+        draw_matplotlib.draw(verify.overlay(verdict.steps, title(run))), out.with_suffix("")
+    )
+    print(f"{title(run)}\n{judgement(verdict)}")
+    return 0 if verdict.passed else 1
+
+
+def title(run: RunConfig) -> str:
+    """Which run was compared with which."""
+    n, accumulated = run.sequence_size, verify.candidate_of(run).gradient_accumulation_steps
+    ring = f" x ring {run.ring_parallel_size}" if run.ring_parallel_size > 1 else ""
+    return (
+        f"{run.method}, DP {run.data_parallel_size}{ring} x SP {n} x GAS {accumulated}, against "
+        f"DP {run.world_size} x SP 1 x GAS {run.gradient_accumulation_steps}: "
+        f"{run.model.label}, {run.seq_len} tokens, {run.dtype}"
+    )
+
+
+def judgement(verdict: verify.Verdict) -> str:
+    """The verdict in a line: the largest differences, what is tolerated and why."""
+    found = ", ".join(f"{name} {value:.2e}" for name, value in verdict.largest.items())
+    word = "agree" if verdict.passed else "DIFFER"
+    return (
+        f"{word} over {len(verdict.steps)} steps; largest relative difference: {found}; "
+        f"tolerance {verdict.tolerance:g} ({verdict.why})"
+    )

@@ -1,0 +1,110 @@
+"""The FLOP meter: what one rank's attention kernels and matmuls do in a step, by their shapes.
+
+Unlike the model FLOPs of bench/theory/model_flops.py these are of one rank and of what really runs, so they
+show how evenly the causal mask's work is spread, and what is computed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch._ops import OpOverload
+
+from bench.meters.watcher import Watcher
+
+# Kernel: (argument of the query, of the key, of is_causal, place of heads, of tokens, matmuls).
+_FORWARD, _BACKWARD = 2, 5
+_KERNELS = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": (0, 1, 4, 1, 2, _FORWARD),
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (1, 2, 7, 1, 2, _BACKWARD),
+    "aten::_scaled_dot_product_flash_attention": (0, 1, 4, 1, 2, _FORWARD),
+    "aten::_scaled_dot_product_flash_attention_backward": (1, 2, 11, 1, 2, _BACKWARD),
+    "aten::_scaled_dot_product_efficient_attention": (0, 1, 6, 1, 2, _FORWARD),
+    "aten::_scaled_dot_product_efficient_attention_backward": (1, 2, 11, 1, 2, _BACKWARD),
+    "aten::_scaled_dot_product_cudnn_attention": (0, 1, 6, 1, 2, _FORWARD),
+    "aten::_scaled_dot_product_cudnn_attention_backward": (1, 2, 14, 1, 2, _BACKWARD),
+    "flash_attn::_flash_attn_forward": (0, 1, 5, 2, 1, _FORWARD),
+    "flash_attn::_flash_attn_backward": (1, 2, 11, 2, 1, _BACKWARD),
+}
+
+# Matmul: (argument of the left matrix, of the right one).
+_MATMULS = {
+    **dict.fromkeys(("aten::mm", "aten::mm.out", "aten::bmm"), (0, 1)),
+    **dict.fromkeys(("aten::addmm", "aten::addmm_", "aten::addmm.out", "aten::baddbmm"), (1, 2)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What multiplies matrices.
+
+    Attributes:
+        kind: matmul, attention_forward or attention_backward.
+        sizes: Of a matmul (rows, columns, inner size), rows of a batch together; of attention
+            (heads of all samples, queries, keys, elements of a head, 1 if causal).
+    """
+
+    kind: str
+    flops: int
+    sizes: tuple[int, ...]
+
+
+def attention_flops(
+    batch: int, heads: int, queries: int, keys: int, head_dim: int, causal: bool, matmuls: int
+) -> int:
+    """FLOPs of one kernel: 2 a multiplication, half of them where the mask is causal.
+
+    Two matmuls forward; five backward, which computes the scores again (Dao, arXiv 2307.08691
+    §3.1.2).
+    """
+    whole = 2 * matmuls * batch * heads * queries * keys * head_dim
+    return whole // 2 if causal else whole
+
+
+def kernel_of(name: str, args: tuple[Any, ...]) -> Kernel | None:
+    """What an operation multiplies; None for every other operation."""
+    if matrices := _MATMULS.get(name):
+        left, right = (args[at] for at in matrices)
+        inner, columns = right.shape[-2:]
+        rows = left.numel() // inner
+        return Kernel("matmul", 2 * rows * columns * inner, (rows, columns, inner))
+    if name not in _KERNELS:
+        return None
+    query_at, key_at, causal_at, heads_at, tokens_at, matmuls = _KERNELS[name]
+    query: Tensor = args[query_at]
+    causal = len(args) > causal_at and bool(args[causal_at])
+    batch, heads, queries = query.shape[0], query.shape[heads_at], query.shape[tokens_at]
+    keys, width = args[key_at].shape[tokens_at], query.shape[-1]
+    flops = attention_flops(batch, heads, queries, keys, width, causal, matmuls)
+    kind = "attention_forward" if matmuls == _FORWARD else "attention_backward"
+    return Kernel(kind, flops, (batch * heads, queries, keys, width, int(causal)))
+
+
+class FlopMeter(Watcher):
+    """Sums the FLOPs of every attention kernel and every matmul that runs while it is entered.
+
+    Kernels that it does not know count nothing; attention that PyTorch composes of matmuls for want
+    of a kernel counts as those.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = self.matmul = 0
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """This rank's part of the row's columns."""
+        return {"attention_flops": self.attention, "matmul_flops": self.matmul}
+
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        kernel = kernel_of(func.name(), args)
+        if kernel is None:
+            return
+        if kernel.kind == "matmul":
+            self.matmul += kernel.flops
+        else:
+            self.attention += kernel.flops

@@ -1,0 +1,245 @@
+"""The memory meter: live tensor storage over a step, its peak, and what was alive at it.
+
+A dispatch mode sees every tensor that is made; a weak reference sees it go. The life of each
+storage is logged with its kind, which may be learned later (a tensor turns out to be a gradient
+when the optimizer takes it), and the peak is found by replaying the log.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import get_native_id
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
+
+from bench.meters.watcher import Watcher
+
+KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
+HOST = "host"
+"""What offloading holds: host memory, so no part of a device's peak."""
+
+
+@dataclass
+class Allocation:
+    """One storage's life: bytes, what for, and the operation that made it, in which ZeRO unit."""
+
+    bytes: int
+    kind: str
+    made_by: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most bytes alive at once, by kind, and the allocations alive then, largest first.
+
+    Attributes:
+        last: The allocation that made it the most; None if there was none.
+    """
+
+    bytes: int
+    by_kind: dict[str, int]
+    alive: list[Allocation]
+    last: Allocation | None
+
+
+class MemoryMeter(Watcher):
+    """Follows tensor storage while it is entered.
+
+    Kinds: *parameters*, *optimizer* and inputs are told by :meth:`watch`; *communication* is what
+    FSDP2 gathers and reduces, and inside blocks what a method has gathered (also where it keeps
+    it, ``--regather false``) or is about to reduce-scatter, and what goes round a ring; *gradients*
+    are the parameters' whole
+    and sharded ones; everything else is *activations*. Kernels' own workspace and gloo's buffers
+    are not counted.
+
+    Args:
+        rounding_bytes: What the device's allocator rounds every size up to a multiple of.
+    """
+
+    def __init__(self, rounding_bytes: int = 1) -> None:
+        super().__init__()
+        self.rounding_bytes = rounding_bytes
+        self._log: list[tuple[int, bool]] = []
+        self._allocations: list[Allocation] = []
+        self._live: dict[int, tuple[int, Any]] = {}
+
+    def watch(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Count these from now on as this kind, whether new to the meter or not."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            index = self._index(storage)
+            if index is None:
+                self._add(storage, kind, "before the step")
+            else:
+                self._allocations[index].kind = kind
+
+    def peak(self, *kinds: str) -> Peak:
+        """Replay the log; with kinds, as if there were no others. The default is all but HOST."""
+        alive: set[int] = set()
+        best: set[int] = set()
+        now = most = 0
+        last = None
+        for index, made in self._log:
+            if self._allocations[index].kind not in (kinds or KINDS):
+                continue
+            size = self._bytes(index)
+            if made:
+                alive.add(index)
+                now += size
+            else:
+                alive.remove(index)
+                now -= size
+            if now > most:
+                most, best, last = now, set(alive), self._allocations[index]
+        by_kind: Counter[str] = Counter()
+        for index in best:
+            by_kind[self._allocations[index].kind] += self._bytes(index)
+        held = sorted((self._allocations[i] for i in best), key=lambda a: -a.bytes)
+        return Peak(most, {kind: by_kind[kind] for kind in KINDS}, held, last)
+
+    def peak_by_unit(self) -> dict[str, int]:
+        """The most bytes alive while each ZeRO unit was the one that began last."""
+        peaks: dict[str, int] = {}
+        now = 0
+        for index, made in self._log:
+            allocation = self._allocations[index]
+            if allocation.kind == HOST:
+                continue
+            now += self._bytes(index) if made else -self._bytes(index)
+            if made:
+                peaks[allocation.unit] = max(now, peaks.get(allocation.unit, 0))
+        return peaks
+
+    def before_backward(self) -> dict[str, int]:
+        """Bytes by kind that are alive when the step's first backward begins."""
+        by_kind: Counter[str] = Counter()
+        for index, made in self._log:
+            allocation = self._allocations[index]
+            if made and allocation.unit.startswith("backward"):
+                break
+            by_kind[allocation.kind] += self._bytes(index) if made else -self._bytes(index)
+        return dict(by_kind)
+
+    def on_host(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in host memory, as far as the meter knows."""
+        index = self._index(tensor.untyped_storage())
+        return index is not None and self._allocations[index].kind == HOST
+
+    def _bytes(self, index: int) -> int:
+        """What an allocation takes: on the device, rounded up."""
+        size = self._allocations[index].bytes
+        if self._allocations[index].kind == HOST:
+            return size
+        return -(-size // self.rounding_bytes) * self.rounding_bytes
+
+    def __enter__(self) -> MemoryMeter:
+        # FSDP2 frees and refills gathered parameters by resizing their storage, which no
+        # dispatch mode sees; torch's own MemTracker wraps the method in the same way.
+        original = self._resize = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> None:
+            kind = self._forget(storage)
+            original(storage, size)
+            self._add(storage, kind or "communication", "resize_")
+
+        setattr(torch.UntypedStorage, "resize_", resize)  # noqa: B010
+        # Gloo's threads hold what a collective used until a moment after it is done.
+        wait = self._wait = dist.Work.wait
+
+        def wait_and_settle(work: dist.Work, *timeout: Any) -> Any:
+            done = wait(work, *timeout)
+            _settle()
+            return done
+
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            setattr(dist.Work, "wait", wait_and_settle)  # noqa: B010
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
+        setattr(dist.Work, "wait", self._wait)  # noqa: B010
+        super().__exit__(*exception)
+
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        name, kind = func.name(), self._kind_here()
+        if not func.is_view:  # a view of what is not known shows a buffer of gloo's
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor) and self._index(leaf.untyped_storage()) is None:
+                    self._add(leaf.untyped_storage(), kind, name)
+        if self.region == "odysseus::edge":
+            return
+        if name == "c10d::_allgather_base_":
+            self.watch([args[0]], "communication")
+        elif name in ("c10d::send", "c10d::recv_"):
+            self.watch(args[0], "communication")
+        elif name == "c10d::_reduce_scatter_base_":
+            self.watch([args[1]], "communication")
+        elif name == "fsdp::chunk_cat":
+            self.watch(args[0], "gradients")
+
+    def _kind_here(self) -> str:
+        if self.region.startswith("FSDP::"):
+            return "communication"
+        if self.region == "odysseus::host":
+            return HOST
+        return "optimizer" if self.region.startswith("Optimizer.step") else "activations"
+
+    def _index(self, storage: torch.UntypedStorage) -> int | None:
+        known = self._live.get(storage._cdata)
+        return None if known is None else known[0]
+
+    def _add(self, storage: torch.UntypedStorage, kind: str, made_by: str) -> None:
+        index, key = len(self._allocations), storage._cdata
+        self._allocations.append(Allocation(storage.nbytes(), kind, made_by, self.unit))
+        self._log.append((index, True))
+
+        def gone(_: Any) -> None:
+            if self._live.get(key, (None,))[0] == index:
+                del self._live[key]
+                self._log.append((index, False))
+
+        self._live[key] = (index, weakref.ref(storage, gone))
+
+    def _forget(self, storage: torch.UntypedStorage) -> str | None:
+        known = self._live.pop(storage._cdata, None)
+        if known is None:
+            return None
+        self._log.append((known[0], False))
+        return self._allocations[known[0]].kind
+
+
+def _settle() -> None:
+    """Wait until no other thread of this process runs, for as long as it takes where cores are
+    shared, but not for one that spins.
+    """
+    time.sleep(2e-4)
+    for _ in range(200):
+        if not _other_threads_run():
+            return
+        time.sleep(1e-3)
+
+
+def _other_threads_run() -> bool:
+    """Whether a thread of this process but this one has something to do (proc(5), state R)."""
+    for task in os.scandir("/proc/self/task"):
+        # It may have ended; and the plainest way to read, since there are dozens.
+        with suppress(OSError), open(f"{task.path}/stat", "rb", buffering=0) as file:
+            state = file.read().rpartition(b")")[2].split()[0]
+            if state == b"R" and int(task.name) != get_native_id():
+                return True
+    return False

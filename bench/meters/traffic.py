@@ -1,0 +1,156 @@
+"""The traffic meter: every collective of a step, its bytes and what they were for.
+
+It watches from outside. A dispatch mode sees each c10d operation, this project's and FSDP2's,
+forward and backward alike; the profiler regions they run in say what for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
+
+from bench.meters.watcher import Watcher
+
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p")
+PURPOSES = ("activation", "parameter", "gradient", "edge")
+
+# c10d operation: (collective, argument that holds the whole tensor, argument of the group)
+_OPERATIONS = {
+    "c10d::allreduce_": ("all_reduce", 0, 1),
+    "c10d::_allgather_base_": ("all_gather", 0, 2),
+    "c10d::allgather_": ("all_gather", 0, 2),
+    "c10d::_reduce_scatter_base_": ("reduce_scatter", 1, 2),
+    "c10d::alltoall_base_": ("all_to_all", 1, 2),
+    "c10d::send": ("p2p", 0, 1),
+}
+_SILENT = {"c10d::recv_", "c10d::barrier"}
+_SILENT |= {f"_c10d_functional::{name}" for name in ("wait_tensor", "_wrap_tensor_autograd")}
+# DTensor's and DeepSpeed's (inside whose operator no mode sees the collective): their first
+# argument is this rank's part, their last names the group.
+_FUNCTIONAL = {
+    "deepspeed::dim_zero_all_to_all": "all_to_all",
+    "_c10d_functional::all_reduce": "all_reduce",
+    "_c10d_functional::all_gather_into_tensor": "all_gather",
+    "_c10d_functional::reduce_scatter_tensor": "reduce_scatter",
+    "_c10d_functional::all_to_all_single": "all_to_all",
+}
+
+
+def bytes_sent(collective: str, size_bytes: int, ranks: int) -> Fraction:
+    """Bytes that one rank sends, by the convention of the field.
+
+    Args:
+        collective: One of COLLECTIVES.
+        size_bytes: The whole (gathered) tensor's; for all_to_all and p2p, this rank's.
+        ranks: Size of the group, n.
+
+    Returns:
+        All-reduce 2(n-1)/n, all-gather, reduce-scatter and all-to-all (n-1)/n of the size (ring
+        algorithms; Thakur et al., 2005, doi 10.1177/1094342005051521), p2p the size. A fraction:
+        a ring of 3 ranks does not send a whole number of bytes of every tensor.
+    """
+    share = Fraction(ranks - 1, ranks)
+    return size_bytes * {"all_reduce": 2 * share, "p2p": Fraction(1)}.get(collective, share)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One collective as one rank saw it.
+
+    Attributes:
+        size_bytes: As :func:`bytes_sent` means it.
+        ranks: Of the group, by their numbers in the world.
+        is_async: Whether the caller goes on and waits for it later.
+    """
+
+    collective: str
+    purpose: str
+    size_bytes: int
+    ranks: tuple[int, ...]
+    is_async: bool
+
+    @property
+    def bytes_sent(self) -> Fraction:
+        return bytes_sent(self.collective, self.size_bytes, len(self.ranks))
+
+
+def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None:
+    """The collective that an operation in a profiler region is; None if it sends nothing.
+
+    Raises:
+        RuntimeError: for a c10d operation without a formula, rather than miss it.
+    """
+    name = func.name()
+    if name in _FUNCTIONAL:
+        return _functional_call(_FUNCTIONAL[name], args, region)
+    if not name.startswith(("c10d::", "_c10d_functional::")) or name in _SILENT:
+        return None
+    if name not in _OPERATIONS:
+        raise RuntimeError(f"the traffic meter has no formula for {name}")
+    collective, tensor_at, group_at = _OPERATIONS[name]
+    tensors: list[Tensor] = tree_leaves(args[tensor_at])
+    names = [argument.name for argument in func._schema.arguments]
+    at = names.index("async_op") if "async_op" in names else len(args)
+    return Call(
+        collective,
+        _purpose(collective, region),
+        sum(t.numel() * t.element_size() for t in tensors),
+        tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(args[group_at]))),
+        bool(args[at]) if at < len(args) else True,
+    )
+
+
+def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:
+    ranks = tuple(dist.get_process_group_ranks(_resolve_process_group(args[-1])))
+    size = args[0].numel() * args[0].element_size()
+    shares = args[2] if collective == "all_to_all" and len(args) > 2 else ()
+    if len(set(shares)) > 1:  # a permutation of the ranks
+        kept = size * shares[ranks.index(dist.get_rank())] // sum(shares)
+        return Call("p2p", _purpose("p2p", region), size - kept, ranks, True)
+    whole = size * len(ranks) if collective == "all_gather" else size
+    return Call(collective, _purpose(collective, region), whole, ranks, True)
+
+
+def _purpose(collective: str, region: str) -> str:
+    if region.startswith("odysseus::"):
+        return region.removeprefix("odysseus::")
+    if region.startswith("FSDP::"):
+        return "parameter" if collective == "all_gather" else "gradient"
+    return "activation"  # a library's own call inside a block, such as yunchang's
+
+
+class TrafficMeter(Watcher):
+    """Records every collective issued while it is entered.
+
+    Raises:
+        RuntimeError: as :func:`call_of`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        if call := call_of(func, args, self.region):
+            self.calls.append(call)
+
+    def totals(self) -> dict[str, int]:
+        """The row's columns: bytes by collective, by purpose and in all, rounded; calls."""
+        by: Counter[str] = Counter()
+        for call in self.calls:
+            for column in ("total", call.collective, call.purpose):
+                by[column] += call.bytes_sent  # pyright: ignore[reportArgumentType]
+        names = ("total", *COLLECTIVES, *PURPOSES)
+        return {f"comm_bytes_{name}": round(by[name]) for name in names} | {
+            "comm_calls_total": len(self.calls)
+        }

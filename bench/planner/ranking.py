@@ -1,0 +1,157 @@
+"""Which method, parallel sizes and memory tricks are fastest of those that fit, by dry runs.
+
+Time and memory grow with every block alike, so two shallow dry runs say what the whole model takes
+(`bench/simulator/shallow.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.config import options
+from bench.planner import longest
+from bench.planner.longest import Need
+from bench.simulator import predict, shallow
+from methods import METHODS
+from odysseus.config.run import RunConfig
+
+PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
+
+
+def ladder(run: RunConfig) -> list[RunConfig]:
+    """The run with ever more memory tricks, in the order that they are added in until it fits. Each
+    costs time, the later the more: an MLP's forward again, a block's forward again, copies that
+    hide, an optimizer on the host."""
+    tiled: dict[str, Any] = {"tiled_mlp_compute": True}
+    recomputed: dict[str, Any] = {"activation_checkpointing": True}
+    offloaded = tiled | {"activation_checkpoint_cpu_offload": True}
+    on_host = offloaded | {"optimizer": replace(run.optimizer, offload="cpu")}
+    steps = ({}, tiled, recomputed, tiled | recomputed, offloaded, on_host)
+    return [replace(run, **tricks) for tricks in steps]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A run that fits, and what it is predicted to take.
+
+    Attributes:
+        parts_ms: By the row's column: the step, and what it consists of.
+    """
+
+    run: RunConfig
+    need: Need
+    parts_ms: dict[str, float]
+
+    @property
+    def tokens_per_s_per_gpu(self) -> float:
+        return self.run.tokens_per_step / self.parts_ms["step_ms_p50"] * 1e3 / self.run.world_size
+
+    @property
+    def tricks(self) -> str:
+        """The memory tricks that are on."""
+        run = self.run
+        on = {
+            "checkpoint offload": run.activation_checkpoint_cpu_offload,
+            "checkpointing": run.activation_checkpointing
+            and not run.activation_checkpoint_cpu_offload,
+            "tiled MLP": run.tiled_mlp_compute,
+            "optimizer on host": run.optimizer_on_host,
+        }
+        return ", ".join(name for name, is_on in on.items() if is_on) or "none"
+
+
+def ranked(runs: Iterable[RunConfig], tell: Callable[[str], None]) -> list[Choice]:
+    """Those runs that fit, fastest first, each with the fewest tricks besides those that are on.
+
+    Args:
+        tell: Called with a line for everything that was tried.
+    """
+    found = []
+    for run in runs:
+        choice = fitting(run)
+        name = f"{run.method}, sequence {run.sequence_size}, ring {run.ring_parallel_size}"
+        tell(f"{name}: {choice.tricks if choice else 'does not fit'}")
+        found += [choice] if choice else []
+    return sorted(found, key=lambda choice: -choice.tokens_per_s_per_gpu)
+
+
+def layouts(base: RunConfig) -> Iterator[RunConfig]:
+    """A run by every method at every size of its axes, unless it sets one itself; where the
+    sequence axis is 1, methods are one."""
+    sizes = [(base.sequence_size, base.ring_parallel_size)]
+    if base.sequence_parallel_size == 0 and base.ring_parallel_size == 1:
+        divisors = [n for n in range(1, base.world_size + 1) if base.world_size % n == 0]
+        sizes = [(s, r) for s in divisors for r in divisors if base.world_size % (s * r) == 0]
+    for sequence, ring in sizes:
+        for method in METHODS if sequence > 1 else ("ulysses",):
+            run = replace(
+                longest.by_method(method, base),
+                sequence_parallel_size=sequence,
+                ring_parallel_size=ring,
+            )
+            if not options.refusal(run):
+                yield run
+
+
+def fitting(run: RunConfig) -> Choice | None:
+    """The run with the fewest tricks that make it fit."""
+    first, *between, last = ladder(run)
+    if choice := _if_it_fits(first):
+        return choice
+    # All tricks leave the least on the GPU; if the host is what they lack, fewer may do.
+    most = predicted(last)
+    if most.need.limit == "GPU":
+        return None
+    choices = filter(None, map(_if_it_fits, between))
+    return next(choices, None if most.need.limit else most)
+
+
+def _if_it_fits(run: RunConfig) -> Choice | None:
+    few = _counted(run, _depths(run)[0])
+    if longest.need(run, max(few.peaks.values())).limit:  # and more blocks take more
+        return None
+    choice = _at_depth(run, few)
+    return None if choice.need.limit else choice
+
+
+def predicted(run: RunConfig) -> Choice:
+    """What a run of any depth takes."""
+    return _at_depth(run, _counted(run, _depths(run)[0]))
+
+
+@dataclass(frozen=True)
+class _Shallow:
+    """A shallow run: memory of the heaviest rank by place, and times of the slowest."""
+
+    peaks: dict[str, int]
+    parts_ms: dict[str, float]
+
+
+def _depths(run: RunConfig) -> tuple[int, int]:
+    """Blocks of the two shallow runs."""
+    few, more = (min(run.architecture.num_hidden_layers, n) for n in shallow.SHALLOW)
+    return few, more
+
+
+def _at_depth(run: RunConfig, few: _Shallow) -> Choice:
+    """The whole run, of what the shallower of its two runs takes."""
+    layers, more = run.architecture.num_hidden_layers, _counted(run, _depths(run)[1])
+    further = max(0, layers - shallow.SHALLOW[1])
+    return Choice(
+        run,
+        longest.need(run, shallow.peak_at(layers, few.peaks, more.peaks)),
+        {
+            part: more.parts_ms[part] + (more.parts_ms[part] - few.parts_ms[part]) * further
+            for part in PARTS
+        },
+    )
+
+
+def _counted(run: RunConfig, layers: int) -> _Shallow:
+    few = shallow.with_blocks(run, layers)
+    counted = predict.count(few)
+    columns = predict.columns(few, counted)
+    peaks = shallow.peak_by_place(counted.memory, layers)
+    return _Shallow(peaks, {part: columns[part] for part in PARTS})

@@ -1,0 +1,171 @@
+"""The report: which figures there are, and what each shows of the rows that were given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+
+from bench.hardware.profiles import PROFILES, Hardware
+from bench.planner import method_map
+from bench.report import accuracy, draw_matplotlib, inputs, labels
+from bench.report.chart import Chart
+from bench.report.charts import ablation, cells, compare, longest, ring_balance, trace
+from bench.report.inputs import Given
+from bench.runner import verify
+from methods import METHODS
+
+_MOST = 6
+"""Charts of one figure."""
+_TIMES = ["seq_len", "measured_ms", "predicted_ms"]
+Drawer = Callable[[pd.DataFrame], Chart | str]
+
+
+@dataclass
+class Card:
+    """One figure: a chart for each set of rows that are alike, or why there is none."""
+
+    name: str
+    title: str
+    charts: list[Chart] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+_OF_SETTINGS: dict[str, tuple[str, Drawer]] = {
+    "throughput": ("Throughput against length", cells.throughput),
+    "mfu": ("MFU against length", cells.mfu),
+    "traffic": ("Traffic, measured against theory", cells.traffic),
+    "memory": ("Peak memory", cells.memory),
+    "strong_scaling": ("Strong scaling", cells.strong_scaling),
+    "weak_scaling": ("Weak scaling", cells.weak_scaling),
+}
+_OF_STUDIES: dict[str, tuple[str, Drawer]] = {
+    "ablation": ("Memory tricks, one after another", ablation.chart),
+    "longest": ("Longest sequence that fits", longest.chart),
+    "balance": ("Balance of a ring", ring_balance.chart),
+}
+
+
+def cards(
+    given: Given, data: pd.DataFrame, profiles: Mapping[str, Hardware] = PROFILES
+) -> list[Card]:
+    """Every figure.
+
+    Args:
+        data: The drawable cells of what is given.
+        profiles: The hardware that is known, by its name in the files.
+    """
+    settings = [(of, _fewer(rows)) for of, rows in inputs.settings(data)]
+    settings = [one for one in settings if len(one[1]) > 1] or settings  # one cell makes no line
+    found = [_card(name, *how, settings) for name, how in _OF_SETTINGS.items()]
+    found += [_card(name, *how, inputs.studies(data)) for name, how in _OF_STUDIES.items()]
+    compared = given.compared.items()
+    found.append(_card("compare", "Beside other implementations", compare.chart, compared))
+    found += [_predictions(given, data), _verified(given), _maps(given, profiles)]
+    return [*found, _timeline(given)]
+
+
+def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.DataFrame]]) -> Card:
+    """A chart for each set of rows that has one, up to the most that a page should have."""
+    card, reasons, more = Card(name, title), [], 0
+    for of, rows in sets:
+        if len(card.charts) == _MOST:
+            more += 1
+            continue
+        chart = draw(rows)
+        if isinstance(chart, str):
+            reasons.append(chart)
+        else:
+            card.charts.append(replace(chart, of=of))
+    if not card.charts:
+        card.notes.append(f"left out: {reasons[0] if reasons else 'no rows for it'}")
+    if more:
+        card.notes.append(f"{more} more sets of rows are left out; give fewer files to see them")
+    return card
+
+
+def _predictions(given: Given, data: pd.DataFrame) -> Card:
+    """Of files of errors, and of cells that are both measured and predicted."""
+    found = dict(given.errors)
+    if len(both := accuracy.of_rows(data)):
+        found["these rows"] = both
+    sets = [
+        (name, errors[errors["method"].isin(list(METHODS))].dropna(subset=_TIMES))
+        for name, errors in found.items()
+    ]
+    known = [(name, errors) for name, errors in sets if len(errors)]
+    card = _card("prediction", "Predicted against measured", accuracy.scatter, known)
+    lengths = _card("", "", accuracy.over_lengths, known)
+    card.charts += [replace(chart, of=f"{chart.of}, by length") for chart in lengths.charts]
+    return card
+
+
+def _verified(given: Given) -> Card:
+    sets = given.steps.items()
+    return _card("verify", "Training, split and not", lambda rows: verify.overlay(rows, ""), sets)
+
+
+def _maps(given: Given, profiles: Mapping[str, Hardware]) -> Card:
+    card = Card("map", "Fastest method")
+    for name, data in given.maps.items():
+        sound = data.dropna(subset=["seq_len", "world_size"])
+        sound = sound[(sound["seq_len"] >= 1) & (sound["world_size"] >= 1)]
+        if sound.empty:
+            continue
+        lines = {}
+        try:
+            lines = method_map.changes(method_map.run_of(sound, profiles), sound)
+        except ValueError as error:
+            card.notes.append(f"{name}: where the fewest bytes change is not drawn: {error}")
+        of = labels.source_of(sound.assign(mode="dry run"))
+        card.charts.append(replace(method_map.chart(sound, of, lines), of=name))
+    if not card.charts:
+        card.notes.append("left out: no CSV of plan --map among the files")
+    return card
+
+
+def _timeline(given: Given) -> Card:
+    return _card(
+        "timeline",
+        "A block in time",
+        lambda _: trace.chart(given.traces),
+        [("", pd.DataFrame())],
+    )
+
+
+def _fewer(data: pd.DataFrame) -> pd.DataFrame:
+    """At most so many ranks, lengths and layouts as a figure has room for."""
+    for name, most in (("world_size", 4), ("seq_len", 6)):
+        data = data[data[name].isin(labels.few(data[name], most))]
+    return data[data["layout"].isin(labels.layouts_of(data)[:12])]
+
+
+def write_figures(found: list[Card], folder: Path) -> Iterator[str]:
+    """Write every chart as files, on all cores; a line for each written or left out, and why."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
+        written = {
+            id(chart): pool.submit(_write, chart, folder / _file(card, number))
+            for card in found
+            for number, chart in enumerate(card.charts, 1)
+        }
+        for card in found:
+            for chart in card.charts:
+                of = f" ({chart.of})" if len(card.charts) > 1 else ""
+                path = written[id(chart)].result()
+                yield f"{card.name}: {path}.{', .'.join(draw_matplotlib.FORMATS)}{of}"
+            yield from (f"{card.name}: {note}" for note in card.notes)
+
+
+def _file(card: Card, number: int) -> str:
+    return card.name if number == 1 else f"{card.name}-{number}"
+
+
+def _write(chart: Chart, path: Path) -> Path:
+    draw_matplotlib.save(draw_matplotlib.draw(chart), path, draw_matplotlib.FORMATS)
+    return path

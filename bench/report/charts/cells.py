@@ -1,0 +1,235 @@
+"""Charts of measured and dry-run cells that are alike in all but layout, ranks and length.
+
+Each takes rows with numbers as numbers and a column `layout`, and has the columns that it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.meters.memory import KINDS
+from bench.meters.traffic import PURPOSES
+from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel
+from bench.report.labels import (
+    GIB,
+    RULE,
+    STACK_STYLE,
+    bytes_unit,
+    layouts_of,
+    length_label,
+    lengths_ticks,
+    source_of,
+    style_of,
+)
+
+Left = str
+"""Why there is no chart."""
+_MISFIT = {"color": "black", "marker": "x", "linestyle": "", "markersize": 5}
+_FAR = 5
+"""Times the highest bar at which a limit is told instead of drawn."""
+_IDEAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
+
+
+def throughput(data: pd.DataFrame) -> Chart | Left:
+    """Tokens per second over sequence length, a panel for each number of ranks."""
+    return _over_lengths(_timed(data), "tokens_per_s", 1, "throughput (tokens/s)")
+
+
+def mfu(data: pd.DataFrame) -> Chart | Left:
+    """Model FLOPs utilization over sequence length, likewise."""
+    return _over_lengths(_timed(data), "mfu", 100, "MFU (% of peak FLOP/s)")
+
+
+def _over_lengths(data: pd.DataFrame, column: str, times: float, unit: str) -> Chart | Left:
+    data = data[data[column].notna()]
+    if data.empty:
+        return f"no {column} in these rows"
+    y = Axis(label=unit, limits=(0, 1.08 * times * data[column].max()))
+    panels = []
+    for ranks, rows in data.groupby("world_size"):
+        lines = [
+            Line(label=name, x=[*line["seq_len"]], y=[*times * line[column]], style=style_of(name))
+            for name, line in _by_layout(rows)
+        ]
+        x = Axis(label="sequence length (tokens)", log=2, ticks=lengths_ticks(rows["seq_len"]))
+        panels.append(Panel(title=_ranks(ranks), x=x, y=y, marks=lines))
+    return Chart(panels=panels, source=source_of(data))
+
+
+def strong_scaling(data: pd.DataFrame) -> Chart | Left:
+    """Throughput over ranks with the tokens of a step the same, a panel for each length."""
+    data = _timed(data)
+    return _over_ranks(
+        data,
+        ["seq_len", "step_tokens"],
+        "tokens_per_s",
+        "throughput (tokens/s)",
+        lambda of: f"{length_label(of[0])} tokens, {length_label(of[1])} a step",
+        grows=True,
+    )
+
+
+def weak_scaling(data: pd.DataFrame) -> Chart | Left:
+    """Throughput of a rank over ranks with its tokens the same: longer samples, or more."""
+    data = _timed(data)
+    return _over_ranks(
+        data.assign(rank_tokens=data["step_tokens"] / data["world_size"]),
+        ["rank_tokens"],
+        "tokens_per_s_per_gpu",
+        "throughput of a rank (tokens/s)",
+        lambda of: f"{length_label(of[0])} tokens a rank",
+        grows=False,
+    )
+
+
+def _over_ranks(
+    data: pd.DataFrame, same: list[str], column: str, unit: str, title: Any, grows: bool
+) -> Chart | Left:
+    """Lines over ranks where what must be the same is; with the slope of perfect scaling."""
+    data = data[data[column].notna()].sort_values("data_parallel_size")
+    data = data.drop_duplicates([*same, "layout", "world_size"])  # longer samples before more
+    spans = data.groupby([*same, "layout"])["world_size"].transform("nunique")
+    data = data[spans > 1].sort_values([*same, "world_size"])
+    if data.empty:
+        return f"no layout has {', '.join(same)} alike on several numbers of ranks, with {column}"
+    panels = []
+    highest = 1.08 * data[column].max()
+    for number, (of, rows) in enumerate(data.groupby(same)):
+        if number == 6:
+            break
+        ranks = sorted(rows["world_size"].unique())
+        lines = [
+            Line(label=name, x=[*line["world_size"]], y=[*line[column]], style=style_of(name))
+            for name, line in _by_layout(rows)
+        ]
+        if grows:
+            first = rows[rows["world_size"] == ranks[0]][column].max()
+            ideal = [first * n / ranks[0] for n in ranks]
+            lines.append(Line(label="in proportion to ranks", x=ranks, y=ideal, style=_IDEAL))
+        x = Axis(label="ranks", log=2, ticks={float(n): f"{n:g}" for n in ranks})
+        y = Axis(label=unit, limits=(0, highest))
+        panels.append(Panel(title=title(of), x=x, y=y, marks=lines))
+    return Chart(panels=panels, source=source_of(data), columns=3)
+
+
+def traffic(data: pd.DataFrame) -> Chart | Left:
+    """Bytes that one rank sends in a step by purpose, and the closed form as a line across."""
+    stack = {purpose: f"comm_bytes_{purpose}" for purpose in PURPOSES}
+    label = "sent by a rank in a step"
+    return _stacked(data[data["status"] == "ok"], stack, label, "theory_comm_bytes_total")
+
+
+def memory(data: pd.DataFrame) -> Chart | Left:
+    """Peak memory of the highest rank over a step by kind, a bar for each cell, and what the
+    hardware has for it where that is known."""
+    stack = {kind: f"peak_memory_{kind}_bytes" for kind in KINDS}
+    return _stacked(data, stack, "peak memory of a rank")
+
+
+def _stacked(
+    data: pd.DataFrame, stack: dict[str, str], label: str, formula: str = ""
+) -> Chart | Left:
+    """A panel for each number of ranks; groups of bars by length, a bar for each layout."""
+    columns = list(stack.values())
+    data = data[data[[*columns, *filter(None, [formula])]].notna().all(axis=1)]
+    if data.empty:
+        return f"no row has {', '.join(filter(None, [*columns, formula]))}"
+    totals = data[columns].sum(axis=1)
+    limit, name = _limit(data) if not formula else (0, "")
+    source = source_of(data)
+    if limit > _FAR * totals.max():  # its line would leave the bars no height
+        source += f", {name} has {limit / GIB:.4g} GiB for tensors"
+        limit = 0
+    divisor, unit = bytes_unit(max(totals.max(), limit))
+    y = Axis(label=f"{label} ({unit})", limits=(0, 1.18 * max(totals.max(), limit, 1) / divisor))
+    panels = []
+    for ranks, rows in data.groupby("world_size"):
+        places = list(_places(rows, ["status", *columns, *filter(None, [formula])]))
+        at = [place for place, _ in places]
+        marks: list[Mark] = []
+        below = [0.0] * len(at)
+        for style, (part, column) in zip(STACK_STYLE, stack.items(), strict=False):
+            size = [row[column] / divisor for _, row in places]
+            about = [
+                f"{row['layout']}, {length_label(row['seq_len'])} tokens: {part} {s:.4g} {unit}"
+                for (_, row), s in zip(places, size, strict=True)
+            ]
+            marks.append(Bars(label=part, at=at, size=size, base=below, style=style, about=about))
+            below = [b + s for b, s in zip(below, size, strict=True)]
+        if formula:
+            heights = [row[formula] / divisor for _, row in places]
+            marks.append(rule_across("formula (total)", at, heights))
+        if misfit := [i for i, (_, row) in enumerate(places) if row["status"] != "ok"]:
+            x, top = [at[i] for i in misfit], [below[i] for i in misfit]
+            marks.append(Line(label="does not fit (GPU or host)", x=x, y=top, style=_MISFIT))
+        if limit:
+            ends = [at[0] - 0.8, at[-1] + 0.8]
+            text = f"{name} has for tensors: {limit / divisor:.4g} {unit}"
+            marks.append(Line(label=text, x=ends, y=[limit / divisor] * 2, style=RULE))
+        panels.append(
+            Panel(
+                title=_ranks(ranks),
+                x=Axis(
+                    label="layout, by sequence length (tokens)",
+                    ticks={place: row["layout"] for place, row in places},
+                    upright=True,
+                ),
+                y=y,
+                marks=marks,
+                headings=_headings(places),
+                width=max(0.45, 0.055 * (at[-1] + 2)),
+            )
+        )
+    wide = sum(panel.width for panel in panels) > 4
+    return Chart(panels=panels, source=source, columns=1 if wide else 0)
+
+
+def rule_across(label: str, at: Sequence[float], heights: Sequence[float]) -> Line:
+    """A short line across each bar."""
+    x = [point for place in at for point in (place - 0.5, place + 0.5, place + 0.5)]
+    y = [point for height in heights for point in (height, height, nan)]
+    return Line(label=label, x=x, y=y, style=RULE)
+
+
+def _limit(data: pd.DataFrame) -> tuple[int, str]:
+    """What the tensors of a step may take on these rows' hardware, where it is a profile, and its
+    name without folders."""
+    name, limit = data[["hardware", "usable_bytes"]].iloc[0]
+    return (0, "") if pd.isna(limit) else (int(limit), Path(name).name)
+
+
+def _places(rows: pd.DataFrame, columns: list[str]) -> Iterator[tuple[float, dict[Any, Any]]]:
+    """(place, what a row has in these columns, its layout and length): lengths as groups of bars,
+    layouts within."""
+    at, order = 0.0, layouts_of(rows)
+    for _, group in rows[["layout", "seq_len", *columns]].groupby("seq_len"):
+        for row in sorted(group.to_dict("records"), key=lambda row: order.index(row["layout"])):
+            yield at, row
+            at += 1
+        at += 1
+
+
+def _headings(places: list[tuple[float, dict[Any, Any]]]) -> dict[float, str]:
+    """Each length over the middle of its bars."""
+    groups: dict[float, list[float]] = {}
+    for place, row in places:
+        groups.setdefault(row["seq_len"], []).append(place)
+    return {sum(at) / len(at): length_label(length) for length, at in groups.items()}
+
+
+def _timed(data: pd.DataFrame) -> pd.DataFrame:
+    return data[data["status"] == "ok"]
+
+
+def _by_layout(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for name in layouts_of(rows):
+        yield name, rows[rows["layout"] == name].sort_values(["seq_len", "world_size"])
+
+
+def _ranks(count: Any) -> str:
+    return f"{int(count)} ranks" if count > 1 else "1 rank"

@@ -1,0 +1,77 @@
+"""The figure of the longest sequences that fit, which ``plan --objective longest --out`` found."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel
+from bench.report.inputs import toggles
+from bench.report.labels import STACK_STYLE, layouts_of, length_label, source_of
+
+_LIMITS = {
+    "GPU": {"color": "black", "marker": "o", "linestyle": "", "markersize": 3},
+    "host": {
+        **{"color": "black", "marker": "^", "linestyle": "", "markersize": 5},
+        "markerfacecolor": "white",
+    },
+}
+"""What is short of more; markers."""
+_UNIT = 1024
+
+
+def chart(rows: pd.DataFrame) -> Chart | str:
+    """A panel for each number of ranks, a group of bars for each layout, a bar for each set of
+    toggles, a marker for what limits it; why not without such rows."""
+    found = rows[(rows["status"] == "ok") & rows["longest_limit"].isin(list(_LIMITS))]
+    if found.empty:
+        return "no row of plan --objective longest --out"
+    found = found.assign(toggles=toggles(found))
+    found = found.drop_duplicates(["world_size", "layout", "toggles"], keep="last")
+    sets = [*dict.fromkeys(found["toggles"])]
+    shown = sets[: len(STACK_STYLE)]
+    found = found[found["toggles"].isin(shown)]
+    y = Axis(label="longest sequence (K tokens)", limits=(0, 1.15 * found["seq_len"].max() / _UNIT))
+    panels = [
+        _panel(f"{ranks:g} GPUs", cells, shown, y) for ranks, cells in found.groupby("world_size")
+    ]
+    left = f", without {len(sets) - len(shown)} more sets of toggles" if sets != shown else ""
+    wide = sum(panel.width for panel in panels) > 4
+    return Chart(panels=panels, source=source_of(found) + left, columns=1 if wide else 0)
+
+
+def _panel(title: str, cells: pd.DataFrame, sets: list[str], y: Axis) -> Panel:
+    order, group = layouts_of(cells), len(sets) + 1
+    middle = (len(sets) - 1) / 2
+    place = cells["layout"].map(order.index) * group + cells["toggles"].map(sets.index)
+    length = cells["seq_len"] / _UNIT
+    marks: list[Mark] = []
+    for name, style in zip(sets, STACK_STYLE, strict=False):
+        here = cells["toggles"] == name
+        about = [
+            f"{row['layout']}, {name}: {length_label(row['seq_len'])} tokens, "
+            f"then {row['longest_limit']} memory is short"
+            for row in cells[here].to_dict("records")
+        ]
+        at = [*place[here]]
+        base = [0.0] * len(at)
+        marks.append(
+            Bars(label=name, at=at, size=[*length[here]], base=base, style=style, about=about)
+        )
+    for limit, style in _LIMITS.items():
+        here = cells["longest_limit"] == limit
+        if here.any():
+            label = f"{limit} memory is what limits"
+            x, tops = [*place[here]], [*length[here]]
+            marks.append(Line(label=label, x=x, y=tops, style=style, text="{:.0f}"))
+    return Panel(
+        title=title,
+        x=Axis(
+            label="layout",
+            ticks={at * group + middle: name for at, name in enumerate(order)},
+            limits=(-1.0, len(order) * group - 1.0),
+            upright=len(order) > 5,
+        ),
+        y=y,
+        marks=marks,
+        width=max(1.0, 0.105 * group * len(order)),
+    )

@@ -1,0 +1,42 @@
+"""The balance figure: how much more attention the busiest rank of a ring has than the mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.report.chart import Axis, Chart, Line, Panel
+from bench.report.labels import few, source_of
+from methods import METHODS
+
+_ORDER_STYLE: dict[str, dict[str, Any]] = {
+    "contiguous": {"color": "#D55E00", "marker": "o", "linestyle": "--"},
+    "zigzag": {"color": "#0072B2", "marker": "^", "linestyle": "-"},
+}
+COLUMNS = ["attention_flops_max", "attention_flops_mean"]
+
+
+def chart(rows: pd.DataFrame) -> Chart | str:
+    """A line for each order over the size of the ring; why not without both orders.
+
+    Contiguous chunks give place r of R 2r+1 of R² parts, so the last one (2R-1)/R of the mean.
+    """
+    ours = rows["method"].isin(list(METHODS))
+    rings = rows[ours & (rows["ring_parallel_size"] > 1) & rows[COLUMNS].notna().all(axis=1)]
+    if set(rings["ring_order"]) < set(_ORDER_STYLE):
+        return "these rows are no rings of both orders"
+    lines = []
+    for order, style in _ORDER_STYLE.items():
+        of = rings[rings["ring_order"] == order].sort_values("ring_parallel_size")
+        of = of.drop_duplicates("ring_parallel_size")
+        share = of["attention_flops_max"] / of["attention_flops_mean"]
+        sizes = [*of["ring_parallel_size"]]
+        lines.append(Line(label=order, x=sizes, y=[*share], style=style, text="{:.2f}"))
+    ticks = {float(n): f"{n:g}" for n in few(rings["ring_parallel_size"], 9)}
+    panel = Panel(
+        x=Axis(label="places of the ring", log=2, ticks=ticks),
+        y=Axis(label="attention FLOPs, busiest rank / mean", limits=(0.9, 2.1)),
+        marks=lines,
+    )
+    return Chart(panels=[panel], source=source_of(rings))

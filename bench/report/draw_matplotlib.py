@@ -1,0 +1,203 @@
+"""Charts as files: one style, by matplotlib."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from math import inf, log10
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis as MplAxis
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from bench.report.chart import Axis, Bars, Chart, Mark, Panel, shortened
+
+FORMATS = ("png", "svg", "pdf")
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "hatch.linewidth": 0.4,
+    "svg.hashsalt": "odysseus",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "figure.dpi": 150,
+}
+_PANEL_INCHES = 3.4, 2.7
+
+
+def styled() -> AbstractContextManager[None]:
+    """The one style, for whatever is drawn inside."""
+    return mpl.rc_context(_STYLE)
+
+
+def save(figure: Figure, path: Path, formats: tuple[str, ...] = FORMATS[:2]) -> None:
+    """Write a figure in each format, whose suffixes are added to the path."""
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with styled(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)  # a name in another script
+        ConstrainedLayoutEngine().execute(figure)  # once: with an engine, each format would
+        for name in formats:
+            figure.savefig(f"{path}.{name}", metadata=dates.get(name))
+
+
+def draw(chart: Chart) -> Figure:
+    """A chart as a figure."""
+    columns = min(chart.columns or len(chart.panels), len(chart.panels))
+    rows = -(-len(chart.panels) // columns)
+    widths = [max(panel.width for panel in chart.panels[at::columns]) for at in range(columns)]
+    heights = [panel.height for panel in chart.panels[::columns]]
+    legend = [_handle(label, mark) for label, mark in chart.legend.items()]
+    width = 1.0 + _PANEL_INCHES[0] * sum(widths)
+    legend_columns = _legend_columns(list(chart.legend), width)
+    legend_inches = 0.2 * -(-len(legend) // max(1, legend_columns))
+    size = width, 0.9 + _PANEL_INCHES[1] * sum(heights) + legend_inches
+    with styled():
+        figure = Figure(figsize=size)
+        places = figure.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            sharey="row" if chart.share_y else False,
+            width_ratios=widths,
+            height_ratios=heights,
+        )
+        for panel, axes in zip(chart.panels, places.flat, strict=False):
+            _draw_panel(axes, panel)
+        for row in places:
+            for left, right in pairwise(row):
+                if chart.share_y or left.get_ylabel() == right.get_ylabel():
+                    right.set_ylabel("")
+        for axes in places.flat[len(chart.panels) :]:
+            axes.set_visible(False)
+        if legend:
+            figure.legend(
+                handles=legend,
+                loc="outside upper center",
+                ncols=legend_columns,
+                frameon=False,
+                fontsize=8,
+            )
+        labels = {panel.x.label for panel in chart.panels}
+        if len(labels) == 1 and len(chart.panels) > 1:
+            for axes in places.flat:
+                axes.set_xlabel("")
+        common = labels.pop() if len(labels) == 1 and len(chart.panels) > 1 else ""
+        source = _wrapped(plain(chart.source), int(15 * width))
+        figure.supxlabel("\n".join(filter(None, (plain(common), source))), fontsize=7)
+        return figure
+
+
+def plain(text: str, most: int = 300) -> str:
+    """Text that matplotlib takes as it is: no formulas, no control characters, not too long."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in str(text))
+    return shortened(shown, most).replace("$", r"\$")
+
+
+def _wrapped(text: str, letters: int) -> str:
+    """Lines no longer than so many letters, broken after commas."""
+    lines = [""]
+    for part in text.split(", "):
+        if lines[-1] and len(lines[-1]) + len(part) > letters:
+            lines.append(part)
+        else:
+            lines[-1] += f", {part}" if lines[-1] else part
+    return ",\n".join(lines)
+
+
+def _legend_columns(labels: list[str], inches: float) -> int:
+    """How many entries of a legend stand side by side: all, or as many as the longest allows."""
+    widths = [0.55 + 0.065 * len(label) for label in labels]
+    if sum(widths) < inches:
+        return max(1, len(labels))
+    return max(1, min(5, int(inches / max(widths))))
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for mark in panel.marks:
+        if not isinstance(mark, Bars):
+            axes.plot(mark.x, mark.y, **mark.style)
+            for x, y in zip(mark.x, mark.y, strict=True) if mark.text else ():
+                text = mark.text.format(y)
+                axes.annotate(text, (x, y), (0, 6), textcoords="offset points", ha="center")
+            continue
+        bar = axes.barh if mark.lying else axes.bar
+        style = {"edgecolor": "white", "linewidth": 0.3} | dict(mark.style)
+        bar(mark.at, mark.size, mark.thickness, mark.base, **style)
+        for at, size, base, text in zip(mark.at, mark.size, mark.base, mark.text, strict=False):
+            x, y = (base + size / 2, at) if mark.lying else (at, base + size / 2)
+            lines = "\n".join(plain(line) for line in text.splitlines())
+            ground = style["facecolor"]
+            axes.text(
+                *(x, y, lines),
+                ha="center",
+                va="center",
+                fontsize=6,
+                color=_readable_on(ground),
+                bbox={"facecolor": ground, "edgecolor": "none", "pad": 0.8},  # over hatches, lines
+            )
+    for x, text in panel.headings.items():
+        axes.annotate(
+            plain(text), (x, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top"
+        )
+    if panel.title:
+        axes.set_title(plain(panel.title, 60), fontsize=9)
+    for name, axis in (("x", panel.x), ("y", panel.y)):
+        _draw_axis(axes, name, axis)
+    if panel.x.upright:
+        axes.tick_params(axis="x", length=0, rotation=90, labelsize=7)
+
+
+def _readable_on(color: str) -> str:
+    """Black or white, whichever has the higher contrast."""
+    # Relative luminance and contrast: WCAG 2.1, https://www.w3.org/TR/WCAG21.
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
+
+
+def log_ticks(drawn: MplAxis) -> None:
+    """Ticks of a logarithmic axis as numbers, the closer the less it spans; once all is drawn."""
+    low, high = sorted(drawn.get_view_interval())
+    decades = log10(high / low)
+    for most, multiples in ((1, (1, 1.5, 2, 3, 5, 7)), (3, (1, 2, 5)), (inf, (1,))):
+        if decades < most:
+            drawn.set_major_locator(LogLocator(10, subs=multiples))
+            break
+    drawn.set_minor_locator(NullLocator())
+    drawn.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _draw_axis(axes: Axes, name: str, axis: Axis) -> None:
+    drawn: MplAxis = axes.xaxis if name == "x" else axes.yaxis
+    axes.set(**{f"{name}label": "\n".join(map(plain, axis.label.split("\n")))})
+    if axis.log:
+        axes.set(**{f"{name}scale": "log"})
+    if axis.limits is not None:
+        axes.set(**{f"{name}lim": axis.limits})
+    if axis.log:
+        log_ticks(drawn)
+    if axis.ticks:
+        drawn.set_major_locator(FixedLocator(list(axis.ticks)))
+        texts = {at: plain(text, 40) for at, text in axis.ticks.items()}
+        drawn.set_major_formatter(FuncFormatter(lambda value, _: texts.get(value, "")))
+
+
+def _handle(label: str, mark: Mark) -> Any:
+    """A mark's entry in the legend."""
+    if isinstance(mark, Bars):
+        return Patch(label=plain(label, 60), **{"edgecolor": "white", **mark.style})
+    return Line2D([], [], label=plain(label, 60), **mark.style)

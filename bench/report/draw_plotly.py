@@ -1,0 +1,181 @@
+"""Charts on the page: what plotly is to draw, panel by panel, and the legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from math import isfinite, log10
+from typing import Any
+
+from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel, Style, shortened
+
+# matplotlib's words in plotly's.
+_SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "*": "star"}
+_SYMBOLS |= {"x": "x-thin", ".": "circle", "|": "line-ns", "P": "cross"}
+_SYMBOLS |= {"v": "triangle-down", "<": "triangle-left", ">": "triangle-right"}
+_SYMBOLS |= {"p": "pentagon", "h": "hexagon", "X": "x"}
+_GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "*": "★", "x": "✕", ".": "•", "|": "|", "P": "✚"}
+_GLYPHS |= {"v": "▼", "<": "◀", ">": "▶", "p": "⬟", "h": "⬢", "X": "✖"}
+_HOLLOW = {"●": "○", "■": "□", "▲": "△", "◆": "◇", "★": "☆"}
+_HOLLOW |= {"▼": "▽", "◀": "◁", "▶": "▷", "⬟": "⬠", "⬢": "⬡"}
+_DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot", "": "none", "None": "none"}
+_HATCHES = {"": "", "//": "/", "..": ".", "xx": "x", "--": "-", "||": "|", "///": "/"}
+
+
+def drawn(chart: Chart) -> dict[str, Any]:
+    """A chart as JSON: its panels for plotly, its legend for the page."""
+    return {
+        "of": chart.of,
+        "source": chart.source,
+        "columns": chart.columns,
+        "legend": [_entry(label, mark) for label, mark in chart.legend.items()],
+        "panels": [_panel(panel) for panel in chart.panels],
+    }
+
+
+def _entry(label: str, mark: Mark) -> dict[str, str]:
+    style = mark.style
+    if isinstance(mark, Bars):
+        hatch = style.get("hatch", "")
+        dash = {":": "dotted"}.get(str(style.get("linestyle", "")), "solid")
+        return {"label": label, "fill": _fill(style), "hatch": hatch, "edge": dash}
+    glyph = _GLYPHS.get(style.get("marker", ""), "")
+    if style.get("markerfacecolor") == "white":
+        glyph = _HOLLOW.get(glyph, glyph)
+    return {"label": label, "color": _grey(style["color"]), "dash": _dash(style), "glyph": glyph}
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    layout = {
+        "xaxis": _axis(panel.x, [x for mark in panel.marks for x in _ends(mark)[0]]),
+        "yaxis": _axis(panel.y, [y for mark in panel.marks for y in _ends(mark)[1]]),
+        "annotations": [
+            {"x": x, "y": 1, "yref": "paper", "yanchor": "top", "text": _safe(text)}
+            | {"showarrow": False}
+            for x, text in panel.headings.items()
+        ],
+    }
+    return {
+        "title": panel.title,
+        "width": panel.width,
+        "height": panel.height,
+        "data": [_bars(mark) if isinstance(mark, Bars) else _line(mark) for mark in panel.marks],
+        "layout": layout,
+    }
+
+
+def _line(mark: Line) -> dict[str, Any]:
+    style = mark.style
+    dash, symbol = _dash(style), _SYMBOLS.get(style.get("marker", ""))
+    color = _grey(style["color"])
+    modes = [*["lines"] * (dash != "none"), *["markers"] * (symbol is not None)]
+    hollow = style.get("markerfacecolor") == "white" or symbol in ("x-thin", "line-ns")
+    found = {"text": [mark.text.format(y) for y in mark.y]} if mark.text else {}
+    modes += ["text"] * bool(found)
+    return found | {
+        "type": "scatter",
+        "textposition": "top center",
+        "name": _safe(mark.label),
+        "x": numbers(mark.x),
+        "y": numbers(mark.y),
+        "mode": "+".join(modes) or "none",
+        "line": {
+            "color": color,
+            "dash": "solid" if dash == "none" else dash,
+            "width": style.get("linewidth", style.get("lw", 1.5)),
+        },
+        "marker": {
+            "color": color,
+            "symbol": f"{symbol}-open" if hollow else symbol,
+            "size": 1.4 * style.get("markersize", style.get("ms", 6)),
+        },
+    }
+
+
+def _bars(mark: Bars) -> dict[str, Any]:
+    along, size = numbers(mark.at), numbers(mark.size)
+    found = {
+        "type": "bar",
+        "name": _safe(mark.label),
+        "x": size if mark.lying else along,
+        "y": along if mark.lying else size,
+        "base": numbers(mark.base),
+        "width": mark.thickness,
+        "orientation": "h" if mark.lying else "v",
+        "marker": {
+            "color": _fill(mark.style),
+            "line": {"width": 1 if "linestyle" in mark.style else 0, "color": "ink"},
+            "pattern": {"shape": _HATCHES.get(mark.style.get("hatch", ""), "/"), "size": 5}
+            | {"fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.8},
+        },
+    }
+    if mark.text:
+        texts = [_lines(text) for text in mark.text]
+        place = "outside" if mark.style.get("hatch") else "inside"  # nobody reads through hatches
+        found |= {"text": texts, "textposition": place, "insidetextanchor": "middle"}
+        found |= {"textangle": 0, "cliponaxis": False}
+    if mark.about:
+        found |= {"hovertext": [_safe(text) for text in mark.about], "hoverinfo": "text"}
+    return found
+
+
+def _ends(mark: Mark) -> tuple[Sequence[float], Sequence[float]]:
+    return (mark.x, mark.y) if isinstance(mark, Line) else ((), ())
+
+
+def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
+    found: dict[str, Any] = {"title": {"text": _lines(axis.label)}}
+    if axis.log:
+        found["type"] = "log"
+        sizes = [value for value in values if value > 0 and isfinite(value)] or [1]
+        if axis.log == 10 and min(sizes) >= 1 and max(sizes) < 300 * min(sizes):
+            found |= {"dtick": "D2", "exponentformat": "none"}
+        else:
+            found |= {"dtick": log10(axis.log), "exponentformat": "power"}
+    if axis.limits is not None:
+        found["range"] = [log10(end) if axis.log else end for end in axis.limits]
+    if axis.ticks:
+        texts = [_safe(shortened(text, 40)) for text in axis.ticks.values()]
+        found |= {"tickmode": "array", "tickvals": list(axis.ticks), "ticktext": texts}
+    if axis.upright:
+        found |= {"tickangle": -90, "tickfont": {"size": 10}}
+    return found
+
+
+def numbers(values: Sequence[float]) -> list[float | None]:
+    """Plain numbers to five digits or whole; null for what is none."""
+    return [_number(float(value)) for value in values]
+
+
+def _number(value: float) -> float | None:
+    if not isfinite(value):
+        return None
+    return int(value) if value.is_integer() else float(f"{value:.6g}")
+
+
+def _safe(text: str) -> str:
+    """Text that plotly shows as it is; of its markup it undoes these three letters only."""
+    return escape(text, quote=False)
+
+
+def _lines(text: str) -> str:
+    return _safe(text).replace("\n", "<br>")
+
+
+def _dash(style: Style) -> str:
+    dash = style.get("linestyle", style.get("ls", "-"))
+    return _DASHES.get(dash, "longdashdot") if isinstance(dash, str) else "longdashdot"
+
+
+def _fill(style: Style) -> str:
+    return "rgba(0,0,0,0)" if style.get("fill") is False else _grey(style["facecolor"])
+
+
+def _grey(color: str) -> str:
+    """Black is the page's ink, white its paper, and a share of white a grey."""
+    known = {"black": "ink", "white": "paper"}
+    try:
+        level = round(255 * float(color))
+    except ValueError:
+        return known.get(color, color)
+    return f"rgb({level},{level},{level})"

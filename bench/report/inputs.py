@@ -1,0 +1,294 @@
+"""What a report is made of: files told apart by their columns, and cells fit to be drawn.
+
+Nothing that a file says is trusted: cells are text until they have been checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench import rows
+from bench.hardware.profiles import PROFILES, Hardware
+from bench.report.charts import compare
+from bench.report.labels import TRICKS, layout, peer_methods, tricks
+from methods import METHODS
+
+_SIZES = ("world_size", "sequence_parallel_size", "ring_parallel_size", "data_parallel_size")
+_COUNTS = (*_SIZES, "seq_len", "micro_batch_size", "gradient_accumulation_steps")
+_TEXTS = ("flops_convention", "peak_flops_source", "longest_limit")
+_RESULTS = rows.COLUMNS[rows.COLUMNS.index("error") + 1 :]
+_MEASURES = tuple(name for name in _RESULTS if name not in _TEXTS)
+_CELLS = {"method", "status", "seq_len"}
+_MAP = {"method", *_SIZES[::3], "ring_parallel_size", "seq_len", "next_slower"}
+_STEPS = {
+    f"{quantity}{of}"
+    for quantity in ("loss", "grad_norm")
+    for of in ("", "_reference", "_difference")
+}
+_COMPARED = {"peer", "status", "dtype", *compare.NUMBERS}
+_ERRORS = {"cluster", "method", "layout", "seq_len", "measured_ms", "predicted_ms"}
+_STUDY = ("model", "model_implementation", "dtype", "mode", "device", "hardware")
+_DRAWN = ("method", *_SIZES, "seq_len", "ring_order", "ring_backend")
+_SETTING = tuple(name for name in rows.IDENTITY if name not in (*_STUDY, *_DRAWN))
+_MOST = 40
+"""Studies, and settings of one: the largest."""
+MOST_ROWS = 1_000_000
+"""Of all files of cells; some 3 GB."""
+_CHUNK = 100_000
+"""Rows of a file whose numbers are text at a time."""
+_VALID = (
+    "CSV files of run, sweep, verify, compare, plan --map and the study of predictions, "
+    "or JSON traces"
+)
+
+
+@dataclass
+class Given:
+    """All that the files of a report hold.
+
+    Attributes:
+        cells: Rows of cells, those of earlier versions too; of a cell measured twice the last.
+            What was measured as numbers, all else as text.
+        maps: Maps of methods by file, numbers as numbers.
+        steps: Steps of verify by file, likewise.
+        compared: Ours beside peers', likewise.
+        errors: Predicted and measured cells, likewise.
+        traces: Chrome traces by file.
+        notes: What was left out, and why.
+    """
+
+    cells: pd.DataFrame
+    maps: dict[str, pd.DataFrame] = field(default_factory=dict)
+    steps: dict[str, pd.DataFrame] = field(default_factory=dict)
+    compared: dict[str, pd.DataFrame] = field(default_factory=dict)
+    errors: dict[str, pd.DataFrame] = field(default_factory=dict)
+    traces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read(paths: list[Path]) -> Given:
+    """Every file, each as what its columns say that it is.
+
+    Raises:
+        ValueError: a file is missing or is none of those; names it.
+    """
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"rows: no such file: {', '.join(missing)}; valid: {_VALID}")
+    given, cells = Given(pd.DataFrame()), []
+    for path in paths:
+        if path.suffix == ".json":
+            given.traces[path.stem] = _trace(path)
+            continue
+        table = _table(path, given.notes)
+        columns = set(table.columns)
+        if columns >= _STEPS:
+            given.steps[path.stem] = _numbers(table, _STEPS)
+        elif columns >= _ERRORS:
+            given.errors[path.stem] = _numbers(table, {"seq_len", "measured_ms", "predicted_ms"})
+        elif columns >= _MAP and "status" not in columns:
+            given.maps[path.stem] = _numbers(table, _MAP - {"method"})
+        elif columns >= _COMPARED:
+            given.compared[path.stem] = _numbers(table, compare.NUMBERS)
+        elif absent := _CELLS - columns:
+            raise ValueError(
+                f"rows: {path} has no column {', '.join(sorted(absent))}; valid: {_VALID}"
+            )
+        else:
+            cells.append(table.assign(file=path.name))
+    given.cells = _last_of_each(cells, given.notes)
+    return given
+
+
+def _table(path: Path, notes: list[str]) -> pd.DataFrame:
+    """A CSV; lines that are too long are left out with a note."""
+    try:
+        try:
+            return _rows(path, notes, "error")
+        except pd.errors.ParserError:
+            found = _rows(path, notes, "skip")
+            notes.append(f"{path}: lines with more cells than its header are left out")
+            return found
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"rows: {path} is no CSV: {reason}; valid: {_VALID}") from None
+
+
+def _rows(path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
+    """A CSV's rows as :attr:`Given.cells` has them."""
+    try:
+        return _as(float, path, notes, on_bad_lines)
+    except pd.errors.ParserError:
+        raise
+    except ValueError:  # a measure that is no number
+        return _as(str, path, notes, on_bad_lines)
+
+
+def _as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
+    """That, measures read as one type. As numbers is twice as fast; all of them have to be."""
+    dtypes = defaultdict(lambda: str, dict.fromkeys(_MEASURES, dtype))
+    missing = dict.fromkeys(_MEASURES, ("", "nan", "NaN"))
+    how: dict[str, Any] = {"dtype": dtypes, "na_values": missing, "keep_default_na": False}
+    how |= {"on_bad_lines": on_bad_lines, "encoding_errors": "replace", "chunksize": _CHUNK}
+    pieces: list[pd.DataFrame] = []
+    total = 0
+    with pd.read_csv(path, **how) as chunks:
+        for chunk in chunks:
+            measures = [name for name in _MEASURES if name in chunk]
+            texts = chunk.drop(columns=measures).fillna("")  # of lines that are short
+            pieces.append(pd.concat([texts, _numbers(chunk[measures], measures)], axis=1))
+            total += len(chunk)
+            while sum(map(len, pieces[1:])) >= MOST_ROWS:
+                del pieces[0]
+    return _last(pd.concat(pieces, ignore_index=True), total, str(path), notes)
+
+
+def _last(table: pd.DataFrame, total: int, of: str, notes: list[str]) -> pd.DataFrame:
+    """At most so many rows, and a note where there were more."""
+    if total > MOST_ROWS:
+        notes.append(f"{of}: {total} rows, of which only the last {MOST_ROWS} are shown")
+    return table.tail(MOST_ROWS)
+
+
+def _trace(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found["traceEvents"], list):
+            return found
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ValueError(f"rows: {path} is no trace of run --trace; valid: {_VALID}")
+
+
+def _last_of_each(tables: list[pd.DataFrame], notes: list[str]) -> pd.DataFrame:
+    """All rows under the present columns; of those of one cell that ended alike the last."""
+    names = [*rows.COLUMNS, "file"]
+    texts = [name for name in names if name not in _MEASURES]
+    if not tables:
+        return pd.DataFrame("", index=[], columns=names, dtype=object)
+    for number, table in enumerate(tables):
+        absent = [name for name in texts if name not in table]
+        empty = pd.DataFrame("", index=table.index, columns=absent, dtype=str)
+        tables[number] = pd.concat([table, empty], axis=1).reindex(columns=names)
+    total = sum(map(len, tables))
+    whole = _last(pd.concat(tables, ignore_index=True), total, "all files", notes)
+    cell = [*rows.IDENTITY, "mode", "device"]
+    identity = whole[[name for name in cell if _differs(whole[name])]].assign(
+        asked=whole["hardware"].where(whole["mode"] == "dry_run", ""),
+        ended=whole["status"] == "ok",
+    )
+    return whole[~identity.duplicated(keep="last")].reset_index(drop=True)
+
+
+def _differs(values: pd.Series) -> bool:
+    """Whether not all are the same."""
+    return bool(len(values) and (values != values.iloc[0]).any())
+
+
+def _numbers(table: pd.DataFrame, columns: Any) -> pd.DataFrame:
+    """The columns as numbers; what is none, or is past all measure, is missing."""
+    found = {}
+    for name in columns:
+        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        found[name] = values.where(np.isfinite(values) & (values.abs() < 1e30))
+    return pd.concat([table.drop(columns=[*found]), pd.DataFrame(found)], axis=1)
+
+
+def drawable(given: Given, profiles: Mapping[str, Hardware] = PROFILES) -> pd.DataFrame:
+    """Cells that charts may show: ok, or counted in a dry run though they do not fit; numbers as
+    numbers, with `layout`, `step_tokens` and `usable_bytes`; rows of unknown methods and sizes left
+    out.
+
+    Args:
+        profiles: What rows' hardware has for tensors, by name or by the file of a user's profile.
+    """
+    cells = given.cells
+    counted = cells["status"].str.startswith("oom") & (cells["mode"] == "dry_run")
+    data = _numbers(cells[(cells["status"] == "ok") | counted], _COUNTS)
+    for name in _COUNTS[1:4] + _COUNTS[5:]:
+        data[name] = data[name].where(cells.loc[data.index, name] != "", 1)  # as older rows mean
+    known = data["method"].isin([*METHODS, *peer_methods()])
+    sound = known & (data[[*_COUNTS]] >= 1).all(axis=1)
+    if left := int((~sound).sum()):
+        given.notes.append(f"{left} rows in no figure: their method or a size is none")
+    data = data[sound].copy()
+    usable = {os.path.abspath(name): of.usable_bytes for name, of in profiles.items()}
+    paths = {name: os.path.abspath(name) for name in data["hardware"].unique()}
+    return data.assign(
+        layout=_layouts(data),
+        usable_bytes=data["hardware"].map(paths).map(usable),
+        step_tokens=data["seq_len"]
+        * data["data_parallel_size"]
+        * data["micro_batch_size"]
+        * data["gradient_accumulation_steps"],
+    )
+
+
+def _layouts(data: pd.DataFrame) -> pd.Series:
+    """Each row's layout, worked out once for rows that are alike."""
+    names = ["method", "ring_parallel_size", "ring_order", "ring_backend", "sequence_parallel_size"]
+    alike = data.groupby(names, sort=False).ngroup()
+    firsts = data.loc[~alike.duplicated(), names]
+    known = {alike[row["index"]]: layout(row) for row in firsts.reset_index().to_dict("records")}
+    return alike.map(known)
+
+
+def studies(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Rows of one model, dtype, mode and hardware, with their label, most rows first."""
+    group = _alike(data, _STUDY)
+    for number in group.value_counts().index[:_MOST]:
+        of = data[group == number]
+        first = of.iloc[0]
+        what = (first["model"], first["dtype"], first["mode"].replace("_", " "), first["hardware"])
+        yield ", ".join(filter(None, what)), of
+
+
+def settings(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Rows of a study that are alike in all but layout, ranks and length, most first; of each
+    study its first ones before any study's second ones."""
+    found = []
+    cells = ["layout", "world_size", "seq_len"]
+    for label, of in studies(data):
+        group = _alike(of, _SETTING)
+        differ = [name for name in _SETTING if _differs(of[name])]
+        for place, number in enumerate(group.value_counts().index[:_MOST]):
+            alike = of.loc[group == number, cells]
+            setting = _told(of.loc[alike.index[0], differ].to_dict()) or "none of the toggles"
+            told = f"{label}; {setting}" if differ else label
+            shown = alike.drop_duplicates(keep="last").sort_values(cells)
+            found.append((place, told, shown.index))
+    for _, label, shown in sorted(found, key=lambda one: (one[0], -len(one[2]))):
+        yield label, data.loc[shown]
+
+
+def _alike(data: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
+    """A number for each row, the same for rows that are alike in these columns."""
+    differ = [name for name in names if _differs(data[name])]
+    if not differ:
+        return pd.Series(0, index=data.index)
+    return data.groupby(differ, sort=False).ngroup()
+
+
+def toggles(data: pd.DataFrame) -> list[str]:
+    """What tells rows' settings apart, in words."""
+    of_tricks = (*TRICKS, "tiled_loss_engine", "tiled_loss_bytes")
+    differ = [name for name in _SETTING if name not in of_tricks and _differs(data[name])]
+    others = data[differ].to_dict("records")
+    told = zip(tricks(data), map(_told, others), strict=True)
+    return ["; ".join(filter(None, both)) or "no trick" for both in told]
+
+
+def _told(setting: Mapping[Any, Any]) -> str:
+    """What is set, in words; empty for nothing."""
+    told = {str(name): str(value) for name, value in setting.items()}
+    parts = [n if v == "True" else f"{n} {v}" for n, v in told.items() if v not in ("", "False")]
+    return ", ".join(parts)

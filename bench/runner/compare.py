@@ -1,0 +1,274 @@
+"""Ours and a peer's, on the same weights and tokens, step by step in the same processes.
+
+A machine that others share changes its pace from second to second: what counts is the ratio within
+a pair of steps, one of each, of which there are many; each pair turns the order round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from bench.meters.memory import MemoryMeter
+from bench.meters.traffic import TrafficMeter
+from bench.runner import worker
+from bench.runner.block_streams import Streams
+from bench.theory import model_flops
+from methods import METHODS
+from methods.peers import PEERS, PeerTrainer
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch, Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.parallel.sharding import huggingface_shapes, pieces
+from odysseus.parallel.transfers import all_reduce_plain
+from odysseus.training.block_trainer import BlockTrainer, Stream
+from odysseus.training.trainer import Trainer
+
+TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
+"""Of the loss, or of what comes out of the blocks, and of every gradient, relative. In fp32 to the
+largest element, where sums in another order differ by 1e-6; in bf16, whose every operation rounds
+by up to 2^-8, in Euclidean norm: peers that round elsewhere differ by 1e-2, a gradient without a
+rank's part by 1e-1."""
+
+
+def measured(run: RunConfig, peer: str, pairs: int, part: str = "model") -> dict[str, Any]:
+    """What one rank of a comparison does; its columns, the same on every rank."""
+    with worker.process_group(run) as device:
+        return measured_in_group(run, peer, pairs, device, part)
+
+
+def measured_in_group(
+    run: RunConfig, peer: str, pairs: int, device: torch.device, part: str = "model"
+) -> dict[str, Any]:
+    """As :func:`measured`, in a process group that is there already."""
+    ours, batches, theirs = {"model": _models, "blocks": _blocks}[part](run, peer, device)
+    wrong = differences(ours, theirs, batches(0))
+    if error := disagreement(peer, run.dtype, wrong):
+        return {"status": "invalid", "error": error}
+    steps = {"ours": lambda i: ours.step(batches(i)), "peer": theirs.step}
+    found: dict[str, Any] = {
+        "largest_difference": max(wrong.values()),
+        "tensors_checked": len(wrong),
+        "hardware": worker.hardware_name(device),
+    }
+    for name, step in steps.items():
+        step(0)  # makes the optimizer
+        with TrafficMeter() as traffic:
+            step(1)
+        found[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
+    found["ours_peak_bytes"] = worker.memory_of_step(ours, batches(2)).peak().bytes
+    found["peer_peak_bytes"] = theirs.peak_bytes()
+    times = paired(steps, pairs, device)
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, (times, found))
+    slowest = np.max([of_rank for of_rank, _ in ranks], axis=0)
+    for name in ("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"):
+        found[name] = max(of_rank[name] for _, of_rank in ranks)
+    ratios = slowest[:, 0] / slowest[:, 1]
+    return found | {
+        "ours_ms_p50": float(np.median(slowest[:, 0])),
+        "peer_ms_p50": float(np.median(slowest[:, 1])),
+        **{f"ratio_p{q}": float(np.percentile(ratios, q)) for q in (20, 50, 80)},
+    }
+
+
+def paired(
+    steps: dict[str, Callable[[int], object]], pairs: int, device: torch.device
+) -> list[list[float]]:
+    """Milliseconds of each pair's steps, in the order of `steps`; pairs begin with either."""
+    times = []
+    for pair in range(pairs):
+        took = {}
+        for name in sorted(steps, reverse=bool(pair % 2)):
+            model_flops.synchronize(device)
+            dist.barrier()
+            start = time.perf_counter()
+            steps[name](pair + 3)
+            model_flops.synchronize(device)
+            took[name] = (time.perf_counter() - start) * 1e3
+        times.append([took[name] for name in steps])
+    return times
+
+
+Batches = Callable[[int], Any]
+"""batches(i): what ours reads in step i."""
+
+
+def _models(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, _Theirs]:
+    ours, samples = worker.start(run, device)
+    return ours, samples.step, _Theirs(run, peer, ours)
+
+
+def _blocks(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, _Theirs]:
+    ours = BlockTrainer(run, METHODS[run.method], make_mesh(device, run))
+    streams = Streams(run, ours.method, ours.mesh)
+    return ours, lambda step: [streams.ours], _TheirBlocks(run, peer, ours, streams)
+
+
+class _Theirs:
+    """A peer's model and what it reads."""
+
+    part = "model"
+
+    def __init__(self, run: RunConfig, peer: str, ours: Trainer) -> None:
+        self.run, self.mesh = run, ours.mesh
+        self.trainer: PeerTrainer = PEERS[peer].load()(run, self.mesh, self.part)
+
+    @cached_property
+    def samples(self) -> Samples:
+        run, mesh = self.run, self.mesh
+        whole = replace(run, world_size=run.data_parallel_size, sequence_parallel_size=1)
+        reads, shard = (whole, 0) if self.trainer.whole_samples else (run, mesh.shard)
+        return Samples(reads, mesh.replica, shard, mesh.device)
+
+    def batch(self, step: int) -> Any:
+        """What it reads in a step."""
+        (batch,) = self.samples.step(step)
+        return batch
+
+    def results(self, ours: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What ours and the peer find in step 0, but for gradients of weights, by name."""
+        vocabulary = self.run.architecture.vocab_size
+        mine = [spread(batch, vocabulary) for batch in batches]
+        peers = spread(self.batch(0), vocabulary)
+        return {"loss": (ours.forward_backward(mine), self.forward_backward(peers))}
+
+    def forward_backward(self, batch: Any) -> Tensor:
+        """The step's loss."""
+        loss = self.trainer.forward_backward(batch, self.run.tokens_per_step)
+        if not self.trainer.whole_samples:
+            all_reduce_plain(loss, self.mesh.world)
+        return loss
+
+    def step(self, index: int) -> None:
+        self.train([self.batch(index)])
+
+    def train(self, batches: list[Any]) -> Tensor:
+        """Forward, backward and update; the step's loss."""
+        (batch,) = batches
+        loss = self.forward_backward(batch)
+        self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad()
+        return loss
+
+    def peak_bytes(self) -> int:
+        """The most live tensor bytes of a step, parameters and optimizer included."""
+        return self.memory_of_step([self.batch(2)]).peak().bytes
+
+    def memory_of_step(self, batches: list[Any]) -> MemoryMeter:
+        """A step under a meter that knows what is there before it."""
+        (batch,) = batches
+        meter = MemoryMeter()
+        for tensors, kind in (
+            (self.trainer.optimizer.held(), "optimizer"),
+            (self.trainer.model.parameters(), "parameters"),
+            (batch.tensors, "activations"),
+        ):
+            local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+            meter.watch(local, kind)
+        with meter:
+            self.train(batches)
+        return meter
+
+
+class _TheirBlocks(_Theirs):
+    """A peer's blocks and the stream they run on."""
+
+    part = "blocks"
+
+    def __init__(self, run: RunConfig, peer: str, ours: Trainer, streams: Streams) -> None:
+        super().__init__(run, peer, ours)
+        self.streams = streams
+
+    def batch(self, step: int) -> Stream:
+        return self.streams.peers
+
+    def results(self, ours: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        outputs = ours.forward_backward(batches), self.forward_backward(self.batch(0))
+        mine, peers = (self.streams.output(y) for y in outputs)
+        return {"output": (mine, peers), "input's gradient": self.streams.input_gradients()}
+
+    def forward_backward(self, batch: Stream) -> Tensor:
+        """The blocks' output."""
+        batch.x.grad = None
+        return self.trainer.blocks_forward_backward(batch)
+
+
+def spread(batch: Batch, vocabulary: int) -> Batch:
+    """The batch with other tokens, of the whole vocabulary alike, on whichever rank they are.
+
+    A CPU adds up in bf16, one by one, what each occurrence of a token gives its embedding; text
+    has few tokens many times, and all of 2,048 on one rank are 6.6e-2 from fp32.
+    """
+    input_ids = (batch.input_ids + 61 * batch.position_ids) % vocabulary
+    return replace(batch, input_ids=input_ids)
+
+
+def differences(ours: Trainer, theirs: _Theirs, batches: list[Any]) -> dict[str, float]:
+    """How far what the peer computes is from what ours does, as TOLERANCES means it."""
+    size = torch.linalg.vector_norm if ours.run.dtype == "bf16" else _largest
+
+    def off(expected: Tensor, found: Tensor) -> float:
+        return (size(found - expected) / size(expected)).item()
+
+    found = {name: off(*both) for name, both in theirs.results(ours, batches).items()}
+    expected = dict(_whole(ours))
+    for name, gradient in theirs.trainer.whole_gradients():
+        found[name] = off(expected[name], gradient)
+    found |= dict.fromkeys(expected.keys() - found.keys(), math.inf)
+    ours.model.zero_grad(set_to_none=True)
+    theirs.trainer.optimizer.zero_grad()
+    return found
+
+
+def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
+    """Why a peer that is so far from ours is not timed, the same on every rank though one alone
+    has seen it; empty if it computes the same. A collective.
+
+    Args:
+        wrong: As :func:`differences`; what is no number is as wrong as can be.
+    """
+    sizes = {name: math.inf if math.isnan(value) else value for name, value in wrong.items()}
+    what = max(sizes, key=lambda name: sizes[name])
+    ranks = worker.gathered({"off": sizes[what], "what": what})
+    worst = max(ranks, key=lambda rank: rank["off"])
+    if worst["off"] <= TOLERANCES[dtype]:
+        return ""
+    return f"{peer} computes something else: {worst['what']} is off by {worst['off']:.1e}"
+
+
+def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[_Theirs, str]:
+    """A peer with the weights of ours, which is left to be freed, and why it is not to be timed."""
+    ours, samples = worker.start(run, device)
+    theirs = _Theirs(run, peer, ours)
+    return theirs, disagreement(peer, run.dtype, differences(ours, theirs, samples.step(0)))
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().max()
+
+
+def _whole(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Gradients of all that the trainer has weights of, whole, on every rank."""
+    shapes, axis = huggingface_shapes(trainer.run.architecture), trainer.mesh.sequence
+    about = trainer.run.architecture, trainer.method.split, axis.size, axis.rank
+    names = (name for name, _ in trainer.model.named_parameters())
+    parts = dict.fromkeys(piece.name for name in names for piece in pieces(name, *about))
+    device = trainer.mesh.device
+    whole = {part: torch.zeros(shapes[part], device=device) for part in parts}
+    for piece, gradient in trainer.gradients():
+        if piece.owned:
+            piece.of(whole[piece.name]).copy_(gradient)
+    for name, tensor in whole.items():
+        all_reduce_plain(tensor, trainer.mesh.world)
+        yield name, tensor

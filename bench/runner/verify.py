@@ -1,0 +1,139 @@
+"""The correctness experiment: the same training, split along the sequence and not.
+
+The reference gives every rank whole samples (DP = N, SP = 1, GAS = 1) and has every trick off; the
+candidate splits each sample over n ranks and accumulates n micro steps (DP = N/n, SP = n, GAS = n),
+so that both read the same samples in the same step (as arXiv 2506.13996 §5.5 compares them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bench.report.chart import Axis, Chart, Line, Panel
+from bench.runner import launch, worker
+from odysseus.config.run import OptimizerOptions, RunConfig
+
+QUANTITIES = ("loss", "grad_norm")
+TOLERANCES = {
+    "fp64": (1e-10, "fp64 sums in another order differ by 1e-16, which training enlarges"),
+    "fp32": (1e-4, "fp32 sums in another order differ by 1e-7, of which 50 steps made 6e-6"),
+    "bf16": (2e-2, "bf16 rounds at 4e-3, at other places, of which 10 steps made 5e-4"),
+}
+"""Relative, and why. A gradient that is N times too large, or not summed over ranks, changes the
+first gradient norm in its first digit."""
+
+_REFERENCE = {"color": "#E69F00", "linewidth": 5}
+_SPLIT = {"color": "#0072B2", "linewidth": 1.5}
+_DIFFERENCE = {"color": "black", "marker": ".", "linestyle": "", "markersize": 4}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far apart two trainings are.
+
+    Attributes:
+        steps: A row for each step: loss and grad_norm of both, and their relative differences.
+        largest: The largest relative difference of each quantity.
+        tolerance: What they may differ.
+        why: Why by that much.
+    """
+
+    steps: pd.DataFrame
+    largest: dict[str, float]
+    tolerance: float
+    why: str
+
+    @property
+    def passed(self) -> bool:
+        """A difference that is no number fails."""
+        return all(difference <= self.tolerance for difference in self.largest.values())
+
+
+def reference_of(run: RunConfig) -> RunConfig:
+    """The plain data-parallel run of the same training, every trick off."""
+    return RunConfig(
+        model=replace(run.model, type="torch"),
+        world_size=run.world_size,
+        sequence_parallel_size=1,
+        seq_len=run.seq_len,
+        micro_batch_size=run.micro_batch_size,
+        gradient_accumulation_steps=run.gradient_accumulation_steps,
+        dtype=run.dtype,
+        optimizer=OptimizerOptions(learning_rate=run.optimizer.learning_rate),
+        data=run.data,
+        steps=run.steps,
+        seed=run.seed,
+        timeout_s=run.timeout_s,
+        device=run.device,
+        expandable_segments=run.expandable_segments,
+    )
+
+
+def candidate_of(run: RunConfig) -> RunConfig:
+    """The run itself, with the micro steps that make it read what the reference reads."""
+    steps = run.gradient_accumulation_steps * run.shards
+    return replace(run, gradient_accumulation_steps=steps)
+
+
+def history(run: RunConfig) -> dict[str, Any]:
+    """Train on this rank; loss and gradient norm of every step, the same on every rank."""
+    with worker.process_group(run) as device:
+        trainer, samples = worker.start(run, device)
+        results = [trainer.step(samples.step(step)) for step in range(run.steps)]
+        return {name: [getattr(r, name).item() for r in results] for name in QUANTITIES}
+
+
+def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = history) -> Verdict:
+    """Train the reference and the candidate and compare them step by step.
+
+    Args:
+        train: What each worker of the candidate does; a function of a module.
+
+    Raises:
+        RuntimeError: one of the two did not get to its end; says which and why.
+    """
+    steps = pd.DataFrame({"step": range(run.steps)})
+    for suffix, of, how in (
+        ("_reference", reference_of(run), history),
+        ("", candidate_of(run), train),
+    ):
+        outcome = launch.run_workers(of, how)
+        if outcome["status"] != "ok":
+            which = "reference" if suffix else f"method {run.method}"
+            raise RuntimeError(f"{which}: {outcome['status']}: {outcome['error']}")
+        for name in QUANTITIES:
+            steps[name + suffix] = outcome[name]
+    for name in QUANTITIES:
+        reference = steps[f"{name}_reference"]
+        steps[f"{name}_difference"] = (steps[name] - reference).abs() / reference.abs()
+    largest = {name: float(steps[f"{name}_difference"].max(skipna=False)) for name in QUANTITIES}
+    return Verdict(steps, largest, *TOLERANCES[coarsest_dtype(run)])
+
+
+def coarsest_dtype(run: RunConfig) -> str:
+    """To which numbers are rounded somewhere in a run: in computing, or where gradients travel."""
+    return "bf16" if run.reduce_dtype == torch.bfloat16 else run.dtype
+
+
+def overlay(steps: pd.DataFrame, title: str) -> Chart:
+    """Loss and gradient norm of a reference and a candidate, their difference on its own axis."""
+    at = [*steps["step"]]
+    above, below = [], []
+    for name, label in (("loss", "loss (nats/token)"), ("grad_norm", "gradient norm")):
+        both = [
+            Line(label="reference", x=at, y=[*steps[f"{name}_reference"]], style=_REFERENCE),
+            Line(label="sequence split", x=at, y=[*steps[name]], style=_SPLIT),
+        ]
+        above.append(Panel(x=Axis(label="step"), y=Axis(label=label), marks=both, height=1.2))
+        found = steps[f"{name}_difference"]
+        points = [Line(label="difference", x=at, y=[*found.where(found > 0)], style=_DIFFERENCE)]
+        y = Axis(label=f"relative difference\nof {label.partition(' (')[0]}")
+        if (found > 0).any():  # all may be 0, of which a logarithmic axis has none
+            y = replace(y, log=10)
+        below.append(Panel(x=Axis(label="step"), y=y, marks=points, height=0.8))
+    return Chart(panels=[*above, *below], source=title, columns=2, share_y=False)

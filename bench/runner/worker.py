@@ -1,0 +1,270 @@
+"""What one rank of a cell does: train some steps, time them, then meter one more."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from bench.meters.flops import FlopMeter
+from bench.meters.memory import HOST, KINDS, MemoryMeter
+from bench.meters.traffic import TrafficMeter
+from bench.theory import model_flops
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from odysseus.io import checkpoint
+from odysseus.io.text import Batch, Samples
+from odysseus.memory.host_memory import ranks_a_node
+from odysseus.parallel import sharding
+from odysseus.parallel.mesh import make_mesh, pick_device, start_process_group
+from odysseus.training.trainer import StepResult, Trainer
+
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+Result = TypeVar("Result")
+Step = Callable[[list[Batch]], Result]
+"""step(micro batches): one optimizer step, whatever it reports."""
+
+
+def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
+    """Run a cell on this rank; the measured columns of its row, the same on every rank.
+
+    Call it on every rank of a launched job. The process group is started and stopped here.
+
+    Args:
+        save: Folder for the weights after the timed steps; empty for none.
+    """
+    with process_group(run) as device:
+        return measure_in_group(run, device, save)
+
+
+@contextmanager
+def process_group(run: RunConfig) -> Iterator[torch.device]:
+    """Join the run's process group with this rank's device; leave it in order."""
+    configure_allocator(run)
+    device = pick_device(run.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    elif run.optimizer_on_host:  # ranks share the cores that AdamW runs on
+        cores = len(os.sched_getaffinity(0)) // ranks_a_node(run.world_size)
+        torch.set_num_threads(max(1, cores))
+    start_process_group(device, run.timeout_s)
+    try:
+        yield device
+    finally:
+        # What still refers to process groups goes before them, not while Python shuts down.
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
+    """A run's trainer on this rank, and what it reads."""
+    mesh = make_mesh(device, run)
+    trainer = Trainer(run, METHODS[run.method], mesh)
+    return trainer, Samples(run, mesh.replica, mesh.shard, device)
+
+
+def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> dict[str, Any]:
+    """As :func:`measure`, in a process group that is there already."""
+    trainer, samples = start(run, device)
+    results, times_ms = timed_steps(run, trainer.step, samples, device)
+    dist.barrier()
+    saved = _save(run, trainer, device, Path(save)) if save else {}
+    memory = partial(memory_of_step, trainer)
+    columns = metered_columns(run, times_ms, trainer.step, memory, samples, device)
+    return columns | _number_columns(results) | saved
+
+
+def metered_columns(
+    run: RunConfig,
+    times_ms: list[float],
+    step: Step[Any],
+    memory: Step[MemoryMeter],
+    samples: Samples,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Columns of time, traffic, FLOPs and memory, by two more steps; a collective.
+
+    Args:
+        times_ms: What this rank's timed steps took.
+        memory: As `step`; the meter that has watched it.
+    """
+    peak_flops, source = model_flops.peak_flops_per_s(device, run.compute_dtype)
+    at = run.warmup_steps + run.steps
+    with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
+        traffic, flops_done = _metered_traffic(step, samples.step(at))
+        peaks = _metered_memory(memory, samples.step(at + 1), device)
+    ranks = gathered(
+        {"ms": times_ms, "peak_flops": peak_flops, "memory": peaks, "flops": flops_done}
+    )
+    return (
+        _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
+        | {"peak_flops_source": source}
+        | traffic
+        | flop_columns([r["flops"] for r in ranks])
+        | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
+        | {
+            "backend": dist.get_backend(),
+            "device": device.type,
+            "hardware": hardware_name(device),
+            "allocator_settings": allocator_settings() if device.type == "cuda" else None,
+        }
+    )
+
+
+def _save(run: RunConfig, trainer: Trainer, device: torch.device, to: Path) -> dict[str, str]:
+    """Write the weights; status and error if that failed, of a row that keeps its numbers."""
+    try:
+        checkpoint.save(trainer.held(), run, trainer.mesh.world, device, to)
+    except OSError as error:
+        return {"status": "error", "error": f"save = {to}: {error}"}
+    return {}
+
+
+def configure_allocator(run: RunConfig) -> str:
+    """Tell PyTorch's CUDA allocators what a run wants, unless the user has told them something;
+    the settings in force. Call it before anything touches CUDA.
+
+    Page-locked memory would be rounded up to powers of two, up to twice what offloading counts.
+    """
+    wanted = ["expandable_segments:True"] * run.expandable_segments
+    wanted += ["pinned_max_round_threshold_mb:1"] * run.offloads
+    if wanted and not allocator_settings():
+        os.environ[_ALLOCATOR[1]] = ",".join(wanted)
+    return allocator_settings()
+
+
+def allocator_settings() -> str:
+    """What the environment tells PyTorch's allocator: CUDA's own variable goes first."""
+    return next((os.environ[name] for name in _ALLOCATOR if name in os.environ), "")
+
+
+def hardware_name(device: torch.device) -> str:
+    """The GPU's or the processor's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with open("/proc/cpuinfo") as info:
+        models = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+    return f"{models[0] if models else 'unknown'} ({len(models)} cores)"
+
+
+def timed_steps(
+    run: RunConfig, step: Step[Result], samples: Samples, device: torch.device
+) -> tuple[list[Result], list[float]]:
+    """What every step has reported, and the milliseconds of each after the warm-up."""
+    results, times_ms = [], []
+    for index in range(run.warmup_steps + run.steps):
+        batches = samples.step(index)
+        model_flops.synchronize(device)
+        start = time.perf_counter()
+        results.append(step(batches))
+        model_flops.synchronize(device)
+        times_ms.append((time.perf_counter() - start) * 1e3)
+    return results, times_ms[run.warmup_steps :]
+
+
+def _metered_traffic(
+    step: Step[Any], batches: list[Batch]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Columns of what this rank sent in a step, and the FLOPs that it did."""
+    with TrafficMeter() as meter, FlopMeter() as done:
+        step(batches)
+    return meter.totals(), done.columns
+
+
+def _metered_memory(
+    memory: Step[MemoryMeter], batches: list[Batch], device: torch.device
+) -> dict[str, int]:
+    allocator = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    meter = memory(batches)
+    if device.type == "cuda":
+        # The allocator knows of kernels' workspace, which the meter does not.
+        allocator = {
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
+        }
+    return memory_columns(meter) | allocator
+
+
+def memory_columns(meter: MemoryMeter) -> dict[str, int]:
+    """The row's columns of what a meter has seen of a step."""
+    peak = meter.peak()
+    kinds = {f"peak_memory_{kind}_bytes": peak.by_kind[kind] for kind in KINDS}
+    activations = {"peak_activation_bytes": meter.peak("activations").bytes}
+    host = {"peak_host_bytes": meter.peak(HOST).bytes}
+    return {"peak_memory_bytes": peak.bytes, **kinds, **activations, **host}
+
+
+def memory_of_step(
+    trainer: Trainer,
+    batches: list[Batch],
+    meter: MemoryMeter | None = None,
+    beside: AbstractContextManager[Any] | None = None,
+) -> MemoryMeter:
+    """One more step under a meter that knows the trainer's parameters, gradients and optimizer.
+
+    The trainer has made a step before, so that its optimizer is there.
+
+    Args:
+        beside: Entered once the meter is, for the same step.
+    """
+    meter, run = meter or MemoryMeter(), trainer.run
+    shards = HOST if run.parameter_offload == "cpu" else "parameters"
+    states = [t for state in trainer.optimizer.torch.state.values() for t in state.values()]
+    meter.watch(trainer.optimizer.shards, shards)
+    meter.watch(states, HOST if run.optimizer_on_host else "optimizer")
+    meter.watch(trainer.host.tensors, HOST)
+    meter.watch([t for b in batches for t in b.tensors], "activations")
+    with meter, beside or nullcontext():
+        trainer.forward_backward(batches)
+        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        kind = HOST if run.parameter_offload == "cpu" else "gradients"
+        meter.watch([sharding.local_shard(gradient)[0] for gradient in gradients], kind)
+        del gradients
+        trainer.grad_norm()
+        trainer.optimizer.update()
+    return meter
+
+
+def gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every rank has, by rank, on every rank."""
+    ranks: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(ranks, mine)
+    return ranks
+
+
+def _time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float) -> dict[str, Any]:
+    slowest_ms = np.max(times_ms, axis=0)
+    p20, p50, p80 = np.percentile(slowest_ms, [20, 50, 80])
+    quantiles = {"step_ms_p50": p50, "step_ms_p20": p20, "step_ms_p80": p80}
+    return quantiles | model_flops.speed_columns(run, p50, peak_flops)
+
+
+def flop_columns(of_ranks: list[dict[str, int]]) -> dict[str, float]:
+    """FLOPs of attention kernels and of matmuls: the rank with the most, and the mean."""
+    columns = {}
+    for name in of_ranks[0]:
+        flops_done = [rank[name] for rank in of_ranks]
+        columns |= {f"{name}_max": max(flops_done), f"{name}_mean": fmean(flops_done)}
+    return columns
+
+
+def _number_columns(results: list[StepResult]) -> dict[str, float]:
+    first, last = results[0], results[-1]
+    return {
+        "loss_first": first.loss.item(),
+        "loss_last": last.loss.item(),
+        "grad_norm_first": first.grad_norm.item(),
+        "grad_norm_last": last.grad_norm.item(),
+    }

@@ -1,0 +1,243 @@
+"""The dry run: one rank's step on tensors without values, in a process group without peers.
+
+The code is the one that runs on real ranks, so its collectives, allocations and kernels come in
+their true order, whatever the world size; there is no arithmetic. On a GPU profile the kernels are
+those of bench/simulator/cuda_kernels.py and allocations are rounded as CUDA's allocator does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bench.hardware import profiles
+from bench.hardware.speeds import Clock
+from bench.meters.flops import FlopMeter
+from bench.meters.memory import HOST, MemoryMeter, Peak
+from bench.meters.traffic import TrafficMeter
+from bench.runner.worker import flop_columns, memory_columns, memory_of_step
+from bench.simulator import cuda_kernels, placement, shallow
+from bench.simulator.fake_world import META, cpu_kernels, few_tiles, only_rank
+from bench.simulator.program import Program, Recorder
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Samples
+from odysseus.model.kernels import check_flash
+from odysseus.parallel.mesh import make_mesh
+from odysseus.parallel.ring_order import share_of_attention
+from odysseus.training.trainer import Trainer
+
+CUDA_ROUNDING_BYTES = 512
+"""PyTorch's caching allocator rounds every size up to a multiple (CUDACachingAllocator.cpp)."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one rank does in one optimizer step.
+
+    Attributes:
+        place: The rank's place in its ring.
+        program: What its host issues; empty unless that was asked for.
+    """
+
+    rank: int
+    place: int
+    traffic: dict[str, int]
+    flops: dict[str, int]
+    memory: MemoryMeter
+    program: Program
+
+    @property
+    def peak(self) -> Peak:
+        return self.memory.peak()
+
+
+def check(run: RunConfig) -> None:
+    """Raise ValueError if a dry run cannot count this, or another run is told what only it uses."""
+    if not run.dry_run:
+        for name, unset in (("hardware", ""), ("rank", -1)):
+            if getattr(run, name) != unset:
+                raise ValueError(f"{name} = {getattr(run, name)} is for dry_run = true only")
+        return
+    refused = [
+        ("compile", run.compile, "false: compiled code hides its operations"),
+        ("model.type", run.model.type != "torch", "torch: Liger's kernels need real tensors"),
+        ("ring_backend", run.ring_backend == "yunchang", "native, allgather"),
+        ("tiled_loss_engine", run.tiled_loss_engine == "liger", "auto, fused, checkpoint, torch"),
+    ]
+    for name, wrong, valid in refused:
+        if wrong:
+            raise ValueError(f"dry_run = true does not know this {name}; valid: {valid}")
+    if not run.hardware:
+        return
+    if run.data.pack:
+        raise ValueError(
+            f"hardware = {run.hardware} says nothing of data.pack = true, whose documents decide "
+            "what attention takes; valid: data.pack = false, or no hardware"
+        )
+    if on_gpu(run):
+        check_flash(run, f"hardware = {run.hardware}")
+    known, profile = clock(run), profiles.find(run.hardware)
+    if known is None:
+        return
+    if profile.dtype not in ("", run.dtype):
+        raise ValueError(
+            f"hardware = {run.hardware} was calibrated in {profile.dtype}, not in dtype = "
+            f"{run.dtype}; valid: dtype = {profile.dtype}, or a profile of that dtype"
+        )
+    if not known.knows(run.world_size):
+        raise ValueError(
+            f"hardware = {run.hardware} has no links for world_size = {run.world_size}, "
+            f"{known.ranks_a_node} ranks a node; valid: what it was calibrated on"
+        )
+    if known.attention not in known.speeds.attention:
+        raise ValueError(
+            f"model.attn_implementation = {attention_of(run)} is not known to "
+            f"hardware = {run.hardware}; valid: {', '.join(known.speeds.attention)}"
+        )
+
+
+def on_gpu(run: RunConfig) -> bool:
+    """Whether a dry run is for a GPU."""
+    return bool(run.hardware) and profiles.find(run.hardware).device == "cuda"
+
+
+def attention_of(run: RunConfig) -> str:
+    """The kernel that a dry run computes attention with."""
+    if not on_gpu(run):
+        return "sdpa"
+    asked = run.model.attn_implementation
+    return "flash_attention_2" if asked in ("auto", "sdpa") else asked
+
+
+def clock(run: RunConfig) -> Clock | None:
+    """What operations take on the run's profile; None where it has no speeds."""
+    profile = profiles.find(run.hardware) if run.hardware else None
+    if profile is None or profile.speeds is None:
+        return None
+    return Clock(profile.speeds, attention_of(run), profile.ranks_a_node(run.world_size))
+
+
+def counted(run: RunConfig, with_program: bool = False) -> Counted:
+    """The step of the rank that is asked for, or of the one with the most memory.
+
+    Args:
+        with_program: Whether to note what its host issues, for a prediction of time.
+    """
+    return count(run, run.rank if run.rank >= 0 else heaviest_rank(run), with_program)
+
+
+def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
+    """The columns of a dry run's row."""
+    found = {
+        "rank": counted.rank,
+        "backend": "fake",
+        **flop_columns([counted.flops]),
+        **_attention_of_all_ranks(run, counted),
+        **counted.traffic,
+        **memory_columns(counted.memory),
+    }
+    return found | {"status": "ok", "error": ""} | unfit(run, counted)
+
+
+def _attention_of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
+    """Attention FLOPs of the busiest rank and the mean, from those of one."""
+    order, ring = run.ring_order, run.ring_parallel_size
+    mean = counted.flops["attention_flops"] / share_of_attention(order, ring, counted.place)
+    busiest = max(share_of_attention(order, ring, place) for place in range(ring))
+    return {"attention_flops_max": round(mean * busiest), "attention_flops_mean": float(mean)}
+
+
+def explain(counted: Counted) -> str:
+    """Where a rank's peak is, and the largest tensors alive then, alike ones of blocks together."""
+    peak = counted.peak
+    assert peak.last is not None, "a step allocates"
+    alike = Counter(
+        (a.bytes, a.kind, a.made_by, re.sub(r"layers\.\d+", "layers", a.unit)) for a in peak.alive
+    )
+    largest = sorted(alike.items(), key=lambda item: -item[0][0] * item[1])[:10]
+    lines = [
+        f"rank {counted.rank}: {peak.bytes} bytes at {peak.last.made_by} in {peak.last.unit}",
+        f"{'MiB':>10} {'tensors':>8}  {'kind':14} made by",
+    ]
+    lines += [
+        f"{size * count / 2**20:10.1f} {count:8}  {kind:14} {made_by} in {unit or 'no unit'}"
+        for (size, kind, made_by, unit), count in largest
+    ]
+    return "\n".join(lines)
+
+
+def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
+    """Status and error where the profile's GPU or host has too little memory; empty if it fits."""
+    if not run.hardware:
+        return {}
+    profile = profiles.find(run.hardware)
+    need = counted.peak.bytes
+    host = counted.memory.peak(HOST).bytes * profile.ranks_a_node(run.world_size)
+    if need > (limit := gpu_limit_bytes(run, profile)):
+        where = {"cuda": ("oom_gpu", "on the GPU"), "cpu": ("oom_cpu", "of a rank")}
+        status, of = where[profile.device]
+        error = f"{need} bytes {of}, of which {limit} are to be had"
+        return {"status": status, "error": error}
+    limit = host_limit_bytes(run, profile)
+    if host > limit:
+        return {"status": "oom_cpu", "error": f"{host} bytes on a host, which may give {limit}"}
+    return {}
+
+
+def gpu_limit_bytes(run: RunConfig, profile: profiles.Hardware) -> int:
+    """What a step's tensors may take on one GPU of a profile."""
+    sends = placement.connected(run, profile.gpus_a_node)
+    return profile.usable_bytes - sends * profile.nccl_peer_bytes
+
+
+def host_limit_bytes(run: RunConfig, profile: profiles.Hardware) -> int:
+    """Host memory that offloading may take on one node of a profile."""
+    return run.host_memory_limit_bytes or profile.host_memory_bytes * 9 // 10
+
+
+def heaviest_rank(run: RunConfig) -> int:
+    """The rank with the highest peak, found on a shallow model among ranks that differ in role.
+
+    Of the ranks on one place of a ring the first is among the heaviest: ZeRO gives the first ranks
+    the most rows. Places differ in what they see; those between the first and the last are alike.
+    """
+    ring = run.ring_parallel_size
+    ranks = [rank_of_place(run, place) for place in sorted({0, min(1, ring - 1), ring - 1})]
+    if len(ranks) == 1:
+        return ranks[0]
+    few = shallow.with_blocks(run, min(2, run.architecture.num_hidden_layers))
+    with few_tiles():
+        return max(ranks, key=lambda rank: count(few, rank).peak.bytes)
+
+
+def rank_of_place(run: RunConfig, place: int) -> int:
+    """The first rank on a place of the ring."""
+    sizes = {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
+    order = run.axis_order.split("-")
+    grid = np.arange(run.world_size).reshape([sizes[axis] for axis in order])
+    return int(grid[tuple(place if axis == "ring" else 0 for axis in order)])
+
+
+def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
+    """One step of one rank, after one that makes what the first step makes."""
+    gpu = on_gpu(run)
+    kernels = cuda_kernels.kernels(attention_of(run)) if gpu else cpu_kernels(run)
+    meter = MemoryMeter(CUDA_ROUNDING_BYTES if gpu else 1)
+    # The limit is judged afterwards, on the profile's host and not on this one.
+    run = replace(run, host_memory_limit_bytes=2**62)
+    with only_rank(rank, run.world_size, gpu) as device:
+        mesh = make_mesh(META, run)
+        trainer = Trainer(run, METHODS[run.method], mesh, kernels)
+        samples = Samples(run, mesh.replica, mesh.shard, META)
+        with few_tiles():
+            trainer.step(samples.step(0))
+        with TrafficMeter() as traffic, FlopMeter() as done:
+            recorder = Recorder(device, meter) if with_program else None
+            memory_of_step(trainer, samples.step(1), meter, recorder)
+        totals = traffic.totals(), done.columns
+        return Counted(rank, mesh.ring.rank, *totals, meter, device.program)

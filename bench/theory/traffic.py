@@ -1,0 +1,315 @@
+"""Closed forms: what every method sends in a step, to the byte.
+
+Symbols: L sequence length, B micro batch, R places of the ring, T = B·L/R tokens of a micro step
+that one sequence axis has, d hidden size, i intermediate size, H query heads, G kv heads, K
+head_dim, n ranks of the sequence axis, DP replicas, w bytes of the compute dtype, r bytes of the
+reduction dtype.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import inf
+
+import torch
+
+from bench.meters.traffic import COLLECTIVES, PURPOSES, bytes_sent
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from odysseus.memory.tiling import tile_count
+from odysseus.parallel.sharding import pieces
+from odysseus.parallel.zero import is_cut
+from odysseus.parallel.zero_buckets import bucket_widths
+
+
+@dataclass(frozen=True)
+class Term:
+    """`count` collectives of one size on one group, in one optimizer step.
+
+    Attributes:
+        size_bytes: The whole (gathered) tensor's bytes; of all_to_all and p2p, this rank's.
+        ranks: Size of the group.
+    """
+
+    collective: str
+    purpose: str
+    count: int
+    size_bytes: int
+    ranks: int
+
+    @property
+    def bytes(self) -> Fraction:
+        return self.count * bytes_sent(self.collective, self.size_bytes, self.ranks)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one rank sends in one optimizer step."""
+
+    terms: tuple[Term, ...]
+
+    def bytes(self, *, collective: str = "", purpose: str = "") -> int:
+        """Bytes of the matching terms, rounded once."""
+        return round(
+            sum(
+                term.bytes
+                for term in self.terms
+                if collective in ("", term.collective) and purpose in ("", term.purpose)
+            )
+        )
+
+    @property
+    def total(self) -> int:
+        return self.bytes()
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The same columns that the traffic meter fills."""
+        return (
+            {"comm_bytes_total": self.total}
+            | {f"comm_bytes_{c}": self.bytes(collective=c) for c in COLLECTIVES}
+            | {f"comm_bytes_{p}": self.bytes(purpose=p) for p in PURPOSES}
+            | {"comm_calls_total": sum(t.count for t in self.terms)}
+        )
+
+
+def step_traffic(run: RunConfig) -> Traffic:
+    """Every collective of one optimizer step of a run, on each rank (all send the same)."""
+    micro, layers = run.gradient_accumulation_steps, run.architecture.num_hidden_layers
+    terms = [*_edge(run)]
+    for repeat, part in (
+        (micro * layers, [*block_activations(run), *_ring(run), *_shared_kv_gradients(run)]),
+        (micro, [*_zero(run), *_stream_edge(run)]),
+    ):
+        terms += [replace(term, count=term.count * repeat) for term in part]
+    return Traffic(tuple(t for t in terms if t.ranks > 1))
+
+
+def line(run: RunConfig) -> tuple[Fraction, Fraction]:
+    """Bytes of a step as slope·L + fixed."""
+    unit = run.seq_len_unit
+    lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
+    low, high = (sum((t.bytes for t in step_traffic(of).terms), Fraction()) for of in lengths)
+    return (high - low) / unit, 2 * low - high
+
+
+def crossing(one: tuple[Fraction, Fraction], other: tuple[Fraction, Fraction]) -> float:
+    """The length at which two lines meet; infinite if they never do."""
+    return inf if one[0] == other[0] else float((other[1] - one[1]) / (one[0] - other[0]))
+
+
+def block_activations(run: RunConfig) -> Iterator[Term]:
+    """One block's forward and backward of one micro step.
+
+    With activation checkpointing the block's forward runs again in backward, up to the last
+    tensor that backward needs: not its closing all-reduce or reduce-scatter (the last chunk's, if
+    it is taken in chunks), nor a tiled MLP.
+    """
+    again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
+    if run.method == "ulysses":
+        to_heads, (size, calls) = _ulysses_exchanges(run)
+        yield Term("all_to_all", "activation", calls * (2 + again), size, n)
+        passes = 2 + again + int(run.ulysses_head_chunks > 1)  # backward has q, k, v made again
+        for size, calls in to_heads:
+            yield Term("all_to_all", "activation", calls * passes, size, n)
+        return
+    stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize // chunks
+    closing = 2 * chunks + again * (chunks - 1)
+    mlp = _mlp_tiles(run, stream)
+    if run.method == "tp":
+        # Megatron-LM (arXiv 1909.08053 §3): one all-reduce a half-block, forward and backward.
+        yield Term("all_reduce", "activation", (2 + again) * chunks, stream, n)
+        for size, count in mlp:
+            passes = 3 if run.tiled_mlp_compute else closing
+            yield Term("all_reduce", "activation", count * passes, size, n)
+        return
+    # Korthikanti et al. (arXiv 2205.05198 §4.2.2): a half-block gathers and scatters forward, does
+    # the transposes backward, and gathers its input once more where it was not kept.
+    gathers = (2 + int(run.regather) + again) * chunks
+    yield Term("all_gather", "activation", gathers, stream, n)
+    yield Term("reduce_scatter", "activation", (2 + again) * chunks, stream, n)
+    if run.method == "odysseus":
+        return
+    # A tile runs forward, forward again, and backward, with what it gathered still there.
+    gathers, scatters = (3, 3) if run.tiled_mlp_compute else (gathers, closing)
+    for size, count in mlp:
+        yield Term("all_gather", "activation", count * gathers, size, n)
+        yield Term("reduce_scatter", "activation", count * scatters, size, n)
+
+
+def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
+    """(bytes of the stream, how many such) that the MLP works on at once, all tiles."""
+    tokens = run.ring_seq_len // (1 if run.method == "tp" else run.sequence_size)
+    if not run.tiled_mlp_compute:
+        return [(stream, 1)]
+    tiles = tile_count(run.micro_batch_size, tokens, run.architecture.hidden_size)
+    size = -(-tokens // tiles)
+    full, rest = divmod(tokens, size)
+    return [(stream * size // tokens, full), (stream * rest // tokens, int(rest > 0))]
+
+
+def _ulysses_exchanges(run: RunConfig) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """(bytes of a rank's tensor, calls) of one forward: each of q, k and v in, the output out.
+
+    Jacobs et al. (arXiv 2309.14509 §3.2), with grouped-query attention; kv heads fewer than ranks
+    are sent once to every rank that needs them.
+    """
+    a, n = run.architecture, run.sequence_size
+    token = _tokens(run) // n * a.head_dim * run.compute_dtype.itemsize
+    queries, keys = a.num_attention_heads, max(a.num_key_value_heads, n)
+    if run.ulysses_all_to_all == "yunchang":
+        return [(token * queries, 1), (token * keys, 2)], (token * queries, 1)
+    if run.ulysses_head_chunks > 1:
+        chunks, kv_chunks = run.ulysses_head_chunks, _kv_chunks(run)
+        q = token * queries // chunks, chunks
+        return [(token * 2 * keys // kv_chunks, kv_chunks), q], q
+    return [(token * (queries + 2 * keys), 1)], (token * queries, 1)
+
+
+def _kv_chunks(run: RunConfig) -> int:
+    """Chunks of a rank's kv heads; each serves as many chunks of its query heads."""
+    kv_heads = max(1, run.architecture.num_key_value_heads // run.sequence_size)
+    return min(run.ulysses_head_chunks, kv_heads)
+
+
+def _ring(run: RunConfig) -> Iterator[Term]:
+    """One block's keys and values going round the ring, forward (twice with checkpointing) and
+    backward, and their gradients in at least fp32.
+
+    Liu et al. (arXiv 2310.01889 §3), with grouped-query attention. yunchang sends k and v apart,
+    and gradients all the way round: R hops instead of R - 1. Every chunk of query heads has its
+    kv heads go round.
+    """
+    a, ring = run.architecture, run.ring_parallel_size
+    heads = max(1, a.num_key_value_heads // run.sequence_size)
+    elements = 2 * _tokens(run) * heads * a.head_dim // _kv_chunks(run)
+    chunks = run.ulysses_head_chunks
+    passes, width = 2 + int(run.recomputes), run.compute_dtype.itemsize
+    wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
+    if run.ring_backend == "allgather":
+        yield Term("all_gather", "activation", chunks * passes, ring * elements * width, ring)
+        yield Term("reduce_scatter", "activation", chunks, ring * elements * wide, ring)
+        return
+    parts, homeward = (2, 1) if run.ring_backend == "yunchang" else (1, 0)
+    hops = chunks * (ring - 1)
+    yield Term("p2p", "activation", parts * hops * passes, elements * width // parts, ring)
+    yield Term("p2p", "activation", parts * (hops + homeward), elements * wide // parts, ring)
+
+
+def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
+    """One block's all-reduce of k and v rows that n/G ranks hold copies of, where n > G."""
+    a = run.architecture
+    copies = max(1, run.sequence_size // a.num_key_value_heads)
+    if "self_attn.k_proj" not in METHODS[run.method].split:
+        return
+    row = 2 * a.head_dim * run.reduce_dtype.itemsize
+    yield Term("all_reduce", "gradient", 1, row * a.hidden_size, copies)
+    if a.attention_bias:
+        yield Term("all_reduce", "gradient", 1, row, copies)
+
+
+def _zero(run: RunConfig) -> Iterator[Term]:
+    """ZeRO-3 in one micro step (Rajbhandari et al., arXiv 1910.02054 §7): a block's weights are
+    gathered forward and, unless they are kept (the overlapping engine: the last block's), again
+    backward, the embedding's and the head's once; gradients scattered once. Norms alone are one
+    unit for all blocks.
+    """
+    a = run.architecture
+    layers = a.num_hidden_layers
+    kept = int(run.zero_engine == "overlap") if run.reshard_after_forward else layers
+    block = _block_names(run)
+    head = ["model.norm.weight"]
+    table = ["model.embed_tokens.weight"]
+    units = [(block, 2 * layers - kept, layers)]
+    uncut = [name for name in block if not _is_cut(run, name)]
+    if all(name.endswith("norm.weight") for name in uncut):
+        cut = [name for name in block if name not in uncut]
+        units = [(cut, 2 * layers - kept, layers), (uncut * layers, 1, 1)]
+    if a.tie_word_embeddings:
+        units += [(head + table, 1, 1)]
+    else:
+        units += [([*head, "lm_head.weight"], 1, 1), (table, 1, 1)]
+    for names, gathers, count in units:
+        for is_cut_group in (True, False):
+            ranks = _zero_ranks(run, is_cut_group)
+            members = [p for p in names if _is_cut(run, p) == is_cut_group]
+            size = sum(_padded(run, p, ranks) for p in members)
+            if not members:
+                continue
+            width, reduced = run.compute_dtype.itemsize, run.reduce_dtype.itemsize
+            yield Term("all_gather", "parameter", gathers, size * width, ranks)
+            for elements, parts in _reductions(run, size, ranks):
+                yield Term("reduce_scatter", "gradient", count * parts, elements * reduced, ranks)
+
+
+def _reductions(run: RunConfig, elements: int, ranks: int) -> list[tuple[int, int]]:
+    """(elements, how many) of the reductions of a unit's gradients."""
+    if not run.reduce_bucket_size or ranks == 1:
+        return [(elements, 1)]
+    widths = bucket_widths(elements // ranks, run.reduce_bucket_size, ranks)
+    return [(width * ranks, count) for width, count in Counter(widths).items()]
+
+
+def _stream_edge(run: RunConfig) -> Iterator[Term]:
+    """One micro step outside the blocks: position ids, and the replicated stream of `tp`."""
+    n, positions = run.sequence_size, run.ring_seq_len * 8
+    if run.method != "ulysses":
+        yield Term("all_gather", "edge", 1, positions, n)
+    if run.method == "tp":
+        stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+        yield Term("all_gather", "edge", 1, stream, n)
+        yield Term("reduce_scatter", "edge", 1, stream, n)
+
+
+def _edge(run: RunConfig) -> Iterator[Term]:
+    """Once a step: the token count, the loss and the gradient norm, 8 bytes each."""
+    yield Term("all_reduce", "edge", 3, 8, run.world_size)
+
+
+def _tokens(run: RunConfig) -> int:
+    return run.micro_batch_size * run.ring_seq_len
+
+
+def _zero_ranks(run: RunConfig, is_cut: bool) -> int:
+    """Ranks over which ZeRO shards what the method cuts, or does not cut."""
+    return run.world_size // run.sequence_size if is_cut else run.world_size
+
+
+def _is_cut(run: RunConfig, parameter: str) -> bool:
+    return run.sequence_size > 1 and is_cut(parameter, METHODS[run.method].split)
+
+
+def _block_names(run: RunConfig) -> list[str]:
+    """The parameters of one block, by their names in the first."""
+    a = run.architecture
+    names = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    names += ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]
+    names += ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight"]
+    names += ["self_attn.qkv_proj.bias"] * a.attention_bias
+    names += ["self_attn.o_proj.bias"] * a.attention_output_bias
+    names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] * a.use_qk_norm
+    return [f"model.layers.0.{name}" for name in names]
+
+
+def shard_elements(run: RunConfig) -> list[int]:
+    """Elements of each parameter that a rank keeps of it, ZeRO's padding counted."""
+    a = run.architecture
+    names = _block_names(run) * a.num_hidden_layers
+    names += ["model.norm.weight", "model.embed_tokens.weight"]
+    names += ["lm_head.weight"] * (not a.tie_word_embeddings)
+    found = []
+    for name in names:
+        ranks = _zero_ranks(run, _is_cut(run, name))
+        found.append(_padded(run, name, ranks) // ranks)
+    return found
+
+
+def _padded(run: RunConfig, parameter: str, ranks: int) -> int:
+    """Elements of a rank's parameter before ZeRO, its rows padded to a multiple of the ranks."""
+    method = METHODS[run.method]
+    of = pieces(parameter, run.architecture, method.split, run.sequence_size, 0)
+    rows = sum(piece.height for piece in of)
+    return -(-rows // ranks) * ranks * (of[0].columns[1] - of[0].columns[0])
