@@ -19,10 +19,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bench.hardware import profiles
+from bench.hardware import profile_file
 from bench.meters.memory import KINDS
 from bench.meters.traffic import COLLECTIVES, PURPOSES
-from bench.simulator import dry_run
+from bench.simulator import target
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import choose_attention
 from odysseus.parallel.mesh import pick_device
@@ -67,7 +67,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     """What makes this cell the cell it is."""
     device, attention = pick_device(run.device), run.model.attn_implementation
     if run.dry_run:
-        attention = dry_run.attention_of(run)
+        attention = target.attention_of(run)
     with contextlib.suppress(ValueError):  # an impossible kernel keeps its name
         attention = choose_attention(attention, device, run.compute_dtype)[0]
     return {
@@ -113,9 +113,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "data_pack": run.data.pack or None,
         "model_implementation": None if run.model.implementation == "native" else "transformers",
         "mode": "dry_run" if run.dry_run else "measured",
-        "device": ("cuda" if dry_run.on_gpu(run) else "cpu") if run.dry_run else device.type,
+        "device": ("cuda" if target.on_gpu(run) else "cpu") if run.dry_run else device.type,
         "hardware": run.hardware or None,
-        **({"hardware_sha256": profiles.digest(run.hardware) or None} if run.hardware else {}),
+        **({"hardware_sha256": profile_file.digest(run.hardware) or None} if run.hardware else {}),
     }
 
 

@@ -15,14 +15,17 @@ from odysseus.method import Method
 from odysseus.model.decoder import MLP, Attention
 from odysseus.model.kernels import Kernels
 from odysseus.parallel.mesh import Mesh
-from odysseus.parallel.ulysses import all_to_all_attend, yunchang_attend
+from odysseus.parallel.ulysses import all_to_all_attend
 from odysseus.parallel.ulysses_chunks import ChunkedAttention
+from odysseus.parallel.yunchang import yunchang_all_to_all
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     if run.ulysses_head_chunks > 1:
         return ChunkedAttention(run.architecture, kernels, mesh.sequence, run.ulysses_head_chunks)
-    exchange = {"native": all_to_all_attend, "yunchang": yunchang_attend}[run.ulysses_all_to_all]
+    exchange = {"native": all_to_all_attend, "yunchang": yunchang_all_to_all}[
+        run.ulysses_all_to_all
+    ]
     if mesh.sequence.size > 1:
         kernels = replace(kernels, attend=exchange(kernels.attend, mesh.sequence))
     return Attention(run.architecture, kernels)

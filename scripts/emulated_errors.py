@@ -14,6 +14,7 @@ import pandas as pd
 
 from bench.config import options
 from bench.report import accuracy, draw_matplotlib
+from bench.report.charts import prediction
 from bench.theory import traffic as theory_traffic
 from odysseus.config.run import RunConfig
 
@@ -73,11 +74,11 @@ def main() -> int:
         print(pd.concat(prefetch).groupby(level=["method", "seq_len"]).median().round(3))
     with draw_matplotlib.styled():
         if len(changes):
-            drawn = accuracy.crossing_figure(changes, slow["cluster"].iloc[0])
+            drawn = prediction.crossing_figure(changes, slow["cluster"].iloc[0])
             draw_matplotlib.save(drawn, folder / "crossings")
-        draw_matplotlib.save(draw_matplotlib.draw(accuracy.scatter(rounds)), folder / "scatter")
+        draw_matplotlib.save(draw_matplotlib.draw(prediction.scatter(rounds)), folder / "scatter")
         draw_matplotlib.save(
-            draw_matplotlib.draw(accuracy.over_lengths(found)), folder / "over_lengths"
+            draw_matplotlib.draw(prediction.over_lengths(found)), folder / "over_lengths"
         )
     return 0
 

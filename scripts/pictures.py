@@ -20,7 +20,7 @@ import pandas as pd
 from bench.commands import compare, plan, report, verify
 from bench.config import options
 from bench.report import draw_matplotlib
-from bench.runner import verify
+from bench.report.charts import verify as verify_chart
 from scripts import diagrams, emulated_errors, growth, overlap_summary
 
 RESULTS = Path("results")
@@ -73,7 +73,7 @@ def _overlay(flags: list[str]) -> None:
     parsed: Any = options.parse(parser, flags)
     out = Path(parsed.out)
     title = verify.title(options.run_config(parsed))
-    drawn = draw_matplotlib.draw(verify.overlay(pd.read_csv(out), title))
+    drawn = draw_matplotlib.draw(verify_chart.overlay(pd.read_csv(out), title))
     draw_matplotlib.save(drawn, out.with_suffix(""))
 
 

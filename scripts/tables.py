@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report import accuracy
-from methods.peers import PEERS
+from methods.peers.registry import PEERS
 from scripts import growth, overlap_summary
 
 ROOT = Path(__file__).parent.parent

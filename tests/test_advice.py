@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.config import options
-from bench.hardware import profiles
+from bench.config import checks
+from bench.hardware import profile_file, profiles
 from bench.hardware.speeds import Link
 from bench.runner.advice import advice
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
@@ -54,23 +54,23 @@ def test_on_host_memory_that_is_nearly_full() -> None:
 
 
 def test_compile_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    options.check_compiler(RunConfig(compile=True), CPU)
+    checks.check_compiler(RunConfig(compile=True), CPU)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    options.check_compiler(RunConfig(), CPU)
+    checks.check_compiler(RunConfig(), CPU)
     with pytest.raises(ValueError, match=r"compile = true needs a C\+\+ compiler, no no-such"):
-        options.check_compiler(RunConfig(compile=True), CPU)
+        checks.check_compiler(RunConfig(compile=True), CPU)
     with pytest.raises(ValueError, match="compile = true is not known to be right"):
         RunConfig(compile=True, model=ModelOptions(type="liger")).check()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package triton; valid without it: false"):
-        options.check_compiler(RunConfig(compile=True), CUDA)
+        checks.check_compiler(RunConfig(compile=True), CUDA)
 
 
 def test_on_links_that_were_calibrated_on_fewer_ranks(tmp_path: Path) -> None:
     profile, file = profiles.PROFILES["h100-80g"], tmp_path / "here.yml"
     assert profile.speeds is not None
     links = (Link(ranks=16, nodes=2, points=((1, 1),)),)
-    profiles.write(replace(profile, speeds=replace(profile.speeds, links=links)), file)
+    profile_file.write(replace(profile, speeds=replace(profile.speeds, links=links)), file)
     run = replace(QUIET, dry_run=True, dtype="bf16", hardware=str(file), seq_len=8192)
     assert advice(replace(run, world_size=16), CPU) == []
     (line,) = advice(replace(run, world_size=32), CPU)

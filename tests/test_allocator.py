@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.runner.worker import configure_allocator
+from bench.runner.allocator import configure_allocator
 from odysseus.config.run import RunConfig
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

@@ -12,7 +12,6 @@ import pytest
 
 from bench.__main__ import main
 from bench.config import arctic, options
-from bench.runner import join
 from odysseus.config import hf_config
 from odysseus.config.run import RunConfig
 from tests.test_arctic_keys import LEAST, ZERO, built
@@ -206,7 +205,7 @@ def test_the_command_line_wins(file: Path) -> None:
 
 
 def test_a_launchers_size_is_the_world_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join, "launched_world_size", lambda: 16)
+    monkeypatch.setattr(arctic, "launched_world_size", lambda: 16)
     assert parsed(file).world_size == 16
 
 

@@ -14,9 +14,9 @@ import torch
 
 from bench.__main__ import main
 from bench.calibration import calibrate, host, stopwatch
-from bench.hardware import profiles
+from bench.hardware import profile_file
 from bench.hardware.speeds import Link
-from bench.simulator import dry_run
+from bench.simulator import target
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.ranks import run_ranks
 
@@ -53,12 +53,12 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     ways = {"forward", "backward", "whole_forward", "whole_backward"}
     assert {way for way, points in attention.items() if points} == ways
     file = tmp_path / "this.yml"
-    file.write_text(profiles.as_yaml(one))
+    file.write_text(profile_file.as_yaml(one))
     out = tmp_path / "rows.csv"
     flags = f"--dry_run true --hardware {file} --world_size 4 --seq_len 64 --out {out}"
     assert main(["run", *flags.split()]) == 0
     run = RunConfig(dry_run=True, hardware=str(file), world_size=4)
-    known = dry_run.clock(run)
+    known = target.clock(run)
     assert known is not None
     assert known.attention == "sdpa"
 
@@ -88,10 +88,10 @@ def test_links_are_of_as_many_ranks(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_links_without_skew_are_of_a_calibration_of_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known = profiles.find(str(RESULTS / "emulated" / "50mbit-1" / "profile.yml"))
+    known = profile_file.find(str(RESULTS / "emulated" / "50mbit-1" / "profile.yml"))
     assert known.speeds is not None
     file, out = tmp_path / "before.yml", str(tmp_path / "out.yml")
-    profiles.write(replace(known, speeds=replace(known.speeds, skew=())), file)
+    profile_file.write(replace(known, speeds=replace(known.speeds, skew=())), file)
     with patch("bench.commands.calibrate.ranks_a_node", lambda world: 1):
         flags = ["--links_of", str(file), "--world_size", "4", "--device", "cpu", "--out", out]
         assert main(["calibrate", *flags]) == 2
@@ -100,12 +100,12 @@ def test_links_without_skew_are_of_a_calibration_of_before(
 
 def test_links_are_of_the_same_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """NCCL's of two GPUs are not gloo's of two CPU ranks."""
-    known = profiles.find("h100-80g")
+    known = profile_file.find("h100-80g")
     assert known.speeds is not None
     links = (Link(ranks=2, points=((1, 1),)),)
     file = tmp_path / "gpus.yml"
     speeds = replace(known.speeds, links=links)
-    profiles.write(replace(known, gpus_a_node=2, speeds=speeds), file)
+    profile_file.write(replace(known, gpus_a_node=2, speeds=speeds), file)
     out = str(tmp_path / "out.yml")
     flags = ["--links_of", str(file), "--world_size", "2", "--device", "cpu", "--out", out]
     assert main(["calibrate", *flags]) == 2

@@ -15,8 +15,11 @@ from bench.__main__ import main
 from bench.commands.compare import COLUMNS
 from bench.report.charts.compare import NUMBERS
 from bench.runner import compare, launch
-from methods.peers import PARTS, PEERS, Peer, check_device, plain
+from methods.peers import plain
+from methods.peers.checks import check_device
 from methods.peers.optimizer import AdamW
+from methods.peers.peer import PARTS, Peer
+from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.training.block_trainer import Stream

@@ -18,8 +18,8 @@ from bench import rows
 from bench.__main__ import main
 from bench.meters.flops import FlopMeter
 from bench.meters.memory import KINDS
+from bench.meters.step import memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
-from bench.runner.worker import memory_columns, memory_of_step
 from bench.simulator import dry_run
 from bench.theory import memory as theory_memory
 from bench.theory import traffic as theory_traffic

@@ -13,7 +13,8 @@ import torch
 
 from bench import rows
 from bench.__main__ import main
-from bench.runner import host_limit, join, launch
+from bench.config import launched
+from bench.runner import host_limit, launch
 from methods import METHODS
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 from odysseus.memory import host_memory
@@ -113,7 +114,7 @@ def test_slurm_tells_how_many_ranks_share_a_node(
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", listed)
     monkeypatch.setenv("SLURM_NODEID", node)
-    assert join._tasks_on_this_node(20) == expected
+    assert launched._tasks_on_this_node(20) == expected
 
 
 def test_what_does_not_depend_on_the_length_says_so() -> None:

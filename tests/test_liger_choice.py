@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from bench.config import options
+from bench.config import checks
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
@@ -25,7 +25,7 @@ from tests.test_liger import CPU, RUN
 
 def imported_by_a_step() -> bool:
     """Whether the command line and a step without Liger import it."""
-    options.check(replace(RUN, model=ModelOptions(), world_size=1, device="cpu"))
+    checks.check(replace(RUN, model=ModelOptions(), world_size=1, device="cpu"))
     run = replace(RUN, model=replace(RUN.model, type="torch"), world_size=1)
     mesh = make_mesh(CPU, run)
     Trainer(run, METHODS[run.method], mesh).forward_backward(Samples(run, 0, 0, CPU).step(0))
@@ -38,7 +38,7 @@ def test_nothing_else_imports_liger() -> None:
 
 def test_model_type_liger_means_ligers_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    options.check(replace(RUN, device="cpu"))
+    checks.check(replace(RUN, device="cpu"))
     chosen = choose_kernels(RUN.model, CPU, torch.float32)
     own = choose_kernels(ModelOptions(), CPU, torch.float32)
     assert chosen == Kernels(
@@ -66,7 +66,7 @@ MODEL = replace(RUN, device="cpu")
 )
 def test_refused_on_a_cpu(run: RunConfig, told: str) -> None:
     with pytest.raises(ValueError, match="needs") as refused:
-        options.check(run)
+        checks.check(run)
     assert str(refused.value) == told
 
 
@@ -87,7 +87,7 @@ def test_refused_without_the_package(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs") as refused:
-        options.check(run)
+        checks.check(run)
     assert str(refused.value) == told
 
 
@@ -95,4 +95,4 @@ def test_refused_without_the_package(
 def test_refused_in_fp64(monkeypatch: pytest.MonkeyPatch, run: RunConfig) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match=r"^dtype = fp64 is .*; valid: fp32, bf16$"):
-        options.check(replace(run, dtype="fp64"))
+        checks.check(replace(run, dtype="fp64"))

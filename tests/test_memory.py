@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.meters.memory import MemoryMeter
-from bench.runner.worker import memory_of_step
+from bench.meters.step import memory_of_step
 from bench.theory import memory as theory_memory
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig

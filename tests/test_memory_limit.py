@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.hardware import profiles
+from bench.hardware import profile_file
 from bench.hardware.profiles import PROFILES
 from bench.report import catalogue, inputs
 from tests.test_report import EXAMPLE, RESULTS, cards_of, shipped, written
@@ -29,12 +29,12 @@ def test_a_users_profile_limits_memory(tmp_path: Path, capsys: pytest.CaptureFix
     small, large = tmp_path / "small.yml", tmp_path / "large.yml"
     for file, size in ((small, 2 * highest), (large, 100 * highest)):
         of = replace(PROFILES["h100-80g"], speeds=None, memory_bytes=size)
-        profiles.write(replace(of, context_bytes=0, nccl_bytes=0, workspace_bytes=0), file)
+        profile_file.write(replace(of, context_bytes=0, nccl_bytes=0, workspace_bytes=0), file)
     for file in (small, large):
         dry = shipped().assign(mode="dry_run", hardware=str(file))
         rows = written(dry, tmp_path / f"{file.stem}.csv")
         given = inputs.read([rows])
-        known = PROFILES | {f"{tmp_path}/./{file.name}": profiles.find(str(file))}
+        known = PROFILES | {f"{tmp_path}/./{file.name}": profile_file.find(str(file))}
         (chart,) = next(
             card.charts
             for card in catalogue.cards(given, inputs.drawable(given, known))

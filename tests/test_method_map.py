@@ -14,6 +14,7 @@ from bench.hardware import profiles
 from bench.planner import method_map, ranking
 from bench.report import catalogue, inputs
 from bench.report.chart import Line
+from bench.report.charts import method_map as map_chart
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from tests.test_ranking import BASE
@@ -54,7 +55,7 @@ def test_the_files_and_what_is_there_already(tmp_path: Path) -> None:
 
 def test_lines_are_where_the_fewest_bytes_change() -> None:
     run = replace(SHALLOW, world_size=8)
-    (at, *_) = method_map.least_bytes_change(run, 1024, 2**20)
+    (at, *_) = map_chart.least_bytes_change(run, 1024, 2**20)
 
     def least(length: float) -> str:
         sizes = {m: theory_traffic.line(replace(run, method=m)) for m in METHODS}
@@ -67,7 +68,7 @@ def test_a_files_own_run_has_the_lines_of_its_map() -> None:
     shipped = pd.read_csv(SHIPPED)
     run = method_map.run_of(shipped, profiles.PROFILES)
     assert (run.model.label, run.dtype, run.hardware) == ("llama3-8b", "bf16", "h100-80g")
-    expected = method_map.changes(run, shipped)
+    expected = map_chart.changes(run, shipped)
     assert any(expected.values())
     (chart,) = map_card(shipped).charts
     lines = [mark.x[0] for mark in chart.panels[0].marks if isinstance(mark, Line)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.runner import worker
+from bench.meters.step import memory_of_step
 from bench.theory import memory as theory_memory
 from methods import METHODS
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
@@ -144,7 +144,7 @@ def bytes_held(runs: list[RunConfig]) -> list[dict[str, int]]:
         trainer = Trainer(run, METHODS[run.method], mesh)
         samples = Samples(run, mesh.replica, mesh.shard, CPU)
         trainer.step(samples.step(0))
-        meter = worker.memory_of_step(trainer, samples.step(1))
+        meter = memory_of_step(trainer, samples.step(1))
         kinds = ("parameters", "gradients", "optimizer", "activations")
         shards = [sharding.local_shard(p)[0] for p in trainer.model.parameters()]
         found.append(

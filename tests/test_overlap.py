@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bench.config import options
+from bench.config import checks
 from bench.simulator import dry_run
 from bench.simulator.program import Op, Wait
 from bench.theory import traffic as theory_traffic
@@ -175,5 +175,5 @@ def test_every_reduction_has_ended_when_backward_returns() -> None:
 def test_what_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
     run = replace(RUN, method="tp_sp", world_size=2, seq_len=64)
     with pytest.raises(ValueError, match=r"valid|at least|multiple") as refused:
-        options.check(replace(run, **wrong))
+        checks.check(replace(run, **wrong))
     assert message in str(refused.value)

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bench import rows
-from bench.config.options import check
+from bench.config.checks import check
 from bench.theory import model_flops
 from methods import METHODS
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig

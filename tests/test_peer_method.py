@@ -25,8 +25,10 @@ from bench.meters.traffic import PURPOSES
 from bench.report import catalogue, inputs, labels
 from bench.report.charts import ring_balance
 from bench.runner import launch, worker
-from methods.peers import PEERS, Peer, as_method, plain
+from methods.peers import as_method, plain
 from methods.peers.optimizer import AdamW
+from methods.peers.peer import Peer
+from methods.peers.registry import PEERS
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Batch
 from odysseus.parallel.mesh import Mesh

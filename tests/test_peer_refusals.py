@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from bench.__main__ import main
-from bench.config import options
+from bench.config import checks
 from bench.runner import launch
-from methods.peers import PEERS, as_method
+from methods.peers import as_method
+from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
 from tests.peer_bytes import MODEL
 from tests.test_peer_method import SIZES, nothing_starts
@@ -23,7 +24,7 @@ def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
     (dtype, *_) = PEERS[name].dtypes
     asked = RunConfig(method=f"peer:{name}", model=MODEL, world_size=2)
     run = as_method.settled(replace(asked, dtype=dtype))
-    options.check(run)
+    checks.check(run)
     lacking = [
         *({"activation_checkpointing": True}, {"compile": True}),
         *({"gradient_accumulation_steps": 2}, {"parameter_offload": "cpu"}, {"dry_run": True}),
@@ -36,7 +37,7 @@ def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
     for changed in lacking:
         (key,) = changed
         with pytest.raises(ValueError, match=f"{key} = .* is not for .*{name}; valid: "):
-            options.check(replace(run, **changed))
+            checks.check(replace(run, **changed))
 
 
 @pytest.mark.parametrize(

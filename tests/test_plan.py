@@ -10,7 +10,7 @@ import yaml
 
 from bench import rows
 from bench.__main__ import main
-from bench.hardware import profiles
+from bench.hardware import profile_file, profiles
 from bench.planner import longest
 from bench.simulator import dry_run, shallow
 from methods import METHODS
@@ -149,8 +149,8 @@ def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
     ):
         file.write_text(yaml.safe_dump(given))
         with pytest.raises(ValueError, match=told):
-            profiles.find(str(file))
-    assert profiles.find("h100-80g").usable_bytes == int(79.11 * 2**30) - 3 * 2**30 - 2**25
+            profile_file.find(str(file))
+    assert profile_file.find("h100-80g").usable_bytes == int(79.11 * 2**30) - 3 * 2**30 - 2**25
 
 
 def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunConfig) -> None:
@@ -179,5 +179,5 @@ def test_a_profile_of_no_machine(change: dict[str, object], told: str, tmp_path:
     file = tmp_path / "node.yml"
     file.write_text(yaml.safe_dump(asdict(SMALL) | change))
     with pytest.raises(ValueError, match="hardware") as refused:
-        profiles.find(str(file))
+        profile_file.find(str(file))
     assert told in str(refused.value)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from bench.report import accuracy, draw_matplotlib
+from bench.report.charts import prediction
 
 
 def rows(*times_ms: float) -> pd.DataFrame:
@@ -100,9 +101,9 @@ def test_cells_are_matched_by_all_that_makes_them() -> None:
 
 def test_figures_have_every_cell() -> None:
     found = accuracy.matched(rows(100, 200, 105), rows(110, 180, 100), "here")
-    (axes,) = draw_matplotlib.draw(accuracy.scatter(found)).axes
+    (axes,) = draw_matplotlib.draw(prediction.scatter(found)).axes
     assert len([line for line in axes.lines if line.get_marker() != "None"]) == 3
-    (panel,) = draw_matplotlib.draw(accuracy.over_lengths(found)).axes
+    (panel,) = draw_matplotlib.draw(prediction.over_lengths(found)).axes
     assert "(tokens)" in panel.get_xlabel()
     assert "(ms)" in panel.get_ylabel()
 

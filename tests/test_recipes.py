@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import options
+from bench.config import checks, options
 from bench.runner import launch
 from methods import METHODS
 from odysseus.config.run import RunConfig
@@ -65,7 +65,7 @@ def test_a_recipe_could_start(file: Path) -> None:
 @pytest.mark.parametrize("file", CELLS, ids=lambda file: file.stem)
 def test_with_the_overlay_it_is_a_small_cell_with_the_same_toggles(file: Path) -> None:
     whole, small = parsed(file), parsed(file, OVERLAY)
-    options.check(small)
+    checks.check(small)
     assert small.advice() == []
     assert small.device == "cpu"
     assert small.architecture.num_hidden_layers == small.world_size == 2
@@ -107,7 +107,7 @@ def test_the_ablation_is_every_combination_of_four_toggles() -> None:
     small = expanded(SWEEP, OVERLAY)
     assert len(small) == 16
     for run in small:
-        options.check(run)
+        checks.check(run)
 
 
 def test_a_recipe_with_everything_on_runs() -> None:

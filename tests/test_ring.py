@@ -24,8 +24,9 @@ from odysseus.config.run import RunConfig
 from odysseus.model.attention import Attend, differentiable, sdpa
 from odysseus.model.block_attention import CPU_FLASH, BlockAttention, choose_block_attention
 from odysseus.parallel.mesh import Axis
-from odysseus.parallel.ring import AllGather, PassOn, around, yunchang_attend
+from odysseus.parallel.ring import AllGather, PassOn, around
 from odysseus.parallel.ring_order import tokens_of
+from odysseus.parallel.yunchang import yunchang_ring
 from tests.ranks import run_ranks
 from tests.test_parity import RUN, VARIANTS, assert_parity
 from tests.test_toggles import ALL_ON, check_all
@@ -88,7 +89,7 @@ def attend_by(backend: str, axis: Axis, order: str) -> Attend:
     """The ring of a backend; yunchang's with this project's CPU kernel in flash-attn's place."""
     if backend == "yunchang":
         compute_on_cpu()
-        return yunchang_attend(axis, order)
+        return yunchang_ring(axis, order)
     exchange = {"native": PassOn, "allgather": AllGather}[backend](axis, order)
     return differentiable(around(exchange, CPU_FLASH))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import rows
-from bench.hardware import profiles
+from bench.hardware import profile_file, profiles
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.ranks import SERVER
 
@@ -74,7 +74,7 @@ def test_a_profile_that_changed_is_another_cells(tmp_path: Path) -> None:
     keys = set()
     for issue_s in (5e-6, 6e-6):
         assert profile.speeds is not None
-        profiles.write(replace(profile, speeds=replace(profile.speeds, issue_s=issue_s)), file)
+        profile_file.write(replace(profile, speeds=replace(profile.speeds, issue_s=issue_s)), file)
         keys |= {rows.key(rows.identity(run)), rows.key(rows.identity(run))}
     assert len(keys) == 2
     assert rows.identity(replace(run, hardware="h100-80g"))["hardware_sha256"] is None

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.hardware import profiles
-from bench.hardware.speeds import Clock, Link, Points, bandwidth, curve
+from bench.hardware import profile_file, profiles
+from bench.hardware.speeds import Link, Points, bandwidth, curve
+from bench.simulator.cost_model import Clock
 from bench.simulator.program import Op
 
 
@@ -75,12 +76,12 @@ def test_an_all_reduce_over_nodes_is_priced_as_a_ring(mib: int, bus_gb_per_s: fl
 def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
     for name, profile in profiles.PROFILES.items():
         file = tmp_path / f"{name}.yml"
-        profiles.write(profile, file)
-        assert profiles.find(str(file)) == profile
+        profile_file.write(profile, file)
+        assert profile_file.find(str(file)) == profile
     speeds = replace(profiles.PROFILES["h100-80g"].speeds, silu=((1, 2),), skew=((0.5, 0.1),))
     uneven = replace(profiles.PROFILES["h100-80g"], speeds=speeds)
-    profiles.write(uneven, file)
-    assert profiles.find(str(file)) == uneven
+    profile_file.write(uneven, file)
+    assert profile_file.find(str(file)) == uneven
 
 
 @pytest.mark.parametrize(
@@ -110,9 +111,9 @@ def test_speeds_that_are_none(speeds: dict[str, object], tmp_path: Path) -> None
     file = tmp_path / "node.yml"
     given = asdict(profiles.PROFILES["h100-80g"])
     given["speeds"] |= speeds
-    file.write_text(profiles.as_yaml(given))
+    file.write_text(profile_file.as_yaml(given))
     with pytest.raises(ValueError, match="speeds: "):
-        profiles.find(str(file))
+        profile_file.find(str(file))
 
 
 def test_a_world_that_a_profile_has_no_links_for(
@@ -121,7 +122,7 @@ def test_a_world_that_a_profile_has_no_links_for(
     file = tmp_path / "node.yml"
     given = asdict(profiles.PROFILES["h100-80g"])
     given["speeds"]["network_bytes_per_s"] = ()
-    file.write_text(profiles.as_yaml(given))
+    file.write_text(profile_file.as_yaml(given))
     flags = f"--dry_run true --dtype bf16 --seq_len 4096 --hardware {file} --world_size 16"
     flags += " --sequence_parallel_size 8"
     assert main(["run", *flags.split()]) == 2
@@ -138,17 +139,17 @@ def test_a_world_that_a_profile_has_no_links_for(
 )
 def test_a_profile_with_bad_speeds(change: str, told: str, tmp_path: Path) -> None:
     file = tmp_path / "node.yml"
-    profiles.write(profiles.PROFILES["h100-80g"], file)
+    profile_file.write(profiles.PROFILES["h100-80g"], file)
     text = file.read_text()
     assert change in text
     file.write_text(text.replace(change, "device: abacus" if "device" in change else ""))
     with pytest.raises(ValueError, match=told):
-        profiles.find(str(file))
+        profile_file.find(str(file))
 
 
 def test_a_profile_is_of_one_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "node.yml"
-    profiles.write(replace(profiles.PROFILES["h100-80g"], device="cpu", dtype="fp32"), file)
+    profile_file.write(replace(profiles.PROFILES["h100-80g"], device="cpu", dtype="fp32"), file)
     flags = f"--dry_run true --model.attn_implementation sdpa --hardware {file} --dtype bf16"
     assert main(["run", *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()

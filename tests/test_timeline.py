@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
-from bench.hardware.speeds import Attention, Clock, Link, Speeds
-from bench.simulator import dry_run, predict
+from bench.hardware.speeds import Attention, Link, Speeds
+from bench.simulator import dry_run, predict, target
+from bench.simulator.cost_model import Clock
 from bench.simulator.program import HOOKS, HOST, Op, Program, Wait
 from bench.simulator.timeline import Timeline, simulate
 from methods import METHODS
@@ -140,7 +141,7 @@ def test_a_gpu_overlaps_what_zero_moves_and_a_cpu_does_not(method: str) -> None:
         action._replace(stream=HOST, after=()) if isinstance(action, Op) else action
         for action in gpu
     ]
-    known = dry_run.clock(run)
+    known = target.clock(run)
     assert known is not None
     free = replace(known, speeds=replace(known.speeds, issue_s=0))
     ahead, alone = simulate(gpu, free), simulate(cpu, free)
@@ -266,7 +267,7 @@ def test_bad_traces(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("ranks", [(0, 8), (0, 4, 8, 12), (6, 7, 8, 9, 10, 11), tuple(range(16))])
 def test_what_crosses_nodes_takes_longer(ranks: tuple[int, ...]) -> None:
     """Also where the ranks of a group are strided or straddle a node's end."""
-    known = dry_run.clock(replace(LLAMA, world_size=16))
+    known = target.clock(replace(LLAMA, world_size=16))
     assert known is not None
     for kind in ("all_to_all", "all_gather", "all_reduce", "p2p"):
         size = 2**30

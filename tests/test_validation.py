@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.hardware.profiles import PROFILES
-from bench.simulator import dry_run
+from bench.simulator import target
 from scripts.validation import odysseus, times, untied
 
 
@@ -27,11 +27,11 @@ def test_the_odysseus_repository_holds_what_it_published(method: str) -> None:
 
 def test_one_efficiency_of_attention_on_any_gpu() -> None:
     """35 % of A100's 312 TFLOP/s, which is H100's share."""
-    clock = dry_run.clock(times.ODYSSEUS)
+    clock = target.clock(times.ODYSSEUS)
     assert clock is not None
     attention = times.as_on_h100(clock).speeds.attention["flash_attention_2"]
     assert attention.forward[-1][1] == pytest.approx(0.35 * 312e12)
     assert attention.backward[-1][1] == pytest.approx(0.35 * 312e12)
-    h100 = dry_run.clock(times.ALST)
+    h100 = target.clock(times.ALST)
     assert h100 is not None
     assert times.as_on_h100(h100).speeds == PROFILES["h100-80g"].speeds

@@ -20,7 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.calibration.stopwatch import of_ranks, own_s
 from bench.meters.memory import MemoryMeter
-from bench.simulator.program import HOOKS, Device, Op, Recorder
+from bench.simulator.device import Device
+from bench.simulator.program import HOOKS, Op
+from bench.simulator.recorder import Recorder
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from bench.theory import model_flops
+from bench.meters.device import synchronize
 
 _ROW_S = 0.2
 """How long calls are repeated: longer than an operating system leaves a core to one process."""
@@ -54,11 +54,11 @@ def _timed(action: Callable[[], object], calls: int, device: torch.device) -> fl
 def own_s(action: Callable[[], object], calls: int, device: torch.device) -> float:
     """Seconds a call on this rank, while all ranks do it."""
     dist.barrier()
-    model_flops.synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         action()
-    model_flops.synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - start) / calls
 
 

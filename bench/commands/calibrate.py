@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.calibration import calibrate
-from bench.config import options
-from bench.hardware import profiles
+from bench.config import checks, options
+from bench.config.launched import launched_world_size
+from bench.hardware import profile_file
 from bench.hardware.speeds import Link
-from bench.runner import join, launch, worker
+from bench.runner import launch, worker
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import ranks_a_node
 from odysseus.parallel.mesh import pick_device
@@ -41,9 +42,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=str, default="profile.yml", help="YAML file to write.")
     parsed = options.parse(parser, arguments)
-    run, launched = options.run_config(parsed), join.launched_world_size()
-    options.check(run)
-    options.check_gpus(run, launched)
+    run, launched = options.run_config(parsed), launched_world_size()
+    checks.check(run)
+    checks.check_gpus(run, launched)
     if pick_device(run.device).type == "cuda" and run.dtype != "bf16":
         raise ValueError(f"dtype = {run.dtype} has no flash attention on CUDA; valid: bf16")
     if run.dry_run:
@@ -51,14 +52,14 @@ def main(arguments: list[str]) -> int:
     out = Path(parsed.out)
     if out.suffix not in (".yml", ".yaml"):
         raise ValueError(f"out = {out} is no name that --hardware takes; valid: ending in .yml")
-    options.check_file("out", out)
+    checks.check_file("out", out)
     measured = partial(_profile, links=_links_of(parsed.links_of, run))
     found = measured(run) if launched else launch.run_workers(run, measured)
     if found["status"] != "ok":
         print(f"{found['status']}: {found['error']}", file=sys.stderr)
         return 1
     if os.environ.get("RANK", "0") == "0":
-        profiles.write(found["profile"], out)
+        profile_file.write(found["profile"], out)
         print(f"{out}: {run.world_size} ranks, {len(found['profile'].speeds.links)} links")
     return 0
 
@@ -71,7 +72,7 @@ def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
     """
     if not name:
         return ()
-    known, local = profiles.find(name), ranks_a_node(run.world_size)
+    known, local = profile_file.find(name), ranks_a_node(run.world_size)
     device = pick_device(run.device).type
     links = known.speeds.links if known.speeds else ()
     most = max((link.ranks for link in links), default=0)

@@ -10,11 +10,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from bench import rows
-from bench.config import options
+from bench.config import checks, options
 from bench.report import draw_matplotlib
 from bench.report.charts import compare as compare_chart
 from bench.runner import compare, launch
-from methods.peers import PARTS, PEERS, check, check_cell, plain
+from methods.peers import plain
+from methods.peers.checks import check, check_cell
+from methods.peers.peer import PARTS
+from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
 from odysseus.parallel.mesh import pick_device
 
@@ -82,9 +85,9 @@ def main(arguments: list[str]) -> int:
         check(name)
     cells = [(name, PEERS[name].ours(run)) for name, run in cells]
     for name, run in cells:
-        options.check(run)
+        checks.check(run)
         check_cell(name, run)
-        options.check_gpus(run, None)
+        checks.check_gpus(run, None)
     rows.check_writable(out, ("peer", "method", "status"))
     known = rows.keys(out, parsed.retry_failed, _BESIDE)
     by_key = {

@@ -13,12 +13,13 @@ import pandas as pd
 
 from bench import rows
 from bench.commands.run import summary
-from bench.config import options
+from bench.config import checks, options
 from bench.hardware import profiles
 from bench.planner import longest, method_map, ranking
 from bench.report import draw_matplotlib
+from bench.report.charts import method_map as map_chart
 from bench.runner import launch
-from bench.simulator import dry_run, predict
+from bench.simulator import dry_run, predict, target
 from methods import METHODS
 from odysseus.config.run import RunConfig
 
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
 def _longest(base: RunConfig, out: str) -> int:
     """Every method at one layout."""
     runs = [longest.by_method(name, base) for name in METHODS]
-    refusals = [options.refusal(run) for run in runs]
+    refusals = [checks.refusal(run) for run in runs]
     if all(refusals):
         raise ValueError(refusals[0])
     lines, fitting = [], 0
@@ -114,7 +115,7 @@ def _throughput(base: RunConfig, out: str) -> int:
     """
     _check_speeds(base)
     if not any(ranking.layouts(base)):
-        raise ValueError(options.refusal(base) or "no size of the axes can run this")
+        raise ValueError(checks.refusal(base) or "no size of the axes can run this")
     started = time.monotonic()
     found = ranking.ranked(ranking.layouts(base), lambda line: print(line, file=sys.stderr))
     print(f"{base.model.label} on {base.world_size} x {base.hardware}, {base.seq_len} tokens")
@@ -136,17 +137,17 @@ def _map(base: RunConfig, path: Path, seq_lens: list[int], world_sizes: list[int
     """
     _check_speeds(base)
     csv = path.with_name(f"{path.name}.csv")
-    options.check_file("map", csv)
+    checks.check_file("map", csv)
     data = method_map.cells(base, seq_lens, world_sizes, csv)
     of = f"{base.model.label}, {base.dtype}, dry run, {base.hardware}"
-    drawn = method_map.chart(data, of, method_map.changes(base, data))
+    drawn = map_chart.chart(data, of, map_chart.changes(base, data))
     draw_matplotlib.save(draw_matplotlib.draw(drawn), path)
     print(f"{csv}, .png and .svg: {len(data)} cells")
     return 0
 
 
 def _check_speeds(base: RunConfig) -> None:
-    if dry_run.clock(base) is None:
+    if target.clock(base) is None:
         raise ValueError(
             f"plan by time needs speeds, which hardware = {base.hardware} has none of; "
             f"valid: {profiles.with_speeds()}"

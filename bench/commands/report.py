@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.config import options
-from bench.hardware import profiles
+from bench.hardware import profile_file
 from bench.hardware.profiles import PROFILES
 from bench.report import catalogue, inputs, page
 
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     )
     parsed = options.parse(parser, arguments)
     gc.freeze()  # the imported stays: to look through it for garbage took a sixth of a report
-    known = PROFILES | {name: profiles.find(name) for name in parsed.hardware}
+    known = PROFILES | {name: profile_file.find(name) for name in parsed.hardware}
     given, out = inputs.read([Path(name) for name in parsed.rows]), Path(parsed.out)
     data = inputs.drawable(given, known)
     cards = catalogue.cards(given, data, known)

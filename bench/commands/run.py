@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import rows
-from bench.config import options
+from bench.config import checks, options
+from bench.config.launched import launched_world_size
 from bench.hardware import profiles
 from bench.runner import join, launch
 from bench.runner.advice import advice
-from bench.simulator import dry_run, predict
+from bench.simulator import dry_run, predict, target
 from bench.simulator.placement import placement
+from bench.simulator.trace import write_trace
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.memory.host_memory import ranks_a_node
@@ -51,9 +53,9 @@ def main(arguments: list[str]) -> int:
         help="Folder for the weights after the measured steps, as a Hugging Face checkpoint.",
     )
     parsed = options.parse(parser, arguments)
-    run, launched = options.run_config(parsed, peers=True), join.launched_world_size()
-    options.check(run)
-    options.check_gpus(run, launched)
+    run, launched = options.run_config(parsed, peers=True), launched_world_size()
+    checks.check(run)
+    checks.check_gpus(run, launched)
     out = Path(parsed.out)
     if os.environ.get("RANK", "0") == "0":
         rows.check_writable(out)
@@ -79,17 +81,17 @@ def main(arguments: list[str]) -> int:
 
 def _check_trace(run: RunConfig, path: Path) -> None:
     """Raise ValueError unless there will be a timeline and a place for it."""
-    if not run.dry_run or dry_run.clock(run) is None:
+    if not run.dry_run or target.clock(run) is None:
         raise ValueError(
             f"trace = {path} needs dry_run = true and a profile with speeds; "
             f"valid: {profiles.with_speeds()}"
         )
-    options.check_file("trace", path)
+    checks.check_file("trace", path)
 
 
 def _check_save(run: RunConfig, folder: Path) -> None:
     """Raise ValueError unless there will be weights and a place for them."""
-    options.check_method(run, "save")
+    checks.check_method(run, "save")
     if run.dry_run:
         raise ValueError(f"save = {folder} needs weights; valid: dry_run = false")
     checkpoint.configuration(run)
@@ -98,7 +100,7 @@ def _check_save(run: RunConfig, folder: Path) -> None:
     taken = [path for path in (folder, Path(f"{folder}.partial")) if path.exists()]
     if taken:
         raise ValueError(f"save = {folder}: {taken[0]} is there already; valid: a new folder")
-    options.check_file("save", folder)
+    checks.check_file("save", folder)
 
 
 def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
@@ -111,7 +113,7 @@ def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
         print(dry_run.explain(counted))
     if trace:
         assert found is not None, "as has been made sure"
-        predict.write_trace(found, Path(trace), run)
+        write_trace(found, Path(trace), run)
     return _finish(out, row)
 
 

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from bench import rows
-from bench.config import options
+from bench.config import checks, options
+from bench.config.launched import launched_world_size
 from bench.report.live_page import LivePage
 from bench.runner import host_limit, join, launch, worker
 from odysseus.config.run import RunConfig
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
     )
     parsed = options.parse(parser, arguments)
     out = Path(parsed.out)
-    cells, launched = options.expand(parsed, peers=True), join.launched_world_size()
+    cells, launched = options.expand(parsed, peers=True), launched_world_size()
     rows.check_writable(out)
     known = rows.keys(out, only_ok=parsed.retry_failed)
     live = LivePage(out, parsed.watch, len(cells))
@@ -94,7 +95,7 @@ def _join(
         ValueError: a cell cannot run on so many ranks.
     """
     for run in cells:
-        options.check_gpus(run, launched)
+        checks.check_gpus(run, launched)
     for name in _OF_A_JOB:
         if len({getattr(run, name) for run in cells}) > 1:
             raise ValueError(
@@ -135,7 +136,7 @@ def _append(out: Path, run: RunConfig, started: float, outcome: dict[str, Any]) 
 def _told_anywhere(run: RunConfig) -> dict[str, Any]:
     """Status and error of a cell that cannot be started, from the first rank that says so: a file
     may be on some hosts only, or a host too small. Empty if it can."""
-    mine = {"status": "invalid", "error": options.refusal(run)}
+    mine = {"status": "invalid", "error": checks.refusal(run)}
     if not mine["error"]:
         mine = {"status": "oom_cpu", "error": host_limit.shortage(run)}
     told = [mine] * dist.get_world_size()
@@ -146,8 +147,8 @@ def _told_anywhere(run: RunConfig) -> dict[str, Any]:
 def _one(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:
     """Measure a cell unless its row is there; the status of a new row."""
     try:
-        options.check(run)
-        options.check_gpus(run, None)
+        checks.check(run)
+        checks.check_gpus(run, None)
     except ValueError as error:
         row = launch.invalid_row(run, str(error))
     else:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from bench.config import options
+from bench.config import checks, options
 from bench.runner import launch
 from bench.theory import published
 from bench.theory import traffic as theory_traffic
@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> int:
         run.check()
         METHODS[run.method].check(run)
         if parsed.measure:
-            options.check(run)
-            options.check_gpus(run, None)
+            checks.check(run)
+            checks.check_gpus(run, None)
 
     _title("As published: Odysseus README, first version")
     _print(published.ODYSSEUS_FIRST)

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 from bench import rows
-from bench.config import options
+from bench.config import checks, options
+from bench.config.launched import launched_world_size
 from bench.report import draw_matplotlib
-from bench.runner import join, verify
+from bench.report.charts import verify as verify_chart
+from bench.runner import verify
 from odysseus.config.run import RunConfig
 
 
@@ -36,9 +38,9 @@ def main(arguments: list[str]) -> int:
     run, out = options.run_config(parsed), Path(parsed.out)
     if run.dry_run:
         raise ValueError("dry_run = true has no losses to compare; valid: false")
-    options.check(run)
-    options.check_gpus(run, None)
-    if join.launched_world_size() is not None:
+    checks.check(run)
+    checks.check_gpus(run, None)
+    if launched_world_size() is not None:
         raise ValueError("verify starts its own workers; run it without torchrun or srun")
     rows.check_folder(out)
     try:
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
         return 1
     verdict.steps.to_csv(out, index=False)
     draw_matplotlib.save(
-        draw_matplotlib.draw(verify.overlay(verdict.steps, title(run))), out.with_suffix("")
+        draw_matplotlib.draw(verify_chart.overlay(verdict.steps, title(run))), out.with_suffix("")
     )
     print(f"{title(run)}\n{judgement(verdict)}")
     return 0 if verdict.passed else 1

@@ -27,7 +27,7 @@ from bench.config.arctic_keys import (
     SECTIONS,
     ignore,
 )
-from bench.runner import join
+from bench.config.launched import launched_world_size
 from odysseus.config import hf_config
 from odysseus.config.groups import ModelOptions
 
@@ -140,7 +140,7 @@ def _completed(fields: dict[str, Any]) -> dict[str, Any]:
         )
     if "seq_len" not in fields:
         fields["seq_len"] = _longest(fields["model.name_or_path"])
-    launched = join.launched_world_size()
+    launched = launched_world_size()
     return {"world_size": launched or fields["sequence_parallel_size"]} | fields
 
 

@@ -6,32 +6,23 @@ Whatever is wrong ends as one ValueError of one line before any process starts.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import itertools
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from bench.config import arctic
-from bench.simulator import dry_run
+from bench.config.checks import check_method
 from methods import METHODS
-from methods.peers import PEERS, PREFIX, as_method, check_package, name_of
+from methods.peers import as_method
+from methods.peers.checks import PREFIX, check_package, name_of
+from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
-from odysseus.io import checkpoint
-from odysseus.io.text import check_tokens
-from odysseus.model import liger
-from odysseus.model.kernels import choose_kernels
-from odysseus.parallel import chunked_block, ring, ulysses_chunks, zero_overlap
-from odysseus.parallel.mesh import pick_device
-from odysseus.training import implementation
 
 
 def parser(verb: str, description: str) -> ArgumentParser:
@@ -107,85 +98,6 @@ def _settled(run: RunConfig, peers: bool) -> RunConfig:
     if name := name_of(run.method):
         check_package(name)
     return as_method.settled(run)
-
-
-def check_method(run: RunConfig, what: str) -> None:
-    """Raise ValueError if the run's method is a peer, where that cannot be."""
-    if name_of(run.method):
-        raise ValueError(f"method = {run.method} is not for {what}; valid: {', '.join(METHODS)}")
-
-
-def check(run: RunConfig) -> None:
-    """Raise ValueError unless the cell can be started: sizes, method, text, devices."""
-    run.check()
-    if name_of(run.method):
-        as_method.check(run)
-        run = as_method.ours(run)
-    implementation.check(run)
-    METHODS[run.method].check(run)
-    chunked_block.check(run)
-    dry_run.check(run)
-    if run.dry_run:
-        zero_overlap.check(run, dry_run.on_gpu(run))
-        return
-    device = pick_device(run.device)
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but there is no GPU; valid here: auto, cpu")
-    choose_kernels(run.model, device, run.compute_dtype)
-    liger.check(run, device)
-    ring.check(run, device)
-    ulysses_chunks.check(run, device)
-    zero_overlap.check(run, device.type == "cuda")
-    check_compiler(run, device)
-    check_tokens(run)
-    checkpoint.check(run)
-
-
-def refusal(run: RunConfig) -> str:
-    """Why a cell cannot be started; empty if it can."""
-    try:
-        check(run)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def check_compiler(run: RunConfig, device: torch.device) -> None:
-    """Raise ValueError if torch.compile is asked for where it has nothing to build with."""
-    compiler = os.environ.get("CXX", "g++")
-    if not run.compile:
-        return
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise ValueError(f"compile = true needs a C++ compiler, no {compiler} here; valid: false")
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise ValueError("compile = true needs the package triton; valid without it: false")
-
-
-def check_gpus(run: RunConfig, launched: int | None) -> None:
-    """Raise ValueError if the ranks of this machine outnumber its GPUs, or the launcher differs."""
-    if launched is not None and launched != run.world_size:
-        raise ValueError(
-            f"world_size = {run.world_size}, but the launcher started {launched} processes; "
-            f"valid: {launched}"
-        )
-    if run.dry_run and launched is not None:
-        raise ValueError("dry_run = true has no peers; run it without torchrun or srun")
-    if run.dry_run:
-        return
-    gpus = torch.cuda.device_count()
-    if launched is None and pick_device(run.device).type == "cuda" and run.world_size > gpus:
-        raise ValueError(
-            f"world_size = {run.world_size} is more than the {gpus} GPUs of this machine; "
-            f"valid: up to {gpus}, or device = cpu"
-        )
-
-
-def check_file(name: str, path: Path) -> None:
-    """Raise ValueError unless a file of an option can be written."""
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(
-            f"{name} = {path} cannot be written; valid: a file in a folder that can be written to"
-        )
 
 
 def _grid_of(config: type) -> type:

@@ -6,16 +6,9 @@ writes one by measuring.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import MISSING, asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-import yaml
-
-from bench.hardware import speeds
 from bench.hardware.speeds import Attention, Link, Points, Speeds
-from odysseus.config.run import DTYPES
 
 GIB, MIB = 2**30, 2**20
 NCCL_PEER_BYTES = 32 * 14 * MIB
@@ -201,88 +194,7 @@ PROFILES = {
 }
 
 
-def find(name: str) -> Hardware:
-    """A profile by its name, or from a YAML file.
-
-    Raises:
-        ValueError: there is no such profile, or the file lacks a field or has one too many.
-    """
-    if name in PROFILES:
-        return PROFILES[name]
-    valid = f"{', '.join(PROFILES)}, or a YAML file"
-    if not name.endswith((".yml", ".yaml")):
-        raise ValueError(f"hardware is {name!r}; valid: {valid}")
-    try:
-        given = yaml.safe_load(Path(name).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"hardware is {name!r}: {reason}; valid: {valid}") from None
-    return _checked(name, given if isinstance(given, dict) else {})
-
-
-def digest(name: str) -> str:
-    """The first 12 digits of a profile file's SHA-256; empty for a built-in one, and for none."""
-    if not name or name in PROFILES:
-        return ""
-    return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
-
-
 def with_speeds() -> str:
     """The profiles that times can be predicted for, for messages."""
     known = ", ".join(name for name, of in PROFILES.items() if of.speeds)
     return f"hardware = {known}, or a file that python -m bench calibrate wrote"
-
-
-def write(hardware: Hardware, path: Path) -> None:
-    """A profile as a file that :func:`find` reads, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(as_yaml(asdict(hardware)))
-    partial.replace(path)
-
-
-def as_yaml(fields_of: dict[str, Any]) -> str:
-    """A profile's fields as text."""
-    return yaml.safe_dump(_plain(fields_of), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(of) for key, of in value.items()}
-    return [_plain(of) for of in value] if isinstance(value, list | tuple) else value
-
-
-def _checked(name: str, given: dict[str, Any]) -> Hardware:
-    names = {f.name for f in fields(Hardware)}
-    needed = {f.name for f in fields(Hardware) if f.default is MISSING}
-    for what, wrong in (("lacks", needed - given.keys()), ("has unknown", given.keys() - names)):
-        if wrong:
-            listed = ", ".join(sorted(map(str, wrong)))
-            raise ValueError(
-                f"hardware {name!r} {what} {listed}; valid: {', '.join(sorted(names))}"
-            )
-    whole = [key for key in given if key in needed or key.endswith("_bytes")]
-    bad = [key for key in whole if type(given[key]) is not int or given[key] < 0]
-    if bad:
-        raise ValueError(f"hardware {name!r}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
-    if given["gpus_a_node"] < 1:
-        raise ValueError(f"hardware {name!r}: gpus_a_node is 0; valid: 1 and more")
-    for key, valid in (("device", ("cuda", "cpu")), ("dtype", ("", *DTYPES))):
-        if given.get(key, valid[0]) not in valid:
-            listed = ", ".join(v or "''" for v in valid)
-            raise ValueError(f"hardware {name!r}: {key} is {given[key]!r}; valid: {listed}")
-    try:
-        if known := given.pop("speeds", None):
-            given["speeds"] = speeds.from_yaml(known)
-        found = Hardware(**given)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"hardware {name!r}: speeds: {reason}; valid: as python -m bench calibrate writes them"
-        ) from None
-    if found.usable_bytes <= 0:
-        raise ValueError(
-            f"hardware {name!r}: memory_bytes is {found.memory_bytes}; valid: more than the "
-            f"{found.memory_bytes - found.usable_bytes} that context, nccl and workspace take"
-        )
-    return found

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bench.hardware import profiles
+from bench.hardware import profile_file
 from bench.simulator import dry_run, shallow
 from bench.theory import memory as theory_memory
 from odysseus.config.run import RunConfig
@@ -131,7 +131,7 @@ def _next_trial(fits: int, fails: int, known: dict[int, Need]) -> int:
 
 def need(run: RunConfig, gpu: int) -> Need:
     """What a run takes whose heaviest rank has so many bytes on its GPU."""
-    profile = profiles.find(run.hardware)
+    profile = profile_file.find(run.hardware)
     host = theory_memory.host_bytes(run) * profile.ranks_a_node(run.world_size)
     gpu_limit = dry_run.gpu_limit_bytes(run, profile)
     return Need(gpu, gpu_limit, host, dry_run.host_limit_bytes(run, profile))

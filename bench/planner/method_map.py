@@ -10,23 +10,18 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
-from itertools import pairwise, product
-from math import log2
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bench import rows
-from bench.config import options
-from bench.hardware import profiles
+from bench.config import checks, options
+from bench.hardware import profile_file, profiles
 from bench.planner import ranking
 from bench.planner.longest import by_method
-from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel
-from bench.report.labels import few, length_label, style_of
-from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.architecture import PRESETS, Architecture
 from odysseus.config.groups import ModelOptions, flags_of
@@ -34,7 +29,6 @@ from odysseus.config.run import RunConfig
 
 _CELL = ["world_size", "seq_len"]
 NOTHING = "nothing fits"
-_CHANGE = {"color": "black", "linewidth": 2}
 _MOST = 24
 """Lengths, and numbers of GPUs, of a figure."""
 _SAME_FLAGS = ("micro_batch_size", "gradient_accumulation_steps", "dtype", "hardware")
@@ -50,12 +44,12 @@ _TOLD -= {"model.type", "model.implementation"}
 def layouts(base: RunConfig) -> Iterator[RunConfig]:
     """The runs that are tried for one cell."""
     world = base.world_size
-    inside = profiles.find(base.hardware).ranks_a_node(world)
+    inside = profile_file.find(base.hardware).ranks_a_node(world)
     sizes = dict.fromkeys([(inside, 1), (inside, world // inside), (world, 1)])
     for (sequence, ring), method in product(sizes, METHODS):
         axes = {"sequence_parallel_size": sequence, "ring_parallel_size": ring}
         run = replace(by_method(method, base), **axes)
-        if not options.refusal(run):
+        if not checks.refusal(run):
             yield run
 
 
@@ -115,7 +109,7 @@ def cells(base: RunConfig, seq_lens: list[int], world_sizes: list[int], out: Pat
         if run.world_size < 1 or not any(layouts(run)):
             raise ValueError(
                 f"no layout of world_size = {run.world_size}, seq_len = {run.seq_len} can run: "
-                f"{options.refusal(run) or 'no method divides its axes'}"
+                f"{checks.refusal(run) or 'no method divides its axes'}"
             )
     known = _read(out, wanted[0])
     done = set(map(tuple, known[_CELL].to_numpy().tolist()))
@@ -141,82 +135,6 @@ def _read(out: Path, base: RunConfig) -> pd.DataFrame:
                 "valid: a new name, or the same flags"
             )
     return pd.read_csv(out)
-
-
-def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None = None) -> Chart:
-    """A square a cell in its method's colour, with how much slower the next method is.
-
-    Args:
-        of: What the map is of.
-        lines: By number of GPUs, lengths to draw a line at: where theory has another method send
-            the fewest bytes.
-    """
-    lengths, worlds = (few(data[name], _MOST) for name in _CELL[::-1])
-    marks: list[Mark] = []
-    for name in (*METHODS, NOTHING):
-        cells = data[(data["method"] == name) & data["seq_len"].isin(lengths)]
-        cells = cells[cells["world_size"].isin(worlds)].to_dict("records")
-        if not cells:
-            continue
-        fill = style_of(name)["color"] if name in METHODS else "0.75"
-        marks.append(
-            Bars(
-                label=name,
-                at=[lengths.index(cell["seq_len"]) for cell in cells],
-                size=[1.0] * len(cells),
-                base=[worlds.index(cell["world_size"]) - 0.5 for cell in cells],
-                style={"facecolor": fill, "edgecolor": "white"},
-                thickness=1.0,
-                text=[_text(cell) for cell in cells],
-                about=[_about(cell) for cell in cells],
-            )
-        )
-    for world, changes in (lines or {}).items():
-        y = worlds.index(world)
-        known = [log2(length) for length in lengths]
-        for at in changes:
-            x = float(np.interp(log2(at), known, range(len(lengths))))
-            ends = [y - 0.5, y + 0.5]
-            label = "another method sends fewest bytes"
-            marks.append(Line(label=label, x=[x, x], y=ends, style=_CHANGE))
-    panel = Panel(
-        x=Axis(
-            label="sequence length (tokens)",
-            ticks={float(i): length_label(n) for i, n in enumerate(lengths)},
-            limits=(-0.5, len(lengths) - 0.5),
-        ),
-        y=Axis(
-            label="GPUs",
-            ticks={float(i): f"{n:g}" for i, n in enumerate(worlds)},
-            limits=(-0.5, len(worlds) - 0.5),
-        ),
-        marks=marks,
-        width=0.24 * len(lengths) + 0.2,
-        height=0.22 * len(worlds) + 0.2,
-    )
-    return Chart(panels=[panel], source=f"fastest method: {of}")
-
-
-def _text(cell: Mapping[Any, Any]) -> str:
-    """The method, what goes across nodes, and how much slower the next one is."""
-    if pd.isna(cell["next_slower"]):
-        return ""
-    return f"{cell['method']} {_how(cell)}".strip() + f"\n{cell['next_slower']:+.0%}"
-
-
-def _about(cell: Mapping[Any, Any]) -> str:
-    of = f"{cell['world_size']:g} GPUs, {length_label(cell['seq_len'])} tokens: {cell['method']}"
-    if pd.isna(cell["next_slower"]):
-        return of
-    return f"{of} {_how(cell)}, {cell.get('next_method')} {cell['next_slower']:.1%} slower"
-
-
-def _how(row: Mapping[Any, Any]) -> str:
-    """What goes across nodes."""
-    if row["ring_parallel_size"] > 1:
-        return f"ring {row['ring_parallel_size']:.0f}"
-    replicas = row.get("data_parallel_size") or 1
-    return f"x {replicas:.0f}" if replicas > 1 else ""
 
 
 def run_of(data: pd.DataFrame, known_profiles: Mapping[str, profiles.Hardware]) -> RunConfig:
@@ -257,32 +175,3 @@ def run_of(data: pd.DataFrame, known_profiles: Mapping[str, profiles.Hardware]) 
     options.add_run_options(parser)
     told = [f"--{name}={value}" for name, value in flags.items()]
     return replace(options.run_config(options.parse(parser, told)), dry_run=True)
-
-
-def changes(base: RunConfig, data: pd.DataFrame) -> dict[int, list[float]]:
-    """The lines of :func:`chart` for a map of these cells.
-
-    Raises:
-        ValueError: a method cannot run on so many GPUs.
-    """
-    lengths = data["seq_len"]
-    return {
-        int(n): least_bytes_change(replace(base, world_size=int(n)), lengths.min(), lengths.max())
-        for n in few(data["world_size"], _MOST)
-    }
-
-
-def least_bytes_change(run: RunConfig, low: float, high: float) -> list[float]:
-    """Lengths between two at which another method becomes the one that sends the fewest bytes,
-    where the sequence axis is a node."""
-    inside = profiles.find(run.hardware).ranks_a_node(run.world_size)
-    lines = {
-        name: theory_traffic.line(replace(by_method(name, run), sequence_parallel_size=inside))
-        for name in METHODS
-    }
-
-    def least(length: float) -> str:
-        return min(lines, key=lambda name: lines[name][0] * int(length) + lines[name][1])
-
-    steps = np.geomspace(low, high, 400)
-    return [float(b) for a, b in pairwise(steps) if least(a) != least(b)]

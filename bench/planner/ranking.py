@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.config import options
+from bench.config import checks
 from bench.planner import longest
 from bench.planner.longest import Need
 from bench.simulator import predict, shallow
@@ -91,7 +91,7 @@ def layouts(base: RunConfig) -> Iterator[RunConfig]:
                 sequence_parallel_size=sequence,
                 ring_parallel_size=ring,
             )
-            if not options.refusal(run):
+            if not checks.refusal(run):
                 yield run
 
 

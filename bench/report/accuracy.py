@@ -7,15 +7,11 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from bench import rows
-from bench.report import draw_matplotlib, labels
-from bench.report.chart import Axis, Chart, Line, Panel
+from bench.report import labels
 
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
-_DIAGONAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
-_BAND = {"color": "0.6", "linestyle": ":", "linewidth": 0.8}
 HOW = "measured", "predicted"
 """Columns of times are these and `_ms`."""
 CLEARLY = 0.10
@@ -107,51 +103,6 @@ def off_over_on(cells: pd.DataFrame) -> pd.Series:
     return times[True] / times[False]
 
 
-def scatter(found: pd.DataFrame) -> Chart:
-    """Predicted against measured times of all cells, and a band of 15 % around the diagonal."""
-    ends = [found["measured_ms"].min() * 0.7, found["measured_ms"].max() * 1.4]
-    lines = [Line(label="as measured", x=ends, y=ends, style=_DIAGONAL)]
-    for share in (0.85, 1.15):
-        y = [share * x for x in ends]
-        lines.append(Line(label="15 % off", x=ends, y=y, style=_BAND))
-    for name in labels.layouts_of(found):
-        cells = found[found["layout"] == name]
-        style = labels.style_of(name) | {"linestyle": ""}
-        x, y = [*cells["measured_ms"]], [*cells["predicted_ms"]]
-        lines.append(Line(label=name, x=x, y=y, style=style))
-    panel = Panel(
-        x=Axis(label="measured step (ms)", log=10),
-        y=Axis(label="predicted step (ms)", log=10),
-        marks=lines,
-        width=1.3,
-        height=1.3,
-    )
-    return Chart(panels=[panel], source="; ".join(dict.fromkeys(found["cluster"])))
-
-
-def over_lengths(found: pd.DataFrame) -> Chart:
-    """Measured (markers) and predicted (lines) times over the length, a panel a cluster."""
-    panels = []
-    x = Axis(label="sequence length (tokens)", log=2, ticks=labels.lengths_ticks(found["seq_len"]))
-    for cluster, of in found.groupby("cluster", sort=False):
-        lines = []
-        for name in labels.layouts_of(of):
-            cells = of[of["layout"] == name].sort_values("seq_len")
-            at, style = [*cells["seq_len"]], labels.style_of(name)
-            for column, without in (("predicted_ms", "marker"), ("measured_ms", "linestyle")):
-                label = f"{name}, {column.removesuffix('_ms')}"
-                shown = style | {without: ""}
-                lines.append(Line(label=label, x=at, y=[*cells[column]], style=shown))
-        y = Axis(label="step (ms)", log=10)
-        panels.append(Panel(title=str(cluster), x=x, y=y, marks=lines))
-    return Chart(
-        panels=panels,
-        source="lines predicted by dry runs, markers measured",
-        share_y=False,
-        columns=3,
-    )
-
-
 def crossings(found: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd.DataFrame:
     """Lengths at which two methods change places: as measured, as predicted, and where theory has
     them send the same bytes.
@@ -182,18 +133,3 @@ def _crossing(cells: pd.DataFrame, one: str, other: str, column: str) -> float |
         if a * b < 0:
             return float(np.exp(x + (y - x) * a / (a - b)))
     return None
-
-
-def crossing_figure(changes: pd.DataFrame, title: str) -> Figure:
-    """A line a pair of methods: where they change places as measured, predicted and by bytes."""
-    figure = Figure(figsize=(5.6, 1.2 + 0.4 * len(changes)))
-    axes = figure.subplots()
-    marks = {"measured": ("o", "#0072B2"), "predicted": ("x", "#D55E00"), "bytes": ("|", "black")}
-    for name, (marker, color) in marks.items():
-        label = "same bytes, by theory" if name == "bytes" else name
-        axes.plot(changes[name], changes["methods"], marker, color=color, ms=9, label=label)
-    axes.set(xlabel="tokens at which they change places", xscale="log", title=title)
-    axes.set_ylim(-0.6, len(changes) - 0.4)
-    draw_matplotlib.log_ticks(axes.xaxis)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure

@@ -15,9 +15,18 @@ from bench.hardware.profiles import PROFILES, Hardware
 from bench.planner import method_map
 from bench.report import accuracy, draw_matplotlib, inputs, labels
 from bench.report.chart import Chart
-from bench.report.charts import ablation, cells, compare, longest, ring_balance, trace
+from bench.report.charts import (
+    ablation,
+    cells,
+    compare,
+    longest,
+    prediction,
+    ring_balance,
+    trace,
+)
+from bench.report.charts import method_map as map_chart
+from bench.report.charts import verify as verify_chart
 from bench.report.inputs import Given
-from bench.runner import verify
 from methods import METHODS
 
 _MOST = 6
@@ -99,15 +108,17 @@ def _predictions(given: Given, data: pd.DataFrame) -> Card:
         for name, errors in found.items()
     ]
     known = [(name, errors) for name, errors in sets if len(errors)]
-    card = _card("prediction", "Predicted against measured", accuracy.scatter, known)
-    lengths = _card("", "", accuracy.over_lengths, known)
+    card = _card("prediction", "Predicted against measured", prediction.scatter, known)
+    lengths = _card("", "", prediction.over_lengths, known)
     card.charts += [replace(chart, of=f"{chart.of}, by length") for chart in lengths.charts]
     return card
 
 
 def _verified(given: Given) -> Card:
     sets = given.steps.items()
-    return _card("verify", "Training, split and not", lambda rows: verify.overlay(rows, ""), sets)
+    return _card(
+        "verify", "Training, split and not", lambda rows: verify_chart.overlay(rows, ""), sets
+    )
 
 
 def _maps(given: Given, profiles: Mapping[str, Hardware]) -> Card:
@@ -119,11 +130,11 @@ def _maps(given: Given, profiles: Mapping[str, Hardware]) -> Card:
             continue
         lines = {}
         try:
-            lines = method_map.changes(method_map.run_of(sound, profiles), sound)
+            lines = map_chart.changes(method_map.run_of(sound, profiles), sound)
         except ValueError as error:
             card.notes.append(f"{name}: where the fewest bytes change is not drawn: {error}")
         of = labels.source_of(sound.assign(mode="dry run"))
-        card.charts.append(replace(method_map.chart(sound, of, lines), of=name))
+        card.charts.append(replace(map_chart.chart(sound, of, lines), of=name))
     if not card.charts:
         card.notes.append("left out: no CSV of plan --map among the files")
     return card

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from methods import METHODS
-from methods.peers import PEERS, PREFIX, name_of
+from methods.peers.checks import PREFIX, name_of
+from methods.peers.registry import PEERS
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color): distinct without colour vision.
 _METHOD_STYLE: dict[str, dict[str, Any]] = {

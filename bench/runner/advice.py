@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.runner import host_limit
-from bench.runner.worker import allocator_settings
-from bench.simulator import dry_run
+from bench.runner.allocator import allocator_settings
+from bench.simulator import target
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import node_limit_bytes
 
@@ -41,7 +41,7 @@ def _on_host_memory(run: RunConfig) -> list[str]:
 
 
 def _on_links(run: RunConfig) -> list[str]:
-    known = dry_run.clock(run)
+    known = target.clock(run)
     most = max((link.ranks for link in known.speeds.links), default=0) if known else 0
     if not 0 < most < run.world_size:
         return []

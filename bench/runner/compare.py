@@ -19,13 +19,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from bench.meters.device import synchronize
 from bench.meters.memory import MemoryMeter
+from bench.meters.step import memory_of_step
 from bench.meters.traffic import TrafficMeter
 from bench.runner import worker
 from bench.runner.block_streams import Streams
-from bench.theory import model_flops
 from methods import METHODS
-from methods.peers import PEERS, PeerTrainer
+from methods.peers.peer import PeerTrainer
+from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch, Samples
 from odysseus.parallel.mesh import make_mesh
@@ -66,7 +68,7 @@ def measured_in_group(
         with TrafficMeter() as traffic:
             step(1)
         found[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
-    found["ours_peak_bytes"] = worker.memory_of_step(ours, batches(2)).peak().bytes
+    found["ours_peak_bytes"] = memory_of_step(ours, batches(2)).peak().bytes
     found["peer_peak_bytes"] = theirs.peak_bytes()
     times = paired(steps, pairs, device)
     ranks: list[Any] = [None] * dist.get_world_size()
@@ -90,11 +92,11 @@ def paired(
     for pair in range(pairs):
         took = {}
         for name in sorted(steps, reverse=bool(pair % 2)):
-            model_flops.synchronize(device)
+            synchronize(device)
             dist.barrier()
             start = time.perf_counter()
             steps[name](pair + 3)
-            model_flops.synchronize(device)
+            synchronize(device)
             took[name] = (time.perf_counter() - start) * 1e3
         times.append([took[name] for name in steps])
     return times

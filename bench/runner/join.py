@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -26,36 +25,6 @@ from odysseus.memory.host_memory import HostMemoryError
 Row = dict[str, Any]
 Measure = Callable[[], Row]
 Write = Callable[[Row], object]
-
-
-def launched_world_size() -> int | None:
-    """The number of processes that torchrun or srun started, this one among them; else None.
-
-    Under srun the environment that torch expects is filled in from Slurm's.
-    """
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return int(env["WORLD_SIZE"])
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
-    if "SLURM_PROCID" not in env or tasks == 1:
-        return None
-    port = 20_000 + int(env["SLURM_JOB_ID"]) % 20_000
-    env.setdefault("RANK", env["SLURM_PROCID"])
-    env.setdefault("LOCAL_RANK", env["SLURM_LOCALID"])
-    env.setdefault("WORLD_SIZE", str(tasks))
-    env.setdefault("LOCAL_WORLD_SIZE", str(_tasks_on_this_node(tasks)))
-    env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    env.setdefault("MASTER_PORT", str(port))
-    return tasks
-
-
-def _tasks_on_this_node(tasks: int) -> int:
-    """Slurm's list of tasks a node, like ``8(x2),4``, at this node's place."""
-    listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
-    counts: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
-        counts += [int(count)] * int(times or 1)
-    return counts[min(int(os.environ.get("SLURM_NODEID", 0)), len(counts) - 1)]
 
 
 def run_cell(run: RunConfig, measure: Measure, write: Write) -> str:

@@ -25,7 +25,7 @@ from bench.runner import host_limit, peer_worker, worker
 from bench.simulator import predict
 from bench.theory import memory as theory_memory
 from bench.theory import traffic as theory_traffic
-from methods.peers import name_of
+from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
 
 _OUT_OF_MEMORY = {

@@ -12,7 +12,8 @@ from bench.meters.memory import KINDS
 from bench.meters.traffic import PURPOSES
 from bench.runner import worker
 from bench.runner.compare import checked
-from methods.peers import as_method, name_of
+from methods.peers import as_method
+from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
 
 _OF_OURS = {

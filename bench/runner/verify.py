@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bench.report.chart import Axis, Chart, Line, Panel
 from bench.runner import launch, worker
 from odysseus.config.run import OptimizerOptions, RunConfig
 
@@ -26,10 +25,6 @@ TOLERANCES = {
 }
 """Relative, and why. A gradient that is N times too large, or not summed over ranks, changes the
 first gradient norm in its first digit."""
-
-_REFERENCE = {"color": "#E69F00", "linewidth": 5}
-_SPLIT = {"color": "#0072B2", "linewidth": 1.5}
-_DIFFERENCE = {"color": "black", "marker": ".", "linestyle": "", "markersize": 4}
 
 
 @dataclass(frozen=True)
@@ -118,22 +113,3 @@ def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = histor
 def coarsest_dtype(run: RunConfig) -> str:
     """To which numbers are rounded somewhere in a run: in computing, or where gradients travel."""
     return "bf16" if run.reduce_dtype == torch.bfloat16 else run.dtype
-
-
-def overlay(steps: pd.DataFrame, title: str) -> Chart:
-    """Loss and gradient norm of a reference and a candidate, their difference on its own axis."""
-    at = [*steps["step"]]
-    above, below = [], []
-    for name, label in (("loss", "loss (nats/token)"), ("grad_norm", "gradient norm")):
-        both = [
-            Line(label="reference", x=at, y=[*steps[f"{name}_reference"]], style=_REFERENCE),
-            Line(label="sequence split", x=at, y=[*steps[name]], style=_SPLIT),
-        ]
-        above.append(Panel(x=Axis(label="step"), y=Axis(label=label), marks=both, height=1.2))
-        found = steps[f"{name}_difference"]
-        points = [Line(label="difference", x=at, y=[*found.where(found > 0)], style=_DIFFERENCE)]
-        y = Axis(label=f"relative difference\nof {label.partition(' (')[0]}")
-        if (found > 0).any():  # all may be 0, of which a logarithmic axis has none
-            y = replace(y, log=10)
-        below.append(Panel(x=Axis(label="step"), y=y, marks=points, height=0.8))
-    return Chart(panels=[*above, *below], source=title, columns=2, share_y=False)

@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -16,20 +16,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from bench.meters.device import peak_flops_per_s, synchronize
 from bench.meters.flops import FlopMeter
-from bench.meters.memory import HOST, KINDS, MemoryMeter
+from bench.meters.memory import MemoryMeter
+from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
+from bench.runner.allocator import allocator_settings, configure_allocator
 from bench.theory import model_flops
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch, Samples
 from odysseus.memory.host_memory import ranks_a_node
-from odysseus.parallel import sharding
 from odysseus.parallel.mesh import make_mesh, pick_device, start_process_group
 from odysseus.training.trainer import StepResult, Trainer
 
-_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 Result = TypeVar("Result")
 Step = Callable[[list[Batch]], Result]
 """step(micro batches): one optimizer step, whatever it reports."""
@@ -98,7 +99,7 @@ def metered_columns(
         times_ms: What this rank's timed steps took.
         memory: As `step`; the meter that has watched it.
     """
-    peak_flops, source = model_flops.peak_flops_per_s(device, run.compute_dtype)
+    peak_flops, source = peak_flops_per_s(device, run.compute_dtype)
     at = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
         traffic, flops_done = _metered_traffic(step, samples.step(at))
@@ -130,24 +131,6 @@ def _save(run: RunConfig, trainer: Trainer, device: torch.device, to: Path) -> d
     return {}
 
 
-def configure_allocator(run: RunConfig) -> str:
-    """Tell PyTorch's CUDA allocators what a run wants, unless the user has told them something;
-    the settings in force. Call it before anything touches CUDA.
-
-    Page-locked memory would be rounded up to powers of two, up to twice what offloading counts.
-    """
-    wanted = ["expandable_segments:True"] * run.expandable_segments
-    wanted += ["pinned_max_round_threshold_mb:1"] * run.offloads
-    if wanted and not allocator_settings():
-        os.environ[_ALLOCATOR[1]] = ",".join(wanted)
-    return allocator_settings()
-
-
-def allocator_settings() -> str:
-    """What the environment tells PyTorch's allocator: CUDA's own variable goes first."""
-    return next((os.environ[name] for name in _ALLOCATOR if name in os.environ), "")
-
-
 def hardware_name(device: torch.device) -> str:
     """The GPU's or the processor's own name."""
     if device.type == "cuda":
@@ -164,10 +147,10 @@ def timed_steps(
     results, times_ms = [], []
     for index in range(run.warmup_steps + run.steps):
         batches = samples.step(index)
-        model_flops.synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         results.append(step(batches))
-        model_flops.synchronize(device)
+        synchronize(device)
         times_ms.append((time.perf_counter() - start) * 1e3)
     return results, times_ms[run.warmup_steps :]
 
@@ -197,46 +180,6 @@ def _metered_memory(
     return memory_columns(meter) | allocator
 
 
-def memory_columns(meter: MemoryMeter) -> dict[str, int]:
-    """The row's columns of what a meter has seen of a step."""
-    peak = meter.peak()
-    kinds = {f"peak_memory_{kind}_bytes": peak.by_kind[kind] for kind in KINDS}
-    activations = {"peak_activation_bytes": meter.peak("activations").bytes}
-    host = {"peak_host_bytes": meter.peak(HOST).bytes}
-    return {"peak_memory_bytes": peak.bytes, **kinds, **activations, **host}
-
-
-def memory_of_step(
-    trainer: Trainer,
-    batches: list[Batch],
-    meter: MemoryMeter | None = None,
-    beside: AbstractContextManager[Any] | None = None,
-) -> MemoryMeter:
-    """One more step under a meter that knows the trainer's parameters, gradients and optimizer.
-
-    The trainer has made a step before, so that its optimizer is there.
-
-    Args:
-        beside: Entered once the meter is, for the same step.
-    """
-    meter, run = meter or MemoryMeter(), trainer.run
-    shards = HOST if run.parameter_offload == "cpu" else "parameters"
-    states = [t for state in trainer.optimizer.torch.state.values() for t in state.values()]
-    meter.watch(trainer.optimizer.shards, shards)
-    meter.watch(states, HOST if run.optimizer_on_host else "optimizer")
-    meter.watch(trainer.host.tensors, HOST)
-    meter.watch([t for b in batches for t in b.tensors], "activations")
-    with meter, beside or nullcontext():
-        trainer.forward_backward(batches)
-        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-        kind = HOST if run.parameter_offload == "cpu" else "gradients"
-        meter.watch([sharding.local_shard(gradient)[0] for gradient in gradients], kind)
-        del gradients
-        trainer.grad_norm()
-        trainer.optimizer.update()
-    return meter
-
-
 def gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
     """What every rank has, by rank, on every rank."""
     ranks: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
@@ -249,15 +192,6 @@ def _time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float
     p20, p50, p80 = np.percentile(slowest_ms, [20, 50, 80])
     quantiles = {"step_ms_p50": p50, "step_ms_p20": p20, "step_ms_p80": p80}
     return quantiles | model_flops.speed_columns(run, p50, peak_flops)
-
-
-def flop_columns(of_ranks: list[dict[str, int]]) -> dict[str, float]:
-    """FLOPs of attention kernels and of matmuls: the rank with the most, and the mean."""
-    columns = {}
-    for name in of_ranks[0]:
-        flops_done = [rank[name] for rank in of_ranks]
-        columns |= {f"{name}_max": max(flops_done), f"{name}_mean": fmean(flops_done)}
-    return columns
 
 
 def _number_columns(results: list[StepResult]) -> dict[str, float]:

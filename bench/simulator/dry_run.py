@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.hardware import profiles
-from bench.hardware.speeds import Clock
+from bench.hardware import profile_file, profiles
 from bench.meters.flops import FlopMeter
 from bench.meters.memory import HOST, MemoryMeter, Peak
+from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
-from bench.runner.worker import flop_columns, memory_columns, memory_of_step
 from bench.simulator import cuda_kernels, placement, shallow
 from bench.simulator.fake_world import META, cpu_kernels, few_tiles, only_rank
-from bench.simulator.program import Program, Recorder
+from bench.simulator.program import Program
+from bench.simulator.recorder import Recorder
+from bench.simulator.target import attention_of, clock, on_gpu
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
@@ -81,7 +82,7 @@ def check(run: RunConfig) -> None:
         )
     if on_gpu(run):
         check_flash(run, f"hardware = {run.hardware}")
-    known, profile = clock(run), profiles.find(run.hardware)
+    known, profile = clock(run), profile_file.find(run.hardware)
     if known is None:
         return
     if profile.dtype not in ("", run.dtype):
@@ -99,27 +100,6 @@ def check(run: RunConfig) -> None:
             f"model.attn_implementation = {attention_of(run)} is not known to "
             f"hardware = {run.hardware}; valid: {', '.join(known.speeds.attention)}"
         )
-
-
-def on_gpu(run: RunConfig) -> bool:
-    """Whether a dry run is for a GPU."""
-    return bool(run.hardware) and profiles.find(run.hardware).device == "cuda"
-
-
-def attention_of(run: RunConfig) -> str:
-    """The kernel that a dry run computes attention with."""
-    if not on_gpu(run):
-        return "sdpa"
-    asked = run.model.attn_implementation
-    return "flash_attention_2" if asked in ("auto", "sdpa") else asked
-
-
-def clock(run: RunConfig) -> Clock | None:
-    """What operations take on the run's profile; None where it has no speeds."""
-    profile = profiles.find(run.hardware) if run.hardware else None
-    if profile is None or profile.speeds is None:
-        return None
-    return Clock(profile.speeds, attention_of(run), profile.ranks_a_node(run.world_size))
 
 
 def counted(run: RunConfig, with_program: bool = False) -> Counted:
@@ -175,7 +155,7 @@ def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
     """Status and error where the profile's GPU or host has too little memory; empty if it fits."""
     if not run.hardware:
         return {}
-    profile = profiles.find(run.hardware)
+    profile = profile_file.find(run.hardware)
     need = counted.peak.bytes
     host = counted.memory.peak(HOST).bytes * profile.ranks_a_node(run.world_size)
     if need > (limit := gpu_limit_bytes(run, profile)):

@@ -22,7 +22,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.profiler import record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from bench.simulator.program import Device
+from bench.simulator.device import Device
 from odysseus.config.run import RunConfig
 from odysseus.memory import tiling
 from odysseus.model.attention import differentiable

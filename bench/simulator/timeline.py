@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 
-from bench.hardware.speeds import Clock
+from bench.simulator.cost_model import Clock
 from bench.simulator.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op, Program, Wait
 
 _COPIES = (TO_HOST, TO_DEVICE)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
-
-import torch
 
 from odysseus.config.architecture import Architecture
 from odysseus.config.run import RunConfig
@@ -13,9 +10,6 @@ from odysseus.parallel.sharding import huggingface_shapes
 
 CONVENTION = "causal"
 """Attention counts the lower triangle only, half of the full square; recompute never counts."""
-
-# Dense bf16 FLOP/s by the vendors' data sheets (NVIDIA A100, H100, H200, B200 SXM).
-_DATA_SHEET_BF16 = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 def step_flops(run: RunConfig) -> int:
@@ -54,32 +48,3 @@ def matmul_parameters(architecture: Architecture) -> int:
     if not architecture.tie_word_embeddings:
         count -= architecture.vocab_size * architecture.hidden_size
     return count
-
-
-def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """What this rank's MFU is a fraction of, and where the number is from.
-
-    A GPU computing in bf16 is held against its data sheet; anything else against the rate of a
-    quarter second of large matmuls, timed here while every other rank does the same.
-    """
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for gpu, flops in _DATA_SHEET_BF16.items():
-            if gpu in name:
-                return flops, "data sheet"
-    size = 4096 if device.type == "cuda" else 512
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    torch.mm(a, b)
-    synchronize(device)
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.25:
-        torch.mm(a, b)
-        synchronize(device)
-        done += 1
-    return done * 2 * size**3 / (time.perf_counter() - start), "measured matmul"
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-from methods.peers import PEERS, Peer, check_cell, name_of, plain
+from methods.peers import plain
+from methods.peers.checks import check_cell, name_of
+from methods.peers.peer import Peer
+from methods.peers.registry import PEERS
 from odysseus.config.groups import ModelOptions, flags_of
 from odysseus.config.run import RunConfig
 

@@ -16,7 +16,7 @@ from methods.peers.fsdp import Trainer, sharded
 from odysseus.config.run import RunConfig
 from odysseus.model.block_attention import CPU_FLASH
 from odysseus.parallel.mesh import Mesh
-from odysseus.parallel.ring import yunchang_attend
+from odysseus.parallel.yunchang import yunchang_ring
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *_: Any, causal: bool, **__: Any) -> Any:
@@ -45,4 +45,4 @@ def compute_on_cpu() -> None:
 def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     if mesh.device.type == "cpu":
         compute_on_cpu()
-    return sharded(run, mesh, part, yunchang_attend(mesh.ring, run.ring_order))
+    return sharded(run, mesh, part, yunchang_ring(mesh.ring, run.ring_order))

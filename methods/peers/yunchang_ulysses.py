@@ -6,8 +6,8 @@ from methods.peers.fsdp import Trainer, sharded
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import sdpa
 from odysseus.parallel.mesh import Mesh
-from odysseus.parallel.ulysses import yunchang_attend
+from odysseus.parallel.yunchang import yunchang_all_to_all
 
 
 def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
-    return sharded(run, mesh, part, yunchang_attend(sdpa, mesh.sequence))
+    return sharded(run, mesh, part, yunchang_all_to_all(sdpa, mesh.sequence))

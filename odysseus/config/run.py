@@ -14,8 +14,7 @@ import torch
 from odysseus.config import hf_config
 from odysseus.config.architecture import Architecture, changed, preset
 from odysseus.config.groups import DataOptions, ModelOptions, OptimizerOptions
-from odysseus.config.sizes import check_axes, check_multiple
-from odysseus.parallel.ring_order import chunks_of
+from odysseus.config.sizes import check_axes, check_multiple, chunks_of
 
 _LOWEST = {"world_size": 1, "sequence_parallel_size": 0, "ring_parallel_size": 1, "seq_len": 1}
 _LOWEST |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "reduce_bucket_size": 0}

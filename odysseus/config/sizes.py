@@ -49,3 +49,8 @@ def nearest_multiples(number: int, of: int) -> str:
     """The positive multiples on either side of a number that is none, as in "8 or 12"."""
     below = number // of * of
     return f"{below} or {below + of}" if below else f"{of}"
+
+
+def chunks_of(order: str, ring: int) -> int:
+    """Chunks that the sequence is cut into for the places."""
+    return 2 * ring if order == "zigzag" and ring > 1 else ring

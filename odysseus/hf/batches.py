@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from odysseus.config.sizes import check_multiple
+from odysseus.config.sizes import check_multiple, chunks_of
 from odysseus.model.documents import Documents
 from odysseus.model.loss import IGNORED_LABEL, cross_entropy_sum
 from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Mesh
-from odysseus.parallel.ring_order import chunks_of, shard_of
+from odysseus.parallel.ring_order import shard_of
 
 _TAKEN = ("input_ids", "labels", "position_ids", "attention_mask")
 

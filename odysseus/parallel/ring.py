@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from odysseus.config.run import RunConfig
-from odysseus.model.attention import Attend, CausalAttention, differentiable
+from odysseus.model.attention import CausalAttention, differentiable
 from odysseus.model.block_attention import BlockAttention
 from odysseus.model.documents import Documents, Span
 from odysseus.model.kernels import Kernels, check_blocks
 from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Axis
 from odysseus.parallel.ring_order import Look, look_at_place, look_at_whole, positions_of
+from odysseus.parallel.yunchang import yunchang_ring
 
 Visit = Callable[[Look, Tensor], None]
 """visit(look, kv_2BTGK): let this place's tokens look at these keys and values."""
@@ -83,33 +84,11 @@ def check(run: RunConfig, device: torch.device) -> None:
 def choose_ring(run: RunConfig, axis: Axis, kernels: Kernels) -> Kernels:
     """These kernels, but for attention: a run's over the ring axis of its mesh."""
     if run.ring_backend == "yunchang":
-        return replace(kernels, attend=yunchang_attend(axis, run.ring_order), whole=None)
+        return replace(kernels, attend=yunchang_ring(axis, run.ring_order), whole=None)
     assert kernels.blocks is not None, "as check has made sure"
     exchange = {"native": PassOn, "allgather": AllGather}[run.ring_backend]
     whole = around(exchange(axis, run.ring_order), kernels.blocks)
     return replace(kernels, attend=differentiable(whole), whole=whole)
-
-
-def yunchang_attend(axis: Axis, order: str) -> Attend:
-    """The ring that yunchang's LongContextAttention goes round, with flash-attn's kernels.
-
-    Its own all-to-all around that is `--ulysses_all_to_all yunchang`.
-    """
-    from yunchang.hybrid.utils import RING_IMPL_DICT
-    from yunchang.kernels import AttnType
-
-    ring = RING_IMPL_DICT["zigzag" if order == "zigzag" else "basic"]
-
-    def attend(
-        q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
-    ) -> Tensor:
-        assert documents is None, "as check has made sure"
-        with transfers.region(axis):
-            return ring(
-                *(q_BSHK, k_BSGK, v_BSGK), causal=True, group=axis.group, attn_type=AttnType.FA
-            )
-
-    return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
 
 
 def around(exchange: Exchange, blocks: BlockAttention) -> CausalAttention:

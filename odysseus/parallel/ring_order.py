@@ -38,11 +38,6 @@ def tokens_of(order: str, seq_len: int, ring: int, place: int) -> np.ndarray:
     return np.concatenate([np.arange(width) + c * width for c in (place, 2 * ring - 1 - place)])
 
 
-def chunks_of(order: str, ring: int) -> int:
-    """Chunks that the sequence is cut into for the places."""
-    return 2 * ring if order == "zigzag" and ring > 1 else ring
-
-
 def shard_of(order: str, seq_len: int, ring: int, sequence: int, shard: int) -> np.ndarray:
     """Positions in the sample of one rank's tokens, ascending, int64: those of its place of the
     ring are divided among the ranks of the sequence axis."""

@@ -36,18 +36,3 @@ def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
         return o_nBshK.movedim(0, 2).flatten(2, 3)
 
     return exchanged
-
-
-def yunchang_attend(attend: Attend, axis: Axis) -> Attend:
-    """The same exchange by yunchang: one all-to-all each for q, k, v and the output."""
-    from yunchang.comm.all_to_all import SeqAllToAll4D
-
-    def exchanged(
-        q_BsHK: Tensor, k_BsGK: Tensor, v_BsGK: Tensor, *, documents: Documents | None = None
-    ) -> Tensor:
-        copies = max(1, axis.size // k_BsGK.shape[2])
-        k_BsGK, v_BsGK = (x.repeat_interleave(copies, dim=2) for x in (k_BsGK, v_BsGK))
-        q, k, v = (SeqAllToAll4D.apply(axis.group, x, 2, 1) for x in (q_BsHK, k_BsGK, v_BsGK))
-        return SeqAllToAll4D.apply(axis.group, attend(q, k, v, documents=documents), 1, 2)
-
-    return exchanged

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bench.hardware.profiles import PROFILES
-from bench.hardware.speeds import Clock, Points
-from bench.simulator import dry_run, predict
+from bench.hardware.speeds import Points
+from bench.simulator import predict, target
+from bench.simulator.cost_model import Clock
 from bench.simulator.program import TO_DEVICE, TO_HOST
 from bench.simulator.timeline import Timeline, simulate
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
@@ -67,7 +68,7 @@ def as_on_h100(clock: Clock) -> Clock:
 
 def main() -> None:
     for name, (run, published) in STEPS.items():
-        counted, clock = predict.count(run), dry_run.clock(run)
+        counted, clock = predict.count(run), target.clock(run)
         found = predict.timeline(run, counted)
         assert found, "these profiles have speeds"
         assert clock

@@ -1,0 +1,180 @@
+"""Read and write a hardware profile as YAML."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, fields
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.hardware.profiles import PROFILES, Hardware
+from bench.hardware.speeds import Attention, Link, Points, Speeds
+from bench.meters.traffic import COLLECTIVES
+from odysseus.config.run import DTYPES
+
+
+def _speeds(given: dict[str, Any]) -> Speeds:
+    """Speeds from plain lists and numbers.
+
+    Raises:
+        TypeError, ValueError, KeyError: what is given is not that.
+    """
+    given = dict(given)
+    given["matmul"] = tuple(_row(row, 4) for row in given["matmul"])
+    given["attention"] = {
+        name: Attention(
+            forward=_points(a["forward"]),
+            backward=_points(a["backward"]),
+            **{whole: _points(a[whole]) for whole in _WHOLE if a.get(whole)},
+        )
+        for name, a in _attentions(given["attention"])
+    }
+    given["memory"] = _points(given["memory"])
+    for name in ("network_bytes_per_s", "silu", "skew"):
+        given[name] = _points(given[name]) if given.get(name) else ()
+    given["links"] = tuple(_link(link) for link in given.get("links", ()))
+    if not given.get("hooks_s"):
+        given.pop("hooks_s", None)
+    for name in _NUMBERS & given.keys():
+        given[name] = _row([given[name]], 1)[0]
+    rounds = given.get("multiprocessors", 0)
+    if not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"multiprocessors is {rounds!r}; it must be a whole number")
+    if not given["matmul"] or not given["attention"]:
+        raise ValueError("matmul and attention must have at least one rate")
+    return Speeds(**given)
+
+
+_WHOLE = "whole_forward", "whole_backward"
+
+
+_WAYS = {field.name for field in fields(Attention)}
+
+
+_NUMBERS = {
+    *("peak_flops_per_s", "issue_s", "hooks_s", "host_memory_bytes_per_s"),
+    *("to_host_bytes_per_s", "to_device_bytes_per_s"),
+}
+
+
+def _attentions(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, ways in given.items():
+        if unknown := ways.keys() - _WAYS:
+            listed = ", ".join(sorted(map(str, unknown)))
+            raise ValueError(f"{name} has unknown {listed}; valid: {', '.join(sorted(_WAYS))}")
+        yield name, ways
+
+
+def _link(given: dict[str, Any]) -> Link:
+    of_link: dict[str, Any] = given | {"points": _points(given["points"])}
+    link = Link(**of_link)
+    known = link.collective in ("", *COLLECTIVES)
+    sizes = link.ranks, link.nodes, link.stride
+    whole = all(type(size) is int for size in sizes)
+    if not known or not whole or link.ranks < 0 or link.nodes < 1 or link.stride < 0:
+        raise ValueError(
+            f"a link of {link.collective!r}, {link.ranks!r} ranks, {link.nodes!r} nodes, stride "
+            f"{link.stride!r} is none; valid: {', '.join(COLLECTIVES)} or '', 0 ranks or more, "
+            "1 node or more, stride 0 or more"
+        )
+    return link
+
+
+def _row(given: Any, length: int) -> tuple[Any, ...]:
+    """So many finite numbers above 0."""
+    numbers = tuple(float(x) for x in given)
+    if len(numbers) != length or not all(0 < x < inf for x in numbers):
+        raise ValueError(f"{given} must be {length} finite numbers above 0")
+    return numbers
+
+
+def _points(given: Any) -> Points:
+    points = tuple(_row(point, 2) for point in given)
+    if not points or list(points) != sorted(points):
+        raise ValueError(f"{given} is no curve: points (x, y), x ascending")
+    return points
+
+
+def find(name: str) -> Hardware:
+    """A profile by its name, or from a YAML file.
+
+    Raises:
+        ValueError: there is no such profile, or the file lacks a field or has one too many.
+    """
+    if name in PROFILES:
+        return PROFILES[name]
+    valid = f"{', '.join(PROFILES)}, or a YAML file"
+    if not name.endswith((".yml", ".yaml")):
+        raise ValueError(f"hardware is {name!r}; valid: {valid}")
+    try:
+        given = yaml.safe_load(Path(name).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"hardware is {name!r}: {reason}; valid: {valid}") from None
+    return _checked(name, given if isinstance(given, dict) else {})
+
+
+def digest(name: str) -> str:
+    """The first 12 digits of a profile file's SHA-256; empty for a built-in one, and for none."""
+    if not name or name in PROFILES:
+        return ""
+    return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
+
+
+def write(hardware: Hardware, path: Path) -> None:
+    """A profile as a file that :func:`find` reads, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(as_yaml(asdict(hardware)))
+    partial.replace(path)
+
+
+def as_yaml(fields_of: dict[str, Any]) -> str:
+    """A profile's fields as text."""
+    return yaml.safe_dump(_plain(fields_of), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(of) for key, of in value.items()}
+    return [_plain(of) for of in value] if isinstance(value, list | tuple) else value
+
+
+def _checked(name: str, given: dict[str, Any]) -> Hardware:
+    names = {f.name for f in fields(Hardware)}
+    needed = {f.name for f in fields(Hardware) if f.default is MISSING}
+    for what, wrong in (("lacks", needed - given.keys()), ("has unknown", given.keys() - names)):
+        if wrong:
+            listed = ", ".join(sorted(map(str, wrong)))
+            raise ValueError(
+                f"hardware {name!r} {what} {listed}; valid: {', '.join(sorted(names))}"
+            )
+    whole = [key for key in given if key in needed or key.endswith("_bytes")]
+    bad = [key for key in whole if type(given[key]) is not int or given[key] < 0]
+    if bad:
+        raise ValueError(f"hardware {name!r}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
+    if given["gpus_a_node"] < 1:
+        raise ValueError(f"hardware {name!r}: gpus_a_node is 0; valid: 1 and more")
+    for key, valid in (("device", ("cuda", "cpu")), ("dtype", ("", *DTYPES))):
+        if given.get(key, valid[0]) not in valid:
+            listed = ", ".join(v or "''" for v in valid)
+            raise ValueError(f"hardware {name!r}: {key} is {given[key]!r}; valid: {listed}")
+    try:
+        if known := given.pop("speeds", None):
+            given["speeds"] = _speeds(known)
+        found = Hardware(**given)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"hardware {name!r}: speeds: {reason}; valid: as python -m bench calibrate writes them"
+        ) from None
+    if found.usable_bytes <= 0:
+        raise ValueError(
+            f"hardware {name!r}: memory_bytes is {found.memory_bytes}; valid: more than the "
+            f"{found.memory_bytes - found.usable_bytes} that context, nccl and workspace take"
+        )
+    return found

@@ -1,0 +1,61 @@
+"""Meter one optimizer step: its memory, and the columns of a row that meters fill."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from statistics import fmean
+from typing import Any
+
+from bench.meters.memory import HOST, KINDS, MemoryMeter
+from odysseus.io.text import Batch
+from odysseus.parallel import sharding
+from odysseus.training.trainer import Trainer
+
+
+def memory_columns(meter: MemoryMeter) -> dict[str, int]:
+    """The row's columns of what a meter has seen of a step."""
+    peak = meter.peak()
+    kinds = {f"peak_memory_{kind}_bytes": peak.by_kind[kind] for kind in KINDS}
+    activations = {"peak_activation_bytes": meter.peak("activations").bytes}
+    host = {"peak_host_bytes": meter.peak(HOST).bytes}
+    return {"peak_memory_bytes": peak.bytes, **kinds, **activations, **host}
+
+
+def memory_of_step(
+    trainer: Trainer,
+    batches: list[Batch],
+    meter: MemoryMeter | None = None,
+    beside: AbstractContextManager[Any] | None = None,
+) -> MemoryMeter:
+    """One more step under a meter that knows the trainer's parameters, gradients and optimizer.
+
+    The trainer has made a step before, so that its optimizer is there.
+
+    Args:
+        beside: Entered once the meter is, for the same step.
+    """
+    meter, run = meter or MemoryMeter(), trainer.run
+    shards = HOST if run.parameter_offload == "cpu" else "parameters"
+    states = [t for state in trainer.optimizer.torch.state.values() for t in state.values()]
+    meter.watch(trainer.optimizer.shards, shards)
+    meter.watch(states, HOST if run.optimizer_on_host else "optimizer")
+    meter.watch(trainer.host.tensors, HOST)
+    meter.watch([t for b in batches for t in b.tensors], "activations")
+    with meter, beside or nullcontext():
+        trainer.forward_backward(batches)
+        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        kind = HOST if run.parameter_offload == "cpu" else "gradients"
+        meter.watch([sharding.local_shard(gradient)[0] for gradient in gradients], kind)
+        del gradients
+        trainer.grad_norm()
+        trainer.optimizer.update()
+    return meter
+
+
+def flop_columns(of_ranks: list[dict[str, int]]) -> dict[str, float]:
+    """FLOPs of attention kernels and of matmuls: the rank with the most, and the mean."""
+    columns = {}
+    for name in of_ranks[0]:
+        flops_done = [rank[name] for rank in of_ranks]
+        columns |= {f"{name}_max": max(flops_done), f"{name}_mean": fmean(flops_done)}
+    return columns

@@ -1,0 +1,140 @@
+"""How long one operation of a program takes on a profile's device, host and links.
+
+A roofline for compute (Williams et al., doi 10.1145/1498765.1498785): the time of an operation is
+that of its FLOPs or that of its bytes, whichever is longer. The time of a collective is the bytes
+that a rank sends over the bus bandwidth, which depends on the message's size as in nccl-tests.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import ceil, exp, log
+
+from bench.hardware.speeds import Attention, Link, Speeds, bandwidth, curve
+from bench.simulator.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What the operations of a program take.
+
+    Args:
+        attention: The implementation of attention.
+        ranks_a_node: Ranks that are neighbours in one node.
+    """
+
+    speeds: Speeds
+    attention: str
+    ranks_a_node: int
+
+    def seconds(self, op: Op) -> float:
+        """How long an operation takes if nobody else is in its way."""
+        s = self.speeds
+        if op.ranks:
+            return self._collective_s(op)
+        if op.kind == HOOKS:
+            return s.hooks_s
+        if op.kind == HOST:
+            return op.bytes / s.host_memory_bytes_per_s
+        if op.kind in (TO_HOST, TO_DEVICE):
+            return op.bytes / (
+                s.to_host_bytes_per_s if op.kind == TO_HOST else s.to_device_bytes_per_s
+            )
+        memory = s.silu if s.silu and op.name.startswith("aten::silu") else s.memory
+        return max(self._flops_s(op), op.bytes / curve(memory, op.bytes))
+
+    def skew_s(self, op: Op, apart_s: float) -> float:
+        """What a collective takes more because its ranks met so long ago."""
+        return curve(self.speeds.skew, apart_s) if op.ranks and self.speeds.skew else 0.0
+
+    def bus(self, op: Op) -> str:
+        """What an operation shares with others that run at the same time; empty if nothing."""
+        if op.ranks:
+            return "network" if self._nodes(op.ranks) > 1 else "links"
+        return op.kind if op.kind in (TO_HOST, TO_DEVICE) else ""
+
+    def _flops_s(self, op: Op) -> float:
+        if op.kind == "matmul":
+            rows, columns, inner = op.sizes
+            return op.flops / self._matmul_rate(rows, columns, inner)
+        if op.kind.startswith("attention"):
+            return op.flops / _attention_rate(self.speeds.attention[self.attention], op)
+        return 0.0
+
+    def _matmul_rate(self, *sizes: int) -> float:
+        """By the distance of shapes in log space (Shepard's interpolation, doi
+        10.1145/800186.810616); of what rounds of tiles leave idle the rest."""
+        weights = rates = 0.0
+        for *known, rate in self.speeds.matmul:
+            distance = sum(log(a / b) ** 2 for a, b in zip(sizes, known, strict=True))
+            weight = 1 / (distance**2 + 1e-9)
+            weights, rates = weights + weight, rates + weight * log(rate)
+        rate = exp(rates / weights)
+        if not self.speeds.multiprocessors:
+            return rate
+        tiles = sizes[0] / _TILE[0] * (sizes[1] / _TILE[1])
+        whole = ceil(sizes[0] / _TILE[0]) * ceil(sizes[1] / _TILE[1])
+        rounds = ceil(whole / self.speeds.multiprocessors)
+        return rate * tiles / (rounds * self.speeds.multiprocessors)
+
+    def _collective_s(self, op: Op) -> float:
+        size, nodes = op.sizes[0], self._nodes(op.ranks)
+        measured = [link for link in self.speeds.links if _suits(link, op, nodes)]
+        if measured:
+            return op.bytes / bandwidth(self._nearest(measured, op).points, size)
+        inside = self._fewest_in_a_node(op.ranks)
+        network = bandwidth(self.speeds.network_bytes_per_s, size)
+        if op.kind in ("all_to_all", "p2p"):
+            # What leaves the node does so through each rank's own share of the network.
+            outside = (len(op.ranks) - inside) / (len(op.ranks) - 1)
+            return op.bytes * (outside if op.kind == "all_to_all" else 1) / network
+        # NCCL's rings pass a node through the network cards of all its members at once.
+        together = inside * network
+        within = [link for link in self.speeds.links if _suits(link, op, 1)]
+        if within and inside > 1:
+            together = min(together, bandwidth(self._nearest(within, op).points, size))
+        return op.bytes / together
+
+    def knows(self, ranks: int) -> bool:
+        """Whether collectives of a world of so many ranks have a speed."""
+        nodes = -(-ranks // self.ranks_a_node)
+        of_link = {link.nodes > 1 for link in self.speeds.links}
+        across = True in of_link or bool(self.speeds.network_bytes_per_s)
+        return ranks == 1 or (across if nodes > 1 else False in of_link)
+
+    def _nearest(self, links: list[Link], op: Op) -> Link:
+        """Of the very collective if there is one, then of the most alike group."""
+        ranks, stride = len(op.ranks), op.ranks[1] - op.ranks[0]
+
+        def unlike(link: Link) -> tuple[bool, float, float]:
+            as_many, as_far = (link.ranks or ranks) / ranks, (link.stride or stride) / stride
+            return not link.collective, abs(log(as_many)), abs(log(as_far))
+
+        return min(links, key=unlike)
+
+    def _nodes(self, ranks: tuple[int, ...]) -> int:
+        return len({rank // self.ranks_a_node for rank in ranks})
+
+    def _fewest_in_a_node(self, ranks: tuple[int, ...]) -> int:
+        return min(Counter(rank // self.ranks_a_node for rank in ranks).values())
+
+
+def _suits(link: Link, op: Op, nodes: int) -> bool:
+    same = link.collective in ("", op.kind)
+    return same and (link.nodes > 1) == (nodes > 1)
+
+
+_TILE = 128, 256
+"""Rows and columns of the output that one multiprocessor computes at a time in large matmuls
+(NVIDIA, Matrix Multiplication Background User's Guide, "Tile Quantization")."""
+
+
+def _attention_rate(attention: Attention, op: Op) -> float:
+    """FLOP/s at which a kernel computes an attention operation."""
+    _, _, keys, _, causal = op.sizes
+    if op.kind == "attention_forward":
+        points = attention.forward if causal else attention.whole_forward or attention.forward
+    else:
+        points = attention.backward if causal else attention.whole_backward or attention.backward
+    return curve(points, keys)

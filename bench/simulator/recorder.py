@@ -1,0 +1,142 @@
+"""Write one rank's program while its step runs."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch._ops import OpOverload
+
+from bench.meters.flops import kernel_of
+from bench.meters.memory import MemoryMeter
+from bench.meters.traffic import Call, call_of
+from bench.meters.watcher import Watcher
+from bench.simulator.device import Device
+from bench.simulator.program import HOST, TO_DEVICE, TO_HOST
+
+_COPIES = ("aten::copy_", "aten::clone", "aten::_to_copy")
+
+
+# Operations that only allocate or look at tensors.
+_FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::resize_", "c10d::")
+
+
+class Recorder(Watcher):
+    """Writes a device's program while it is entered.
+
+    Args:
+        memory: A meter that has been entered before, to tell what lies in host memory.
+    """
+
+    def __init__(self, device: Device, memory: MemoryMeter) -> None:
+        super().__init__()
+        self.device, self.memory = device, memory
+
+    def __enter__(self) -> Recorder:
+        self.device.recording = True
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self.device.recording = False
+        super().__exit__(*exception)
+
+    def observe(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        name = func.name()
+        if call := call_of(func, args, self.region):
+            if len(call.ranks) > 1:
+                self._collective(name, call, result)
+            return
+        if func.is_view or name.startswith(_FREE):
+            return
+        read, written = _tensors(func, args, kwargs, result)
+        moved = sum(map(_bytes, read)) + sum(map(_bytes, written))
+        if moved:
+            of_op = {"name": name, "kind": "elementwise", "bytes": moved, "unit": self.unit}
+            if kernel := kernel_of(name, args):
+                of_op |= {"kind": kernel.kind, "flops": kernel.flops, "sizes": kernel.sizes}
+            self._compute(of_op, read, written, blocking=len(args) < 3 or args[2] is not True)
+
+    def _collective(self, name: str, call: Call, result: Any) -> None:
+        if call.purpose in ("parameter", "gradient"):
+            self.device.hooks(self.unit)
+        self.device.collective(
+            _work(result),
+            call.is_async,
+            name=name,
+            kind=call.collective,
+            bytes=float(call.bytes_sent),
+            sizes=(call.size_bytes,),
+            ranks=call.ranks,
+            unit=self.unit,
+            purpose=call.purpose,
+        )
+
+    def _compute(
+        self, of_op: dict[str, Any], read: list[Tensor], written: list[Tensor], blocking: bool
+    ) -> None:
+        """What is no collective: on the device, on the host, or a copy between the two."""
+        device, on_host = self.device, self.memory.on_host
+        from_host = device.has_streams and any(map(on_host, read))
+        to_host = device.has_streams and any(map(on_host, written))
+        if not (from_host or to_host):
+            device.queue(device.current if device.has_streams else None, **of_op)
+        elif from_host == to_host or of_op["name"] not in _COPIES:
+            device.queue(None, **of_op | {"kind": HOST})
+        else:
+            kind = TO_HOST if to_host else TO_DEVICE
+            copied = {"kind": kind, "bytes": sum(map(_bytes, written))}
+            index = device.queue(device.current, **of_op | copied)
+            if blocking and of_op["name"] == "aten::copy_":
+                device.host_waits({index})
+
+
+def _work(result: Any) -> dist.Work | None:
+    """The handle in a c10d operation's result."""
+    boxed = result[1] if isinstance(result, tuple) else result
+    return dist.Work.unbox(boxed) if boxed is not None else None
+
+
+def _tensors(
+    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What an operation reads, and what it writes."""
+    if func.name() == "fsdp::all_gather_copy_in":  # its schema does not say what it writes
+        return _flat([args[0]]), [result[0]]
+    places, names, overwritten, makes = _effects(func)
+    written = _flat([args[at] for at in places] + [kwargs[n] for n in names if n in kwargs])
+    read = args if not overwritten else [a for at, a in enumerate(args) if at not in places]
+    return _flat(read), written + (_flat([result]) if makes else [])
+
+
+@cache
+def _effects(func: OpOverload) -> tuple[tuple[int, ...], tuple[str, ...], bool, bool]:
+    """The arguments that an operation writes, by place and by name; whether it does so without
+    reading them; whether its results are new."""
+    written = [
+        (at, argument)
+        for at, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    places = tuple(at for at, argument in written if not argument.kwarg_only)
+    names = tuple(argument.name for _, argument in written if argument.kwarg_only)
+    overwrites = func.name() in ("aten::copy_", "aten::zero_", "aten::fill_.Scalar")
+    return places, names, overwrites, not written
+
+
+def _flat(values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _flat(value)
+    return found
+
+
+def _bytes(x: Tensor) -> int:
+    """What is read of a tensor: of an expanded one, what there is."""
+    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())

@@ -1,0 +1,59 @@
+"""Write a timeline in Chrome's trace format."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from bench.simulator.program import HOST
+from bench.simulator.timeline import Timeline
+from odysseus.config.run import RunConfig
+
+
+def _exact_us(seconds: float) -> float:
+    """Microseconds in steps of 2^-10, which add up exactly: viewers nest what overlaps, and what
+    takes no time."""
+    return round(seconds * 1e6 * 1024) / 1024
+
+
+def write_trace(found: Timeline, path: Path, run: RunConfig) -> None:
+    """A timeline in Chrome's trace format (a JSON object with traceEvents, times in microseconds),
+    which Perfetto and chrome://tracing open: a row a stream, named after where most of
+    its time goes, without what takes none; the run is in otherData."""
+    seconds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    drawn = [s for s in found.spans if _exact_us(s.start_s) < _exact_us(s.end_s)]
+    for span in drawn:
+        seconds[span.op.stream][span.op.kind] += span.end_s - span.start_s
+    rows = {stream: row for row, stream in enumerate(sorted(seconds, key=lambda s: (s != HOST, s)))}
+    events: list[dict[str, Any]] = [
+        {
+            "ph": "M",
+            "name": "thread_name",
+            "pid": 0,
+            "tid": row,
+            "args": {"name": f"{stream}: {max(seconds[stream], key=seconds[stream].__getitem__)}"},
+        }
+        for stream, row in rows.items()
+    ]
+    for span in drawn:
+        op, start_us, end_us = span.op, _exact_us(span.start_s), _exact_us(span.end_s)
+        details = {"unit": op.unit, "bytes": op.bytes, "flops": op.flops, "sizes": op.sizes}
+        if op.ranks:
+            details |= {"ranks": len(op.ranks), "purpose": op.purpose}
+        events.append(
+            {
+                "ph": "X",
+                "name": op.name,
+                "cat": op.kind,
+                "pid": 0,
+                "tid": rows[op.stream],
+                "ts": start_us,
+                "dur": end_us - start_us,
+                "args": details,
+            }
+        )
+    of = f"{run.model.label}, {run.seq_len} tokens, {run.world_size} x {run.hardware}, {run.dtype}"
+    whole = {"otherData": {"method": run.method, "of": of}, "displayTimeUnit": "ms"}
+    path.write_text(json.dumps(whole | {"traceEvents": events}))
