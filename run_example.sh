@@ -8,16 +8,16 @@ has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 if has_gpu; then
     source scripts/setup_env.sh requirements.txt requirements-gpu.txt
     gpus=$(nvidia-smi -L | wc -l)
-    config=(--config scripts/example_gpu.yml --world_size "$gpus")
+    config=(--config scripts/sweeps/example_gpu.yml --world_size "$gpus")
     # An odd number has no ring of two: the same cells again, which are skipped.
     rings=("${config[@]}" --ring_parallel_size $((gpus % 2 ? 1 : 2)))
 else
     source scripts/setup_env.sh requirements.txt
-    config=(--config scripts/example.yml)
-    rings=(--config scripts/hybrids.yml)
+    config=(--config scripts/sweeps/example.yml)
+    rings=(--config scripts/sweeps/hybrids.yml)
 fi
 
 python -m bench sweep "${config[@]}" --out results/example.csv
 python -m bench sweep "${rings[@]}" --out results/example.csv
 python -m bench report --rows results/example.csv --out results/example
-python -m bench verify --config scripts/verify.yml --steps 5 --out results/example/verify.csv
+python -m bench verify --config scripts/sweeps/verify.yml --steps 5 --out results/example/verify.csv

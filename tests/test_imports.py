@@ -1,5 +1,6 @@
-"""Imports run downwards: scripts, bench, methods, odysseus; nothing imports tests or results.
+"""Imports run downwards: scripts, bench, methods, odysseus; and between the packages of a folder.
 
+Nothing imports tests or results.
 Modules are read, not run: also imports inside functions count.
 """
 
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 MAY_IMPORT = {
     "odysseus": {"odysseus"},
     "methods": {"odysseus", "methods"},
@@ -20,6 +22,30 @@ MAY_IMPORT = {
     "scripts": {"odysseus", "methods", "bench", "scripts"},
     "results": {"results"},
     "tests": {"odysseus", "methods", "bench", "scripts", "tests"},
+}
+# The packages and modules directly inside a top folder, from the lowest level up; those of one
+# level do not import each other. docs/architecture.md draws the same order.
+LEVELS = {
+    "odysseus": (
+        {"config"},
+        {"memory"},
+        {"model"},
+        {"parallel"},
+        {"method"},
+        {"io"},
+        {"hf"},
+        {"training"},
+    ),
+    "bench": (
+        {"meters"},
+        {"theory", "hardware"},
+        {"simulator"},
+        {"config", "rows", "calibration"},
+        {"planner", "runner"},
+        {"report"},
+        {"commands"},
+        {"__main__"},
+    ),
 }
 
 
@@ -71,7 +97,7 @@ def test_the_project_is_read() -> None:
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
-def test_imports_run_downwards(folder: str) -> None:
+def test_imports_between_top_folders_run_downwards(folder: str) -> None:
     upwards = [
         f"{name} imports {other}"
         for name, tree in MODULES.items()
@@ -82,9 +108,50 @@ def test_imports_run_downwards(folder: str) -> None:
     assert upwards == []
 
 
-@pytest.mark.parametrize("module", ["model", "kernels", "architecture", "attention"])
+def level(name: str) -> int | None:
+    """The level of a module's package within its top folder; None for the folder's own face."""
+    top, _, inside = name.partition(".")
+    part = inside.partition(".")[0]
+    return next((at for at, parts in enumerate(LEVELS[top]) if part in parts), None)
+
+
+def upward_imports(top: str, modules: dict[str, ast.Module]) -> list[str]:
+    """Imports within a top folder that do not lead to a lower level, or to the own package."""
+    return [
+        f"{name} imports {other}"
+        for name, tree in modules.items()
+        if name.startswith(f"{top}.")
+        for other in project_modules(tree)
+        if other.startswith(f"{top}.") and other.split(".")[1] != name.split(".")[1]
+        if (level(other) or 0) >= (level(name) or 0)
+    ]
+
+
+@pytest.mark.parametrize("top", LEVELS)
+def test_imports_inside_a_top_folder_run_downwards(top: str) -> None:
+    assert [name for name in MODULES if name.startswith(f"{top}.") and level(name) is None] == []
+    assert upward_imports(top, MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("odysseus.model.layers", "from odysseus.parallel import mesh"),
+        ("odysseus.config.run", "from odysseus.training.trainer import Trainer"),
+        ("bench.simulator.program", "from bench.report import chart"),
+        ("bench.planner.longest", "from bench.runner import launch"),
+        ("bench.meters.traffic", "def late():\n    from bench.theory import traffic"),
+    ],
+)
+def test_a_deliberate_upward_import_is_found(name: str, line: str) -> None:
+    found = upward_imports(name.partition(".")[0], MODULES | {name: ast.parse(line)})
+    assert len(found) == 1
+    assert found[0].startswith(f"{name} imports ")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("odysseus.model.")])
 def test_single_process_code_knows_no_torch_distributed(module: str) -> None:
-    tree = MODULES[f"odysseus.{module}"]
+    tree = MODULES[module]
     used = set(imported(tree)) | {
         ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
     }

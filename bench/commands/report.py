@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
         "--rows",
         nargs="+",
         default=["results/runs.csv"],
-        help="CSV files of run, sweep, verify, compare, plan and scripts/emulated_errors.py, and "
+        help="CSV files of run, sweep, verify, compare, plan and "
+        "scripts/studies/emulated_errors.py, and "
         "JSON traces of run --trace, told apart by what is in them.",
     )
     parser.add_argument(

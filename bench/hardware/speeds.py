@@ -41,7 +41,8 @@ class Link:
         ranks: Of the group it was measured on; 0 for any.
         nodes: That the group spans: 1, or more.
         stride: From one of its ranks to the next; 0 for any.
-        points: (size in bytes, bytes/s), sizes as :func:`bench.meters.traffic.bytes_sent` means them.
+        points: (size in bytes, bytes/s), sizes as :func:`bench.meters.traffic.bytes_sent` defines
+            them.
     """
 
     collective: str = ""

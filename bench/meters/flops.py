@@ -1,7 +1,7 @@
 """The FLOP meter: what one rank's attention kernels and matmuls do in a step, by their shapes.
 
-Unlike the model FLOPs of bench/theory/model_flops.py these are of one rank and of what really runs, so they
-show how evenly the causal mask's work is spread, and what is computed again.
+Unlike the model FLOPs of bench/theory/model_flops.py, these are one rank's and count what really
+runs: they show how evenly the causal mask's work is spread, and what is recomputed.
 """
 
 from __future__ import annotations

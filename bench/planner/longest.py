@@ -1,7 +1,7 @@
 """The longest sequence that fits on a profile's GPU and host, by dry runs.
 
-Two shallow runs say what one of any depth takes (`bench/simulator/shallow.py`); and memory is piecewise linear
-in the length, so the limit is found by secants. One dry run of all blocks confirms what they found.
+Two shallow runs predict the memory at any depth (`bench/simulator/shallow.py`). Memory is piecewise
+linear in the length, so secants find the limit; one dry run of all blocks confirms it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Closed forms of memory: what a block keeps for backward, a step's most, what the host gets.
 
-Symbols as in bench/theory/traffic.py; t = T/n tokens of a shard. Activations are what the meter counts as
-such: not gathered weights or sequences, and not what turns out to be a parameter's gradient.
+Symbols as in bench/theory/traffic.py; t = T/n tokens of a shard. Activations are what the meter
+counts as such: not gathered weights or sequences, and not what becomes a parameter's gradient.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 Three blocks of Llama-8B's size run a step on tensors without values, in a process group without
 peers: DeepSpeed's UlyssesSPAttentionHF and TiledMLP, Transformers' decoder layer, Liger's functions
 with no Triton kernel launched, and reentrant checkpointing with a block's input on the host, as
-ArcticTraining's monkey patch has it. FlashAttention-2 is that of bench/simulator/cuda_kernels.py. Weights and
-their gradients are not counted. Two lengths give a slope in units of one rank's stream (U, 2 bytes
-x tokens x width) and what does not grow; every block more adds 1 U where nothing is offloaded.
+ArcticTraining's monkey patch has it. FlashAttention-2 is that of bench/simulator/cuda_kernels.py.
+Weights and their gradients are not counted. Two lengths give a slope in units of one rank's stream
+(U, 2 bytes x tokens x width) and what does not grow; every block more adds 1 U where nothing is
+offloaded.
 
 python -m scripts.validation.alst    needs DeepSpeed, einops and liger_kernel; 15 s
 """

@@ -6,8 +6,8 @@ for each block and the rest in the root, which stays gathered until backward end
 the host, but for the first block's, which its stride of offloaded layers leaves out; norms and MLPs
 in tiles that are joined; a table of angles made for the whole sequence, of which the rank's part is
 used; the head's gradient made in forward, by Liger's loss. FlashAttention-3 is that of
-bench/simulator/cuda_kernels.py. Attention is either Ulysses, which keeps what it had before the exchange, or
-theirs, four times eight heads.
+bench/simulator/cuda_kernels.py. Attention is either Ulysses, which keeps what it had before the
+exchange, or theirs, four times eight heads.
 
 python -m scripts.validation.untied    about a minute
 """

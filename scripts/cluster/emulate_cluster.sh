@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Run a cell on several hosts that are network namespaces of this one, each behind a throttled link.
+#
+#   sudo scripts/cluster/emulate_cluster.sh --hosts 2 --ranks 2 --rate 200mbit -- run --method ulysses …
+#
+#   --hosts H      namespaces, one torchrun agent each (default 2)
+#   --ranks R      ranks of each (default 2)
+#   --rate RATE    of each host's link, each way, as tc writes it: 50mbit, 1gbit; none is not throttled
+#                  (default none)
+#   --             what follows is for python -m bench on every rank
+#
+# Needs root, iproute2 (ip, tc) and the active Python environment. Ranks are pinned to the cores that
+# this shell may use, in turn. Hosts are 10.77.0.1 and on, behind a bridge in a namespace of its own: nothing
+# outside the namespaces is touched, and all of them are gone at the end, on Ctrl-C too.
+set -euo pipefail
+
+fail() {
+    echo "emulate_cluster: $1" >&2
+    exit 2
+}
+
+hosts=2 ranks=2 rate=none
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    [ $# -ge 2 ] || fail "$1 has no value"
+    case "$1" in
+        --hosts) hosts=$2 ;;
+        --ranks) ranks=$2 ;;
+        --rate) rate=$2 ;;
+        *) fail "$1 is no option; valid: --hosts, --ranks, --rate, and -- before what is to run" ;;
+    esac
+    shift 2
+done
+{ [ "${1:-}" = -- ] && [ $# -ge 2 ]; } || fail "nothing to run; give it after --, as in: -- run --method tp"
+shift
+[[ "$hosts" =~ ^[1-9][0-9]?$ ]] || fail "--hosts is '$hosts'; valid: 1 to 99"
+[[ "$ranks" =~ ^[1-9][0-9]?$ ]] || fail "--ranks is '$ranks'; valid: 1 to 99"
+[[ "$rate" =~ ^(none|[1-9][0-9]*[kmg]bit)$ ]] || fail "--rate is '$rate'; valid: none, or like 200mbit"
+[ "$(id -u)" = 0 ] || fail "network namespaces need root"
+for tool in ip tc taskset python; do
+    command -v "$tool" >/dev/null || fail "$tool is not installed (ip and tc are iproute2's)"
+done
+
+name=odysseus-$$
+# shellcheck disable=SC2317,SC2329 # the traps call it
+clean() {
+    trap '' INT TERM # whoever asks twice
+    trap - EXIT
+    for host in $(seq "$hosts"); do
+        # Agents end their workers when they are told to; whoever has not in 10 s is killed.
+        ip netns pids "$name-$host" 2>/dev/null | xargs -r kill -TERM 2>/dev/null || true
+    done
+    for _ in $(seq 100); do
+        [ -n "$(for host in $(seq "$hosts"); do ip netns pids "$name-$host" 2>/dev/null; done)" ] || break
+        sleep 0.1
+    done
+    for namespace in "$name" $(seq -f "$name-%g" "$hosts"); do
+        ip netns pids "$namespace" 2>/dev/null | xargs -r kill -KILL 2>/dev/null || true
+        ip netns delete "$namespace" 2>/dev/null || true
+    done
+    wait 2>/dev/null || true
+}
+trap clean EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# TCP finds out a throttled link's rate and keeps its queue short where the kernel has BBR. A link that is not
+# throttled has no rate: BBR takes for one what the hosts' computing left, and paces what they send by it.
+control=reno
+[ "$rate" = none ] || ! grep -qw bbr /proc/sys/net/ipv4/tcp_available_congestion_control || control=bbr
+
+ip netns add "$name"
+ip -n "$name" link add bridge type bridge
+ip -n "$name" link set bridge up
+for host in $(seq "$hosts"); do
+    ip netns add "$name-$host"
+    ip -n "$name" link add "to-$host" type veth peer name eth0 netns "$name-$host"
+    ip -n "$name" link set "to-$host" master bridge up
+    ip -n "$name-$host" link set lo up
+    ip -n "$name-$host" address add "10.77.0.$host/24" dev eth0
+    ip -n "$name-$host" link set eth0 up
+    ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_congestion_control <<<"$control" >/dev/null
+    ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_slow_start_after_idle <<<0 >/dev/null
+    if [ "$rate" != none ]; then
+        # Sent at the rate, both from the host and to it; 64 KiB at once, as large as a packet gets.
+        tc -n "$name-$host" qdisc add dev eth0 root tbf rate "$rate" burst 64kb latency 1s
+        tc -n "$name" qdisc add dev "to-$host" root tbf rate "$rate" burst 64kb latency 1s
+    fi
+done
+
+mapfile -t cores < <(python -c "import os; print(*sorted(os.sched_getaffinity(0)), sep='\n')")
+export GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1
+# glibc keeps freed memory for the next tensor, as CUDA's caching allocator does: pages that the kernel
+# has to clear again take up to a tenth of a step.
+export MALLOC_MMAP_THRESHOLD_=$((2 ** 25)) MALLOC_TRIM_THRESHOLD_=$((2 ** 32)) MALLOC_TOP_PAD_=$((2 ** 26))
+agents=()
+for host in $(seq "$hosts"); do
+    mine=()
+    for rank in $(seq $(((host - 1) * ranks)) $((host * ranks - 1))); do
+        mine+=("${cores[rank % ${#cores[@]}]}")
+    done
+    ip netns exec "$name-$host" taskset -c "$(IFS=,; echo "${mine[*]}")" python -m torch.distributed.run \
+        --nnodes "$hosts" --nproc_per_node "$ranks" --rdzv_backend c10d --rdzv_id "$name" \
+        --rdzv_endpoint 10.77.0.1:29500 --rdzv_conf "is_host=$((host == 1))" --local_addr "10.77.0.$host" -m bench "$@" &
+    agents+=($!)
+done
+status=0
+for agent in "${agents[@]}"; do
+    wait "$agent" || status=$?
+done
+exit "$status"

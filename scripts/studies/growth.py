@@ -1,0 +1,93 @@
+"""How a step's time, bytes and memory grow with the sequence and with the blocks.
+
+python -m bench sweep --config scripts/sweeps/growth_lengths.yml --out results/growth.csv
+python -m bench sweep --config scripts/sweeps/growth_layers.yml --out results/growth.csv
+python -m scripts.studies.growth [ROWS]    default results/growth.csv
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.report import draw_matplotlib, labels
+
+QUANTITIES = {
+    "step_ms_p50": "step (ms)",
+    "flops": "model FLOPs of a rank",
+    "comm_bytes_total": "sent by a rank (MiB)",
+    "peak_memory_bytes": "peak of a rank (MiB)",
+}
+AXES = {"seq_len": "tokens", "layers": "blocks"}
+
+
+def read(path: Path) -> dict[str, pd.DataFrame]:
+    """The rows that grow in `seq_len`, and those that grow in `layers`."""
+    rows = pd.read_csv(path)
+    rows = rows[rows["status"] == "ok"]
+    layers = rows["model"].map(lambda label: int(re.findall(r"num_hidden_layers=(\d+)", label)[0]))
+    rows = rows.assign(layers=layers)
+    rows["flops"] = rows["model_tflops_per_gpu"] * rows["step_ms_p50"] * 1e9
+    of_lengths = rows["model"] == rows.loc[rows["seq_len"].idxmax(), "model"]
+    return {"seq_len": rows[of_lengths], "layers": rows[~of_lengths]}
+
+
+def exponents(rows: pd.DataFrame, over: str) -> pd.DataFrame:
+    """Of each quantity, by method: over all lengths or depths (least squares in logarithms), and
+    over the last doubling."""
+    found = []
+    for method, group in rows.groupby("method", sort=False):
+        ordered = group.sort_values(over)
+        x = np.log(ordered[over].to_numpy(float))
+        row: dict[str, object] = {"method": method}
+        for name in QUANTITIES:
+            y = np.log(ordered[name].to_numpy(float))
+            row[name] = np.polyfit(x, y, 1)[0]
+            row[f"{name}, last"] = (y[-1] - y[-2]) / (x[-1] - x[-2])
+        found.append(row)
+    return pd.DataFrame(found).set_index("method")
+
+
+def figure(parts: dict[str, pd.DataFrame]) -> Figure:
+    """A row of panels for each way to grow, a panel for each quantity but FLOPs."""
+    shown = [name for name in QUANTITIES if name != "flops"]
+    drawn = Figure(figsize=(7.2, 4.4))
+    panels = drawn.subplots(len(parts), len(shown), squeeze=False)
+    for (over, rows), of_part in zip(parts.items(), panels, strict=True):
+        for axes, name in zip(of_part, shown, strict=True):
+            for method in labels.methods_of(rows):
+                line = rows[rows["method"] == method].sort_values(over)
+                unit = labels.MIB if "bytes" in name else 1
+                axes.loglog(line[over], line[name] / unit, label=method, **labels.style_of(method))
+            at = sorted(rows[over].unique())
+            axes.set_xticks(at, [labels.length_label(n) for n in at])
+            axes.minorticks_off()
+            draw_matplotlib.log_ticks(axes.yaxis)
+            axes.set_xlabel(AXES[over])
+            axes.set_ylabel(QUANTITIES[name])
+    handles, names = panels[0][0].get_legend_handles_labels()
+    drawn.legend(handles, names, frameon=False, loc="outside upper center", ncols=len(names))
+    first = next(iter(parts.values())).iloc[0]
+    machine = f"{first['hardware']}, {first['world_size']} ranks"
+    source = f"measured on {machine}, {str(first['git_commit'])[:8]}"
+    drawn.supxlabel(source, fontsize=6)
+    return drawn
+
+
+def main() -> None:
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "results/growth.csv")
+    parts = read(path)
+    for over, rows in parts.items():
+        print(over)
+        print(exponents(rows, over).round(2).T.to_string())
+    with draw_matplotlib.styled():
+        draw_matplotlib.save(figure(parts), path.with_suffix(""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Measured steps over the longer of compute and communication of scripts/studies/overlap_study.sh.
+
+python -m scripts.studies.overlap_summary [FOLDER]    default results/overlap
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.report import draw_matplotlib, labels
+
+RATES = {"400mbit": 400e6, "200mbit": 200e6}
+WAYS = {
+    ("fsdp2", 1): "nothing hidden",
+    ("overlap", 1): "zero_engine overlap",
+    ("fsdp2", 2): "overlap_chunks 2",
+    ("overlap", 2): "both",
+}
+
+
+def summary(folder: Path) -> pd.DataFrame:
+    """A row for each cell of each speed.
+
+    Compute is the step of the same method with nothing hidden on links that are not throttled,
+    communication what throttling adds to it: gloo sends a reduce-scatter as an all-reduce, so that
+    the bytes of the convention over the speed of the link, `sent_s`, are less.
+    """
+    compute_s = _nothing_hidden(_cells(folder / "none.csv"))
+    found = []
+    for name, rate in RATES.items():
+        cells = _cells(folder / f"{name}.csv")
+        communication_s = _nothing_hidden(cells) - compute_s
+        row = cells[["method", "way", "hardware", "git_commit"]].assign(
+            link=name,
+            step_s=cells["step_ms_p50"] / 1e3,
+            compute_s=cells["method"].map(compute_s),
+            communication_s=cells["method"].map(communication_s),
+            sent_s=cells["comm_bytes_total"] * 8 / rate,
+        )
+        row["ratio"] = row["step_s"] / row[["compute_s", "communication_s"]].max(axis=1)
+        found.append(row)
+    return pd.concat(found, ignore_index=True)
+
+
+def _nothing_hidden(cells: pd.DataFrame) -> pd.Series:
+    """Seconds of a step by method."""
+    return cells[cells["way"] == "nothing hidden"].set_index("method")["step_ms_p50"] / 1e3
+
+
+def _cells(path: Path) -> pd.DataFrame:
+    rows = pd.read_csv(path)
+    rows = rows[rows["status"] == "ok"]
+    engines, chunks = rows["zero_engine"].fillna("fsdp2"), rows["overlap_chunks"].fillna(1)
+    keys = zip(engines, chunks.astype(int), strict=True)
+    return rows.assign(way=[WAYS[key] for key in keys])
+
+
+def figure(cells: pd.DataFrame) -> Figure:
+    """A panel for each speed: bars of a method's ways, from 1, which is perfect."""
+    links, methods = cells["link"].unique(), labels.methods_of(cells)
+    drawn = Figure(figsize=(6.4, 3.2))
+    panels = drawn.subplots(1, len(links), sharey=True, squeeze=False)[0]
+    for axes, link in zip(panels, links, strict=True):
+        here = cells[cells["link"] == link].set_index(["method", "way"])["ratio"]
+        for index, way in enumerate(WAYS.values()):
+            at = [place + 0.2 * (index - 1.5) for place in range(len(methods))]
+            heights = [here.get((method, way), float("nan")) for method in methods]
+            label = way if link == links[0] else None
+            axes.bar(at, heights, width=0.18, label=label, **labels.STACK_STYLE[index])
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(methods)), methods)
+        axes.set_title(f"links of {link.removesuffix('mbit')} Mbit/s")
+    panels[0].set_ylabel("step / max(compute, communication)")
+    drawn.legend(frameon=False, loc="outside upper center", ncols=len(WAYS))
+    first = cells.iloc[0]
+    source = f"measured on {first['hardware']}, two emulated hosts, {str(first['git_commit'])[:8]}"
+    drawn.supxlabel(source, fontsize=6)
+    return drawn
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/overlap")
+    found = summary(folder)
+    found.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
+    table = found.pivot_table(index=["link", "method"], columns="way", values="ratio", sort=False)
+    print(table.round(2).to_string())
+    with draw_matplotlib.styled():
+        draw_matplotlib.save(figure(found), folder / "summary")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The tables of README.md and docs/ that are of measured rows, written where they stand.
+
+python -m scripts.written.tables
+
+A comment before a table says what it is and of which files, as in
+<!-- exponents of results/growth.csv -->.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.report import accuracy
+from methods.peers.registry import PEERS
+from scripts.studies import growth, overlap_summary
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "validation.md"
+_PLACE = re.compile(
+    r"(?P<comment><!-- (?P<what>\w+) of (?P<files>results/[^>]+) -->\n\n)(?:\|.*\n)*"
+)
+
+
+def filled(page: str) -> str:
+    """A page's text with its tables as the files have them."""
+
+    def written(place: re.Match[str]) -> str:
+        files = [ROOT / file for file in place["files"].split()]
+        return place["comment"] + _markdown(TABLES[place["what"]](*files))
+
+    return _PLACE.sub(written, page)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    cells = [list(table.columns), ["---"] * len(table.columns), *table.fillna("").to_numpy()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def ratios(*files: Path, with_spread: bool) -> pd.DataFrame:
+    """Ours over each peer's, of `bench compare`: steps, with 20 % to 80 % of the pairs in brackets;
+    bytes and memory from the least to the most."""
+    rows = pd.concat([pd.read_csv(file) for file in files])
+    rows = rows[rows["status"] == "ok"]
+    rows = rows.sort_values(["world_size", "dtype"], ascending=[True, False])  # fp32 first
+    ranks = rows["world_size"].map("{} ranks, ".format) if rows["world_size"].nunique() > 1 else ""
+    rows = rows.assign(cell=ranks + rows["dtype"])
+    found = []
+    for peer in PEERS:
+        of_peer = rows[rows["peer"] == peer]
+        if of_peer.empty:
+            continue
+        row = {"ours": f"`{of_peer['method'].iloc[0]}`", "peer": f"`{peer}`"}
+        row |= dict.fromkeys(rows["cell"].unique(), "")
+        row |= {cell["cell"]: _ratio(cell, with_spread) for cell in of_peer.to_dict("records")}
+        row["bytes sent"] = _range(of_peer["ours_comm_bytes"] / of_peer["peer_comm_bytes"])
+        row["peak memory"] = _range(of_peer["ours_peak_bytes"] / of_peer["peer_peak_bytes"])
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def _ratio(cell: dict[Any, Any], with_spread: bool) -> str:
+    spread = f" ({cell['ratio_p20']:.2f} to {cell['ratio_p80']:.2f})" if with_spread else ""
+    return f"{cell['ratio_p50']:.2f}{spread}"
+
+
+def _range(numbers: pd.Series) -> str:
+    least, most = f"{numbers.min():.2f}", f"{numbers.max():.2f}"
+    return least if least == most else f"{least} to {most}"
+
+
+def hidden(file: Path) -> pd.DataFrame:
+    """Steps over the longer of compute and communication."""
+    cells = pd.read_csv(file)
+    links = cells["link"].str.removesuffix("mbit") + " Mbit/s"
+    cells = cells.assign(links=links, method="`" + cells["method"] + "`")
+    table = cells.pivot_table(index=["links", "method"], columns="way", values="ratio", sort=False)
+    table = table[list(overlap_summary.WAYS.values())].map("{:.2f}".format, na_action="ignore")
+    return _once(table.reset_index(), "links")
+
+
+def exponents(file: Path) -> pd.DataFrame:
+    """Of each quantity over tokens and over blocks, those of the last doubling in brackets."""
+    found = []
+    names = {"step_ms_p50": "step time", "flops": "model FLOPs"}
+    names |= {"comm_bytes_total": "bytes sent", "peak_memory_bytes": "peak memory"}
+    for over, rows in growth.read(file).items():
+        of_methods = growth.exponents(rows, over).to_dict("index")
+        for name in growth.QUANTITIES:
+            row = {"over": growth.AXES[over], "quantity": names[name]}
+            for method, found_of in of_methods.items():
+                row[f"`{method}`"] = f"{found_of[name]:.2f} ({found_of[f'{name}, last']:.2f})"
+            found.append(row)
+    return pd.DataFrame(found)
+
+
+def errors(file: Path) -> pd.DataFrame:
+    """Of predicted steps, by the speed of links and in all."""
+    rounds = pd.read_csv(file)
+    found = [_of_errors(links, group) for links, group in rounds.groupby("cluster", sort=False)]
+    return pd.DataFrame([*found, _of_errors("all", rounds)])
+
+
+def _of_errors(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
+    cells, wrong = accuracy.medians(rounds), len(accuracy.misordered(rounds))
+    off, of_rounds = cells["error"], rounds["error"]
+    return {
+        "links": str(links).removeprefix("links of ").removeprefix("links "),
+        "cells": str(len(cells)),
+        "mean error": f"{100 * off.abs().mean():.1f} %",
+        "worst": f"{100 * max(off, key=abs):+.1f} %".replace("-", "\N{MINUS SIGN}"),
+        "over 15 %": str((off.abs() > 0.15).sum() or "none"),
+        "pairs in another order, of those measured over 10 % apart": str(wrong or "none"),
+        "single rounds: mean error": f"{100 * of_rounds.abs().mean():.1f} %",
+        "over 15 %, of all": f"{(of_rounds.abs() > 0.15).sum()} of {len(of_rounds)}",
+    }
+
+
+def _once(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A column's value where it is another than in the row before."""
+    return table.assign(**{column: table[column].where(table[column] != table[column].shift(), "")})
+
+
+TABLES: dict[str, Callable[..., pd.DataFrame]] = {
+    "ratios": partial(ratios, with_spread=True),
+    "medians": partial(ratios, with_spread=False),
+    "hidden": hidden,
+    "exponents": exponents,
+    "errors": errors,
+}
+
+
+def main() -> None:
+    """Write the tables where they stand."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The front: README, scripts and help agree with each other and with the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import Any
+
+import pytest
+
+from bench.__main__ import VERBS, main
+from bench.config import options
+from tests.support.paths import ROOT
+
+
+def commands(text: str) -> list[str]:
+    """The bench commands that a text shows, without their line's comment."""
+    found = re.findall(r"^python -m bench (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    files = {"config": "example.yml", "rings": "hybrids.yml"}
+    for name, file in files.items():
+        found = [c.replace(f'"${{{name}[@]}}"', f"--config scripts/{file}") for c in found]
+    return found
+
+
+def test_the_example_runs_what_the_readme_shows() -> None:
+    readme = commands((ROOT / "README.md").read_text())
+    example = commands((ROOT / "run_example.sh").read_text())
+    assert example[:3] == [c for c in readme if "example.csv" in c]
+    assert [c.partition(" ")[0] for c in example] == ["sweep", "sweep", "report", "verify"]
+
+
+def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+
+    def stop(made: Any, arguments: list[str]) -> None:
+        parsed.append(arguments)
+        real(made, arguments)
+        raise KeyboardInterrupt
+
+    real = options.parse
+    monkeypatch.setattr(options, "parse", stop)
+    monkeypatch.chdir(ROOT)
+    shown = commands((ROOT / "README.md").read_text() + (ROOT / "run_example.sh").read_text())
+    assert [main(command.split()) for command in shown] == [130] * len(shown)
+    assert len(parsed) == len(shown) == 14
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_explains_every_flag(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[Any] = []
+
+    def stop(made: Any, arguments: list[str]) -> None:
+        parsers.append(made)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "parse", stop)
+    assert main([verb]) == 130
+    (made,) = parsers
+    flags = [action for action in made._actions if action.option_strings]
+    assert len(flags) > 3
+    assert [action.dest for action in flags if not str(action.help or "").strip()] == []
+
+
+def test_help_of_the_front_door_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"  {verb} " not in shown] == []
+
+
+@pytest.mark.parametrize("script", ["run_example.sh", "run_tests.sh", ".ci/run"])
+def test_scripts_are_bash(script: str) -> None:
+    path = ROOT / script
+    assert path.stat().st_mode & 0o100
+    assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
+
+
+def test_requirements_are_pinned_exactly() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-gpu.txt"):
+        lines = (ROOT / name).read_text().splitlines()
+        packages = [line for line in lines if line and not line.startswith(("#", "-r "))]
+        assert [p for p in packages if not re.fullmatch(r"[\w\-\[\]]+==[\w.]+", p)] == []
+    assert "torch==2.13.0" in (ROOT / "requirements.txt").read_text().splitlines()

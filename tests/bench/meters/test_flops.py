@@ -1,0 +1,97 @@
+"""FLOPs of attention kernels: counted by shape, and how rings spread the causal mask's work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.meters.flops import _KERNELS, FlopMeter
+from bench.theory import model_flops
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Samples
+from odysseus.model.attention import choose_attention
+from odysseus.model.block_attention import choose_block_attention
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from tests.methods.test_parity import RUN
+from tests.support.ranks import run_ranks
+
+CPU = torch.device("cpu")
+
+
+def test_kernels_by_hand() -> None:
+    """Batch 2, 4 query heads on 2 kv heads of 8: two matmuls forward, five backward."""
+    q, k = torch.randn(2, 6, 4, 8, requires_grad=True), torch.randn(2, 6, 2, 8)
+    blocks = choose_block_attention("sdpa", CPU)
+    with FlopMeter() as causal:
+        o = choose_attention("sdpa", CPU, torch.float32)[1](q, k, k)
+    assert causal.attention == 2 * (2 * 2 * 4 * 6 * 6 * 8) // 2
+    with FlopMeter() as backward:
+        o.sum().backward()
+    assert backward.attention == 5 * (2 * 2 * 4 * 6 * 6 * 8) // 2
+    with FlopMeter() as block:
+        blocks.forward(q[:, 2:], k, k, False)
+    assert block.attention == 2 * (2 * 2 * 4 * 4 * 6 * 8)
+
+
+@pytest.mark.parametrize("name", [name for name in _KERNELS if name.startswith("aten::")])
+def test_arguments_are_where_the_schema_has_them(name: str) -> None:
+    query_at, key_at, causal_at, *_ = _KERNELS[name]
+    arguments = getattr(torch.ops.aten, name.removeprefix("aten::")).default._schema.arguments
+    names = [arguments[at].name for at in (query_at, key_at, causal_at)]
+    assert names == ["query", "key", "is_causal"]
+
+
+def measured(runs: list[RunConfig]) -> list[tuple[int, int]]:
+    """FLOPs of attention and of matmuls in a step of each run on this rank."""
+    torch.set_num_threads(1)
+    mesh, found = make_mesh(CPU, runs[0]), []
+    for run in runs:
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.shard, CPU)
+        with FlopMeter() as meter:
+            trainer.step(samples.step(0))
+        found.append((meter.attention, meter.matmul))
+    return found
+
+
+def whole(run: RunConfig) -> int:
+    """Of all ranks: causal, forward and backward, with the forward again under checkpointing."""
+    a, matmuls = run.architecture, 7 + 2 * run.recomputes
+    of_block = matmuls * 2 * run.micro_batch_size * run.seq_len**2 * a.query_width // 2
+    return of_block * a.num_hidden_layers
+
+
+@pytest.mark.parametrize("backend", ["native", "allgather"])
+def test_zigzag_is_balanced_and_contiguous_is_not(backend: str) -> None:
+    """Place r of 8: every one the same, or 2r+1 of 64 parts: the last 1.875 times the mean."""
+    zigzag = replace(
+        RUN, method="ulysses", world_size=8, ring_parallel_size=8, ring_backend=backend, seq_len=128
+    )
+    contiguous = replace(zigzag, ring_order="contiguous", activation_checkpointing=True)
+    ranks = run_ranks(measured, 8, [zigzag, contiguous])
+    assert [attention for (attention, _), _ in ranks] == [whole(zigzag) // 8] * 8
+    parts = whole(contiguous) // 64
+    found = [attention for _, (attention, _) in ranks]
+    assert found == [(2 * r + 1) * parts for r in range(8)]
+    assert max(found) == 1.875 * whole(contiguous) / 8
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_does_its_share(method: str) -> None:
+    """Heads by the sequence axis, tokens by the ring; nothing twice."""
+    run = replace(RUN, method=method, world_size=4, ring_parallel_size=2, seq_len=64)
+    matmuls = 6 * model_flops.matmul_parameters(run.architecture) * run.tokens_per_step
+    assert run_ranks(measured, 4, [run]) == [[(whole(run) // 4, matmuls // 4)]] * 4
+
+
+def test_recomputing_a_block_repeats_all_but_its_last_matmul() -> None:
+    run = replace(RUN, method="ulysses", world_size=2)
+    plain, again = run_ranks(measured, 2, [run, replace(run, activation_checkpointing=True)])[0]
+    a = run.architecture
+    block = a.hidden_size * (2 * a.query_width + 2 * a.num_key_value_heads * a.head_dim)
+    block += 2 * a.hidden_size * a.intermediate_size  # gate and up; down is not needed
+    assert again[1] - plain[1] == 2 * block * a.num_hidden_layers * run.tokens_per_step // 2

@@ -1,0 +1,168 @@
+"""The memory meter against bytes counted by hand, and activations against their closed form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.meters.memory import MemoryMeter
+from bench.meters.step import memory_of_step
+from bench.theory import memory as theory_memory
+from methods import METHODS
+from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel import sharding
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from tests.support.ranks import run_ranks
+
+KIB = 1024
+
+
+def tensor(kib: int) -> Tensor:
+    return torch.empty(kib * KIB, dtype=torch.uint8)
+
+
+def test_counts_what_is_alive_at_once() -> None:
+    with MemoryMeter() as meter:
+        kept = tensor(10)
+        tensor(5)  # gone at once
+        view = kept[:100]
+        more = tensor(3)
+        del kept
+        last = tensor(1)  # the view keeps the first alive
+        del view, more, last
+    peak = meter.peak()
+    assert peak.bytes == 15 * KIB
+    assert [a.bytes for a in peak.alive] == [10 * KIB, 5 * KIB]
+
+
+def test_kinds_may_be_learned_late_and_split_the_peak() -> None:
+    weight = torch.empty(2 * KIB, dtype=torch.uint8)
+    meter = MemoryMeter()
+    meter.watch([weight], "parameters")
+    with meter:
+        gradient = tensor(4)
+        temporary = tensor(8)
+        del temporary
+        meter.watch([gradient], "gradients")
+    kinds = meter.peak().by_kind
+    assert kinds["parameters"] == 2 * KIB
+    assert kinds["gradients"] == 4 * KIB
+    assert kinds["activations"] == 8 * KIB
+    assert meter.peak("gradients").bytes == 4 * KIB
+
+
+def test_resizing_a_storage_frees_and_allocates() -> None:
+    """FSDP2 lets go of gathered parameters by resizing their storage to nothing."""
+    resize = torch.UntypedStorage.resize_
+    with MemoryMeter() as meter:
+        buffer = tensor(10)
+        buffer.untyped_storage().resize_(0)
+        other = tensor(9)
+        buffer.untyped_storage().resize_(4 * KIB)
+        del other
+    assert torch.UntypedStorage.resize_ is resize
+    assert meter.peak().bytes == 13 * KIB
+
+
+def test_one_linear_layer_by_hand() -> None:
+    """[8, 16] @ [16, 4]: output 8·4, its square 8·4, and in backward the gradients."""
+    layer = nn.Linear(16, 4, bias=False)
+    x = torch.randn(8, 16)
+    meter = MemoryMeter()
+    meter.watch([layer.weight], "parameters")
+    meter.watch([x], "activations")
+    with meter:
+        y = layer(x)
+        loss = y.sum()
+        y_bytes, loss_bytes = 8 * 4 * 4, 4
+        del y, loss
+    forward = 16 * 4 * 4 + 8 * 16 * 4 + y_bytes + loss_bytes
+    assert meter.peak().bytes == forward
+
+
+def measured_activations(runs: list[RunConfig]) -> list[int]:
+    """Each run's peak of activations; parameters and optimizer states checked on the way."""
+    found = []
+    for run in runs:
+        mesh = make_mesh(torch.device("cpu"), run)
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
+        trainer.step(samples.step(0))
+        meter = memory_of_step(trainer, samples.step(1))
+        held = sum(p.nbytes for p, _ in map(sharding.local_shard, trainer.model.parameters()))
+        kinds = meter.peak().by_kind
+        assert kinds["parameters"] == held
+        # AdamW keeps two moments a parameter and one fp32 step count a tensor.
+        count = len(list(trainer.model.parameters()))
+        assert kinds["optimizer"] == 2 * held + 4 * count
+        found.append(meter.peak("activations").bytes)
+    return found
+
+
+MODEL = ModelOptions(
+    hidden_size=64,
+    intermediate_size=640,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+)
+RUN = RunConfig(method="tp_sp", model=MODEL, seq_len=1024)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_activations_equal_their_closed_form(size: int) -> None:
+    """To the byte, for every method; tp_sp's is 1/n of the whole, within 2 %."""
+    runs = [replace(RUN, method=method, world_size=size) for method in METHODS]
+    runs += [replace(run, dtype="bf16") for run in runs if run.method != "tp"]
+    grouped = replace(MODEL, num_key_value_heads=2)
+    runs += [replace(RUN, micro_batch_size=2, dtype="fp64", world_size=size, model=grouped)]
+    closed = [theory_memory.peak_activation_bytes(run) for run in runs]
+    assert run_ranks(measured_activations, size, runs)[0] == closed
+    whole = theory_memory.peak_activation_bytes(replace(RUN, world_size=1))
+    shard = closed[runs.index(replace(RUN, world_size=size))]
+    assert shard * size == pytest.approx(whole, rel=0.02)
+
+
+VOCABULARY = replace(MODEL, vocab_size=1024, num_hidden_layers=3)
+THIN = replace(VOCABULARY, intermediate_size=64, num_key_value_heads=2)
+WHOLE_LOSS = {"tiled_loss_compute": False}
+TILED_LOSS = {"tiled_loss_compute": True, "tiled_loss_bytes": 1024 * 4 * 64}
+TRICKS: list[dict[str, Any]] = [
+    WHOLE_LOSS,
+    WHOLE_LOSS | {"activation_checkpointing": True},
+    TILED_LOSS | {"activation_checkpointing": True},
+    TILED_LOSS | {"tiled_mlp_compute": True},
+    TILED_LOSS | {"tiled_mlp_compute": True, "activation_checkpointing": True},
+    WHOLE_LOSS | {"activation_checkpoint_cpu_offload": True},
+    TILED_LOSS | {"activation_checkpoint_cpu_offload": True},
+    TILED_LOSS | {"activation_checkpoint_cpu_offload": True, "tiled_mlp_compute": True},
+]
+
+
+@pytest.mark.parametrize("model", [VOCABULARY, THIN], ids=["wide_mlp", "thin_mlp"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_tricks_leave_equals_its_closed_form(method: str, model: ModelOptions) -> None:
+    """To the byte; the peak is now at the MLP, now at a norm, at attention or at the loss."""
+    length = 1024 if model is VOCABULARY else 2048  # thinner ones peak elsewhere when short
+    base = replace(RUN, method=method, model=model, world_size=4, seq_len=length)
+    runs = [replace(base, **tricks) for tricks in TRICKS]
+    closed = [theory_memory.peak_activation_bytes(run) for run in runs]
+    assert None not in closed
+    assert run_ranks(measured_activations, 4, runs)[0] == closed
+
+
+def test_no_closed_form_is_claimed_for_what_was_not_derived() -> None:
+    tricks = {"activation_checkpointing": True}
+    for run in (
+        replace(RUN, dtype="bf16", **tricks),
+        replace(RUN, model=replace(MODEL, use_qk_norm=True)),
+        replace(RUN, tiled_loss_compute=True, tiled_loss_engine="torch"),
+        replace(RUN, compile=True),
+    ):
+        assert theory_memory.peak_activation_bytes(run) is None

@@ -1,0 +1,133 @@
+"""Measured bytes equal the closed form, to the byte, in every column."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.meters.traffic import TrafficMeter
+from bench.theory import traffic as theory_traffic
+from methods import METHODS
+from odysseus.config.run import OptimizerOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from tests.methods.test_parity import MODEL, RUN, VARIANTS
+from tests.support.ranks import run_ranks
+
+
+def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
+    """The traffic of a step of each run on this rank; meshes are shared where sizes agree."""
+    meshes = {}
+    columns = []
+    for run in runs:
+        shape = (run.ring_parallel_size, run.sequence_size, run.architecture.num_key_value_heads)
+        mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), run)
+        meshes[shape] = mesh
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
+        with TrafficMeter() as meter:
+            trainer.step(samples.step(0))
+        columns.append(meter.totals())
+    return columns
+
+
+def variants(world_size: int) -> list[RunConfig]:
+    """Every method, with what changes its traffic, at one world size."""
+    base = replace(RUN, dtype="fp32", world_size=world_size, micro_batch_size=1, seq_len=64)
+    runs = []
+    for method in METHODS:
+        run = replace(base, method=method)
+        runs += [
+            run,
+            replace(run, regather=False),
+            replace(run, activation_checkpointing=True),
+            replace(run, dtype="bf16"),
+            replace(run, dtype="bf16", seq_parallel_communication_data_type="bf16"),
+            replace(run, gradient_accumulation_steps=2, micro_batch_size=2),
+            replace(run, model=VARIANTS["kv_heads_fewer_than_ranks"], regather=False),
+            replace(run, model=VARIANTS["qwen"], activation_checkpointing=True),
+            replace(run, model=VARIANTS["tied_llama3"]),
+            replace(run, model=replace(MODEL, vocab_size=259)),
+            replace(run, seq_len=296, micro_batch_size=2, tiled_mlp_compute=True),
+            replace(run, tiled_mlp_compute=True, activation_checkpoint_cpu_offload=True),
+            replace(run, tiled_mlp_compute=True, regather=False, activation_checkpointing=True),
+            replace(run, reduce_bucket_size=4000, dtype="bf16"),
+            replace(run, reduce_bucket_size=2500, seq_parallel_communication_data_type="bf16"),
+            replace(run, tiled_loss_compute=False),
+            replace(run, tiled_loss_compute=True, tiled_loss_bytes=4 * 512 * 5),
+            replace(run, parameter_offload="cpu"),
+            replace(run, optimizer=OptimizerOptions(offload="cpu")),
+            replace(run, reshard_after_forward=False, gradient_accumulation_steps=2),
+            replace(
+                run,
+                reshard_after_forward=False,
+                activation_checkpointing=True,
+                zero_engine="overlap",
+            ),
+        ]
+        if world_size > 1:
+            runs.append(replace(run, sequence_parallel_size=world_size // 2))
+            runs.append(replace(run, sequence_parallel_size=1))
+    return runs if world_size < 8 else runs[::2]  # eight ranks take their time on two cores
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_traffic_equals_theory(world_size: int) -> None:
+    runs = variants(world_size)
+    expected = [theory_traffic.step_traffic(run).columns for run in runs]
+    for measured in run_ranks(measured_columns, world_size, runs):
+        for run, columns, formula in zip(runs, measured, expected, strict=True):
+            assert columns == formula, run
+
+
+def ring_variants(world_size: int) -> list[RunConfig]:
+    """Every method on a ring or two, with what changes a ring's traffic."""
+    base = replace(RUN, dtype="fp32", world_size=world_size, micro_batch_size=1, seq_len=64)
+    rings = {2: [2], 4: [2, 4], 8: [4]}[world_size]
+    runs = []
+    for method, ring in itertools.product(METHODS, rings):
+        run = replace(base, method=method, ring_parallel_size=ring)
+        runs += [
+            run,
+            replace(run, ring_order="contiguous", dtype="bf16"),
+            replace(run, ring_backend="allgather", dtype="bf16", activation_checkpointing=True),
+            replace(run, ring_backend="allgather", ring_order="contiguous", micro_batch_size=2),
+            replace(run, activation_checkpoint_cpu_offload=True, tiled_mlp_compute=True),
+            replace(run, model=VARIANTS["kv_heads_fewer_than_ranks"], parameter_offload="cpu"),
+            replace(run, model=VARIANTS["qwen"], gradient_accumulation_steps=2),
+            replace(run, sequence_parallel_size=1, reduce_bucket_size=4000),
+            replace(run, reshard_after_forward=False),
+        ]
+    return runs if world_size < 8 else runs[::2]
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_traffic_of_rings_equals_theory(world_size: int) -> None:
+    runs = ring_variants(world_size)
+    for run in runs:
+        run.check()
+    expected = [theory_traffic.step_traffic(run).columns for run in runs]
+    for measured in run_ranks(measured_columns, world_size, runs):
+        for run, columns, formula in zip(runs, measured, expected, strict=True):
+            assert columns == formula, run
+
+
+def test_three_ranks_send_fractions() -> None:
+    """A ring of 3 does not send whole bytes of every tensor; columns round once, at the end."""
+    model = replace(MODEL, num_attention_heads=6, num_key_value_heads=3, head_dim=8)
+    run = replace(RUN, dtype="fp32", model=model, world_size=3, seq_len=48, method="tp_sp")
+    (measured,) = run_ranks(measured_columns, 3, [run])[0]
+    assert measured == theory_traffic.step_traffic(run).columns
+
+
+def test_yunchang_exchange_sends_the_same_in_more_calls() -> None:
+    native = replace(RUN, dtype="fp32", method="ulysses", world_size=4)
+    yunchang = replace(native, ulysses_all_to_all="yunchang")
+    ours, theirs = run_ranks(measured_columns, 4, [native, yunchang])[0]
+    assert theirs == theory_traffic.step_traffic(yunchang).columns
+    assert ours["comm_bytes_total"] == theirs["comm_bytes_total"]
+    assert ours["comm_calls_total"] < theirs["comm_calls_total"]

@@ -1,0 +1,154 @@
+"""The map of methods: its cells, its file, its figure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench.__main__ import main
+from bench.hardware import profiles
+from bench.planner import method_map, ranking
+from bench.report import catalogue, inputs
+from bench.report.chart import Line
+from bench.report.charts import method_map as map_chart
+from bench.theory import traffic as theory_traffic
+from methods import METHODS
+from tests.bench.planner.test_ranking import BASE
+from tests.support.paths import ROOT
+
+SHIPPED = ROOT / "results" / "map_llama3-8b_h100.csv"
+SHALLOW = replace(BASE, model=replace(BASE.model, num_hidden_layers=3))
+
+
+def test_layouts_keep_the_sequence_axis_in_a_node_or_over_all() -> None:
+    run = replace(SHALLOW, world_size=16)
+    found = {(r.sequence_size, r.ring_parallel_size) for r in method_map.layouts(run)}
+    assert found == {(8, 1), (8, 2), (16, 1)}
+
+
+def test_a_cell_is_the_fastest_of_its_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(SHALLOW, world_size=2, seq_len=8192)
+    row = method_map.cell(run)
+    found = ranking.ranked(method_map.layouts(run), lambda line: None)
+    assert row["method"] == found[0].run.method
+    assert row["tokens_per_s_per_gpu"] == max(c.tokens_per_s_per_gpu for c in found)
+    assert row["next_slower"] >= 0
+    monkeypatch.setattr(ranking, "fitting", lambda run: None)
+    assert method_map.cell(run)["method"] == method_map.NOTHING
+
+
+def test_the_files_and_what_is_there_already(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    flags = "--model.name_or_path llama3-8b --model.num_hidden_layers 3"
+    flags += f" --map {path} --map_world_sizes [2] --map_seq_lens"
+    assert main(["plan", *flags.split(), "[8192]"]) == 0
+    first = (tmp_path / "map.csv").read_text()
+    assert main(["plan", *flags.split(), "[8192,16384]"]) == 0
+    both = (tmp_path / "map.csv").read_text()
+    assert both.startswith(first)
+    assert len(pd.read_csv(tmp_path / "map.csv")) == 2
+    assert (tmp_path / "map.png").stat().st_size > 0
+
+
+def test_lines_are_where_the_fewest_bytes_change() -> None:
+    run = replace(SHALLOW, world_size=8)
+    (at, *_) = map_chart.least_bytes_change(run, 1024, 2**20)
+
+    def least(length: float) -> str:
+        sizes = {m: theory_traffic.line(replace(run, method=m)) for m in METHODS}
+        return min(sizes, key=lambda m: sizes[m][0] * int(length) + sizes[m][1])
+
+    assert least(at * 0.95) != least(at * 1.05)
+
+
+def test_a_files_own_run_has_the_lines_of_its_map() -> None:
+    shipped = pd.read_csv(SHIPPED)
+    run = method_map.run_of(shipped, profiles.PROFILES)
+    assert (run.model.label, run.dtype, run.hardware) == ("llama3-8b", "bf16", "h100-80g")
+    expected = map_chart.changes(run, shipped)
+    assert any(expected.values())
+    (chart,) = map_card(shipped).charts
+    lines = [mark.x[0] for mark in chart.panels[0].marks if isinstance(mark, Line)]
+    assert len(lines) == sum(map(len, expected.values()))
+    assert all(0 < x < 5 for x in lines)
+    half = shipped.assign(model="llama3-8b(num_hidden_layers=3)")
+    assert method_map.run_of(half, profiles.PROFILES).architecture.num_hidden_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("model", "../../etc", "model '../../etc' is not known"),
+        ("model", "llama3-8b(name_or_path=x)", "name_or_path is no size"),
+        ("model", "llama3-8b(num_hidden_layers=--config=x)", "num_hidden_layers"),
+        ("hardware", "some.yml", "hardware 'some.yml' is not known"),
+        ("dtype", "--config=some.yml", "dtype"),
+        ("tiled_mlp_compute", None, "no column tiled_mlp_compute"),
+    ],
+)
+def test_a_map_of_an_unknown_run_has_no_lines(column: str, value: str | None, told: str) -> None:
+    shipped = pd.read_csv(SHIPPED)
+    changed = shipped.drop(columns=column) if value is None else shipped.assign(**{column: value})
+    card = map_card(changed)
+    (note,) = card.notes
+    assert note.startswith("name: where the fewest bytes change is not drawn: ")
+    assert told in note
+    (chart,) = card.charts
+    assert not any(isinstance(mark, Line) for mark in chart.panels[0].marks)
+
+
+def map_card(cells: pd.DataFrame) -> catalogue.Card:
+    given = inputs.Given(pd.DataFrame(), maps={"name": cells})
+    return catalogue._maps(given, profiles.PROFILES)
+
+
+def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--map", "no/such/folder", "--world_size", "8"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "map = no/such/folder.csv cannot be written" in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"zero_prefetch": False},
+        {"ring_order": "contiguous"},
+        {"ulysses_head_chunks": 2},
+        {"host_memory_limit_bytes": 10**11},
+        {"optimizer": replace(SHALLOW.optimizer, type="sgd")},
+    ],
+)
+def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path) -> None:
+    other = replace(SHALLOW, **change)
+    assert method_map.identity(SHALLOW)["flags"] == ""
+    assert next(iter(change)) in method_map.identity(other)["flags"]
+    out = tmp_path / "map.csv"
+    known = pd.DataFrame([method_map.identity(SHALLOW) | {"method": "tp"}])
+    known.to_csv(out, index=False)
+    sizes = [SHALLOW.seq_len], [SHALLOW.world_size], out
+    assert len(method_map.cells(SHALLOW, *sizes)) == 1
+    with pytest.raises(ValueError, match=r"flags = , not .*the same flags"):
+        method_map.cells(other, *sizes)
+    with pytest.raises(ValueError, match="other flags too: "):
+        method_map.run_of(pd.DataFrame([method_map.identity(other)]), profiles.PROFILES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--map_seq_lens []", "map has no cells"),
+        ("--map_world_sizes [3] --map_seq_lens [8192]", "world_size = 3, seq_len = 8192 can run: "),
+        ("--out rows.csv", "out = rows.csv is not for a map"),
+    ],
+)
+def test_cells_that_are_none(
+    flags: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--map", str(tmp_path / "map"), *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not list(tmp_path.glob("*.csv"))

@@ -1,0 +1,139 @@
+"""Cells that torchrun or srun started: the row, of whichever rank failed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pandas as pd
+import pytest
+import torch
+
+from bench.__main__ import main
+from bench.runner import host_limit, join
+from odysseus.config.run import RunConfig
+from odysseus.memory.host_memory import HostMemoryError
+from tests.bench.runner.test_host_limit import RUN as OFFLOADED
+from tests.bench.runner.test_launch import SMALL, bench, finished, one_row
+from tests.support.paths import ROOT
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+
+
+def test_of_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    write = Mock()
+    monkeypatch.setenv("RANK", "0")
+    assert join.run_cell(RunConfig(), fail, write) == "oom_gpu"
+    ((row,),) = (call.args for call in write.call_args_list)
+    assert row["error"] == "rank 0: OutOfMemoryError: CUDA out of memory."
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(torch.OutOfMemoryError):
+        join.run_cell(RunConfig(), fail, write)
+    assert write.call_count == 1
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any process group."""
+    measure, write = Mock(), Mock()
+    monkeypatch.setenv("RANK", rank)
+    run = replace(OFFLOADED, host_memory_limit_bytes=1)
+    if rank == "1":
+        with pytest.raises(HostMemoryError, match="offloading needs"):
+            join.run_cell(run, measure, write)
+    else:
+        assert join.run_cell(run, measure, write) == "oom_cpu"
+        ((row,),) = (call.args for call in write.call_args_list)
+        assert row["error"] == f"rank 0: HostMemoryError: {host_limit.shortage(run)}"
+    assert not measure.called
+
+
+@pytest.mark.parametrize("verb", ["run", "sweep"])
+@pytest.mark.parametrize("meanwhile", ["hangs", "reduces"])
+def test_another_rank_that_fails_is_the_row(tmp_path: Path, verb: str, meanwhile: str) -> None:
+    """Whether rank 0's collective fails then, or never returns."""
+    out = tmp_path / "rows.csv"
+    job = [*TORCHRUN, "-m", "tests.support.joined_job", meanwhile, verb, *SMALL.split()]
+    done = subprocess.run(
+        [*job, "--world_size", "2", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    row = one_row(out)
+    assert (row["status"], row["error"]) == (
+        "oom_gpu",
+        "rank 1: OutOfMemoryError: CUDA out of memory.",
+    )
+
+
+def test_a_job_that_is_ended_leaves_no_row(tmp_path: Path) -> None:
+    """So that it goes on there when it is started again."""
+    out, begun = tmp_path / "rows.csv", tmp_path / "begun"
+    job = [*TORCHRUN, "-m", "tests.support.joined_job", f"waits:{begun}", "run", *SMALL.split()]
+    process = subprocess.Popen(
+        [*job, "--world_size", "2", "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not begun.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) != 0
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_run_joins_workers_that_a_launcher_started(tmp_path: Path, launcher: str) -> None:
+    out = tmp_path / "rows.csv"
+    flags = f"{SMALL} --world_size 2 --seq_len 64 --steps 1 --out {out}".split()
+    if launcher == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+        command += ["--standalone", "-m", "bench", "run", *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NUM_TASKS": "2"}
+        tasks = [
+            bench("run", *flags, **step, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"
+        ]
+        assert [finished(task)[0] for task in tasks] == [0, 0]
+    assert one_row(out)["status"] == "ok"
+    assert one_row(out)["world_size"] == "2"
+
+
+def test_a_sweep_joins_workers_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += ["-m", "bench", "sweep", *f"{SMALL} --world_size 2 --steps 1 --out {out}".split()]
+
+    for lengths, failed, statuses in (
+        ("[64]", 0, ["ok"]),
+        ("[65,64,128]", 1, ["ok", "invalid", "ok"]),
+    ):
+        flags = ["--seq_len", lengths, "--method", "ulysses"]
+        done = subprocess.run(
+            [*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == failed, done.stderr
+        assert list(pd.read_csv(out)["status"]) == statuses
+
+
+def test_a_sweep_of_other_ranks_than_were_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "rows.csv"
+    assert main(["sweep", "--seq_len", "64", "--world_size", "4", "--out", str(out)]) == 2
+    assert "the launcher started 2 processes" in capsys.readouterr().err
+    assert not out.exists()

@@ -1,0 +1,64 @@
+"""The method that docs/adding-a-method.md shows: right to the last gradient, and what it sends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.theory import traffic as theory_traffic
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from tests.bench.meters.test_traffic import measured_columns
+from tests.methods.test_parity import RUN, VARIANTS, assert_parity, compare
+from tests.support.example_method import METHOD
+from tests.support.paths import ROOT
+from tests.support.ranks import run_ranks
+
+PAGE = ROOT / "docs" / "adding-a-method.md"
+EXAMPLE: Any = METHOD.name
+CELL = replace(RUN, method=EXAMPLE)
+
+
+def compare_example(run: RunConfig) -> tuple[float, dict[str, float]]:
+    """As :func:`compare`, in a process that knows the example."""
+    METHODS[METHOD.name] = METHOD
+    return compare(run)
+
+
+def columns_of_example(run: RunConfig) -> dict[str, int]:
+    """What this rank sends in a step."""
+    METHODS[METHOD.name] = METHOD
+    return measured_columns([run])[0]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        replace(CELL, world_size=2),
+        replace(CELL, world_size=4, model=VARIANTS["kv_heads_fewer_than_ranks"]),
+        replace(CELL, world_size=4, sequence_parallel_size=2, activation_checkpointing=True),
+        replace(CELL, world_size=4, ring_parallel_size=2, tiled_mlp_compute=True),
+        replace(CELL, world_size=2, model=VARIANTS["qwen"], regather=False),
+    ],
+    ids=["2", "fewer kv heads", "replicas", "ring", "kept gathers"],
+)
+def test_it_equals_one_process(run: RunConfig) -> None:
+    assert_parity(run, compare_example)
+
+
+def test_it_sends_half_of_each() -> None:
+    run = replace(CELL, world_size=4)
+    ulysses, tp_sp = (
+        theory_traffic.step_traffic(replace(run, method=name)).bytes(purpose="activation")
+        for name in ("ulysses", "tp_sp")
+    )
+    for columns in run_ranks(columns_of_example, 4, run):
+        assert columns["comm_bytes_activation"] == ulysses + tp_sp // 2
+
+
+def test_the_page_shows_this_method() -> None:
+    source = (ROOT / "tests/support/example_method.py").read_text()
+    assert f"```python\n{source}```" in PAGE.read_text()
+    assert len(source.splitlines()) <= 60

@@ -1,0 +1,165 @@
+"""Unmodified Transformers models on a split sequence: the loss and every gradient are those of the
+one-process model, with Transformers' own attention and mask, in fp64 to 1e-10."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import rows
+from bench.__main__ import main
+from odysseus.hf.attention import NAMES
+from odysseus.hf.families import TRICKS
+from tests.methods.test_toggles import ALL_ON
+from tests.methods.test_toggles import TOGGLES as OWN_TOGGLES
+from tests.support.hf_mistakes import refusals
+from tests.support.hf_models import (
+    CONFIGS,
+    Case,
+    errors,
+    in_other_orders,
+    padded,
+    registered,
+    undone,
+)
+from tests.support.ranks import run_ranks
+
+OF_OTHERS = ("kept_gathers", "optimizer_offload")  # a method's, the optimizer's
+TOGGLES = [toggle for name, toggle in OWN_TOGGLES.items() if name not in OF_OTHERS]
+TOGGLES += [{"zero_prefetch": False}, {"zero_engine": "overlap"}]
+TOGGLES += [{"reshard_after_forward": False}]
+
+
+def cases(name: str, world_size: int) -> list[Case]:
+    """Ulysses over all ranks, a ring, or both, packed and not, with no toggle and with all; at 4
+    ranks, for three families, also each toggle on the hybrid."""
+    tricks = ALL_ON if name in TRICKS else {"activation_checkpoint_cpu_offload": True}
+    places = {1: [("ulysses", 1)], 2: [("ulysses", 1), ("ring", 2)]}
+    hybrid = ("ulysses_ring", 2)
+    found = [
+        Case(name, attention, ring, packed, toggles)
+        for attention, ring in places.get(world_size, [("ulysses", 1), hybrid])
+        for packed in (False, True)
+        for toggles in ({}, tricks)
+    ]
+    if world_size == 4 and name in ("llama", "qwen3", "gemma"):
+        found += [Case(name, *hybrid, packed=True, toggles=toggles) for toggles in TOGGLES]
+    return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_equals_transformers(name: str, world_size: int) -> None:
+    chosen = cases(name, world_size)
+    for of_rank in run_ranks(errors, world_size, chosen):
+        for case, found in zip(chosen, of_rank, strict=True):
+            assert {n: error for n, error in found.items() if not error < 1e-10} == {}, case
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_prepare_undoes_itself(name: str) -> None:
+    """Twice; the model is then one that Transformers computes with as before, on every rank."""
+    for of_rank in run_ranks(undone, 2, name):
+        assert of_rank == dict.fromkeys(of_rank, True)
+
+
+def test_what_is_refused() -> None:
+    """By name; each message says what is valid."""
+    expected = {
+        "ring mesh": "attn_implementation = ulysses, but the mesh's ring axis has 2 ranks; valid: "
+        "ulysses_ring",
+        "sliding window": "MistralAttention wants attention with sliding_window shorter than a "
+        "sample's 48 tokens = 16",
+        "softcap": "LlamaAttention wants attention with softcap = 50.0",
+        "sinks": "LlamaAttention wants attention with s_aux = Tensor",
+        "family": "Gemma2Attention is of model_type gemma2, not known to be right on a split seq",
+        "longest position": "LlamaForCausalLM has rope_type dynamic, whose frequencies depend on",
+        "plain attention": "LlamaForCausalLM was made with attn_implementation = sdpa, which kno",
+        "dropout again": "PhiForCausalLM has dropout of 0.5 in blocks that are computed again in",
+        "eval": "LlamaForCausalLM is in eval mode, in which Transformers recomputes nothing; val",
+        "twice": "FSDPLlamaForCausalLM is sharded already; valid: undo() first",
+        "no head": "LlamaModel has no blocks or no linear head; valid: a causal language model",
+        "value": "dtype is 'bfloat16'; valid: fp32, bf16, fp64",
+        "optimizer": "optimizer.offload = cpu is the optimizer's to do; valid: none",
+        "other mesh": "LlamaAttention has a batch of another mesh than the one registered last",
+        "no labels at all": "all labels of a step are -100; its loss is undefined",
+        "nothing": "the batch's input_ids are missing; valid: [samples, tokens]",
+        "shapes": "labels is [2, 47]; valid: [2, 48], as input_ids",
+        "dropout": "LlamaAttention wants attention with dropout = 0.1",
+        "plain batch": "LlamaAttention was not told of documents; valid: batches of "
+        "odysseus.hf.shard_batch",
+        "heads": "LlamaAttention has 3 query and 3 kv heads, which 2 ranks of the sequence axis",
+        "padding": "attention_mask has zeros before ones; valid: padding at the end",
+        "padding with labels": "padding has labels; valid: -100 where attention_mask is 0",
+        "length": "seq_len = 47 does not divide by",
+        "other keys": "the batch has 'pixel_values'; valid: input_ids, labels, position_ids, ",
+        "tiles of Phi": "tiled_mlp_compute = true is not known to be right for PhiForCausalLM",
+        "loss of Phi": "tiled_loss_compute = true is not known to be right for PhiForCausalLM",
+        "method": "method = tp is not for models of Transformers; valid: ulysses",
+        "liger": "model.type = liger is not for models of Transformers; valid: torch",
+        "no labels": "the loss is computed in tiles, and the model was not given shift_labels",
+        "different batches": "ranks of one replica have read different batches; valid: a Distr",
+        "backend": "ring_backend is 'yunchang'; valid: native, allgather",
+    }
+    (found, _) = run_ranks(refusals, 2)
+    assert found.keys() == expected.keys()
+    assert {k: v for k, v in found.items() if not v.startswith(expected[k])} == {}
+
+
+def test_padding_at_the_end_is_nobodys() -> None:
+    """With -100 as its labels, a padded batch is the short samples alone."""
+    for of_rank in run_ranks(padded, 2):
+        assert of_rank < 1e-12
+
+
+def test_registering_leaves_other_names_alone() -> None:
+    before, after = run_ranks(registered, 1)[0]
+    assert after == before + sorted(NAMES)
+
+
+def test_an_evaluation_leaves_shards() -> None:
+    """Also of the head, whose weights otherwise stay gathered for its backward."""
+    for sharded, same_after_two_forwards in run_ranks(in_other_orders, 2):
+        assert sharded
+        assert same_after_two_forwards < 1e-12
+
+
+def test_the_harness_measures_it(tmp_path: Path) -> None:
+    """The same numbers as this project's own model, but for memory; the same bytes, theory's."""
+    file = tmp_path / "rows.csv"
+    given = ["run", "--method", "ulysses", "--world_size", "2", "--seq_len", "512"]
+    given += ["--steps", "2", "--activation_checkpoint_cpu_offload", "true", "--out", str(file)]
+    text = tmp_path / "text.txt"
+    text.write_text("To be packed.\n\n" * 50)
+    given += ["--data.path", str(text), "--data.pack", "true"]
+    for implementation in ("native", "transformers"):
+        assert main([*given, "--model.implementation", implementation]) == 0
+    native, theirs = rows.read(file).to_dict("records")
+    assert theirs["model_implementation"] == "transformers"
+    for column in ("loss_first", "loss_last", "grad_norm_first", "grad_norm_last"):
+        assert float(native[column]) == pytest.approx(float(theirs[column]), rel=1e-4), column
+    for column in ("comm_bytes_activation", "comm_bytes_parameter", "comm_bytes_gradient"):
+        assert native[column] == theirs[column], column
+    assert theirs["comm_bytes_total"] == theirs["theory_comm_bytes_total"]
+    assert native["attention_flops_max"] == theirs["attention_flops_max"]
+    assert native["peak_host_bytes"] == theirs["peak_host_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--method tp", "method = tp is not for models of Transformers; valid: ulysses, with"),
+        ("--method ulysses --compile true", "compile = true is not for models of Transformers"),
+        (
+            "--method ulysses --ulysses_head_chunks 2 --world_size 2",
+            "ulysses_head_chunks = 2 is not",
+        ),
+        ("--method ulysses --dry_run true", "dry_run = true counts model.implementation = native"),
+    ],
+)
+def test_what_the_harness_refuses(
+    flags: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--model.implementation", "transformers", *flags.split()]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""Tokens of a checkpoint that brings its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from odysseus.config.run import DataOptions, ModelOptions, RunConfig
+from odysseus.io.text import Samples, check_tokens
+from tests.odysseus.config.test_hf_config import SIZES
+
+WORDS = ["<s>", "?", "the", "cat", "sat", "on", "mat"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    """A folder with a tokenizer of seven words, and a text of six."""
+    words = WordLevel({word: 300 + i for i, word in enumerate(WORDS)}, unk_token="?")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $0", special_tokens=[("<s>", 300)])
+    tokenizer.enable_truncation(2)  # of one text for a model, not of what it is trained on
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps(SIZES | {"model_type": "llama"}))
+    (tmp_path / "text.txt").write_text("the cat sat on the mät")
+    data = DataOptions(path=str(tmp_path / "text.txt"))
+    return RunConfig(model=ModelOptions(name_or_path=str(tmp_path)), data=data, seq_len=5)
+
+
+def test_samples_are_its_tokens(run: RunConfig) -> None:
+    check_tokens(run)
+    (batch,) = Samples(run, 0, 0, torch.device("cpu")).step(0)
+    assert batch.input_ids.tolist() == [[302, 303, 304, 305, 302]]
+    assert batch.labels.tolist() == [[303, 304, 305, 302, 301]]
+
+
+def test_a_text_too_short_in_tokens(run: RunConfig) -> None:
+    with pytest.raises(ValueError, match=r"needs 7 tokens, but .* has 6; valid: seq_len up to 5"):
+        check_tokens(replace(run, seq_len=6))
+
+
+def test_a_tokenizer_of_another_model(run: RunConfig) -> None:
+    """What counts is the largest id."""
+    check_tokens(replace(run, model=replace(run.model, vocab_size=307)))
+    few = replace(run, model=replace(run.model, vocab_size=306))
+    with pytest.raises(ValueError, match=r"has tokens up to 306, but model\.vocab_size is 306"):
+        check_tokens(few)
+
+
+def test_a_tokenizer_that_is_none(run: RunConfig) -> None:
+    (Path(run.model.name_or_path) / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read: .*; valid: "):
+        check_tokens(run)

@@ -1,0 +1,115 @@
+"""Ranks that compute with Liger's kernels equal the single-process reference, in fp32.
+
+Triton's interpreter runs them, as in tests/odysseus/model/test_liger.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from bench.runner import verify, worker
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from tests.methods.test_parity import reference_gradients
+from tests.methods.test_toggles import ALL_ON, TOGGLES
+from tests.odysseus.model.test_liger import CPU, RUN, TOLERANCE, interpreting
+
+
+def on_rank(
+    rank: int, store: str, function: Callable[[RunConfig], Any], runs: list[RunConfig]
+) -> list[Any]:
+    """What this rank finds of each run.
+
+    One process group serves all: PyTorch's meshes do not outlive theirs, but are kept by shape.
+    """
+    world_size = runs[0].world_size
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(store, world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),
+    )
+    try:
+        return [function(run) for run in runs]
+    finally:
+        dist.destroy_process_group()
+
+
+def step_error(run: RunConfig) -> float:
+    """The largest of this rank's loss and gradients, against the single-process reference."""
+    trainer, samples = worker.start(run, CPU)
+    found = trainer.forward_backward(samples.step(0)).item()
+    exact, _, gradients = reference_gradients(run)
+    errors = [abs(found - exact) / exact]
+    for piece, view in trainer.gradients():
+        whole = gradients[piece.name]
+        errors.append(((view - piece.of(whole)).abs().max() / whole.abs().max()).item())
+    return max(errors)
+
+
+def history(run: RunConfig) -> list[list[float]]:
+    """Loss and gradient norm of every step of a training."""
+    trainer, samples = worker.start(run, CPU)
+    results = [trainer.step(samples.step(step)) for step in range(run.steps)]
+    return [[r.loss.item(), r.grad_norm.item()] for r in results]
+
+
+def on_ranks(
+    folder: Path, function: Callable[[RunConfig], Any], runs: list[RunConfig]
+) -> list[list[Any]]:
+    """What each rank finds of each run."""
+    world_size, store = runs[0].world_size, str(folder / "store")
+    with interpreting(world_size) as pool:
+        ranks = [pool.submit(on_rank, rank, store, function, runs) for rank in range(world_size)]
+        return [rank.result() for rank in ranks]
+
+
+def check_steps(folder: Path, runs: list[RunConfig]) -> None:
+    for errors in on_ranks(folder, step_error, runs):
+        assert [(run, e) for run, e in zip(runs, errors, strict=True) if not e < TOLERANCE] == []
+
+
+def test_two_ranks_equal_the_reference(tmp_path: Path) -> None:
+    """By two methods that share no linear layer, and a few heads at a time."""
+    runs = [replace(RUN, method=m) for m in ("ulysses", "tp_sp")]
+    normed = replace(RUN, model=replace(RUN.model, use_qk_norm=True))
+    check_steps(tmp_path, [*runs, replace(normed, method="ulysses", ulysses_head_chunks=2)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_liger_with_every_trick(tmp_path: Path, world_size: int) -> None:
+    """By every method, with each trick, all of them, and across a ring."""
+    off = {"activation_checkpointing": False, "tiled_mlp_compute": False}
+    base = replace(RUN, world_size=world_size, seq_len=16, **off)
+    base = replace(base, model=replace(RUN.model, intermediate_size=8))
+    own = [tricks for tricks in TOGGLES.values() if "tiled_loss_engine" not in tricks]
+    own += [ALL_ON, ALL_ON | {"ring_parallel_size": 2}]
+    runs = [replace(base, method=m, **tricks) for m, tricks in itertools.product(METHODS, own)]
+    for run in runs:
+        run.check()
+        METHODS[run.method].check(run)
+    check_steps(tmp_path, runs)
+
+
+@pytest.mark.slow
+def test_training_with_liger_and_every_trick(tmp_path: Path) -> None:
+    """As ``python -m bench verify`` does it, on four ranks, with Liger's kernels on top."""
+    model = replace(RUN.model, intermediate_size=8)
+    base = replace(RUN, world_size=4, seq_len=16, steps=5, model=model, **ALL_ON)
+    runs = [replace(base, method=method) for method in METHODS]
+    trained = [verify.reference_of(base), *map(verify.candidate_of, runs)]
+    reference, *found = on_ranks(tmp_path, history, trained)[0]
+    tolerance, _ = verify.TOLERANCES["fp32"]
+    for run, steps in zip(runs, found, strict=True):
+        assert np.allclose(steps, reference, rtol=tolerance, atol=0), (run.method, steps)

@@ -1,0 +1,204 @@
+"""Several hosts: two network namespaces of this machine, and the scripts for real ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import rows
+from methods import METHODS
+from tests.support.paths import ROOT
+
+EMULATE = str(ROOT / "scripts/cluster/emulate_cluster.sh")
+RUN = "run --world_size 4 --seq_len 64 --steps 1 --warmup_steps 1 --device cpu"
+
+
+def namespaces() -> list[str]:
+    found = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    return [line for line in found.stdout.splitlines() if line.startswith("odysseus-")]
+
+
+def has_namespaces() -> bool:
+    """Whether this machine lets us make them."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "taskset"))):
+        return False
+    probe = ["ip", "netns", "add", "odysseus-probe"]
+    made = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    if made:
+        subprocess.run(["ip", "netns", "delete", "odysseus-probe"], check=True)
+    return made
+
+
+needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="needs root and iproute2")
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [EMULATE, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """Whether a process ignores a signal, as the script does once it cleans up (proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
+
+
+@needs_namespaces
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--method ulysses --ring_parallel_size 2",
+        *(pytest.param(f"--method {name}", marks=pytest.mark.slow) for name in METHODS),
+    ],
+)
+def test_two_hosts_of_two_ranks(tmp_path: Path, flags: str) -> None:
+    """A real rendezvous and real sockets: the row is as ever, its bytes are theory's."""
+    out = tmp_path / "rows.csv"
+    run = [*RUN.split(), *flags.split(), "--out", str(out)]
+    host = start("--hosts", "2", "--ranks", "2", "--rate", "1gbit", "--", *run)
+    said, _ = host.communicate(timeout=120)
+    assert host.returncode == 0, said
+    assert "4 ranks on 2 nodes of 2" in said
+    (row,) = rows.read(out).to_dict("records")
+    assert row["status"] == "ok"
+    assert int(row["comm_bytes_total"]) == int(row["theory_comm_bytes_total"]) > 0
+    assert namespaces() == []
+
+
+@needs_namespaces
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    """Not even a second one, while it cleans up."""
+    run = [*RUN.split(), "--steps", "9999", "--out", str(tmp_path / "rows.csv")]
+    host = start("--", *run)
+    deadline = time.monotonic() + 60
+    while len(namespaces()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    os.killpg(host.pid, signal.SIGINT)
+    while not ignores(host.pid, signal.SIGTERM) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(host.pid, signal.SIGTERM)
+    host.communicate(timeout=60)
+    assert host.returncode == 130
+    assert namespaces() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "fast", "--", "run"], "--rate is 'fast'; valid: none, or like 200mbit"),
+        (["--hosts", "0", "--", "run"], "--hosts is '0'; valid: 1 to 99"),
+        (["--ranks", "2; ls", "--", "run"], "--ranks is '2; ls'"),
+        (["--nodes", "2", "--", "run"], "--nodes is no option; valid: --hosts, --ranks, --rate"),
+        (["--hosts"], "--hosts has no value"),
+        (["--hosts", "2"], "nothing to run; give it after --"),
+    ],
+)
+def test_bad_input(arguments: list[str], said: str) -> None:
+    host = start(*arguments)
+    told, _ = host.communicate(timeout=10)
+    assert (host.returncode, len(told.splitlines())) == (2, 1)
+    assert said in told
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts/cluster/slurm").glob("*.sbatch")))
+def test_batch_scripts_are_bash_and_start_the_bench(script: Path, tmp_path: Path) -> None:
+    """With an srun that says what it was given."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    cells = tmp_path / "cells.txt"
+    cells.write_text("--method tp\n--method ulysses --data.path $(touch nothing)")
+    given = [str(cells)] if "sweep" in script.name else ["--method", "ulysses"]
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "2"}
+    done = subprocess.run(
+        ["bash", str(script), *given], env=path, capture_output=True, text=True, check=True
+    )
+    told = done.stdout.splitlines()
+    assert told[:7] == [
+        *("--kill-on-bad-exit=1", "python", "-m", "bench", "run", "--method", "ulysses"),
+    ]
+    assert told[7:] == (["--data.path", "$(touch", "nothing)"] if "sweep" in script.name else [])
+
+
+@pytest.mark.parametrize("lines", ["", "--method tp\n\n--method tp\n"])
+def test_a_line_without_flags_is_no_cell(lines: str, tmp_path: Path) -> None:
+    cells = tmp_path / "cells.txt"
+    cells.write_text(lines)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/cluster/slurm/sweep.sbatch"), str(cells)],
+        env=os.environ | {"SLURM_ARRAY_TASK_ID": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"sweep.sbatch: {cells} has no flags on line 2\n"
+
+
+@needs_namespaces
+def test_hosts_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "taskset"
+    stub.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    host = start("--hosts", "2", "--ranks", "1", "--", "run")
+    time.sleep(3)
+    host.send_signal(signal.SIGTERM)
+    host.communicate(timeout=30)
+    assert host.returncode == 143
+    assert namespaces() == []
+
+
+@needs_namespaces
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_hosts_get_cores_of_their_own_whatever_openmp_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nproc counts by OMP_NUM_THREADS, which is 1 where a rank has one thread."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert told_on_hosts(tmp_path, monkeypatch, 'echo "$2"') == [
+        *map(str, sorted(os.sched_getaffinity(0))[:2])
+    ]
+
+
+@needs_namespaces
+@pytest.mark.parametrize("rate", ["none", "200mbit"])
+def test_what_hosts_send_by_and_what_they_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: str
+) -> None:
+    """Reno where a link has no rate, and windows that last; freed memory stays."""
+    of_tcp = "/proc/sys/net/ipv4/tcp_"
+    show = f"echo $(cat {of_tcp}congestion_control {of_tcp}slow_start_after_idle) "
+    show += "$MALLOC_TRIM_THRESHOLD_ $MALLOC_MMAP_THRESHOLD_"
+    known = Path(f"{of_tcp}available_congestion_control").read_text().split()
+    control = "bbr" if rate != "none" and "bbr" in known else "reno"
+    found = told_on_hosts(tmp_path, monkeypatch, show, "--rate", rate)
+    assert found == [f"{control} 0 {2**32} {2**25}"] * 2
+
+
+def told_on_hosts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, *flags: str
+) -> list[str]:
+    """What a shell command prints on each of two hosts, in place of its ranks."""
+    told, stub = folder / "told", folder / "taskset"
+    stub.write_text(f"#!/bin/sh\n{command} >> {told}\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    host = start("--hosts", "2", "--ranks", "1", *flags, "--", "run")
+    said, _ = host.communicate(timeout=60)
+    assert host.returncode == 0, said
+    return sorted(told.read_text().splitlines())

@@ -1,0 +1,118 @@
+"""Every recipe in scripts/recipes is a run that could start, and tries out on CPU with cpu.yml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.config import checks, options
+from bench.runner import launch
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from odysseus.memory.tiling import tile_count
+from tests.support.paths import ROOT
+
+RECIPES = ROOT / "scripts/recipes"
+OVERLAY = RECIPES / "cpu.yml"
+CELLS = sorted(RECIPES.glob("*gpu.yml"))
+SWEEP = RECIPES / "ablation.yml"
+
+
+def parsed(*files: Path) -> RunConfig:
+    parser = options.parser("run", "")
+    options.add_run_options(parser)
+    arguments = [f"--config={file}" for file in files]
+    return options.run_config(options.parse(parser, arguments))
+
+
+def expanded(*files: Path) -> list[RunConfig]:
+    parser = options.parser("sweep", "")
+    options.add_grid_options(parser)
+    return options.expand(options.parse(parser, [f"--config={file}" for file in files]))
+
+
+def test_the_recipes_that_there_are() -> None:
+    sizes = {"llama3-8b": (1, 8, 16, 32), "llama3-70b": (8, 16, 32, 64)}
+    sizes["qwen3-32b"] = (1, 8, 16, 32, 64)
+    named = {f"{model}-{gpus}gpu" for model, counts in sizes.items() for gpus in counts}
+    assert {file.stem for file in RECIPES.iterdir()} == named | {"cpu", "ablation"}
+
+
+@pytest.mark.parametrize("file", [*CELLS, SWEEP, OVERLAY], ids=lambda file: file.stem)
+def test_one_comment_line_says_what_it_is_for(file: Path) -> None:
+    first, *others = file.read_text().splitlines()
+    assert first.startswith("# ")
+    assert len(first) <= 120
+    assert [line for line in others if "#" in line] == []
+    if file != OVERLAY:
+        gpus = parsed(file).world_size if file in CELLS else 8
+        nodes = f"{gpus // 8} nodes of 8" if gpus > 8 else str(gpus)
+        assert re.search(rf"(# |on ){nodes} x H100-80GB", first)
+        assert first.endswith("; not run here.")
+
+
+@pytest.mark.parametrize("file", CELLS, ids=lambda file: file.stem)
+def test_a_recipe_could_start(file: Path) -> None:
+    run = parsed(file)
+    run.check()
+    METHODS[run.method].check(run)
+    assert file.stem == f"{run.model.name_or_path}-{run.world_size}gpu"
+    assert run.seq_len % (256 * run.sequence_size) == 0
+    assert run.advice() == []
+
+
+@pytest.mark.parametrize("file", CELLS, ids=lambda file: file.stem)
+def test_with_the_overlay_it_is_a_small_cell_with_the_same_toggles(file: Path) -> None:
+    whole, small = parsed(file), parsed(file, OVERLAY)
+    checks.check(small)
+    assert small.advice() == []
+    assert small.device == "cpu"
+    assert small.architecture.num_hidden_layers == small.world_size == 2
+    toggles = (
+        "activation_checkpointing",
+        "activation_checkpoint_cpu_offload",
+        "tiled_mlp_compute",
+        "tiled_loss_compute",
+        "seq_parallel_communication_data_type",
+        "optimizer",
+        "parameter_offload",
+        "data",
+    )
+    assert [t for t in toggles if getattr(small, t) != getattr(whole, t)] == []
+
+
+def test_the_overlay_has_several_tiles() -> None:
+    run = parsed(CELLS[0], OVERLAY)
+    assert tile_count(1, run.local_tokens, run.architecture.hidden_size) == 8
+    assert 4 * run.local_tokens * run.architecture.vocab_size == 4 * run.tiled_loss_bytes
+
+
+def test_the_ablation_is_every_combination_of_four_toggles() -> None:
+    cells = expanded(SWEEP)
+    for run in cells:
+        run.check()
+        METHODS[run.method].check(run)
+        assert run.advice() == []
+    combinations = {
+        (
+            run.activation_checkpoint_cpu_offload,
+            run.tiled_mlp_compute,
+            run.tiled_loss_compute,
+            run.optimizer.offload,
+        )
+        for run in cells
+    }
+    assert len(cells) == len(combinations) == 16
+    small = expanded(SWEEP, OVERLAY)
+    assert len(small) == 16
+    for run in small:
+        checks.check(run)
+
+
+def test_a_recipe_with_everything_on_runs() -> None:
+    row = launch.run_cell(parsed(RECIPES / "llama3-8b-1gpu.yml", OVERLAY))
+    assert (row["status"], row["error"]) == ("ok", "")
+    assert row["loss_last"] < row["loss_first"]
+    assert row["comm_bytes_total"] == row["theory_comm_bytes_total"]

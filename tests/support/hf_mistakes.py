@@ -1,0 +1,113 @@
+"""Mistakes with Transformers' models, and what each is told (for tests/odysseus/hf/test_hf.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import (
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from odysseus import hf
+from odysseus.config.run import OptimizerOptions, RunConfig
+from odysseus.parallel.mesh import Mesh, make_mesh
+from tests.support.hf_models import CONFIGS, CPU, SIZES, Case, batch_of, build
+
+
+def refusals() -> dict[str, str]:
+    """What each mistake is told."""
+    mesh = make_mesh(CPU, Case("llama").run(2))
+    ringed = make_mesh(CPU, Case("llama", ring=2).run(2))
+    batch = batch_of(False)
+    shard = hf.shard_batch(batch, mesh)
+    ones = torch.ones_like(batch["input_ids"])
+    holes, padding = ones.clone(), ones.clone()
+    holes[0, 3], padding[:, -4:] = 0, 0
+    hf.register(mesh)
+
+    def model_of(config: Any) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_config(config, attn_implementation="ulysses").train()
+
+    llama = LlamaConfig(**SIZES)
+    rank = torch.distributed.get_rank()
+    other = hf.ShardedLoader([{"input_ids": batch["input_ids"] + rank}], mesh)
+    run = Case("llama").run(2)
+    mistakes: dict[str, Any] = {
+        "sliding window": lambda: model_of(MistralConfig(**SIZES, sliding_window=16))(**shard),
+        "softcap": lambda: model_of(llama)(**shard, softcap=50.0),
+        "sinks": lambda: model_of(llama)(**shard, s_aux=torch.ones(4)),
+        "family": lambda: model_of(Gemma2Config(**SIZES, head_dim=16))(**shard),
+        "longest position": lambda: hf.prepare(
+            model_of(LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0})),
+            *(mesh, run),
+        ),
+        "plain attention": lambda: hf.prepare(build("llama", "sdpa"), mesh, run),
+        "dropout again": lambda: hf.prepare(
+            model_of(PhiConfig(**SIZES, resid_pdrop=0.5)),
+            *(mesh, replace(run, activation_checkpointing=True)),
+        ),
+        "eval": lambda: hf.prepare(
+            model_of(llama).eval(), mesh, replace(run, activation_checkpointing=True)
+        ),
+        "twice": lambda: hf.prepare(prepared(mesh, run), mesh, run),
+        "no head": lambda: hf.prepare(model_of(llama).model, mesh, run),
+        "value": lambda: hf.prepare(model_of(llama), mesh, replace(run, dtype="bfloat16")),
+        "optimizer": lambda: hf.prepare(
+            model_of(llama), mesh, replace(run, optimizer=OptimizerOptions(offload="cpu"))
+        ),
+        "other mesh": lambda: model_of(llama)(**hf.shard_batch(batch, ringed)),
+        "no labels at all": lambda: hf.count_items(
+            [{"shift_labels": torch.full_like(ones, -100)}], mesh
+        ),
+        "nothing": lambda: hf.shard_batch({}, mesh),
+        "shapes": lambda: hf.shard_batch(batch | {"labels": ones[:, 1:]}, mesh),
+        "dropout": lambda: model_of(LlamaConfig(**SIZES, attention_dropout=0.1))(**shard),
+        "plain batch": lambda: model_of(llama)(batch["input_ids"]),
+        "heads": lambda: model_of(
+            LlamaConfig(
+                **SIZES | {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 48}
+            )
+        )(**shard),
+        "padding": lambda: hf.shard_batch(batch | {"attention_mask": holes}, mesh),
+        "padding with labels": lambda: hf.shard_batch(
+            batch | {"attention_mask": padding, "labels": ones}, mesh
+        ),
+        "length": lambda: hf.shard_batch({"input_ids": batch["input_ids"][:, 1:]}, mesh),
+        "other keys": lambda: hf.shard_batch(batch | {"pixel_values": ones}, mesh),
+        "tiles of Phi": lambda: hf.prepare(
+            model_of(CONFIGS["phi"]), mesh, replace(run, tiled_mlp_compute=True)
+        ),
+        "loss of Phi": lambda: hf.prepare(
+            model_of(CONFIGS["phi"]), mesh, replace(run, tiled_loss_compute=True)
+        ),
+        "method": lambda: hf.prepare(model_of(llama), mesh, replace(run, method="tp")),
+        "liger": lambda: hf.check_toggles(replace(run, model=replace(run.model, type="liger"))),
+        "no labels": lambda: prepared(mesh, replace(run, tiled_loss_compute=True))(
+            **{k: v for k, v in shard.items() if k != "shift_labels"}
+        ),
+        "different batches": lambda: list(other),
+        "backend": lambda: hf.register(mesh, ring_backend="yunchang"),
+        "ring mesh": lambda: (hf.register(ringed), model_of(llama)(**shard)),
+    }
+    return {name: _message(mistake) for name, mistake in mistakes.items()}
+
+
+def prepared(mesh: Mesh, run: RunConfig) -> PreTrainedModel:
+    model = build("llama", "ulysses")
+    hf.prepare(model, mesh, run)
+    return model
+
+
+def _message(mistake: Any) -> str:
+    try:
+        mistake()
+    except ValueError as error:
+        return str(error)
+    return "nothing"

@@ -1,0 +1,264 @@
+"""Tiny models of Transformers, and what tests/odysseus/hf/test_hf.py has ranks do with them.
+
+Imported by the fork server: Transformers takes seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import (
+    AttentionInterface,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Starcoder2Config,
+)
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from odysseus import hf
+from odysseus.config.run import RunConfig
+from odysseus.parallel.mesh import Mesh, make_mesh
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": None,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+    "mistral": MistralConfig(**SIZES, sliding_window=64),
+    "qwen2": Qwen2Config(**SIZES | {"num_key_value_heads": 4}),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+    "gemma": GemmaConfig(**SIZES | {"num_key_value_heads": 1}, head_dim=16),
+    "phi3": Phi3Config(**SIZES, bos_token_id=None, eos_token_id=None),
+    "phi": PhiConfig(**SIZES),
+    "granite": GraniteConfig(**SIZES, attention_multiplier=0.2, logits_scaling=3.0),
+    "olmo2": Olmo2Config(**SIZES),
+    "starcoder2": Starcoder2Config(**SIZES),
+}
+BATCH, TOKENS = 2, 48
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, where its sequence is split, with which toggles, packed or not."""
+
+    name: str
+    attention: str = "ulysses"
+    ring: int = 1
+    packed: bool = False
+    toggles: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, world_size: int) -> RunConfig:
+        base = RunConfig(method="ulysses", world_size=world_size, dtype="fp64", seq_len=TOKENS)
+        sizes = {"ring_parallel_size": self.ring, "micro_batch_size": BATCH}
+        return replace(base, **sizes, **{"tiled_loss_compute": False} | self.toggles)
+
+
+def norms_in_fp64() -> None:
+    """Transformers' own round fp64 to fp32."""
+
+    def norm(self: Any, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+
+    def gemma_norm(self: Any, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, 1 + self.weight, self.eps)
+
+    for of in (LlamaRMSNorm, MistralRMSNorm, Phi3RMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
+        of.forward = norm  # pyright: ignore[reportAttributeAccessIssue]
+    GemmaRMSNorm.forward = gemma_norm
+
+
+def build(name: str, attention: str) -> PreTrainedModel:
+    """The same weights whenever it is called; nothing is zero or one."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        CONFIGS[name], attn_implementation=attention, dtype=torch.float64
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model.train()
+
+
+def batch_of(packed: bool) -> dict[str, Tensor]:
+    """Two samples; packed, of 20, 1 and 27 tokens and of 7 and 41."""
+    torch.manual_seed(1)
+    batch = {"input_ids": torch.randint(0, 320, (BATCH, TOKENS))}
+    if packed:
+        rows = [(20, 1, 27), (7, 41)]
+        positions = [torch.cat([torch.arange(n) for n in row]) for row in rows]
+        batch["position_ids"] = torch.stack(positions)
+    return batch
+
+
+def theirs(name: str, packed: bool) -> tuple[float, dict[str, Tensor]]:
+    """Transformers' own loss and gradients, in one process, with its 4D mask."""
+    model, batch = build(name, "sdpa"), batch_of(packed)
+    labels = batch["input_ids"].clone()
+    if packed:
+        labels[batch["position_ids"] == 0] = -100
+    output = model(**batch, use_cache=False)
+    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
+    loss = F.cross_entropy(output.logits.flatten(0, 1), shifted.flatten())
+    loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), gradients
+
+
+def split(case: Case, mesh: Mesh, run: RunConfig) -> tuple[PreTrainedModel, Any, float]:
+    """The same on shards: the prepared model with its gradients, its undo, the loss."""
+    model = build(case.name, case.attention)
+    undo = hf.prepare(model, mesh, run)
+    shard = hf.shard_batch(batch_of(case.packed), mesh)
+    count = hf.count_items([shard], mesh)
+    loss = hf.loss(model(**shard), shard["shift_labels"], count)
+    loss.backward()
+    total = loss.detach().clone()
+    torch.distributed.all_reduce(total)
+    return model, undo, total.item()
+
+
+def errors(cases: list[Case]) -> list[dict[str, float]]:
+    """Of each case on this rank: the error of the loss, and of each gradient relative to its
+    largest element."""
+    norms_in_fp64()
+    torch.set_num_threads(1)
+    world_size = torch.distributed.get_world_size()
+    meshes: dict[int, Mesh] = {}
+    expected: dict[tuple[str, bool], tuple[float, dict[str, Tensor]]] = {}
+    found = []
+    for case in cases:
+        run = case.run(world_size)
+        mesh = meshes.setdefault(case.ring, meshes.get(case.ring) or make_mesh(CPU, run))
+        hf.register(mesh)
+        of = case.name, case.packed
+        loss, gradients = expected.setdefault(of, expected.get(of) or theirs(*of))
+        model, _, mine = split(case, mesh, run)
+        worst = {"loss": abs(mine - loss)}
+        for name, parameter in model.named_parameters():
+            gradient = parameter.grad
+            assert isinstance(gradient, DTensor), name
+            error = (gradient.full_tensor() - gradients[name]).abs().max()
+            worst[name] = (error / gradients[name].abs().max()).item()
+        assert worst.keys() == {"loss", *gradients}
+        found.append(worst)
+    return found
+
+
+def undone(name: str) -> dict[str, bool]:
+    """Whether a model is what it was: its types, attributes, logits; and keeps its gradients."""
+    case = Case(name, toggles=ALL)
+    mesh = make_mesh(CPU, case.run(2))
+    hf.register(mesh)
+    plain = build(name, "ulysses")
+    inputs = {"input_ids": batch_of(False)["input_ids"]}
+    plain.set_attn_implementation("sdpa")
+    _, expected = theirs(name, False)
+    model, undo, _ = split(case, mesh, case.run(2))
+    undo()
+    mine = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    hf.prepare(model, mesh, case.run(2))()
+    model.set_attn_implementation("sdpa")
+    return {
+        "type": [type(m) for m in model.modules()] == [type(m) for m in plain.modules()],
+        "attributes": [sorted(vars(m)) for m in model.modules()]
+        == [sorted(vars(m)) for m in plain.modules()],
+        "hooks": [hooks_of(m) for m in model.modules()] == [hooks_of(m) for m in plain.modules()],
+        "logits": torch.equal(model(**inputs).logits, plain(**inputs).logits),
+        "gradients": mine.keys() == expected.keys()
+        and all(torch.allclose(mine[n], g, rtol=1e-4, atol=1e-8) for n, g in expected.items()),
+    }
+
+
+def hooks_of(module: nn.Module) -> dict[str, int]:
+    """How many there are of each kind."""
+    return {name: len(of) for name, of in vars(module).items() if name.endswith("_hooks")}
+
+
+def registered() -> tuple[list[str], list[str]]:
+    """Transformers' names of attention before and after."""
+    for name in hf.attention.NAMES:
+        AttentionInterface._global_mapping.pop(name, None)
+    before = dict(AttentionInterface._global_mapping)
+    hf.register(make_mesh(CPU, Case("llama").run(1)))
+    after = dict(AttentionInterface._global_mapping)
+    assert {name: after[name] for name in before} == before
+    return [*before], [*before, *sorted(after.keys() - before.keys())]
+
+
+def in_other_orders() -> tuple[bool, float]:
+    """Whether all weights are shards after a forward without gradients; and the largest error of
+    the gradients of two forwards and then one backward, offloaded, against twice one's."""
+    case = Case("qwen3", toggles=ALL)
+    mesh = make_mesh(CPU, case.run(2))
+    hf.register(mesh)
+    model, _, _ = split(case, mesh, case.run(2))
+    once = [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
+    model.zero_grad()
+    shard = hf.shard_batch(batch_of(False), mesh)
+    with torch.no_grad():
+        model(**shard)
+    sharded = all(isinstance(p, DTensor) for p in model.parameters())
+    count = hf.count_items([shard], mesh)
+    losses = [hf.loss(model(**shard), shard["shift_labels"], count) for _ in range(2)]
+    torch.stack(losses).sum().backward()
+    twice = [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
+    errors = [(b / 2 - a).abs().max().item() for a, b in zip(once, twice, strict=True)]
+    return sharded, max(errors)
+
+
+ALL: dict[str, Any] = {
+    "activation_checkpoint_cpu_offload": True,
+    "tiled_mlp_compute": True,
+    "tiled_loss_compute": True,
+}
+
+
+def padded() -> float:
+    """The error of the loss of samples of 40 and 44 tokens, padded to 48."""
+    norms_in_fp64()
+    run = Case("llama").run(2)
+    mesh = make_mesh(CPU, run)
+    hf.register(mesh)
+    batch, lengths = batch_of(False), (40, 44)
+    ids, plain = batch["input_ids"], build("llama", "sdpa")
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    losses = []
+    for row, length in enumerate(lengths):
+        labels[row, length:], mask[row, length:] = -100, 0
+        logits = plain(ids[row : row + 1, :length]).logits[0, :-1]
+        losses.append(F.cross_entropy(logits, ids[row, 1:length], reduction="sum"))
+    given = {"input_ids": ids, "attention_mask": mask}
+    (shard, other) = hf.ShardedLoader([given | {"labels": labels}, given], mesh)
+    flags = hf.shard_batch(given | {"attention_mask": mask.bool()}, mesh)
+    for same in (other, flags):  # labels by default, and a mask of another type
+        assert torch.equal(shard["shift_labels"], same["shift_labels"])
+    model = build("llama", "ulysses")
+    hf.prepare(model, mesh, run)
+    loss = hf.loss(model(**shard), shard["shift_labels"], hf.count_items([shard], mesh)).detach()
+    torch.distributed.all_reduce(loss)
+    return abs(loss.item() - (sum(losses) / (sum(lengths) - 2)).item())

@@ -1,0 +1,41 @@
+"""One rank of the jobs of tests/bench/runner/test_join.py.
+
+python -m tests.support.joined_job MEANWHILE VERB FLAG…
+
+Rank 1 fails, but for MEANWHILE = waits:FILE; rank 0 meanwhile does what it says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+
+from bench.__main__ import main
+from bench.runner import launch
+
+
+def measure(*_: Any) -> dict[str, Any]:
+    """What a worker does instead of a cell."""
+    meanwhile, _, file = sys.argv[1].partition(":")
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    if meanwhile == "waits":
+        Path(file).touch()
+    elif os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    elif meanwhile == "reduces":
+        dist.barrier()
+    time.sleep(100)
+    return {}
+
+
+if __name__ == "__main__":
+    with patch.multiple(launch, measure=measure, measure_in_group=measure):
+        sys.exit(main(sys.argv[2:]))
