@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 def commands(text: str) -> list[str]:
     """The bench commands that a text shows, without their line's comment."""
     found = re.findall(r"^python -m bench (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
-    files = {"config": "example.yml", "rings": "hybrids.yml"}
+    files = {"config": "sweeps/example.yml", "rings": "sweeps/hybrids.yml"}
     for name, file in files.items():
         found = [c.replace(f'"${{{name}[@]}}"', f"--config scripts/{file}") for c in found]
     return found
