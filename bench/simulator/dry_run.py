@@ -197,10 +197,9 @@ def heaviest_rank(run: RunConfig) -> int:
 
 def rank_of_place(run: RunConfig, place: int) -> int:
     """The first rank on a place of the ring."""
-    sizes = {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
-    order = run.axis_order.split("-")
-    grid = np.arange(run.world_size).reshape([sizes[axis] for axis in order])
-    return int(grid[tuple(place if axis == "ring" else 0 for axis in order)])
+    sizes = run.axis_sizes
+    grid = np.arange(run.world_size).reshape(list(sizes.values()))
+    return int(grid[tuple(place if axis == "ring" else 0 for axis in sizes)])
 
 
 def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:

@@ -14,16 +14,15 @@ def placement(run: RunConfig, ranks_a_node: int) -> str:
 
     Axes of size 1 are left out: they send nothing.
     """
-    sizes, crosses = _sizes(run), _crosses(run, ranks_a_node)
-    order = run.axis_order.split("-")
+    sizes, crosses = run.axis_sizes, _crosses(run, ranks_a_node)
     said = [
         f"{_WORDS[axis]} {'across nodes' if crosses[axis] else 'inside a node'}"
-        for axis in reversed(order)
+        for axis in reversed(sizes)
         if sizes[axis] > 1
     ]
     nodes = -(-run.world_size // ranks_a_node)
     where = f"{nodes} nodes of {ranks_a_node}" if nodes > 1 else "one node"
-    axes = " x ".join(f"{axis} {sizes[axis]}" for axis in order)
+    axes = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     return f"{run.world_size} ranks on {where} = {axes}: " + (", ".join(said) or "no axis")
 
 
@@ -40,12 +39,8 @@ def connected(run: RunConfig, ranks_a_node: int) -> int:
     return exchanges * (run.sequence_size - 1) + sends
 
 
-def _sizes(run: RunConfig) -> dict[str, int]:
-    return {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
-
-
 def _crosses(run: RunConfig, ranks_a_node: int) -> dict[str, bool]:
     """Whether an axis has ranks on several nodes."""
-    sizes, order = _sizes(run), run.axis_order.split("-")
-    node = np.arange(run.world_size).reshape([sizes[axis] for axis in order]) // ranks_a_node
-    return {axis: bool(np.ptp(node, axis=at).any()) for at, axis in enumerate(order)}
+    sizes = run.axis_sizes
+    node = np.arange(run.world_size).reshape(list(sizes.values())) // ranks_a_node
+    return {axis: bool(np.ptp(node, axis=at).any()) for at, axis in enumerate(sizes)}

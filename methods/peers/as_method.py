@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from methods.peers import plain
 from methods.peers.checks import check_cell, name_of
 from methods.peers.peer import Peer
 from methods.peers.registry import PEERS
+from odysseus.config.architecture import ARCHITECTURE_FIELDS
 from odysseus.config.groups import ModelOptions, flags_of
 from odysseus.config.run import RunConfig
 
@@ -18,7 +19,7 @@ _OF_ALL = {
     *("steps", "warmup_steps", "seed", "timeout_s", "device", "expandable_segments"),
     *("hardware", "rank"),
     *("optimizer.learning_rate", "data.path", "data.repeat", "model.name_or_path"),
-    *(f"model.{f.name}" for f in fields(ModelOptions)[4:]),
+    *(f"model.{name}" for name in ARCHITECTURE_FIELDS),
 }
 """What every peer can be told."""
 

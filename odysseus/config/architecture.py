@@ -64,6 +64,8 @@ class Architecture:
         return self.num_key_value_heads * self.head_dim
 
 
+ARCHITECTURE_FIELDS = tuple(f.name for f in fields(Architecture))
+
 PRESETS: dict[str, Architecture] = {
     # Small models for bytes; eight query heads so that up to eight ranks can share them.
     "tiny": Architecture(

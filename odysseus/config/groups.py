@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from odysseus.config.architecture import PRESETS
+from odysseus.config.architecture import ARCHITECTURE_FIELDS, PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class ModelOptions:
     @property
     def overrides(self) -> dict[str, int | float | bool]:
         """The architecture fields that were given, by name."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)[4:]}
+        given = {name: getattr(self, name) for name in ARCHITECTURE_FIELDS}
         return {name: value for name, value in given.items() if value is not None}
 
     @property

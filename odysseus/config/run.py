@@ -169,6 +169,16 @@ class RunConfig:
         return self.world_size // self.shards
 
     @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Ranks of each axis by its name in axis_order, slowest first: dp, ring and sp."""
+        sizes = {
+            "dp": self.data_parallel_size,
+            "ring": self.ring_parallel_size,
+            "sp": self.sequence_size,
+        }
+        return {axis: sizes[axis] for axis in self.axis_order.split("-")}
+
+    @property
     def samples_per_step(self) -> int:
         """Samples that all ranks together read in one optimizer step."""
         return self.data_parallel_size * self.micro_batch_size * self.gradient_accumulation_steps

@@ -102,11 +102,11 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
 
 def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
     """Lay the started ranks, as many as the run's, out on its axes."""
-    order = run.axis_order.split("-")
-    sizes = {"dp": run.data_parallel_size, "ring": run.ring_parallel_size, "sp": run.sequence_size}
+    sizes = run.axis_sizes
+    order = list(sizes)
     grid = init_device_mesh(
         device.type,
-        tuple(sizes[axis] for axis in order),
+        tuple(sizes.values()),
         mesh_dim_names=tuple(_NAMES[axis] for axis in order),
     )
     uncut = tuple(_NAMES[axis] for axis in order if axis != "sp")
