@@ -149,6 +149,25 @@ def test_a_deliberate_upward_import_is_found(name: str, line: str) -> None:
     assert found[0].startswith(f"{name} imports ")
 
 
+def imports_of_test_files(modules: dict[str, ast.Module]) -> list[str]:
+    """Imports of a file with tests, by whichever module of tests/."""
+    return [
+        f"{name} imports {other}"
+        for name, tree in modules.items()
+        if name.startswith("tests.")
+        for other in project_modules(tree)
+        if other.rpartition(".")[2].startswith("test_")
+    ]
+
+
+def test_no_test_imports_another_tests_file() -> None:
+    """Shared helpers and fixtures live in tests/support."""
+    assert imports_of_test_files(MODULES) == []
+    line = ast.parse("from tests.methods.test_parity import test_parity")
+    found = imports_of_test_files(MODULES | {"tests.bench.test_rows": line})
+    assert found == ["tests.bench.test_rows imports tests.methods.test_parity"]
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("odysseus.model.")])
 def test_single_process_code_knows_no_torch_distributed(module: str) -> None:
     tree = MODULES[module]

@@ -12,7 +12,7 @@ import methods
 from bench.theory import traffic as theory_traffic
 from odysseus.method import unchanged
 from scripts.written import diagrams
-from tests.methods.test_parity import RUN
+from tests.support.runs import RUN
 
 
 def test_the_files_are_up_to_date(tmp_path: Path) -> None:

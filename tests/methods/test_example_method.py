@@ -10,11 +10,12 @@ import pytest
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import RunConfig
-from tests.bench.meters.test_traffic import measured_columns
-from tests.methods.test_parity import RUN, VARIANTS, assert_parity, compare
 from tests.support.example_method import METHOD
+from tests.support.parity import assert_parity, compare
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
+from tests.support.runs import RUN, VARIANTS
+from tests.support.traffic import measured_columns
 
 PAGE = ROOT / "docs" / "adding-a-method.md"
 EXAMPLE: Any = METHOD.name

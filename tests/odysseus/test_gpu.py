@@ -16,9 +16,9 @@ from odysseus.model import kernels
 from odysseus.model.attention import choose_attention, sdpa
 from odysseus.model.block_attention import choose_block_attention
 from odysseus.model.loss import cross_entropy_sum
-from tests.odysseus.model.test_kernels import ROUNDINGS
-from tests.odysseus.model.test_liger import KERNELS, kernel_errors
-from tests.odysseus.parallel.test_ring import in_two_blocks
+from tests.support.liger import KERNELS, kernel_errors
+from tests.support.numerics import ROUNDINGS
+from tests.support.ring import in_two_blocks
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,8 +14,8 @@ from bench.__main__ import main
 from bench.config import arctic, options
 from odysseus.config import hf_config
 from odysseus.config.run import RunConfig
-from tests.bench.config.test_arctic_keys import LEAST, ZERO, built
-from tests.bench.runner.test_launch import one_row
+from tests.support.arctic import LEAST, ZERO, built
+from tests.support.launched import one_row
 from tests.support.paths import ROOT
 
 RECIPE = """

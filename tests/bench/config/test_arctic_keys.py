@@ -8,21 +8,7 @@ import pytest
 
 from bench.config import arctic, arctic_keys
 from bench.config.arctic_keys import RULES
-
-ZERO = "deepspeed.zero_optimization"
-LEAST = {"model.name_or_path": "Qwen/Qwen3-32B", f"{ZERO}.stage": 3}
-
-
-def built(given: dict[str, Any]) -> dict[str, Any]:
-    """Nested keys of dotted ones."""
-    nested: dict[str, Any] = {}
-    for key, value in given.items():
-        *sections, name = key.split(".")
-        section = nested
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[name] = value
-    return nested
+from tests.support.arctic import LEAST, ZERO, built
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from odysseus.model.attention import choose_attention
 from odysseus.model.block_attention import choose_block_attention
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
-from tests.methods.test_parity import RUN
 from tests.support.ranks import run_ranks
+from tests.support.runs import RUN
 
 CPU = torch.device("cpu")
 

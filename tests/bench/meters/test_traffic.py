@@ -6,33 +6,13 @@ import itertools
 from dataclasses import replace
 
 import pytest
-import torch
 
-from bench.meters.traffic import TrafficMeter
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import OptimizerOptions, RunConfig
-from odysseus.io.text import Samples
-from odysseus.parallel.mesh import make_mesh
-from odysseus.training.trainer import Trainer
-from tests.methods.test_parity import MODEL, RUN, VARIANTS
 from tests.support.ranks import run_ranks
-
-
-def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
-    """The traffic of a step of each run on this rank; meshes are shared where sizes agree."""
-    meshes = {}
-    columns = []
-    for run in runs:
-        shape = (run.ring_parallel_size, run.sequence_size, run.architecture.num_key_value_heads)
-        mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), run)
-        meshes[shape] = mesh
-        trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
-        with TrafficMeter() as meter:
-            trainer.step(samples.step(0))
-        columns.append(meter.totals())
-    return columns
+from tests.support.runs import MODEL, RUN, VARIANTS
+from tests.support.traffic import measured_columns
 
 
 def variants(world_size: int) -> list[RunConfig]:

@@ -17,11 +17,11 @@ from bench.report.chart import Line
 from bench.report.charts import method_map as map_chart
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
-from tests.bench.planner.test_ranking import BASE
 from tests.support.paths import ROOT
+from tests.support.small_runs import LLAMA3_ON_4_GPUS
 
 SHIPPED = ROOT / "results" / "map_llama3-8b_h100.csv"
-SHALLOW = replace(BASE, model=replace(BASE.model, num_hidden_layers=3))
+SHALLOW = replace(LLAMA3_ON_4_GPUS, model=replace(LLAMA3_ON_4_GPUS.model, num_hidden_layers=3))
 
 
 def test_layouts_keep_the_sequence_axis_in_a_node_or_over_all() -> None:

@@ -12,22 +12,13 @@ from bench.__main__ import main
 from bench.planner import longest, ranking
 from bench.simulator import predict
 from methods import METHODS
-from odysseus.config.run import ModelOptions, RunConfig
-
-BASE = RunConfig(
-    model=ModelOptions(name_or_path="llama3-8b", num_hidden_layers=8),
-    world_size=4,
-    seq_len=65536,
-    dtype="bf16",
-    dry_run=True,
-    hardware="h100-80g",
-)
+from tests.support.small_runs import LLAMA3_ON_4_GPUS
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("step", [0, -1])
 def test_shallow_runs_say_what_a_deep_one_takes(method: str, step: int) -> None:
-    run = ranking.ladder(replace(BASE, method=method))[step]
+    run = ranking.ladder(replace(LLAMA3_ON_4_GPUS, method=method))[step]
     counted = predict.count(run)
     columns = predict.columns(run, counted)
     found = ranking.predicted(run)
@@ -41,7 +32,9 @@ def test_shallow_runs_say_what_a_deep_one_takes(method: str, step: int) -> None:
 
 def test_every_trick_takes_less_memory_and_more_time_than_the_one_before() -> None:
     """Of a run that computes more than it moves."""
-    choices = [ranking.predicted(run) for run in ranking.ladder(replace(BASE, seq_len=2**19))]
+    choices = [
+        ranking.predicted(run) for run in ranking.ladder(replace(LLAMA3_ON_4_GPUS, seq_len=2**19))
+    ]
     needs = [choice.need.gpu for choice in choices]
     times = [choice.parts_ms["step_ms_p50"] for choice in choices]
     assert needs == sorted(needs, reverse=True)
@@ -50,17 +43,18 @@ def test_every_trick_takes_less_memory_and_more_time_than_the_one_before() -> No
 
 def test_layouts_of_all_sizes_and_of_the_one_that_is_set() -> None:
     found = {
-        (run.method, run.sequence_size, run.ring_parallel_size) for run in ranking.layouts(BASE)
+        (run.method, run.sequence_size, run.ring_parallel_size)
+        for run in ranking.layouts(LLAMA3_ON_4_GPUS)
     }
     split = {(m, s, r) for m in METHODS for s, r in ((2, 1), (2, 2), (4, 1))}
     assert found == split | {("ulysses", 1, r) for r in (1, 2, 4)}
-    set_by_user = replace(BASE, ring_parallel_size=2)
+    set_by_user = replace(LLAMA3_ON_4_GPUS, ring_parallel_size=2)
     assert {run.sequence_size for run in ranking.layouts(set_by_user)} == {2}
 
 
 def test_fastest_first_each_with_the_fewest_tricks() -> None:
     told: list[str] = []
-    base = replace(BASE, world_size=2, seq_len=2**17)
+    base = replace(LLAMA3_ON_4_GPUS, world_size=2, seq_len=2**17)
     found = ranking.ranked(ranking.layouts(base), told.append)
     speeds = [choice.tokens_per_s_per_gpu for choice in found]
     assert speeds == sorted(speeds, reverse=True)

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from bench.__main__ import main
 from bench.commands import sweep
 from bench.report import catalogue, inputs, live_page, page
-from tests.bench.report.test_report import EVIL, EXAMPLE, OF_CELLS, hostile, written
 from tests.support.paths import RESULTS
+from tests.support.reports import EVIL, EXAMPLE, OF_CELLS, hostile, written
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 # What a reader does, and what is on the page then.

@@ -11,10 +11,8 @@ import pytest
 from bench.__main__ import main
 from bench.report import catalogue, draw_matplotlib, draw_plotly, inputs, labels, page
 from tests.support.paths import RESULTS
+from tests.support.reports import EVIL, EXAMPLE, OF_CELLS, cards_of, hostile, shipped, written
 
-EXAMPLE = RESULTS / "example.csv"
-OF_CELLS = ("throughput", "mfu", "traffic", "memory", "strong_scaling", "weak_scaling")
-EVIL = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
 TRACED = (
     "run --dry_run true --model.name_or_path llama3-8b --model.num_hidden_layers 3 --world_size 8 "
     "--seq_len 8192 --dtype bf16 --hardware h100-80g --activation_checkpointing true"
@@ -23,21 +21,6 @@ TRACED = (
 
 def drawable(*paths: Path) -> pd.DataFrame:
     return inputs.drawable(inputs.read([*paths]))
-
-
-def cards_of(*paths: Path) -> dict[str, catalogue.Card]:
-    given = inputs.read([*paths])
-    return {c.name: c for c in catalogue.cards(given, inputs.drawable(given))}
-
-
-def shipped() -> pd.DataFrame:
-    """The example's rows as text."""
-    return pd.read_csv(EXAMPLE, dtype=str, keep_default_na=False)
-
-
-def written(table: pd.DataFrame, path: Path) -> Path:
-    table.to_csv(path, index=False)
-    return path
 
 
 def test_the_shipped_rows_make_every_figure(
@@ -205,21 +188,6 @@ def test_what_is_no_file_of_results_ends_with_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / name) in line
     assert not (tmp_path / "out").exists()
-
-
-def hostile() -> pd.DataFrame:
-    """The example with markup in every column, formulas, and numbers that are none."""
-    table = shipped()
-    for number, name in enumerate(table.columns):
-        table.loc[number % len(table), name] = EVIL
-    table.loc[5, "model"] = "$\\frac{$ <b>x</b> \x07 \u2028 --> <!--"
-    table["hardware"] = EVIL
-    table.loc[31:, "ring_backend"] = EVIL
-    for row, value in enumerate(["nan", "inf", "-inf", "1e308", "x", "-5"], 10):
-        table.loc[row, ["tokens_per_s", "mfu", "comm_bytes_edge", "peak_memory_bytes"]] = value
-        table.loc[row + 6, "seq_len"] = value
-        table.loc[row + 12, "ring_parallel_size"] = value
-    return table
 
 
 def test_markup_and_damaged_numbers_stay_text(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bench.report import catalogue, draw_matplotlib, inputs, page
-from tests.bench.report.test_report import cards_of, shipped, written
+from tests.support.reports import cards_of, shipped, written
 
 ROWS = 100_000
 

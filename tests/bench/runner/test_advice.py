@@ -13,7 +13,7 @@ from bench.hardware import profile_file, profiles
 from bench.hardware.speeds import Link
 from bench.runner.advice import advice
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
-from tests.methods.test_parity import RUN
+from tests.support.runs import RUN
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 QUIET = RunConfig(seq_len=1024)

@@ -16,20 +16,11 @@ from bench.__main__ import main
 from bench.config import launched
 from bench.runner import host_limit, launch
 from methods import METHODS
-from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.memory import host_memory
 from odysseus.memory.host_memory import HostMemory, machine_bytes, node_limit_bytes, ranks_a_node
+from tests.support.small_runs import OFFLOADED
 
-MODEL = ModelOptions(
-    num_hidden_layers=3,
-    hidden_size=64,
-    intermediate_size=64,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-)
-RUN = RunConfig(
-    model=MODEL, world_size=4, seq_len=256, dtype="bf16", activation_checkpoint_cpu_offload=True
-)
 TOKEN = 2 * 64 * 2
 """Bytes of host memory for a token of the stream: of 3 blocks 2 inputs leave, 64 wide, in bf16."""
 
@@ -45,7 +36,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("n", [2, 4])
 def test_the_longest_length_fits_and_the_next_does_not(method: Any, optimizer: Any, n: int) -> None:
     """`tp` moves the whole stream on every rank, the others a shard of it."""
-    run = replace(RUN, method=method, sequence_parallel_size=n)
+    run = replace(OFFLOADED, method=method, sequence_parallel_size=n)
     run = replace(run, optimizer=OptimizerOptions(offload=optimizer))
     fixed = host_limit.node_bytes(replace(run, activation_checkpoint_cpu_offload=False))
     assert (fixed > 0) == (optimizer == "cpu")
@@ -69,17 +60,17 @@ def test_the_longest_length_fits_and_the_next_does_not(method: Any, optimizer: A
 
 
 def test_what_does_not_offload_needs_nothing() -> None:
-    plain = replace(RUN, activation_checkpoint_cpu_offload=False, host_memory_limit_bytes=1)
+    plain = replace(OFFLOADED, activation_checkpoint_cpu_offload=False, host_memory_limit_bytes=1)
     assert host_limit.shortage(plain) == ""
 
 
 def test_ranks_of_this_node_are_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks_a_node(4) == 4
-    needed = host_limit.node_bytes(RUN)
+    needed = host_limit.node_bytes(OFFLOADED)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert ranks_a_node(4) == 2
-    assert host_limit.node_bytes(RUN) == needed // 2
-    limited = replace(RUN, host_memory_limit_bytes=1000)
+    assert host_limit.node_bytes(OFFLOADED) == needed // 2
+    limited = replace(OFFLOADED, host_memory_limit_bytes=1000)
     assert HostMemory.of(limited, torch.device("cpu")).limit_bytes == 500
 
 
@@ -118,7 +109,7 @@ def test_slurm_tells_how_many_ranks_share_a_node(
 
 
 def test_what_does_not_depend_on_the_length_says_so() -> None:
-    optimizer = replace(RUN, activation_checkpoint_cpu_offload=False)
+    optimizer = replace(OFFLOADED, activation_checkpoint_cpu_offload=False)
     optimizer = replace(optimizer, optimizer=OptimizerOptions(offload="cpu"))
     assert host_limit.longest(optimizer) == "what is needed does not depend on seq_len"
 
@@ -130,7 +121,7 @@ def test_a_cell_that_cannot_fit_is_a_row_and_starts_nothing(
         raise AssertionError("a cell was started")
 
     monkeypatch.setattr(launch, "elastic_launch", started)
-    row = launch.run_cell(replace(RUN, host_memory_limit_bytes=100 * TOKEN))
+    row = launch.run_cell(replace(OFFLOADED, host_memory_limit_bytes=100 * TOKEN))
     assert (row["status"], row["error"]) == (
         "oom_cpu",
         f"offloading needs {256 * TOKEN} bytes of host memory on this node, "
@@ -146,7 +137,7 @@ def _takes_a_byte_too_many(run: RunConfig) -> dict[str, object]:
 
 def test_running_into_the_limit_is_a_row_that_says_what_fits() -> None:
     limit = 2**20
-    run = replace(RUN, world_size=2, host_memory_limit_bytes=limit)
+    run = replace(OFFLOADED, world_size=2, host_memory_limit_bytes=limit)
     row = launch.run_cell(run, _takes_a_byte_too_many)
     assert row["status"] == "oom_cpu"
     told = re.fullmatch(

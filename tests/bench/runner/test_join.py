@@ -19,9 +19,9 @@ from bench.__main__ import main
 from bench.runner import host_limit, join
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
-from tests.bench.runner.test_host_limit import RUN as OFFLOADED
-from tests.bench.runner.test_launch import SMALL, bench, finished, one_row
+from tests.support.launched import SMALL, bench, finished, one_row
 from tests.support.paths import ROOT
+from tests.support.small_runs import OFFLOADED
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,27 +18,10 @@ import torch
 from bench import rows
 from bench.runner import launch
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
-from tests.support.paths import ROOT
+from tests.support.launched import SMALL, bench, finished, one_row
 
-SMALL = "--model.num_hidden_layers 1 --model.hidden_size 64 --model.intermediate_size 64"
 ENDLESS = f"{SMALL} --world_size 2 --seq_len 512 --steps 1000000"
 MODEL = ModelOptions(num_hidden_layers=1, hidden_size=64, intermediate_size=64)
-
-
-def bench(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finished(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=seconds)
-    return process.returncode, out, err
 
 
 @contextmanager
@@ -57,11 +38,6 @@ def workers_of(process: subprocess.Popen[str], count: int) -> Iterator[list[psut
     yield workers
     _, alive = psutil.wait_procs(helpers, timeout=10)
     assert alive == []
-
-
-def one_row(path: Path) -> dict[str, str]:
-    (row,) = rows.read(path).to_dict("records")
-    return {str(column): value for column, value in row.items()}
 
 
 @pytest.mark.alone

@@ -11,8 +11,8 @@ from bench.__main__ import main
 from bench.hardware import profile_file
 from bench.hardware.profiles import PROFILES
 from bench.report import catalogue, inputs
-from tests.bench.report.test_report import EXAMPLE, cards_of, shipped, written
 from tests.support.paths import RESULTS
+from tests.support.reports import EXAMPLE, cards_of, shipped, written
 
 
 def test_the_hardware_limits_memory_where_it_is_known() -> None:

@@ -19,11 +19,8 @@ from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.parallel import sharding
 from odysseus.training.trainer import Trainer
+from tests.support.small_runs import VERIFIED
 
-FLAGS = (
-    "--model.num_hidden_layers 2 --model.hidden_size 32 --model.intermediate_size 48 "
-    "--world_size 4 --seq_len 72 --dtype fp64 --steps 3"
-)
 TRICKS = (
     "--activation_checkpoint_cpu_offload true --tiled_mlp_compute true "
     "--tiled_loss_compute true --tiled_loss_bytes 10240 "
@@ -57,7 +54,7 @@ def test_all_tricks_agree(
 ) -> None:
     """4 ranks, the sequence split over all of them, by heads or a ring, or over 2 in 2 replicas."""
     out = tmp_path / "deep" / "verify.csv"
-    flags = f"{FLAGS} {TRICKS} --method {method} --sequence_parallel_size {size} --out {out}"
+    flags = f"{VERIFIED} {TRICKS} --method {method} --sequence_parallel_size {size} --out {out}"
     flags += f" --ring_parallel_size {ring}"
     assert main(["verify", *flags.split()]) == 0
     of, said = capsys.readouterr().out.splitlines()
@@ -114,7 +111,7 @@ def test_one_wrong_gradient_is_found(
     real = verify.verify
     monkeypatch.setattr(verify, "verify", wrong)
     out = tmp_path / "verify.csv"
-    assert main(["verify", *FLAGS.split(), "--out", str(out)]) == 1
+    assert main(["verify", *VERIFIED.split(), "--out", str(out)]) == 1
     assert "DIFFER over 3 steps" in capsys.readouterr().out
     (verdict,) = verdicts
     assert not verdict.passed

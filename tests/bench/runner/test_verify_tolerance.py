@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from bench.__main__ import main
-from tests.bench.runner.test_verify import FLAGS
+from tests.support.small_runs import VERIFIED
 
 
 def test_gradients_that_travel_in_bf16_are_judged_as_such(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = f"{FLAGS} --seq_parallel_communication_data_type bf16 --out {tmp_path / 'v.csv'}"
+    flags = f"{VERIFIED} --seq_parallel_communication_data_type bf16 --out {tmp_path / 'v.csv'}"
     assert main(["verify", *flags.split()]) == 0
     assert "tolerance 1e-10" in capsys.readouterr().out  # fp64 runs reduce in fp64
     assert main(["verify", *flags.split(), "--dtype", "fp32"]) == 0

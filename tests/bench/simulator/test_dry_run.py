@@ -12,26 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bench import rows
 from bench.__main__ import main
-from bench.meters.flops import FlopMeter
 from bench.meters.memory import KINDS
-from bench.meters.step import memory_columns, memory_of_step
-from bench.meters.traffic import TrafficMeter
 from bench.simulator import dry_run
 from bench.theory import memory as theory_memory
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
-from odysseus.io.text import Samples
-from odysseus.parallel.mesh import make_mesh
 from odysseus.parallel.sharding import huggingface_shapes
-from odysseus.training.trainer import Trainer
-from tests.methods.test_parity import RUN, VARIANTS
-from tests.methods.test_toggles import ALL_ON, LOSS_TILES
-from tests.support.ranks import run_ranks
+from tests.support.dry_run import check_all
+from tests.support.runs import RUN, VARIANTS
+from tests.support.toggles import ALL_ON, LOSS_TILES
 
 BASE = replace(RUN, dtype="fp32", seq_len=80, tiled_loss_compute=False)
 TOGGLES: list[dict[str, Any]] = [
@@ -51,37 +44,6 @@ TOGGLES: list[dict[str, Any]] = [
     {"gradient_accumulation_steps": 2},
     ALL_ON,
 ]
-
-
-def measured(runs: list[RunConfig]) -> list[dict[str, Any]]:
-    """Columns of each run on this rank."""
-    torch.set_num_threads(1)
-    found = []
-    mesh = make_mesh(torch.device("cpu"), runs[0])
-    for run in runs:
-        trainer = Trainer(run, METHODS[run.method], mesh)
-        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
-        trainer.step(samples.step(0))
-        with TrafficMeter() as traffic, FlopMeter() as flops:
-            trainer.step(samples.step(1))
-        columns = memory_columns(memory_of_step(trainer, samples.step(2)))
-        found.append({**traffic.totals(), **columns, **flops.columns})
-    return found
-
-
-def counted(run: RunConfig, rank: int) -> dict[str, Any]:
-    """The same columns of the dry run."""
-    found = dry_run.count(run, rank)
-    columns = memory_columns(found.memory)
-    return {**found.traffic, **columns, **found.flops}
-
-
-def check_all(runs: list[RunConfig], ranks: list[int]) -> None:
-    """The runs share a mesh. The first step of the real ones is another one than the dry run's."""
-    real = run_ranks(measured, runs[0].world_size, runs)
-    for rank in ranks:
-        for run, expected in zip(runs, real[rank], strict=True):
-            assert counted(run, rank) == expected, (rank, run)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -35,13 +35,9 @@ from odysseus.parallel.mesh import Mesh
 from tests.support.paths import RESULTS
 from tests.support.peer_bytes import RUN, bytes_of_dtensor_tp
 from tests.support.ranks import run_ranks
+from tests.support.small_runs import SIZES, nothing_starts
 
 CPU = torch.device("cpu")
-SIZES = (
-    "--model.hidden_size 32 --model.intermediate_size 48 --model.num_hidden_layers 2 "
-    "--model.num_key_value_heads 4 --model.vocab_size 256 --seq_len 128 --micro_batch_size 2 "
-    "--steps 2 --warmup_steps 1"
-)
 BOTH = "[tp,peer:dtensor_tp,peer:fairscale_tp]"
 SWEEP = f"sweep {SIZES} --world_size 2 --tiled_loss_compute false --method {BOTH}"
 
@@ -52,10 +48,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("swept") / "rows.csv"
     assert main([*SWEEP.split(), "--out", str(out)]) == 0
     return out
-
-
-def nothing_starts(*_: object) -> None:
-    raise AssertionError("a cell was started")
 
 
 def by_method(path: Path) -> dict[str, dict[str, str]]:

@@ -14,8 +14,8 @@ from bench.runner import launch
 from methods.peers import as_method
 from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
-from tests.methods.peers.test_peer_method import SIZES, nothing_starts
 from tests.support.peer_bytes import MODEL
+from tests.support.small_runs import SIZES, nothing_starts
 
 
 @pytest.mark.parametrize("name", PEERS)

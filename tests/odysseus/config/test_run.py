@@ -11,17 +11,7 @@ import torch
 from methods import METHODS
 from odysseus.config.architecture import PRESETS, Architecture
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
-
-
-def check(run: RunConfig) -> None:
-    run.check()
-    METHODS[run.method].check(run)
-
-
-def refusal(run: RunConfig) -> str:
-    with pytest.raises(ValueError) as error:  # noqa: PT011, the callers compare its text
-        check(run)
-    return str(error.value)
+from tests.support.refusals import check, refusal
 
 
 def model(**overrides: Any) -> ModelOptions:

@@ -6,7 +6,7 @@ import pytest
 
 from odysseus.config.run import RunConfig
 from odysseus.config.sizes import divisors
-from tests.odysseus.config.test_run import refusal
+from tests.support.refusals import refusal
 
 RINGS = {
     "ring": (

@@ -11,8 +11,6 @@ from bench import rows
 from bench.__main__ import main
 from odysseus.hf.attention import NAMES
 from odysseus.hf.families import TRICKS
-from tests.methods.test_toggles import ALL_ON
-from tests.methods.test_toggles import TOGGLES as OWN_TOGGLES
 from tests.support.hf_mistakes import refusals
 from tests.support.hf_models import (
     CONFIGS,
@@ -24,6 +22,8 @@ from tests.support.hf_models import (
     undone,
 )
 from tests.support.ranks import run_ranks
+from tests.support.toggles import ALL_ON
+from tests.support.toggles import TOGGLES as OWN_TOGGLES
 
 OF_OTHERS = ("kept_gathers", "optimizer_offload")  # a method's, the optimizer's
 TOGGLES = [toggle for name, toggle in OWN_TOGGLES.items() if name not in OF_OTHERS]

@@ -30,9 +30,9 @@ from odysseus.io.checkpoint import Checkpoint
 from odysseus.io.text import Samples
 from odysseus.model.decoder import reference_model
 from odysseus.parallel import sharding
-from tests.odysseus.config.test_hf_config import CONFIGS
-from tests.odysseus.model.test_decoder import full_precision_norm
 from tests.support.checkpoint_ranks import CPU, bytes_read, errors, saved_again
+from tests.support.hf_configs import CONFIGS
+from tests.support.hf_reference import full_precision_norm
 from tests.support.ranks import run_ranks
 
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}

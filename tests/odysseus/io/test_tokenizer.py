@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from odysseus.io.text import Samples, check_tokens
-from tests.odysseus.config.test_hf_config import SIZES
+from tests.support.hf_configs import SIZES
 
 WORDS = ["<s>", "?", "the", "cat", "sat", "on", "mat"]
 

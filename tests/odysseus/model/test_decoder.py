@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -27,6 +27,7 @@ from odysseus.config.architecture import PRESETS, Architecture
 from odysseus.model.decoder import CausalLM, reference_model
 from odysseus.model.loss import IGNORED_LABEL
 from odysseus.parallel import sharding
+from tests.support.hf_reference import full_precision_norm
 
 BASE = Architecture(
     vocab_size=64,
@@ -152,10 +153,6 @@ def differences(case: Case, dtype: torch.dtype) -> dict[str, float]:
             assert theirs_here is not None
             worst[piece.name] = (view - piece.of(theirs_here)).abs().max().item()
     return {"loss": (loss - expected).abs().item()} | worst
-
-
-def full_precision_norm(self: nn.Module, x: Tensor) -> Tensor:
-    return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,7 +1,7 @@
 """Packed documents: which token is whose, and no method lets one look at another's.
 
 The reference computes every document by itself, as if there were no others
-(:func:`tests.methods.test_parity.sum_of_losses`).
+(:func:`tests.support.parity.sum_of_losses`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from odysseus.io.text import Samples, text_of
 from odysseus.model.attention import choose_attention, sdpa
 from odysseus.model.documents import Documents, Span
 from odysseus.parallel.ring_order import look_at_place, positions_of, tokens_of
-from tests.bench.simulator.test_dry_run import check_all
-from tests.methods.test_parity import RUN, assert_parity
-from tests.methods.test_toggles import ALL_ON, BASE, TOLERANCE, errors
+from tests.support.dry_run import check_all
+from tests.support.parity import TOLERANCE, assert_parity
 from tests.support.ranks import run_ranks
+from tests.support.runs import RUN
+from tests.support.toggles import ALL_ON, BASE, errors
 
 CPU = torch.device("cpu")
 TEXT = "one two\n\nthree\n \t\n\nfour\nfive six seven\n\n8\n\nnine ten eleven twelve thirteen.\n\n"

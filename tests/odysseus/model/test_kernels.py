@@ -16,13 +16,9 @@ from torch import Tensor
 
 from odysseus.model import kernels
 from odysseus.model.loss import IGNORED_LABEL, cross_entropy_sum
+from tests.support.numerics import EPS, ROUNDINGS, random, values_and_gradients
 
-EPS = 1e-5
 HEADS = 3  # Of four: the last head passes through the rotation.
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).double()
 
 
 def angles_table() -> Tensor:
@@ -67,19 +63,6 @@ KERNELS: dict[str, Kernel] = {
         [random(2, 5, 7)],
     ),
 }
-ROUNDINGS = 8
-"""Between an input and a result each kernel rounds at most about this often, half a unit in the
-last place (eps / 2) each: rms_norm's backward multiplies five times and sums eight products.
-Wrong formulas differ in the first digits."""
-
-
-def values_and_gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """The output, then what an upstream gradient makes of every input's."""
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    out = function(*inputs)
-    upstream = random(*out.shape).bfloat16().to(out.dtype)  # Exact in every dtype.
-    gradients = torch.autograd.grad(out, inputs, upstream, allow_unused=True)
-    return [out.detach(), *(g for g in gradients if g is not None)]
 
 
 @pytest.mark.parametrize("name", KERNELS)

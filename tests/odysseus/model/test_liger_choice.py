@@ -19,7 +19,7 @@ from odysseus.model.kernels import Kernels, choose_kernels
 from odysseus.model.loss import choose_loss, whole_logits
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
-from tests.odysseus.model.test_liger import CPU, RUN
+from tests.support.liger import CPU, RUN
 from tests.support.ranks import run_ranks
 
 

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from bench.runner import verify, worker
 from methods import METHODS
 from odysseus.config.run import RunConfig
-from tests.methods.test_parity import reference_gradients
-from tests.methods.test_toggles import ALL_ON, TOGGLES
-from tests.odysseus.model.test_liger import CPU, RUN, TOLERANCE, interpreting
+from tests.support.liger import CPU, RUN, TOLERANCE, interpreting
+from tests.support.parity import reference_gradients
+from tests.support.toggles import ALL_ON, TOGGLES
 
 
 def on_rank(

@@ -21,8 +21,9 @@ from odysseus.model.loss import IGNORED_LABEL, whole_logits
 from odysseus.parallel import sharding
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
-from tests.methods.test_parity import RUN, reference
+from tests.support.parity import reference
 from tests.support.ranks import run_ranks
+from tests.support.runs import RUN
 
 TOLERANCE = 1e-12
 TOKENS, WIDTH, VOCABULARY = 38, 16, 96

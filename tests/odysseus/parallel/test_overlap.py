@@ -19,11 +19,11 @@ from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
-from tests.bench.meters.test_traffic import measured_columns
-from tests.bench.simulator import test_dry_run
-from tests.methods import test_toggles
-from tests.methods.test_parity import RUN, VARIANTS
+from tests.support.dry_run import check_all as check_dry_runs
 from tests.support.ranks import run_ranks
+from tests.support.runs import RUN, VARIANTS
+from tests.support.toggles import check_all
+from tests.support.traffic import measured_columns
 
 CUT = [name for name in METHODS if name != "ulysses"]
 AHEAD = {"zero_engine": "overlap"}
@@ -45,16 +45,16 @@ def in_chunks(run: RunConfig) -> list[RunConfig]:
 @pytest.mark.parametrize("method", CUT)
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_chunks_leave_every_gradient_as_it_is(method: str, world_size: int) -> None:
-    test_toggles.check_all(in_chunks(replace(RUN, method=method, world_size=world_size)))
+    check_all(in_chunks(replace(RUN, method=method, world_size=world_size)))
 
 
 @pytest.mark.parametrize("method", CUT)
 def test_chunks_with_a_ring_replicas_and_biases(method: str) -> None:
     base = replace(RUN, method=method, world_size=4, seq_len=64, overlap_chunks=2)
-    test_toggles.check_all([replace(base, ring_parallel_size=2)])
+    check_all([replace(base, ring_parallel_size=2)])
     of_replicas = replace(base, sequence_parallel_size=2, gradient_accumulation_steps=2)
-    test_toggles.check_all([of_replicas, replace(of_replicas, **AHEAD)])
-    test_toggles.check_all([replace(base, model=VARIANTS["qwen"], **AHEAD)])
+    check_all([of_replicas, replace(of_replicas, **AHEAD)])
+    check_all([replace(base, model=VARIANTS["qwen"], **AHEAD)])
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -74,7 +74,7 @@ def test_chunks_send_what_theory_says(world_size: int) -> None:
 @pytest.mark.parametrize("method", CUT)
 def test_a_dry_run_counts_chunks_as_they_are(method: str) -> None:
     runs = in_chunks(replace(RUN, method=method, world_size=2, dtype="fp32"))
-    test_dry_run.check_all([*runs, replace(runs[0], dtype="bf16")], [0])
+    check_dry_runs([*runs, replace(runs[0], dtype="bf16")], [0])
 
 
 def beside(run: RunConfig) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Ring attention crosses all four methods: same loss, same gradients, in fp64 at 1e-12.
 
-The tolerance is tests/methods/test_parity.py's, and for the same reason.
+The tolerance is tests/support/parity.py's, and for the same reason.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from methods import METHODS
 from methods.peers.yunchang_ring import compute_on_cpu
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import Attend, differentiable, sdpa
-from odysseus.model.block_attention import CPU_FLASH, BlockAttention, choose_block_attention
+from odysseus.model.block_attention import CPU_FLASH, choose_block_attention
 from odysseus.parallel.mesh import Axis
 from odysseus.parallel.ring import AllGather, PassOn, around
 from odysseus.parallel.ring_order import tokens_of
 from odysseus.parallel.yunchang import yunchang_ring
-from tests.methods.test_parity import RUN, VARIANTS, assert_parity
-from tests.methods.test_toggles import ALL_ON, check_all
+from tests.support.parity import assert_parity
 from tests.support.ranks import run_ranks
+from tests.support.ring import in_two_blocks
+from tests.support.runs import RUN, VARIANTS
+from tests.support.toggles import ALL_ON, check_all
 
 ORDERS = ("zigzag", "contiguous")
 BACKENDS = ("native", "allgather")
@@ -154,29 +156,6 @@ def test_bf16_errs_little_more_than_plain_attention(backend: str, order: str) ->
     ranks = run_ranks(attention_errors, 8, backend, order, torch.bfloat16)
     ring, plain = np.sqrt(np.sum(ranks, axis=0)).T
     assert (ring / plain <= [1.18, 1.15, 1.12, 1.08]).all(), ring / plain
-
-
-def in_two_blocks(blocks: BlockAttention, packed: Tensor, grad: Tensor) -> list[Tensor]:
-    """Output and gradients of the second half of the queries, of a packed projection as a ring has
-    it: their own keys under the mask, then the first half of the keys, with what both found."""
-    q, k, v = packed.split([8, 2, 2], dim=2)
-    half = slice(packed.shape[1] // 2, None)
-    home = q[:, half], k[:, half], v[:, half]
-    before = q[:, half], k[:, : half.start], v[:, : half.start]
-    (o, logsumexp), (o_before, logsumexp_before) = (
-        blocks.forward(*home, True),
-        blocks.forward(*before, False),
-    )
-    share = torch.sigmoid(logsumexp_before - logsumexp).transpose(1, 2)[..., None]
-    o = o.to(share.dtype).lerp(o_before.to(share.dtype), share).to(q.dtype)
-    whole = torch.cat([logsumexp] * 2, dim=2)  # of more queries than these: a slice is strided
-    whole[:, :, half] = torch.logaddexp(logsumexp, logsumexp_before)
-    of = grad[:, half], whole[:, :, half]
-    (dq, *dkv), (dq_before, *dkv_before) = (
-        blocks.backward(of[0], *home, o, of[1], True),
-        blocks.backward(of[0], *before, o, of[1], False),
-    )
-    return [x.double().cpu() for x in (o, dq + dq_before, *dkv, *dkv_before)]
 
 
 def test_two_blocks_are_the_whole_on_the_cpu() -> None:

@@ -1,6 +1,6 @@
 """Attention a few heads at a time is the same attention: loss, every gradient, bytes sent.
 
-At the tolerances of tests/methods/test_toggles.py and to the byte.
+At the tolerances of tests/support/toggles.py and to the byte.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from bench.simulator import dry_run
 from bench.theory import traffic as theory_traffic
 from odysseus.config.run import RunConfig
 from odysseus.parallel import ulysses_chunks
-from tests.bench.meters.test_traffic import measured_columns
-from tests.methods.test_parity import VARIANTS
-from tests.methods.test_toggles import ALL_ON, BASE, check_all
 from tests.support.ranks import run_ranks
+from tests.support.runs import VARIANTS
+from tests.support.toggles import ALL_ON, BASE, check_all
+from tests.support.traffic import measured_columns
 
 BASE = replace(BASE, method="ulysses")
 TRICKS: list[dict[str, Any]] = [

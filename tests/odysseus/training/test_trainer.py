@@ -12,8 +12,8 @@ from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer, euclidean
-from tests.methods.test_parity import MODEL
 from tests.support.ranks import run_ranks
+from tests.support.runs import MODEL
 
 RUN = RunConfig(model=MODEL, seq_len=64, micro_batch_size=2)
 STEPS = 20

@@ -10,8 +10,8 @@ import pytest
 from bench.report import draw_plotly
 from bench.report.chart import Bars, Line
 from bench.report.charts import compare
-from tests.bench.report.test_report import cards_of, written
 from tests.support.paths import RESULTS
+from tests.support.reports import cards_of, written
 
 SHIPPED = RESULTS / "compare.csv"
 

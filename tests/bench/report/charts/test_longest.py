@@ -10,7 +10,7 @@ import pytest
 from bench.report import inputs
 from bench.report.chart import Bars, Chart, Line
 from bench.report.charts import longest
-from tests.bench.report.test_report import shipped, written
+from tests.support.reports import shipped, written
 
 
 def found(tmp_path: Path, **columns: str) -> pd.DataFrame:

@@ -1,0 +1,49 @@
+"""A dry run's counts compared with the meters of real steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.meters.flops import FlopMeter
+from bench.meters.step import memory_columns, memory_of_step
+from bench.meters.traffic import TrafficMeter
+from bench.simulator import dry_run
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from tests.support.ranks import run_ranks
+
+
+def measured(runs: list[RunConfig]) -> list[dict[str, Any]]:
+    """Columns of each run on this rank."""
+    torch.set_num_threads(1)
+    found = []
+    mesh = make_mesh(torch.device("cpu"), runs[0])
+    for run in runs:
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
+        trainer.step(samples.step(0))
+        with TrafficMeter() as traffic, FlopMeter() as flops:
+            trainer.step(samples.step(1))
+        columns = memory_columns(memory_of_step(trainer, samples.step(2)))
+        found.append({**traffic.totals(), **columns, **flops.columns})
+    return found
+
+
+def counted(run: RunConfig, rank: int) -> dict[str, Any]:
+    """The same columns of the dry run."""
+    found = dry_run.count(run, rank)
+    columns = memory_columns(found.memory)
+    return {**found.traffic, **columns, **found.flops}
+
+
+def check_all(runs: list[RunConfig], ranks: list[int]) -> None:
+    """The runs share a mesh. The first step of the real ones is another one than the dry run's."""
+    real = run_ranks(measured, runs[0].world_size, runs)
+    for rank in ranks:
+        for run, expected in zip(runs, real[rank], strict=True):
+            assert counted(run, rank) == expected, (rank, run)

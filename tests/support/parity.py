@@ -1,0 +1,116 @@
+"""Comparing one step of a method with the single-process reference, in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Batch, Samples
+from odysseus.model.decoder import CausalLM, reference_model
+from odysseus.parallel import sharding
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+from tests.support.ranks import run_ranks
+
+TOLERANCE = 1e-12
+
+
+def initial_weights(run: RunConfig) -> dict[str, torch.Tensor]:
+    """Every whole Hugging Face tensor that the run's seed decides."""
+    whole = {}
+    for name, shape in sharding.huggingface_shapes(run.architecture).items():
+        columns = (0, 1) if len(shape) == 1 else (0, shape[1])
+        piece = sharding.Piece(name, shape, (0, shape[0]), columns)
+        whole[name] = torch.empty(shape, dtype=run.master_dtype)
+        sharding.initialize(iter([(piece, whole[name])]), run.seed)
+    return whole
+
+
+def reference(run: RunConfig) -> CausalLM:
+    model = reference_model(run.architecture).to(run.master_dtype)
+    whole = initial_weights(run)
+    with torch.no_grad():
+        for piece, view in sharding.local_pieces(model, run.architecture, {}, 1, 0):
+            view.copy_(piece.of(whole[piece.name]))
+    return model
+
+
+def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.Tensor]]:
+    """The loss, gradient norm and whole gradients of one step, in one process."""
+    model = reference(run)
+    alone = replace(
+        run,
+        world_size=1,
+        sequence_parallel_size=0,
+        ring_parallel_size=1,
+        gradient_accumulation_steps=run.gradient_accumulation_steps * run.data_parallel_size,
+    )
+    batches = Samples(alone, replica=0, shard=0, device=torch.device("cpu")).step(0)
+    losses = [sum_of_losses(model, batch) for batch in batches]
+    loss = torch.stack(losses).sum() / sum((batch.labels != -100).sum() for batch in batches)
+    loss.backward()
+    square = sum(float(p.grad.square().sum()) for p in model.parameters())
+    gradients = {
+        name: torch.zeros(shape, dtype=run.master_dtype)
+        for name, shape in sharding.huggingface_shapes(run.architecture).items()
+    }
+    for name, parameter in model.named_parameters():
+        of = sharding.pieces(name, run.architecture, {}, 1, 0)
+        for piece, view in sharding.cut_rows(parameter.grad, of):
+            piece.of(gradients[piece.name]).copy_(view)
+    return loss.item(), square**0.5, gradients
+
+
+def sum_of_losses(model: CausalLM, batch: Batch) -> torch.Tensor:
+    """Every packed document by itself, as if there were no others."""
+    tokens = batch.input_ids, batch.position_ids, batch.labels
+    if batch.documents is None:
+        return model(*tokens)
+    losses = []
+    for row, starts in enumerate(batch.documents.starts):
+        for first, last in pairwise([*starts, batch.input_ids.shape[1]]):
+            ids, positions, labels = (x[row : row + 1, first:last] for x in tokens)
+            assert positions.tolist() == [list(range(last - first))]
+            losses.append(model(ids, positions, labels))
+    return torch.stack(losses).sum()
+
+
+def compare(run: RunConfig) -> tuple[float, dict[str, float]]:
+    """One step on this rank against the reference: loss error, largest gradient error by tensor."""
+    torch.set_num_threads(1)
+    mesh = make_mesh(torch.device("cpu"), run)
+    trainer = Trainer(run, METHODS[run.method], mesh)
+    expected_loss, expected_norm, expected = reference_gradients(run)
+    samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
+    loss = trainer.forward_backward(samples.step(0)).item()
+    norm = trainer.grad_norm().item()
+    errors: dict[str, float] = {}
+    for piece, view in trainer.gradients():
+        error = (view - piece.of(expected[piece.name])).abs().max().item()
+        errors[piece.name] = max(error, errors.get(piece.name, 0.0))
+    assert norm == pytest.approx(expected_norm, rel=1e-12)
+    return abs(loss - expected_loss), errors
+
+
+def assert_parity(run: RunConfig, on_rank: Callable[[RunConfig], Any] = compare) -> None:
+    """Every rank's errors are rounding.
+
+    Args:
+        on_rank: As :func:`compare`.
+    """
+    run.check()
+    ranks = run_ranks(on_rank, run.world_size, run)
+    assert max(loss for loss, _ in ranks) < TOLERANCE
+    worst: dict[str, float] = {}
+    for _, errors in ranks:
+        for name, error in errors.items():
+            worst[name] = max(error, worst.get(name, 0.0))
+    assert worst.keys() == sharding.huggingface_shapes(run.architecture).keys()
+    assert {n: e for n, e in worst.items() if not e < TOLERANCE} == {}

@@ -1,0 +1,28 @@
+"""Measured and predicted traffic of one step."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.meters.traffic import TrafficMeter
+from methods import METHODS
+from odysseus.config.run import RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training.trainer import Trainer
+
+
+def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
+    """The traffic of a step of each run on this rank; meshes are shared where sizes agree."""
+    meshes = {}
+    columns = []
+    for run in runs:
+        shape = (run.ring_parallel_size, run.sequence_size, run.architecture.num_key_value_heads)
+        mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), run)
+        meshes[shape] = mesh
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
+        with TrafficMeter() as meter:
+            trainer.step(samples.step(0))
+        columns.append(meter.totals())
+    return columns
