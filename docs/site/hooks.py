@@ -1,6 +1,6 @@
-"""What the site takes from outside docs/: three pages, the README first, and what pages link to.
+"""Add files outside docs/ to the site: four pages, the README first, and all files they link to.
 
-Links stay those of the repository; its pages and the files around them become one tree here.
+Links in the sources are those of the repository; here its pages and files become one tree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent.parent
-_OUTSIDE = ("README.md", "CONTRIBUTING.md", "results/README.md")
+_OUTSIDE = ("README.md", "CONTRIBUTING.md", "results/README.md", "results/LOG.md")
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#]+)")
 
 
