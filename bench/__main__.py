@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from bench.config.command import command
+
 VERBS = {
     "run": "one cell: one method, one model, one sequence length, one world size",
     "sweep": "a grid of cells from YAML; resumes, keeps going past a failed cell",
@@ -21,7 +23,7 @@ VERBS = {
 def main(arguments: list[str]) -> int:
     """Run one verb; its exit status. 2 means bad input, and that nothing was started."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m bench VERB [options]\n")
+        print(f"usage: {command()} VERB [options]\n")
         print("\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items()))
         print("\nVERB --help explains every flag.")
         return 0 if arguments else 2
@@ -38,9 +40,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _bad_input(verb: str, message: str) -> int:
-    print(f"python -m bench {verb}: {message}", file=sys.stderr)
+    print(f"{command()} {verb}: {message}", file=sys.stderr)
     return 2
 
 
+def console() -> int:
+    """Run the console command; return its exit status."""
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(console())

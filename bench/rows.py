@@ -121,9 +121,11 @@ def identity(run: RunConfig) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Where and when a row was made: versions, commit, time."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parent.parent
     git = ["git", "-C", str(root)]
-    commit = _output([*git, "rev-parse", "HEAD"])
+    # An installed package has no commit, but may lie inside another project's repository.
+    is_clone = _output([*git, "rev-parse", "--show-toplevel"]) == str(root)
+    commit = _output([*git, "rev-parse", "HEAD"]) if is_clone else ""
     code = ["--untracked-files=no", "--", ":/", ":(top,exclude)results"]
     changes = _output([*git, "status", "--porcelain", *code])
     return {
@@ -211,5 +213,9 @@ def _text(value: Any) -> str:
 
 
 def _output(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """The output of a command; empty where it fails or is not installed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -16,8 +16,9 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from bench.config import arctic
+from bench.config import arctic, shipped
 from bench.config.checks import check_method
+from bench.config.command import command
 from methods import METHODS
 from methods.peers import as_method
 from methods.peers.checks import PREFIX, check_package, name_of
@@ -27,13 +28,12 @@ from odysseus.config.run import RunConfig
 
 def parser(verb: str, description: str) -> ArgumentParser:
     """An empty parser of one verb, with ``--config``."""
-    made = ArgumentParser(
-        prog=f"python -m bench {verb}", description=description, exit_on_error=False
-    )
+    made = ArgumentParser(prog=f"{command()} {verb}", description=description, exit_on_error=False)
     made.add_argument(
         "--config",
         action="config",
-        help="YAML file with the same keys, dots as nesting; a flag on the command line wins.",
+        help="YAML file with the same keys, dots as nesting; a flag on the command line wins. "
+        "recipes/NAME.yml and sweeps/NAME.yml also name the files that come with the package.",
     )
     return made
 
@@ -134,9 +134,10 @@ def _config_first(arguments: Sequence[str]) -> list[str]:
     rest = iter(arguments)
     for argument in rest:
         if argument == "--config":
-            files += [argument, *itertools.islice(rest, 1)]
+            files += [argument, *map(shipped.find, itertools.islice(rest, 1))]
         elif argument.startswith("--config="):
-            files.append(argument)
+            flag, _, name = argument.partition("=")
+            files.append(f"{flag}={shipped.find(name)}")
         else:
             flags.append(argument)
     return files + flags
