@@ -108,7 +108,7 @@ def metered_columns(
         {"ms": times_ms, "peak_flops": peak_flops, "memory": peaks, "flops": flops_done}
     )
     return (
-        _time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
+        time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
         | {"peak_flops_source": source}
         | traffic
         | flop_columns([r["flops"] for r in ranks])
@@ -187,7 +187,13 @@ def gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
     return ranks
 
 
-def _time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float) -> dict[str, Any]:
+def time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float) -> dict[str, Any]:
+    """Return the columns of time: per step, that of the slowest rank.
+
+    Args:
+        times_ms: Milliseconds by rank and step.
+        peak_flops: FLOP/s of one rank that MFU is a fraction of.
+    """
     slowest_ms = np.max(times_ms, axis=0)
     p20, p50, p80 = np.percentile(slowest_ms, [20, 50, 80])
     quantiles = {"step_ms_p50": p50, "step_ms_p20": p20, "step_ms_p80": p80}

@@ -52,6 +52,14 @@ def test_documents_are_separated_by_blank_lines(text: DataOptions) -> None:
     assert text_of(RunConfig(data=replace(text, pack=False))).starts.tolist() == [0]
 
 
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n", "\n\r\n", "\n \t\r\n\n"])
+def test_blank_lines_of_windows_separate_too(tmp_path: Path, blank: str) -> None:
+    file = tmp_path / "documents.txt"
+    file.write_bytes(f"one{blank}two".encode())
+    found = text_of(RunConfig(data=DataOptions(path=str(file), pack=True)))
+    assert found.starts.tolist() == [0, 3 + len(blank)]
+
+
 def test_a_batch_of_packed_samples(text: DataOptions) -> None:
     """Samples 1 and 2 of 30 tokens: the second one goes on at the text's beginning."""
     run = RunConfig(data=text, seq_len=30, micro_batch_size=2, world_size=1)
