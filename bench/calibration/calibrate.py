@@ -27,7 +27,7 @@ from bench.meters.device import peak_flops_per_s
 from bench.meters.flops import attention_flops
 from bench.meters.traffic import bytes_sent
 from odysseus.config.run import RunConfig
-from odysseus.memory.host_memory import machine_bytes, ranks_a_node
+from odysseus.memory.host_memory import machine_bytes, ranks_per_node
 from odysseus.model.kernels import choose_kernels
 from odysseus.parallel.mesh import Axis
 from odysseus.parallel.transfers import start_hop
@@ -52,7 +52,7 @@ def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) 
     Args:
         links: As measured before; measured if empty.
     """
-    local = ranks_a_node(run.world_size)
+    local = ranks_per_node(run.world_size)
     on_gpu = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 0
     return Hardware(
@@ -63,7 +63,7 @@ def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) 
         nccl_bytes=2 * GIB if on_gpu else 0,
         nccl_peer_bytes=NCCL_PEER_BYTES if on_gpu else 0,
         workspace_bytes=32 * 2**20 if on_gpu else 0,
-        gpus_a_node=local,
+        gpus_per_node=local,
         host_memory_bytes=machine_bytes(),
         speeds=_speeds(run, device, local, links),
     )

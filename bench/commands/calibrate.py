@@ -15,7 +15,7 @@ from bench.hardware import profile_file
 from bench.hardware.speeds import Link
 from bench.runner import launch, worker
 from odysseus.config.run import RunConfig
-from odysseus.memory.host_memory import ranks_a_node
+from odysseus.memory.host_memory import ranks_per_node
 from odysseus.parallel.mesh import pick_device
 
 
@@ -72,15 +72,15 @@ def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
     """
     if not name:
         return ()
-    known, local = profile_file.find(name), ranks_a_node(run.world_size)
+    known, local = profile_file.find(name), ranks_per_node(run.world_size)
     device = pick_device(run.device).type
     links = known.speeds.links if known.speeds else ()
     most = max((link.ranks for link in links), default=0)
-    if (most, known.gpus_a_node, known.device) != (run.world_size, local, device):
+    if (most, known.gpus_per_node, known.device) != (run.world_size, local, device):
         raise ValueError(
-            f"links_of = {name} has links of {most} ranks, {known.gpus_a_node} a node, on "
-            f"{known.device}; valid: a file that calibrate wrote for {run.world_size}, {local} a "
-            f"node, on {device}"
+            f"links_of = {name} has links of {most} ranks, {known.gpus_per_node} per node, on "
+            f"{known.device}; valid: a file that calibrate wrote for {run.world_size}, {local} "
+            f"per node, on {device}"
         )
     if device == "cpu" and run.world_size > 1 and not (known.speeds and known.speeds.skew):
         raise ValueError(

@@ -20,7 +20,7 @@ from bench.simulator.placement import placement
 from bench.simulator.trace import write_trace
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
-from odysseus.memory.host_memory import ranks_a_node
+from odysseus.memory.host_memory import ranks_per_node
 from odysseus.parallel.mesh import pick_device
 
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         _check_save(run, Path(parsed.save))
     if run.dry_run:
         return _dry_run(run, out, parsed.explain_peak, parsed.trace)
-    local = ranks_a_node(run.world_size)
+    local = ranks_per_node(run.world_size)
     if os.environ.get("RANK", "0") == "0" and (
         run.ring_parallel_size > 1 or local < run.world_size
     ):

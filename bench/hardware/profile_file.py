@@ -144,7 +144,17 @@ def _plain(value: Any) -> Any:
     return [_plain(of) for of in value] if isinstance(value, list | tuple) else value
 
 
+_OLD_KEYS = {"gpus_a_node": "gpus_per_node"}
+"""Keys that profile files once had; files with them are still read."""
+
+
 def _checked(name: str, given: dict[str, Any]) -> Hardware:
+    """Return the profile that a file's fields describe.
+
+    Raises:
+        ValueError: a field is missing, unknown or out of range.
+    """
+    given = {_OLD_KEYS.get(key, key): value for key, value in given.items()}
     names = {f.name for f in fields(Hardware)}
     needed = {f.name for f in fields(Hardware) if f.default is MISSING}
     for what, wrong in (("lacks", needed - given.keys()), ("has unknown", given.keys() - names)):
@@ -157,8 +167,8 @@ def _checked(name: str, given: dict[str, Any]) -> Hardware:
     bad = [key for key in whole if type(given[key]) is not int or given[key] < 0]
     if bad:
         raise ValueError(f"hardware {name!r}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
-    if given["gpus_a_node"] < 1:
-        raise ValueError(f"hardware {name!r}: gpus_a_node is 0; valid: 1 and more")
+    if given["gpus_per_node"] < 1:
+        raise ValueError(f"hardware {name!r}: gpus_per_node is 0; valid: 1 and more")
     for key, valid in (("device", ("cuda", "cpu")), ("dtype", ("", *DTYPES))):
         if given.get(key, valid[0]) not in valid:
             listed = ", ".join(v or "''" for v in valid)

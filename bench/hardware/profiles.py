@@ -29,7 +29,7 @@ class Hardware:
         nccl_peer_bytes: And what they take besides for every GPU of the node that one sends to
             (:func:`bench.simulator.placement.connected`).
         workspace_bytes: What cuBLAS holds from PyTorch's allocator.
-        gpus_a_node: Ranks that share a host.
+        gpus_per_node: Ranks that share a host.
         host_memory_bytes: Of that host.
         device: cuda, or cpu for ranks that compute on their host.
         dtype: That the speeds are of, as ``--dtype`` has it; empty where nothing says so.
@@ -40,7 +40,7 @@ class Hardware:
     context_bytes: int
     nccl_bytes: int
     workspace_bytes: int
-    gpus_a_node: int
+    gpus_per_node: int
     host_memory_bytes: int
     nccl_peer_bytes: int = 0
     device: str = "cuda"
@@ -52,9 +52,9 @@ class Hardware:
         """What the tensors of a step may take on a GPU that sends to no other of its node."""
         return self.memory_bytes - self.context_bytes - self.nccl_bytes - self.workspace_bytes
 
-    def ranks_a_node(self, world_size: int) -> int:
+    def ranks_per_node(self, world_size: int) -> int:
         """Of a world of so many ranks."""
-        return min(self.gpus_a_node, world_size)
+        return min(self.gpus_per_node, world_size)
 
 
 # FlashAttention-3's forward by length on H100, as a share of that at 16K tokens (pytorch/benchmark
@@ -149,7 +149,7 @@ def _node_of_eight(
         nccl_bytes=2 * GIB,
         nccl_peer_bytes=NCCL_PEER_BYTES,
         workspace_bytes=workspace_mib * MIB,
-        gpus_a_node=8,
+        gpus_per_node=8,
         host_memory_bytes=int(host_bytes),
         speeds=known,
     )

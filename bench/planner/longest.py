@@ -132,6 +132,6 @@ def _next_trial(fits: int, fails: int, known: dict[int, Need]) -> int:
 def need(run: RunConfig, gpu: int) -> Need:
     """What a run takes whose heaviest rank has so many bytes on its GPU."""
     profile = profile_file.find(run.hardware)
-    host = theory_memory.host_bytes(run) * profile.ranks_a_node(run.world_size)
+    host = theory_memory.host_bytes(run) * profile.ranks_per_node(run.world_size)
     gpu_limit = dry_run.gpu_limit_bytes(run, profile)
     return Need(gpu, gpu_limit, host, dry_run.host_limit_bytes(run, profile))

@@ -44,7 +44,7 @@ _TOLD -= {"model.type", "model.implementation"}
 def layouts(base: RunConfig) -> Iterator[RunConfig]:
     """The runs that are tried for one cell."""
     world = base.world_size
-    inside = profile_file.find(base.hardware).ranks_a_node(world)
+    inside = profile_file.find(base.hardware).ranks_per_node(world)
     sizes = dict.fromkeys([(inside, 1), (inside, world // inside), (world, 1)])
     for (sequence, ring), method in product(sizes, METHODS):
         axes = {"sequence_parallel_size": sequence, "ring_parallel_size": ring}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bench.theory import memory as theory_memory
 from odysseus.config.run import RunConfig
-from odysseus.memory.host_memory import node_limit_bytes, ranks_a_node
+from odysseus.memory.host_memory import node_limit_bytes, ranks_per_node
 
 
 def shortage(run: RunConfig) -> str:
@@ -22,7 +22,7 @@ def shortage(run: RunConfig) -> str:
 
 def node_bytes(run: RunConfig) -> int:
     """Host memory that all ranks of one node need together."""
-    return theory_memory.host_bytes(run) * ranks_a_node(run.world_size)
+    return theory_memory.host_bytes(run) * ranks_per_node(run.world_size)
 
 
 def longest(run: RunConfig) -> str:

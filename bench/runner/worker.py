@@ -27,7 +27,7 @@ from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch, Samples
-from odysseus.memory.host_memory import ranks_a_node
+from odysseus.memory.host_memory import ranks_per_node
 from odysseus.parallel.mesh import make_mesh, pick_device, start_process_group
 from odysseus.training.trainer import StepResult, Trainer
 
@@ -56,7 +56,7 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
     if device.type == "cpu":
         torch.set_num_threads(1)
     elif run.optimizer_on_host:  # ranks share the cores that AdamW runs on
-        cores = len(os.sched_getaffinity(0)) // ranks_a_node(run.world_size)
+        cores = len(os.sched_getaffinity(0)) // ranks_per_node(run.world_size)
         torch.set_num_threads(max(1, cores))
     start_process_group(device, run.timeout_s)
     try:

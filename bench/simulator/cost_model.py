@@ -21,12 +21,12 @@ class Clock:
 
     Args:
         attention: The implementation of attention.
-        ranks_a_node: Ranks that are neighbours in one node.
+        ranks_per_node: Ranks that are neighbours in one node.
     """
 
     speeds: Speeds
     attention: str
-    ranks_a_node: int
+    ranks_per_node: int
 
     def seconds(self, op: Op) -> float:
         """How long an operation takes if nobody else is in its way."""
@@ -83,7 +83,7 @@ class Clock:
         measured = [link for link in self.speeds.links if _suits(link, op, nodes)]
         if measured:
             return op.bytes / bandwidth(self._nearest(measured, op).points, size)
-        inside = self._fewest_in_a_node(op.ranks)
+        inside = self._fewest_per_node(op.ranks)
         network = bandwidth(self.speeds.network_bytes_per_s, size)
         if op.kind in ("all_to_all", "p2p"):
             # What leaves the node does so through each rank's own share of the network.
@@ -98,7 +98,7 @@ class Clock:
 
     def knows(self, ranks: int) -> bool:
         """Whether collectives of a world of so many ranks have a speed."""
-        nodes = -(-ranks // self.ranks_a_node)
+        nodes = -(-ranks // self.ranks_per_node)
         of_link = {link.nodes > 1 for link in self.speeds.links}
         across = True in of_link or bool(self.speeds.network_bytes_per_s)
         return ranks == 1 or (across if nodes > 1 else False in of_link)
@@ -114,10 +114,10 @@ class Clock:
         return min(links, key=unlike)
 
     def _nodes(self, ranks: tuple[int, ...]) -> int:
-        return len({rank // self.ranks_a_node for rank in ranks})
+        return len({rank // self.ranks_per_node for rank in ranks})
 
-    def _fewest_in_a_node(self, ranks: tuple[int, ...]) -> int:
-        return min(Counter(rank // self.ranks_a_node for rank in ranks).values())
+    def _fewest_per_node(self, ranks: tuple[int, ...]) -> int:
+        return min(Counter(rank // self.ranks_per_node for rank in ranks).values())
 
 
 def _suits(link: Link, op: Op, nodes: int) -> bool:

@@ -93,7 +93,7 @@ def check(run: RunConfig) -> None:
     if not known.knows(run.world_size):
         raise ValueError(
             f"hardware = {run.hardware} has no links for world_size = {run.world_size}, "
-            f"{known.ranks_a_node} ranks a node; valid: what it was calibrated on"
+            f"{known.ranks_per_node} ranks per node; valid: what it was calibrated on"
         )
     if known.attention not in known.speeds.attention:
         raise ValueError(
@@ -157,7 +157,7 @@ def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
         return {}
     profile = profile_file.find(run.hardware)
     need = counted.peak.bytes
-    host = counted.memory.peak(HOST).bytes * profile.ranks_a_node(run.world_size)
+    host = counted.memory.peak(HOST).bytes * profile.ranks_per_node(run.world_size)
     if need > (limit := gpu_limit_bytes(run, profile)):
         where = {"cuda": ("oom_gpu", "on the GPU"), "cpu": ("oom_cpu", "of a rank")}
         status, of = where[profile.device]
@@ -171,7 +171,7 @@ def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
 
 def gpu_limit_bytes(run: RunConfig, profile: profiles.Hardware) -> int:
     """What a step's tensors may take on one GPU of a profile."""
-    sends = placement.connected(run, profile.gpus_a_node)
+    sends = placement.connected(run, profile.gpus_per_node)
     return profile.usable_bytes - sends * profile.nccl_peer_bytes
 
 

@@ -9,38 +9,38 @@ from odysseus.config.run import RunConfig
 _WORDS = {"sp": "sequence axis", "ring": "ring", "dp": "replicas"}
 
 
-def placement(run: RunConfig, ranks_a_node: int) -> str:
+def placement(run: RunConfig, ranks_per_node: int) -> str:
     """Where a run's axes lie when its ranks fill nodes in order.
 
     Axes of size 1 are left out: they send nothing.
     """
-    sizes, crosses = run.axis_sizes, _crosses(run, ranks_a_node)
+    sizes, crosses = run.axis_sizes, _crosses(run, ranks_per_node)
     said = [
         f"{_WORDS[axis]} {'across nodes' if crosses[axis] else 'inside a node'}"
         for axis in reversed(sizes)
         if sizes[axis] > 1
     ]
-    nodes = -(-run.world_size // ranks_a_node)
-    where = f"{nodes} nodes of {ranks_a_node}" if nodes > 1 else "one node"
+    nodes = -(-run.world_size // ranks_per_node)
+    where = f"{nodes} nodes of {ranks_per_node}" if nodes > 1 else "one node"
     axes = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     return f"{run.world_size} ranks on {where} = {axes}: " + (", ".join(said) or "no axis")
 
 
-def connected(run: RunConfig, ranks_a_node: int) -> int:
+def connected(run: RunConfig, ranks_per_node: int) -> int:
     """GPUs of its node that NCCL connects a rank to for sends: those it exchanges heads with, and
     one for a ring, where it sends to one and receives from another.
 
     A group that crosses nodes is left out: NCCL gives its ranks 2 channels to each other, instead
     of 32 (``NCCL_NCHANNELS_PER_NET_PEER``, the least of which ncclTopoComputeP2pChannels takes).
     """
-    crosses = _crosses(run, ranks_a_node)
+    crosses = _crosses(run, ranks_per_node)
     exchanges = run.method == "ulysses" and not crosses["sp"]
     sends = run.ring_parallel_size > 1 and run.ring_backend != "allgather" and not crosses["ring"]
     return exchanges * (run.sequence_size - 1) + sends
 
 
-def _crosses(run: RunConfig, ranks_a_node: int) -> dict[str, bool]:
+def _crosses(run: RunConfig, ranks_per_node: int) -> dict[str, bool]:
     """Whether an axis has ranks on several nodes."""
     sizes = run.axis_sizes
-    node = np.arange(run.world_size).reshape(list(sizes.values())) // ranks_a_node
+    node = np.arange(run.world_size).reshape(list(sizes.values())) // ranks_per_node
     return {axis: bool(np.ptp(node, axis=at).any()) for at, axis in enumerate(sizes)}

@@ -25,4 +25,4 @@ def clock(run: RunConfig) -> Clock | None:
     profile = profile_file.find(run.hardware) if run.hardware else None
     if profile is None or profile.speeds is None:
         return None
-    return Clock(profile.speeds, attention_of(run), profile.ranks_a_node(run.world_size))
+    return Clock(profile.speeds, attention_of(run), profile.ranks_per_node(run.world_size))

@@ -41,7 +41,7 @@ def _control_groups() -> list[Path]:
     return [folder, *(p for p in folder.parents if p.is_relative_to(_ALL_GROUPS))]
 
 
-def ranks_a_node(world_size: int) -> int:
+def ranks_per_node(world_size: int) -> int:
     """Ranks that share this machine's memory: torchrun's word for it, else all of them."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
 
@@ -69,7 +69,7 @@ class HostMemory:
     @classmethod
     def of(cls, run: RunConfig, device: torch.device) -> HostMemory:
         """The account of one rank of a run: the ranks of a node share its limit equally."""
-        share = node_limit_bytes(run) // ranks_a_node(run.world_size)
+        share = node_limit_bytes(run) // ranks_per_node(run.world_size)
         return cls(share, device)
 
     def claim(self, size_bytes: int) -> None:

@@ -115,7 +115,7 @@ def changes(base: RunConfig, data: pd.DataFrame) -> dict[int, list[float]]:
 def least_bytes_change(run: RunConfig, low: float, high: float) -> list[float]:
     """Lengths between two at which another method becomes the one that sends the fewest bytes,
     where the sequence axis is a node."""
-    inside = profile_file.find(run.hardware).ranks_a_node(run.world_size)
+    inside = profile_file.find(run.hardware).ranks_per_node(run.world_size)
     lines = {
         name: theory_traffic.line(replace(by_method(name, run), sequence_parallel_size=inside))
         for name in METHODS

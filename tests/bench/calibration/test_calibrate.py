@@ -80,7 +80,7 @@ def test_links_are_of_as_many_ranks(tmp_path: Path, capsys: pytest.CaptureFixtur
     """A file of four ranks is not taken for two, and nothing is started."""
     file, out = str(RESULTS / "emulated" / "50mbit-1" / "profile.yml"), str(tmp_path / "out.yml")
     assert main(["calibrate", "--links_of", file, "--world_size", "2", "--out", out]) == 2
-    assert "has links of 4 ranks, 1 a node" in capsys.readouterr().err
+    assert "has links of 4 ranks, 1 per node" in capsys.readouterr().err
     assert not Path(out).exists()
 
 
@@ -91,7 +91,7 @@ def test_links_without_skew_are_of_a_calibration_of_before(
     assert known.speeds is not None
     file, out = tmp_path / "before.yml", str(tmp_path / "out.yml")
     profile_file.write(replace(known, speeds=replace(known.speeds, skew=())), file)
-    with patch("bench.commands.calibrate.ranks_a_node", lambda world: 1):
+    with patch("bench.commands.calibrate.ranks_per_node", lambda world: 1):
         flags = ["--links_of", str(file), "--world_size", "4", "--device", "cpu", "--out", out]
         assert main(["calibrate", *flags]) == 2
     assert "and no skew; valid" in capsys.readouterr().err
@@ -104,11 +104,11 @@ def test_links_are_of_the_same_device(tmp_path: Path, capsys: pytest.CaptureFixt
     links = (Link(ranks=2, points=((1, 1),)),)
     file = tmp_path / "gpus.yml"
     speeds = replace(known.speeds, links=links)
-    profile_file.write(replace(known, gpus_a_node=2, speeds=speeds), file)
+    profile_file.write(replace(known, gpus_per_node=2, speeds=speeds), file)
     out = str(tmp_path / "out.yml")
     flags = ["--links_of", str(file), "--world_size", "2", "--device", "cpu", "--out", out]
     assert main(["calibrate", *flags]) == 2
-    assert "links of 2 ranks, 2 a node, on cuda; valid" in capsys.readouterr().err
+    assert "links of 2 ranks, 2 per node, on cuda; valid" in capsys.readouterr().err
 
 
 def test_memory_is_measured_with_other_operands_each_time() -> None:
@@ -270,7 +270,7 @@ def test_skew_is_what_a_collective_takes_more_after_more_computing() -> None:
         ("--links_of none.yml", "No such file"),
         (
             "--links_of a100-80g --world_size 2",
-            "links of 0 ranks, 8 a node, on cuda; valid: a file",
+            "links of 0 ranks, 8 per node, on cuda; valid: a file",
         ),
     ],
 )

@@ -21,7 +21,7 @@ SMALL = profiles.Hardware(
     context_bytes=2**20,
     nccl_bytes=2**20,
     workspace_bytes=2**20,
-    gpus_a_node=4,
+    gpus_per_node=4,
     host_memory_bytes=2**30,
 )
 MODEL = ModelOptions(num_hidden_layers=7, head_dim=32)
@@ -142,7 +142,7 @@ def test_bad_input(flags: str, told: list[str], capsys: pytest.CaptureFixture[st
 def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
     file = tmp_path / "node.yml"
     for given, told in (
-        ({"memory_bytes": 1}, "lacks context_bytes, gpus_a_node"),
+        ({"memory_bytes": 1}, "lacks context_bytes, gpus_per_node"),
         (asdict(SMALL) | {"color": 1}, "has unknown color"),
         (asdict(SMALL) | {"nccl_bytes": "much"}, "nccl_bytes is 'much'; valid: whole bytes"),
         (asdict(SMALL) | {"nccl_peer_bytes": -1}, "nccl_peer_bytes is -1; valid: whole bytes"),
@@ -169,7 +169,7 @@ def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunCon
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"gpus_a_node": True}, "gpus_a_node is True"),
+        ({"gpus_per_node": True}, "gpus_per_node is True"),
         ({"memory_bytes": 0}, "memory_bytes is 0; valid: more than"),
         ({"context_bytes": 10**15}, "valid: more than the 1000000002097152 that"),
         ({"dtype": "fp8"}, "dtype is 'fp8'; valid: '', fp32, bf16, fp64"),

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from bench import rows
 from bench.__main__ import main
 from bench.hardware import profile_file, profiles
 from bench.hardware.speeds import Link, Points, bandwidth, curve
 from bench.simulator.cost_model import Clock
 from bench.simulator.program import Op
+from tests.support.paths import RESULTS
 
 
 def test_a_curve_between_and_beyond_its_points() -> None:
@@ -40,7 +42,7 @@ def test_a_collective_has_the_link_of_the_most_alike_group() -> None:
         Link(collective="p2p", ranks=2, nodes=2, stride=2, points=((1, 8),)),
     ]
     speeds = replace(profiles.PROFILES["h100-80g"].speeds, links=tuple(links))
-    clock = Clock(speeds, "flash_attention_2", ranks_a_node=1)
+    clock = Clock(speeds, "flash_attention_2", ranks_per_node=1)
 
     def seconds(kind: str, *ranks: int) -> float:
         return clock.seconds(Op(kind, kind, "", (), 0, 8, (8,), ranks, "", ""))
@@ -55,7 +57,7 @@ def test_silu_has_a_rate_of_its_own_where_it_was_measured() -> None:
     def seconds(name: str, **rates: Points) -> float:
         known = replace(profiles.PROFILES["h100-80g"].speeds, memory=((1, 8),), **rates)
         op = Op(name, "elementwise", "", (), 0, 16)
-        return Clock(known, "flash_attention_2", ranks_a_node=1).seconds(op)
+        return Clock(known, "flash_attention_2", ranks_per_node=1).seconds(op)
 
     for name in ("aten::silu", "aten::silu_backward.grad_input"):
         assert seconds(name, silu=((1, 2),)) == 8
@@ -69,7 +71,7 @@ def test_an_all_reduce_over_nodes_is_priced_as_a_ring(mib: int, bus_gb_per_s: fl
     sent = 2 * 31 / 32 * mib * 2**20
     ranks = tuple(range(32))
     op = Op("", "all_reduce", "", (), 0, sent, (mib * 2**20,), ranks, "", "")
-    clock = Clock(profiles.PROFILES["h100-80g"].speeds, "flash_attention_2", ranks_a_node=8)
+    clock = Clock(profiles.PROFILES["h100-80g"].speeds, "flash_attention_2", ranks_per_node=8)
     assert sent / clock.seconds(op) == pytest.approx(bus_gb_per_s * 1e9 * 24 / 31)
 
 
@@ -82,6 +84,27 @@ def test_a_profile_is_the_same_from_a_file(tmp_path: Path) -> None:
     uneven = replace(profiles.PROFILES["h100-80g"], speeds=speeds)
     profile_file.write(uneven, file)
     assert profile_file.find(str(file)) == uneven
+
+
+@pytest.mark.parametrize("key", ["gpus_per_node", "gpus_a_node"])
+def test_ranks_per_node_have_an_old_key_and_a_new_one(key: str, tmp_path: Path) -> None:
+    """Files written with the key of earlier versions are still read."""
+    profile = replace(profiles.PROFILES["h100-80g"], gpus_per_node=4)
+    file = tmp_path / "node.yml"
+    profile_file.write(profile, file)
+    text = file.read_text()
+    assert "\ngpus_per_node: 4\n" in text
+    file.write_text(text.replace("gpus_per_node", key))
+    assert profile_file.find(str(file)) == profile
+
+
+def test_a_shipped_profile_has_the_old_key_and_its_recorded_sha256() -> None:
+    """Rows name a file by its SHA-256, so the shipped files keep the key that they had."""
+    file = RESULTS / "emulated" / "50mbit-1" / "profile.yml"
+    assert "gpus_a_node: 1" in file.read_text()
+    assert profile_file.find(str(file)).gpus_per_node == 1
+    recorded = rows.read(file.with_name("predicted.csv"))["hardware_sha256"]
+    assert set(recorded) == {profile_file.digest(str(file))}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from bench.runner import host_limit, launch
 from methods import METHODS
 from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.memory import host_memory
-from odysseus.memory.host_memory import HostMemory, machine_bytes, node_limit_bytes, ranks_a_node
+from odysseus.memory.host_memory import HostMemory, machine_bytes, node_limit_bytes, ranks_per_node
 from tests.support.small_runs import OFFLOADED
 
 TOKEN = 2 * 64 * 2
@@ -65,10 +65,10 @@ def test_what_does_not_offload_needs_nothing() -> None:
 
 
 def test_ranks_of_this_node_are_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ranks_a_node(4) == 4
+    assert ranks_per_node(4) == 4
     needed = host_limit.node_bytes(OFFLOADED)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert ranks_a_node(4) == 2
+    assert ranks_per_node(4) == 2
     assert host_limit.node_bytes(OFFLOADED) == needed // 2
     limited = replace(OFFLOADED, host_memory_limit_bytes=1000)
     assert HostMemory.of(limited, torch.device("cpu")).limit_bytes == 500
