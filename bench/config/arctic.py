@@ -29,7 +29,7 @@ from bench.config.arctic_keys import (
 )
 from bench.config.launched import launched_world_size
 from odysseus.config import hf_config
-from odysseus.config.groups import ModelOptions
+from odysseus.config.nested import ModelOptions
 
 
 def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

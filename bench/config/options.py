@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import field, fields, is_dataclass, make_dataclass
+from dataclasses import Field, field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -23,6 +23,7 @@ from methods import METHODS
 from methods.peers import as_method
 from methods.peers.checks import PREFIX, check_package, name_of
 from methods.peers.registry import PEERS
+from odysseus.config.option_group import groups_of, ordered_fields
 from odysseus.config.run import RunConfig
 
 
@@ -57,13 +58,15 @@ def parse(made: ArgumentParser, arguments: Sequence[str]) -> Any:
 
 
 def add_run_options(made: ArgumentParser) -> None:
-    """The flags of one cell."""
-    made.add_class_arguments(RunConfig)
+    """The flags of one cell, by group."""
+    for group, own in groups_of(RunConfig):
+        made.add_class_arguments(group, skip=_inherited(group, own))
 
 
 def add_grid_options(made: ArgumentParser) -> None:
-    """The flags of one cell, each of which may also hold a list."""
-    made.add_class_arguments(_grid_of(RunConfig))
+    """The flags of one cell, by group; each may also hold a list."""
+    for group, own in groups_of(RunConfig):
+        made.add_class_arguments(_grid_of(group), skip=_inherited(group, own))
 
 
 def run_config(parsed: Any, peers: bool = False) -> RunConfig:
@@ -75,7 +78,7 @@ def run_config(parsed: Any, peers: bool = False) -> RunConfig:
     Raises:
         ValueError: its method is none, is not for this verb, or lacks its package.
     """
-    return _settled(RunConfig(**{f.name: parsed[f.name] for f in fields(RunConfig)}), peers)
+    return _settled(RunConfig(**_options(parsed)), peers)
 
 
 def expand(parsed: Any, peers: bool = False) -> list[RunConfig]:
@@ -84,8 +87,17 @@ def expand(parsed: Any, peers: bool = False) -> list[RunConfig]:
     Raises:
         ValueError: as :func:`run_config`.
     """
-    cells = _expand(RunConfig, {f.name: parsed[f.name] for f in fields(RunConfig)})
-    return [_settled(run, peers) for run in cells]
+    return [_settled(run, peers) for run in _expand(RunConfig, _options(parsed))]
+
+
+def _options(parsed: Any) -> dict[str, Any]:
+    """The fields of a run, in order, from all that was parsed."""
+    return {f.name: parsed[f.name] for f in ordered_fields(RunConfig)}
+
+
+def _inherited(group: type, own: list[Field[Any]]) -> set[str]:
+    """Names of the fields that a class has from its groups, which bring their own help."""
+    return {f.name for f in fields(group)} - {f.name for f in own}
 
 
 def _settled(run: RunConfig, peers: bool) -> RunConfig:

@@ -14,7 +14,7 @@ import yaml
 from bench.hardware.profiles import PROFILES, Hardware
 from bench.hardware.speeds import Attention, Link, Points, Speeds
 from bench.meters.traffic import COLLECTIVES
-from odysseus.config.run import DTYPES
+from odysseus.config.groups import DTYPES
 
 
 def _speeds(given: dict[str, Any]) -> Speeds:

@@ -24,7 +24,8 @@ from bench.planner import ranking
 from bench.planner.longest import by_method
 from methods import METHODS
 from odysseus.config.architecture import PRESETS, Architecture
-from odysseus.config.groups import ModelOptions, flags_of
+from odysseus.config.nested import ModelOptions
+from odysseus.config.option_group import flags_of
 from odysseus.config.run import RunConfig
 
 _CELL = ["world_size", "seq_len"]

@@ -11,7 +11,8 @@ from methods.peers.checks import check_cell, name_of
 from methods.peers.peer import Peer
 from methods.peers.registry import PEERS
 from odysseus.config.architecture import ARCHITECTURE_FIELDS
-from odysseus.config.groups import ModelOptions, flags_of
+from odysseus.config.nested import ModelOptions
+from odysseus.config.option_group import flags_of
 from odysseus.config.run import RunConfig
 
 _OF_ALL = {

@@ -1,134 +1,256 @@
-"""The nested groups of a run's configuration: model, optimizer, data; one frozen dataclass each."""
+"""The groups that make up a run's configuration, each a frozen dataclass of flat options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from odysseus.config.architecture import ARCHITECTURE_FIELDS, PRESETS
+from odysseus.config.option_group import OptionGroup, at_least
+from odysseus.config.sizes import check_ring, chunks_of
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}
+"""Names of dtypes as options have them, and as torch has them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model. A field left out keeps the preset's value.
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of an option's name."""
+    import torch  # not at the top: --help and refused options must not wait seconds for torch
 
-    Args:
-        name_or_path: Preset of a published architecture: tiny, small (95 M parameters), llama2-7b,
-            llama3-8b, llama3-70b or qwen3-32b. Or a folder with a Hugging Face checkpoint of a
-            Llama, Mistral, Qwen2 or Qwen3 model: config.json, and safetensors that are read.
-        implementation: Whose model: this project's (native), or Transformers' own, unmodified, with
-            this project's attention and memory tricks (method ulysses).
-        type: Kernels of norm, rotary embedding, SwiGLU and tiled loss: PyTorch's and this
-            project's, or liger-kernel's (CUDA).
-        attn_implementation: Attention kernel. sdpa is PyTorch's; flash_attention_2 and
-            flash_attention_3 need CUDA and their package; auto takes the best there is.
-        vocab_size: Rows of the embedding; at least 256, for byte tokens.
-        hidden_size: Width d of the residual stream.
-        intermediate_size: Width i of the MLP.
-        num_hidden_layers: Number of decoder blocks.
-        num_attention_heads: Query heads.
-        num_key_value_heads: Key and value heads (grouped-query attention).
-        head_dim: Elements of one head; follows an overridden hidden_size or num_attention_heads.
-        rms_norm_eps: Added to the mean square inside RMSNorm.
-        rope_theta: Base of the rotary frequencies.
-        rope_factor: Llama-3 frequency scaling; 1 is off.
-        rope_low_freq_factor: Wavelengths above original length / this are stretched by the factor.
-        rope_high_freq_factor: Wavelengths below original length / this are kept.
-        rope_original_max_position_embeddings: The original length, in tokens.
-        attention_bias: Biases on the q, k and v projections.
-        attention_output_bias: A bias on the attention's output projection.
-        use_qk_norm: RMSNorm on each query and key head (Qwen3).
-        tie_word_embeddings: The head's weight is the embedding's.
-    """
-
-    name_or_path: str = "tiny"
-    implementation: Literal["native", "transformers"] = "native"
-    type: Literal["torch", "liger"] = "torch"
-    attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
-    vocab_size: int | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    rms_norm_eps: float | None = None
-    rope_theta: float | None = None
-    rope_factor: float | None = None
-    rope_low_freq_factor: float | None = None
-    rope_high_freq_factor: float | None = None
-    rope_original_max_position_embeddings: int | None = None
-    attention_bias: bool | None = None
-    attention_output_bias: bool | None = None
-    use_qk_norm: bool | None = None
-    tie_word_embeddings: bool | None = None
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The folder that the model is in, unless it is a preset."""
-        name, folder = self.name_or_path, Path(self.name_or_path)
-        return folder if name and name not in PRESETS and folder.is_dir() else None
-
-    @property
-    def tokenizer(self) -> Path | None:
-        """The checkpoint's own tokenizer, if it brings one."""
-        file = self.checkpoint / "tokenizer.json" if self.checkpoint else None
-        return file if file and file.is_file() else None
-
-    @property
-    def overrides(self) -> dict[str, int | float | bool]:
-        """The architecture fields that were given, by name."""
-        given = {name: getattr(self, name) for name in ARCHITECTURE_FIELDS}
-        return {name: value for name, value in given.items() if value is not None}
-
-    @property
-    def label(self) -> str:
-        """The preset and what was changed in it, e.g. ``tiny(num_hidden_layers=2)``."""
-        changed = ", ".join(f"{name}={value}" for name, value in self.overrides.items())
-        return f"{self.name_or_path}({changed})" if changed else self.name_or_path
+    return getattr(torch, DTYPES[name])
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerOptions:
-    """The optimizer of the sharded parameters.
+class Parallelism(OptionGroup):
+    """Parallelism: number of ranks, and their data-parallel, ring and sequence axes.
 
     Args:
-        type: AdamW, with PyTorch's default betas and weight decay.
-        learning_rate: Constant learning rate.
-        offload: Where the optimizer's states and its own fp32 weights are kept and updated: none
-            is the device, cpu is host memory.
+        world_size: Number of processes (ranks), one per GPU where there are GPUs.
+        sequence_parallel_size: Ranks along the method's own axis, the sequence axis; 0 takes
+            world_size / ring_parallel_size.
+        ring_parallel_size: Ranks along the axis of ring attention. The data-parallel size is
+            world_size / (ring_parallel_size x sequence_parallel_size).
+        ring_order: Which tokens each rank of the ring holds. zigzag cuts the sequence into 2R
+            chunks and gives rank r of R chunks r and 2R-1-r, so that all ranks have the same causal
+            work; contiguous cuts it into R chunks in order.
+        ring_backend: Implementation of ring attention. native passes keys and values from rank to
+            rank while it computes; allgather gathers them once per pass (as Llama 3 did); yunchang
+            is that package's ring attention (CUDA with flash-attn).
+        axis_order: Order in which ranks are numbered, slowest axis first: neighbouring ranks
+            differ along the last axis. The default keeps the sequence axis inside a node and lets
+            the ring cross nodes.
+        overlap_chunks: tp, tp_sp and odysseus: number of chunks that a block's tokens are cut into.
+            The collective of one chunk runs beside the matmuls of another.
+        ulysses_all_to_all: Implementation of Ulysses' exchange of tokens for heads. native packs q,
+            k and v into one all-to-all; yunchang has one each for q, k, v and the output.
     """
 
-    type: Literal["adamw"] = "adamw"
-    learning_rate: float = 1e-3
-    offload: Literal["none", "cpu"] = "none"
+    world_size: int = at_least(1, default=1)
+    sequence_parallel_size: int = at_least(0, default=0)
+    ring_parallel_size: int = at_least(1, default=1)
+    ring_order: Literal["zigzag", "contiguous"] = "zigzag"
+    ring_backend: Literal["native", "allgather", "yunchang"] = "native"
+    axis_order: Literal[
+        "dp-ring-sp", "dp-sp-ring", "ring-dp-sp", "ring-sp-dp", "sp-dp-ring", "sp-ring-dp"
+    ] = "dp-ring-sp"
+    overlap_chunks: int = at_least(1, default=1)
+    ulysses_all_to_all: Literal["native", "yunchang"] = "native"
+
+    @property
+    def sequence_size(self) -> int:
+        """Ranks along the sequence axis, n."""
+        return self.sequence_parallel_size or max(1, self.world_size // self.ring_parallel_size)
+
+    @property
+    def shards(self) -> int:
+        """Ranks that one sample is split over, along the ring and the sequence axis."""
+        return self.ring_parallel_size * self.sequence_size
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Replicas along the data-parallel axis."""
+        return self.world_size // self.shards
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Ranks of each axis by its name in axis_order, slowest first: dp, ring and sp."""
+        sizes = {
+            "dp": self.data_parallel_size,
+            "ring": self.ring_parallel_size,
+            "sp": self.sequence_size,
+        }
+        return {axis: sizes[axis] for axis in self.axis_order.split("-")}
+
+    @property
+    def seq_len_unit(self) -> int:
+        """Tokens that seq_len must be a multiple of.
+
+        (2 x ring if zigzag with a ring, else ring) x sequence_size x overlap_chunks.
+        """
+        chunks = chunks_of(self.ring_order, self.ring_parallel_size)
+        return chunks * self.sequence_size * self.overlap_chunks
+
+    def check(self) -> None:
+        """Raise ValueError if a field is below its bound or the ring does not divide the world."""
+        super().check()
+        check_ring(self.world_size, self.ring_parallel_size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """What the model reads.
+class Batch(OptionGroup):
+    """Batch: tokens and samples of one optimizer step.
 
     Args:
-        path: UTF-8 text file, one token a byte, or as the checkpoint's tokenizer.json has them;
-            empty takes the English text every CPython carries.
-        repeat: Let a sample longer than the text read it over again, for lengths that no text at
-            hand has.
-        pack: Take the text as documents, separated by blank lines and packed into samples: no token
-            attends to another document's or foretells its first one; positions begin anew.
+        seq_len: Tokens of one whole sample, before it is split over ranks.
+        micro_batch_size: Samples per data-parallel replica and micro step.
+        gradient_accumulation_steps: Micro steps per optimizer step.
     """
 
-    path: str = ""
-    repeat: bool = False
-    pack: bool = False
+    seq_len: int = at_least(1, default=1024)
+    micro_batch_size: int = at_least(1, default=1)
+    gradient_accumulation_steps: int = at_least(1, default=1)
 
 
-def flags_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(flag, value) of every field of a run's configuration, those of groups with dots."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            yield from flags_of(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", value
+@dataclass(frozen=True, kw_only=True)
+class Precision(OptionGroup):
+    """Precision: dtypes of computation and of gradient reduction.
+
+    Args:
+        dtype: Compute dtype of the parameters. With bf16 the parameter shards and the optimizer
+            states stay in fp32.
+        seq_parallel_communication_data_type: Dtype in which gradients are reduced between ranks
+            (with dtype fp64 they are reduced in fp64).
+    """
+
+    dtype: Literal["fp32", "bf16", "fp64"] = "fp32"
+    seq_parallel_communication_data_type: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of activations and gathered parameters."""
+        return torch_dtype(self.dtype)
+
+    @property
+    def master_dtype(self) -> torch.dtype:
+        """Dtype of parameter shards, their gradients and the optimizer states."""
+        return torch_dtype("fp64" if self.dtype == "fp64" else "fp32")
+
+    @property
+    def reduce_dtype(self) -> torch.dtype:
+        """Dtype in which gradients are reduced."""
+        reduced = self.seq_parallel_communication_data_type
+        return torch_dtype("fp64" if self.dtype == "fp64" else reduced)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero(OptionGroup):
+    """ZeRO-3: sharding of parameters, gradients and optimizer states.
+
+    Args:
+        reduce_bucket_size: Elements of the largest gradient reduction; 0 reduces a whole ZeRO unit
+            (a block, the embedding or the head) at once. Smaller buckets bound the memory that
+            reducing in another dtype takes.
+        zero_prefetch: Gather the next ZeRO unit's weights while the current unit computes (on a
+            GPU). Without it weights are gathered when they are needed, and one gathered unit fewer
+            is in memory.
+        reshard_after_forward: Free a block's gathered weights after its forward and gather them
+            again in backward. false keeps the gathered weights of all blocks until backward.
+        zero_engine: Implementation of ZeRO-3's gathers and reductions. fsdp2 overlaps both with
+            computation on a GPU, and waits for each on a CPU; overlap hides them on a CPU too.
+        parameter_offload: Device of the parameter shards, their gradients and the optimizer. none
+            is the device that computes; cpu is host memory (implies optimizer.offload cpu).
+    """
+
+    reduce_bucket_size: int = at_least(0, default=0)
+    zero_prefetch: bool = True
+    reshard_after_forward: bool = True
+    zero_engine: Literal["fsdp2", "overlap"] = "fsdp2"
+    parameter_offload: Literal["none", "cpu"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySavings(OptionGroup):
+    """Memory savings: recomputation, offloading and tiling of activations.
+
+    Args:
+        activation_checkpointing: Keep only each block's input and recompute the block in backward.
+        activation_checkpoint_cpu_offload: Keep these block inputs in host memory (implies
+            activation_checkpointing).
+        host_memory_limit_bytes: Host memory per node that offloading may take; 0 is 90% of the
+            machine's. A cell that needs more becomes a row with status oom_cpu.
+        tiled_mlp_compute: Compute the MLP in ceil(tokens / hidden_size) tiles of the sequence, and
+            again in backward, so that one tile's intermediate activations are in memory at a time.
+        tiled_loss_compute: Compute logits and loss in tiles of the sequence; auto does so if the
+            sequence is split over ranks.
+        tiled_loss_bytes: Bytes of one tile's logits in fp32.
+        tiled_loss_engine: Implementation of the tiled loss. fused computes the gradients in
+            forward; checkpoint recomputes each tile in backward; torch is F.linear_cross_entropy;
+            liger is Liger's fused linear cross-entropy; auto is liger with model.type liger, else
+            fused.
+        regather: tp_sp and odysseus: gather a block's input again in backward instead of keeping
+            the gathered copy. It costs one more all-gather per half block, and keeps 1/N of that
+            activation memory.
+        ulysses_head_chunks: ulysses: number of chunks that a rank's attention heads are computed
+            in, each with its own all-to-all. q, k and v are not kept for backward but projected and
+            exchanged again. With tiled_mlp_compute the output projection is tiled too.
+    """
+
+    activation_checkpointing: bool = False
+    activation_checkpoint_cpu_offload: bool = False
+    host_memory_limit_bytes: int = at_least(0, default=0)
+    tiled_mlp_compute: bool = False
+    tiled_loss_compute: Literal["auto"] | bool = "auto"
+    tiled_loss_bytes: int = at_least(1, default=2**30)
+    tiled_loss_engine: Literal["auto", "fused", "checkpoint", "torch", "liger"] = "auto"
+    regather: bool = True
+    ulysses_head_chunks: int = at_least(1, default=1)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks keep only their input and run again in backward."""
+        return self.activation_checkpointing or self.activation_checkpoint_cpu_offload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution(OptionGroup):
+    """Execution: device, number of steps, seed and time limit.
+
+    Args:
+        device: Device that computes; auto takes CUDA where there is a GPU.
+        compile: Run torch.compile on the blocks.
+        expandable_segments: CUDA: let PyTorch's allocator use expandable segments, unless
+            PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF is set.
+        steps: Measured steps.
+        warmup_steps: Steps before the measured ones.
+        seed: Seed of all initial weights that no checkpoint has. The weights do not depend on the
+            method or the number of processes.
+        timeout_s: Seconds after which a cell is stopped and becomes a row with status timeout.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    expandable_segments: bool = True
+    steps: int = at_least(1, default=5)
+    warmup_steps: int = at_least(0, default=2)
+    seed: int = at_least(0, default=0)
+    timeout_s: int = at_least(1, default=1800)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun(OptionGroup):
+    """Dry run: one rank's step counted and predicted, without a GPU or other ranks.
+
+    Args:
+        dry_run: Count instead of measuring: run one rank's step, with the same code, on fake
+            tensors and a fake process group of any world_size. The row has mode dry_run, traffic,
+            memory and FLOPs.
+        hardware: dry_run: GPU to predict for, a100-80g, h100-80g, h200-141g or b200-180g, or a YAML
+            profile. Without one, the dry run counts what a cell on this machine's CPU does.
+        rank: dry_run: rank to count; -1 is the rank with the most memory.
+    """
+
+    dry_run: bool = False
+    hardware: str = ""
+    rank: int = at_least(-1, default=-1)

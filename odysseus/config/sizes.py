@@ -1,15 +1,22 @@
-"""How ranks, heads and tokens divide among the axes, and what would when they do not."""
+"""Checks that ranks, heads and tokens divide among the axes, naming the nearest valid sizes."""
 
 from __future__ import annotations
 
 
-def check_axes(world: int, ring: int, sequence: int, heads: int, kv_heads: int) -> None:
-    """Raise ValueError unless the axes divide the world, and the heads the sequence axis."""
+def check_ring(world: int, ring: int) -> None:
+    """Raise ValueError unless the ring axis divides the world."""
     if world % ring:
         raise ValueError(
             f"ring_parallel_size = {ring} does not divide world_size = {world}; "
             f"valid: {divisors(world)}"
         )
+
+
+def check_sequence(world: int, ring: int, sequence: int, heads: int, kv_heads: int) -> None:
+    """Raise ValueError unless the sequence axis divides the world beside the ring, and the heads.
+
+    The kv heads must divide by the axis, or the axis by the kv heads.
+    """
     fitting = [n for n in divisors(heads) if kv_heads % n == 0 or n % kv_heads == 0]
     valid = [n for n in fitting if world // ring % n == 0]
     if world // ring % sequence:
@@ -32,7 +39,11 @@ def check_axes(world: int, ring: int, sequence: int, heads: int, kv_heads: int) 
 
 
 def check_multiple(seq_len: int, unit: int, product: str) -> None:
-    """Raise ValueError unless a sample divides by what `product` says in words."""
+    """Raise ValueError unless a sample's tokens divide by `unit`.
+
+    Args:
+        product: The factors of `unit` in words, for the message.
+    """
     if seq_len % unit:
         raise ValueError(
             f"seq_len = {seq_len} does not divide by {product} = {unit}; "
@@ -45,12 +56,12 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def nearest_multiples(number: int, of: int) -> str:
-    """The positive multiples on either side of a number that is none, as in "8 or 12"."""
-    below = number // of * of
-    return f"{below} or {below + of}" if below else f"{of}"
+def nearest_multiples(number: int, unit: int) -> str:
+    """The positive multiples of `unit` below and above a number that is none: "8 or 12"."""
+    below = number // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"
 
 
 def chunks_of(order: str, ring: int) -> int:
-    """Chunks that the sequence is cut into for the places."""
+    """Chunks that the ring order cuts a sequence into: 2 per rank in zigzag, else 1."""
     return 2 * ring if order == "zigzag" and ring > 1 else ring

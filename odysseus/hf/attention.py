@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from odysseus.config.groups import ModelOptions
+from odysseus.config.nested import ModelOptions
 from odysseus.config.run import RunConfig
 from odysseus.hf import families
 from odysseus.hf.batches import SplitDocuments

@@ -1,4 +1,4 @@
-"""docs/toggles.md, written from the fields of the configuration, their types and docstrings.
+"""Write docs/toggles.md from the fields of the configuration, their types and docstrings.
 
 python -m scripts.written.toggles
 """
@@ -6,13 +6,14 @@ python -m scripts.written.toggles
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 
+from odysseus.config.option_group import groups_of
 from odysseus.config.run import RunConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "toggles.md"
@@ -20,45 +21,34 @@ _TOP = """# Every toggle
 
 <!-- Written by `python -m scripts.written.toggles`. -->
 
-A toggle is a field of `RunConfig` (`odysseus/config/run.py`): a flag of `run`, `sweep`, `verify`
-and `plan`, and a key of their YAML files, dots being nesting. In a sweep each may hold a list. What
-the memory tricks save and cost is in [memory tricks](tricks.md), what becomes of a toggle in a row
-in [columns](columns.md).
+A toggle is a field of `RunConfig` (`odysseus/config/`): a flag of `run`, `sweep`, `verify` and
+`plan`, and a key of their YAML files, in which a dot is nesting. In a sweep each may hold a list.
+[Memory tricks](tricks.md) says what each saves and costs; [columns](columns.md) says which columns
+of a row hold a toggle.
 """
-# Title of a section by its first field.
-_SECTIONS = {
-    "method": "Method and ranks",
-    "seq_len": "One step",
-    "dtype": "Numbers and reductions",
-    "activation_checkpointing": "Memory",
-    "regather": "Variants of a method",
-    "parameter_offload": "Offload and compilation",
-    "steps": "How a cell runs",
-    "dry_run": "Dry run",
-    "model.name_or_path": "Model",
-    "optimizer.type": "Optimizer",
-    "data.path": "Text",
-}
 
 
-def rows(config: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(name, its line of the table) of every field; those of nested groups follow all others."""
-    meanings = {p.arg_name: p.description or "" for p in parse(config.__doc__ or "").params}
+def sections(config: type, prefix: str = "") -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield each group of options: its title, and (name, its line of the table) of every field."""
     hints = get_type_hints(config)
-    groups = [f.name for f in fields(config) if is_dataclass(hints[f.name])]
-    for f in fields(config):
-        if f.name in groups:
-            continue
-        meaning = " ".join(meanings[f.name].split()).replace("|", r"\|")
-        values = ", ".join(dict.fromkeys(_values(hints[f.name])))
-        name = f"{prefix}{f.name}"
-        yield name, f"| `--{name}` | {values} | {_default(f.default)} | {meaning} |"
-    for name in groups:
-        yield from rows(hints[name], f"{prefix}{name}.")
+    for group, own in groups_of(config):
+        documented = parse(group.__doc__ or "")
+        meanings = {p.arg_name: p.description or "" for p in documented.params}
+        nested = [f.name for f in own if is_dataclass(hints[f.name])]
+        lines = []
+        for f in own:
+            if f.name not in nested:
+                meaning = " ".join(meanings[f.name].split()).replace("|", r"\|")
+                values = ", ".join(dict.fromkeys(_values(hints[f.name])))
+                cells = f"| `--{prefix}{f.name}` | {values} | {_default(f.default)} | {meaning} |"
+                lines.append((f"{prefix}{f.name}", cells))
+        yield (documented.short_description or "").partition(". ")[0].rstrip("."), lines
+        for name in nested:
+            yield from sections(hints[name], f"{prefix}{name}.")
 
 
 def _values(hint: Any) -> Iterator[str]:
-    """What a field takes, as it is written."""
+    """Yield the values that a field may hold, as a person writes them."""
     if get_origin(hint) is Literal:
         yield from (f"`{value}`" for value in get_args(hint))
     elif get_origin(hint) in (Union, UnionType):
@@ -81,11 +71,10 @@ def _default(value: Any) -> str:
 def page() -> str:
     """The whole page."""
     lines = [_TOP]
-    for name, row in rows(RunConfig):
-        if name in _SECTIONS:
-            lines += ["", f"## {_SECTIONS[name]}", ""]
-            lines += ["| flag | values | default | meaning |", "| --- | --- | --- | --- |"]
-        lines.append(row)
+    for title, rows in sections(RunConfig):
+        lines += ["", f"## {title}", ""]
+        lines += ["| flag | values | default | meaning |", "| --- | --- | --- | --- |"]
+        lines += [row for _, row in rows]
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 

@@ -69,4 +69,4 @@ def test_every_toggle_is_described_as_it_is() -> None:
     common = {action.dest for action in parser._actions}
     options.add_run_options(parser)
     flags = {action.dest for action in parser._actions} - common - {"model", "optimizer", "data"}
-    assert {name for name, _ in toggles.rows(RunConfig)} == flags
+    assert {name for _, rows in toggles.sections(RunConfig) for name, _ in rows} == flags

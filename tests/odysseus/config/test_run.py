@@ -10,7 +10,8 @@ import torch
 
 from methods import METHODS
 from odysseus.config.architecture import PRESETS, Architecture
-from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
+from odysseus.config.nested import ModelOptions, OptimizerOptions
+from odysseus.config.run import RunConfig
 from tests.support.refusals import check, refusal
 
 
@@ -138,6 +139,10 @@ def test_only_methods_that_cut_the_mlp_refuse_its_width(
         "reduce_bucket_size": 0,
         "host_memory_limit_bytes": 0,
         "tiled_loss_bytes": 1,
+        "ring_parallel_size": 1,
+        "overlap_chunks": 1,
+        "ulysses_head_chunks": 1,
+        "rank": -1,
     }.items(),
 )
 def test_lowest_values(name: str, least: int) -> None:

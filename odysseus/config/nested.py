@@ -1,0 +1,129 @@
+"""The nested groups of a run's configuration: model, optimizer and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from odysseus.config.architecture import ARCHITECTURE_FIELDS, PRESETS
+from odysseus.config.option_group import OptionGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(OptionGroup):
+    """Model. An architecture field left out keeps the preset's or the checkpoint's value.
+
+    Args:
+        name_or_path: Preset of a published architecture: tiny, small (95 M parameters), llama2-7b,
+            llama3-8b, llama3-70b or qwen3-32b. Or a folder with a Hugging Face checkpoint of a
+            Llama, Mistral, Qwen2 or Qwen3 model: config.json, and safetensors to read weights from.
+        implementation: Model code. native is this project's; transformers is Transformers' own,
+            unmodified, with this project's attention and memory savings (method ulysses).
+        type: Kernels of norm, rotary embedding, SwiGLU and tiled loss: PyTorch's and this
+            project's (torch), or liger-kernel's (liger, CUDA).
+        attn_implementation: Attention kernel. sdpa is PyTorch's; flash_attention_2 and
+            flash_attention_3 need CUDA and their package; auto takes the fastest available.
+        vocab_size: Rows of the embedding; at least 256, for byte tokens.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the MLP.
+        num_hidden_layers: Number of decoder blocks.
+        num_attention_heads: Number of query heads.
+        num_key_value_heads: Number of key and value heads (grouped-query attention).
+        head_dim: Elements of one head; follows an overridden hidden_size or num_attention_heads.
+        rms_norm_eps: Epsilon added to the mean square in RMSNorm.
+        rope_theta: Base of the rotary frequencies.
+        rope_factor: Factor of Llama-3 frequency scaling; 1 is off.
+        rope_low_freq_factor: Wavelengths above original length / this are stretched by rope_factor.
+        rope_high_freq_factor: Wavelengths below original length / this are kept.
+        rope_original_max_position_embeddings: Original length of that scaling, in tokens.
+        attention_bias: Biases on the q, k and v projections.
+        attention_output_bias: Bias on the attention's output projection.
+        use_qk_norm: RMSNorm on each query and key head (Qwen3).
+        tie_word_embeddings: Use the embedding's weight as the head's weight.
+    """
+
+    name_or_path: str = "tiny"
+    implementation: Literal["native", "transformers"] = "native"
+    type: Literal["torch", "liger"] = "torch"
+    attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rms_norm_eps: float | None = None
+    rope_theta: float | None = None
+    rope_factor: float | None = None
+    rope_low_freq_factor: float | None = None
+    rope_high_freq_factor: float | None = None
+    rope_original_max_position_embeddings: int | None = None
+    attention_bias: bool | None = None
+    attention_output_bias: bool | None = None
+    use_qk_norm: bool | None = None
+    tie_word_embeddings: bool | None = None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint's folder; None for a preset."""
+        name, folder = self.name_or_path, Path(self.name_or_path)
+        return folder if name and name not in PRESETS and folder.is_dir() else None
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The checkpoint's ``tokenizer.json``; None if it has none."""
+        file = self.checkpoint / "tokenizer.json" if self.checkpoint else None
+        return file if file and file.is_file() else None
+
+    @property
+    def overrides(self) -> dict[str, int | float | bool]:
+        """The architecture fields that are set, by name."""
+        values = {name: getattr(self, name) for name in ARCHITECTURE_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def label(self) -> str:
+        """The preset and its overrides, e.g. ``tiny(num_hidden_layers=2)``."""
+        changed = ", ".join(f"{name}={value}" for name, value in self.overrides.items())
+        return f"{self.name_or_path}({changed})" if changed else self.name_or_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(OptionGroup):
+    """Optimizer of the sharded parameters.
+
+    Args:
+        type: AdamW, with PyTorch's default betas and weight decay.
+        learning_rate: Learning rate, the same in every step.
+        offload: Where the optimizer's states and its own fp32 weights are kept and updated. none is
+            the device that computes; cpu is host memory.
+    """
+
+    type: Literal["adamw"] = "adamw"
+    learning_rate: float = 1e-3
+    offload: Literal["none", "cpu"] = "none"
+
+    def check(self) -> None:
+        """Raise ValueError unless the learning rate is above 0."""
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(OptionGroup):
+    """Text that the model is trained on.
+
+    Args:
+        path: UTF-8 text file. A token is one byte, or as the checkpoint's tokenizer.json has it.
+            Empty takes the English text that every CPython carries.
+        repeat: Read the text again from its beginning where a sample is longer than the text.
+        pack: Split the text at blank lines into documents and pack these into samples. No token
+            attends to another document or predicts its first token; positions begin again at 0 in
+            every document.
+    """
+
+    path: str = ""
+    repeat: bool = False
+    pack: bool = False

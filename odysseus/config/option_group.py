@@ -1,0 +1,52 @@
+"""Base of the groups of options: lower bounds declared beside the fields, and a check of them.
+
+Command line and YAML files are generated from the fields of a group, their types and docstrings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any
+
+
+def at_least(least: int, *, default: int) -> Any:
+    """Declare a field with a lower bound, which :meth:`OptionGroup.check` enforces."""
+    return field(default=default, metadata={"at_least": least})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """Options that belong together."""
+
+    def check(self) -> None:
+        """Raise ValueError, naming the value and the bound, if a field is below its bound."""
+        for f in fields(self):
+            least, value = f.metadata.get("at_least"), getattr(self, f.name)
+            if least is not None and value < least:
+                raise ValueError(f"{f.name} is {value}; it must be at least {least}")
+
+
+def groups_of(config: type) -> Iterator[tuple[type, list[Field[Any]]]]:
+    """Yield a configuration's class and each of its groups, with the fields that it declares.
+
+    This is the order of ``--help``, and of the keys of a sweep.
+    """
+    for group in (config, *config.__bases__):
+        if own := [f for f in fields(group) if f.name in group.__annotations__]:
+            yield group, own
+
+
+def ordered_fields(config: type) -> list[Field[Any]]:
+    """All fields of a configuration in the order of :func:`groups_of`."""
+    return [f for _, own in groups_of(config) for f in own]
+
+
+def flags_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (flag, value) of every field; a field of a nested group has a dotted flag."""
+    for f in ordered_fields(type(config)):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from flags_of(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
