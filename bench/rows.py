@@ -1,18 +1,19 @@
-"""Rows of results: their columns, their identity, and a CSV that no kill can tear.
+"""Rows of results: their columns, their identity, and a CSV file that no kill can corrupt.
 
-A file is replaced whole, under a lock, by one with the new row: readers see the old file or the
-new one. pandas reads and writes it, as text, so that no number changes on the way through.
+To add a row, a complete new file replaces the old one under a lock: readers see one or the other.
+pandas reads and writes every value as text, so that no number changes on the way.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,104 +24,176 @@ from bench.hardware import profile_file
 from bench.meters.memory import KINDS
 from bench.meters.traffic import COLLECTIVES, PURPOSES
 from bench.simulator import target
+from odysseus.config.architecture import ARCHITECTURE_FIELDS
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import choose_attention
 from odysseus.parallel.mesh import pick_device
 
-IDENTITY = (
-    *("method", "model", "model_type", "attn_implementation"),
-    *("world_size", "sequence_parallel_size", "ring_parallel_size", "data_parallel_size"),
-    *("seq_len", "micro_batch_size", "gradient_accumulation_steps", "dtype"),
-    *("activation_checkpointing", "activation_checkpoint_cpu_offload"),
-    *("tiled_mlp_compute", "tiled_loss_compute"),
-    *("seq_parallel_communication_data_type", "reduce_bucket_size"),
-    *("optimizer", "optimizer_offload", "parameter_offload", "seed"),
-    *("tiled_loss_engine", "tiled_loss_bytes", "host_memory_limit_bytes"),
-    *("expandable_segments", "compile"),
-    *("ring_order", "ring_backend", "axis_order"),
-    *("regather", "ulysses_all_to_all", "ulysses_head_chunks", "zero_prefetch", "zero_engine"),
-    *("overlap_chunks", "reshard_after_forward"),
-    *("learning_rate", "data_path", "data_pack", "model_implementation"),
-)
-"""What makes a cell the cell it is, whoever measures or predicts it."""
-_KEY = (*IDENTITY, "mode", "device")
 
-COLUMNS = (
-    *IDENTITY,
-    *["mode", "rank", "backend", "device", "hardware", "hardware_sha256", "allocator_settings"],
-    *["torch_version", "git_commit", "git_dirty", "utc"],
-    *["status", "error", "wall_s"],
-    *["step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"],
-    *["compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms"],
-    *["model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"],
-    *["attention_flops_max", "attention_flops_mean", "matmul_flops_max", "matmul_flops_mean"],
-    *(f"comm_bytes_{name}" for name in ("total", *COLLECTIVES, *PURPOSES)),
-    *["comm_calls_total", "theory_comm_bytes_total"],
-    *("peak_memory_bytes", *(f"peak_memory_{kind}_bytes" for kind in KINDS)),
-    *["peak_reserved_bytes", "peak_activation_bytes", "theory_peak_activation_bytes"],
-    *["peak_host_bytes", "theory_peak_host_bytes", "longest_limit"],
-    *["loss_first", "loss_last", "grad_norm_first", "grad_norm_last"],
+@dataclass(frozen=True)
+class Column:
+    """How a run fills a column, and how the column's text sets options of a run.
+
+    Attributes:
+        value: A run's value in this column; None leaves it empty.
+        options: Dotted names of the options that the column determines; none if it follows from
+            other columns.
+        texts: The text of each option, from the text of the column.
+    """
+
+    value: Callable[[RunConfig], Any]
+    options: tuple[str, ...] = ()
+    texts: Callable[[str], dict[str, str]] = lambda text: {}
+
+
+def _column(option: str, value: Callable[[RunConfig], Any] | None = None) -> Column:
+    """The column of one option, with the option's own value unless another one is given."""
+    return Column(value or attrgetter(option), (option,), lambda text: {option: text})
+
+
+def _column_if(applies: Callable[[RunConfig], bool], option: str, name: str = "") -> Column:
+    """The column of one option, empty for runs to which it does not apply.
+
+    Args:
+        name: Attribute of the run with the value, if that is not the option's own.
+    """
+    value = attrgetter(name or option)
+    return _column(option, lambda run: value(run) if applies(run) else None)
+
+
+def _attention(run: RunConfig) -> str:
+    """The attention kernel that the run uses; an impossible one keeps its name."""
+    asked = target.attention_of(run) if run.dry_run else run.model.attn_implementation
+    try:
+        return choose_attention(asked, pick_device(run.device), run.compute_dtype)[0]
+    except ValueError:
+        return asked
+
+
+def _device(run: RunConfig) -> str:
+    """The type of device that is measured, or that a dry run is for."""
+    if run.dry_run:
+        return "cuda" if target.on_gpu(run) else "cpu"
+    return pick_device(run.device).type
+
+
+def _model_texts(label: str) -> dict[str, str]:
+    """The options that a model's label consists of, see :attr:`ModelOptions.label`.
+
+    Raises:
+        ValueError: the label changes something that is no size of a model.
+    """
+    model, _, changed = label.removesuffix(")").partition("(")
+    sizes = {name: value for name, _, value in (p.partition("=") for p in changed.split(", ") if p)}
+    if others := sizes.keys() - set(ARCHITECTURE_FIELDS):
+        raise ValueError(f"{', '.join(sorted(others))} is no size of a model")
+    return {"model.name_or_path": model} | {f"model.{name}": sizes[name] for name in sizes}
+
+
+def _has_ring(run: RunConfig) -> bool:
+    return run.ring_parallel_size > 1
+
+
+IDENTITY: dict[str, Column] = {
+    "method": _column("method"),
+    "model": Column(
+        attrgetter("model.label"),
+        ("model.name_or_path", *(f"model.{name}" for name in ARCHITECTURE_FIELDS)),
+        _model_texts,
+    ),
+    "model_type": _column("model.type"),
+    "attn_implementation": _column("model.attn_implementation", _attention),
+    "world_size": _column("world_size"),
+    "sequence_parallel_size": _column("sequence_parallel_size", attrgetter("sequence_size")),
+    "ring_parallel_size": _column("ring_parallel_size"),
+    "data_parallel_size": Column(attrgetter("data_parallel_size")),
+    "seq_len": _column("seq_len"),
+    "micro_batch_size": _column("micro_batch_size"),
+    "gradient_accumulation_steps": _column("gradient_accumulation_steps"),
+    "dtype": _column("dtype"),
+    "activation_checkpointing": _column("activation_checkpointing", attrgetter("recomputes")),
+    "activation_checkpoint_cpu_offload": _column("activation_checkpoint_cpu_offload"),
+    "tiled_mlp_compute": _column("tiled_mlp_compute"),
+    "tiled_loss_compute": _column("tiled_loss_compute", attrgetter("tiles_loss")),
+    "seq_parallel_communication_data_type": _column("seq_parallel_communication_data_type"),
+    "reduce_bucket_size": _column_if(lambda r: r.reduce_bucket_size != 0, "reduce_bucket_size"),
+    "optimizer": _column("optimizer.type"),
+    "optimizer_offload": _column(
+        "optimizer.offload", lambda run: "cpu" if run.optimizer_on_host else "none"
+    ),
+    "parameter_offload": _column("parameter_offload"),
+    "seed": _column("seed"),
+    "tiled_loss_engine": _column_if(lambda r: r.tiles_loss, "tiled_loss_engine", "loss_engine"),
+    "tiled_loss_bytes": _column_if(lambda run: run.tiles_loss, "tiled_loss_bytes"),
+    "host_memory_limit_bytes": _column_if(
+        lambda run: run.host_memory_limit_bytes != 0, "host_memory_limit_bytes"
+    ),
+    "expandable_segments": _column("expandable_segments"),
+    "compile": _column("compile"),
+    "ring_order": _column_if(_has_ring, "ring_order"),
+    "ring_backend": _column_if(_has_ring, "ring_backend"),
+    "axis_order": _column("axis_order"),
+    "regather": _column("regather"),
+    "ulysses_all_to_all": _column("ulysses_all_to_all"),
+    "ulysses_head_chunks": _column_if(lambda r: r.ulysses_head_chunks > 1, "ulysses_head_chunks"),
+    "zero_prefetch": _column_if(lambda run: not run.zero_prefetch, "zero_prefetch"),
+    "zero_engine": _column_if(lambda run: run.zero_engine != "fsdp2", "zero_engine"),
+    "overlap_chunks": _column_if(lambda run: run.overlap_chunks > 1, "overlap_chunks"),
+    "reshard_after_forward": _column_if(
+        lambda run: not run.reshard_after_forward, "reshard_after_forward"
+    ),
+    "learning_rate": _column("optimizer.learning_rate"),
+    "data_path": _column("data.path"),
+    "data_pack": _column_if(lambda run: run.data.pack, "data.pack"),
+    "model_implementation": _column_if(
+        lambda run: run.model.implementation != "native", "model.implementation"
+    ),
+}
+"""The columns that identify a cell, whether it is measured or predicted, in the order of the file.
+
+A new option that changes numbers needs a column here; rows without the column count as empty.
+"""
+ENVIRONMENT: dict[str, Column] = {
+    "mode": Column(lambda run: "dry_run" if run.dry_run else "measured"),
+    "device": Column(_device),
+    "hardware": _column_if(lambda run: run.hardware != "", "hardware"),
+    "hardware_sha256": Column(
+        lambda run: profile_file.digest(run.hardware) or None if run.hardware else None
+    ),
+}
+"""Columns that say where a run is to be measured, or for which hardware it is predicted."""
+KEY = (*IDENTITY, "mode", "device")
+"""Columns of :func:`key`, apart from a dry run's hardware."""
+_PREDICTED_FOR = ("hardware", "hardware_sha256")
+"""Also part of a dry run's key. A measured row's hardware says where it was measured."""
+PROVENANCE = (
+    *("mode", "rank", "backend", "device", "hardware", "hardware_sha256", "allocator_settings"),
+    *("torch_version", "git_commit", "git_dirty", "utc"),
 )
+RESULTS = (
+    "wall_s",
+    *("step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"),
+    *("compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms"),
+    *("model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"),
+    *("attention_flops_max", "attention_flops_mean", "matmul_flops_max", "matmul_flops_mean"),
+    *(f"comm_bytes_{name}" for name in ("total", *COLLECTIVES, *PURPOSES)),
+    *("comm_calls_total", "theory_comm_bytes_total"),
+    *("peak_memory_bytes", *(f"peak_memory_{kind}_bytes" for kind in KINDS)),
+    *("peak_reserved_bytes", "peak_activation_bytes", "theory_peak_activation_bytes"),
+    *("peak_host_bytes", "theory_peak_host_bytes", "longest_limit"),
+    *("loss_first", "loss_last", "grad_norm_first", "grad_norm_last"),
+)
+COLUMNS = (*IDENTITY, *PROVENANCE, "status", "error", *RESULTS)
+"""All columns of a row, in the order of the file; docs/columns.md explains each."""
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
-    """What makes this cell the cell it is."""
-    device, attention = pick_device(run.device), run.model.attn_implementation
-    if run.dry_run:
-        attention = target.attention_of(run)
-    with contextlib.suppress(ValueError):  # an impossible kernel keeps its name
-        attention = choose_attention(attention, device, run.compute_dtype)[0]
-    return {
-        "method": run.method,
-        "model": run.model.label,
-        "model_type": run.model.type,
-        "attn_implementation": attention,
-        "world_size": run.world_size,
-        "sequence_parallel_size": run.sequence_size,
-        "ring_parallel_size": run.ring_parallel_size,
-        "data_parallel_size": run.data_parallel_size,
-        "seq_len": run.seq_len,
-        "micro_batch_size": run.micro_batch_size,
-        "gradient_accumulation_steps": run.gradient_accumulation_steps,
-        "dtype": run.dtype,
-        "activation_checkpointing": run.recomputes,
-        "activation_checkpoint_cpu_offload": run.activation_checkpoint_cpu_offload,
-        "tiled_mlp_compute": run.tiled_mlp_compute,
-        "tiled_loss_compute": run.tiles_loss,
-        "seq_parallel_communication_data_type": run.seq_parallel_communication_data_type,
-        "reduce_bucket_size": run.reduce_bucket_size or None,
-        "optimizer": run.optimizer.type,
-        "optimizer_offload": "cpu" if run.optimizer_on_host else "none",
-        "parameter_offload": run.parameter_offload,
-        "seed": run.seed,
-        "tiled_loss_engine": run.loss_engine if run.tiles_loss else None,
-        "tiled_loss_bytes": run.tiled_loss_bytes if run.tiles_loss else None,
-        "host_memory_limit_bytes": run.host_memory_limit_bytes or None,
-        "expandable_segments": run.expandable_segments,
-        "compile": run.compile,
-        "ring_order": run.ring_order if run.ring_parallel_size > 1 else None,
-        "ring_backend": run.ring_backend if run.ring_parallel_size > 1 else None,
-        "axis_order": run.axis_order,
-        "regather": run.regather,
-        "ulysses_all_to_all": run.ulysses_all_to_all,
-        "ulysses_head_chunks": run.ulysses_head_chunks if run.ulysses_head_chunks > 1 else None,
-        "zero_prefetch": None if run.zero_prefetch else False,
-        "zero_engine": None if run.zero_engine == "fsdp2" else run.zero_engine,
-        "overlap_chunks": run.overlap_chunks if run.overlap_chunks > 1 else None,
-        "reshard_after_forward": None if run.reshard_after_forward else False,
-        "learning_rate": run.optimizer.learning_rate,
-        "data_path": run.data.path,
-        "data_pack": run.data.pack or None,
-        "model_implementation": None if run.model.implementation == "native" else "transformers",
-        "mode": "dry_run" if run.dry_run else "measured",
-        "device": ("cuda" if target.on_gpu(run) else "cpu") if run.dry_run else device.type,
-        "hardware": run.hardware or None,
-        **({"hardware_sha256": profile_file.digest(run.hardware) or None} if run.hardware else {}),
-    }
+    """The columns of a row that its run determines, before anything is measured or counted."""
+    return {name: column.value(run) for name, column in (IDENTITY | ENVIRONMENT).items()}
 
 
 def provenance() -> dict[str, Any]:
-    """Where and when a row was made: versions, commit, time."""
+    """Columns that say with which versions, from which commit and when a row was made."""
     root = Path(__file__).resolve().parent.parent
     git = ["git", "-C", str(root)]
     # An installed package has no commit, but may lie inside another project's repository.
@@ -137,34 +210,33 @@ def provenance() -> dict[str, Any]:
 
 
 def key(row: Mapping[Any, Any], more: Sequence[str] = ()) -> tuple[str, ...]:
-    """A row's identity as text, the same before and after a trip through a file.
+    """The row's identity as text, the same before it is written to a file and after it is read.
 
     Args:
-        more: Columns that are part of it too.
+        more: Further columns that are part of the identity.
     """
-    # A measured row says on what it was measured, a dry run's for what it was asked.
-    asked = ("hardware", "hardware_sha256") if row.get("mode") == "dry_run" else ()
-    return tuple(_text(row.get(column)) for column in (*more, *_KEY, *asked))
+    predicted_for = _PREDICTED_FOR if row.get("mode") == "dry_run" else ()
+    return tuple(_text(row.get(column)) for column in (*more, *KEY, *predicted_for))
 
 
 def read(path: Path) -> pd.DataFrame:
-    """All rows of a file as text, missing values empty; no file, no rows."""
+    """All rows of a file as text, missing values empty; no rows if there is no file."""
     if not path.exists():
         return pd.DataFrame(columns=list(COLUMNS))
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def keys(path: Path, only_ok: bool = False, more: Sequence[str] = ()) -> set[tuple[str, ...]]:
-    """The identities, as :func:`key`, of all rows of a file, or of those whose status is ok."""
-    found = read(path).to_dict("records")
-    return {key(row, more) for row in found if row["status"] == "ok" or not only_ok}
+    """The keys, see :func:`key`, of all rows of a file, or only of rows whose status is ok."""
+    records = read(path).to_dict("records")
+    return {key(row, more) for row in records if row["status"] == "ok" or not only_ok}
 
 
 def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) -> None:
-    """Add one row to a file, whole or not at all, whoever else is adding.
+    """Add one row to a file completely or not at all, also while other processes add rows.
 
     Raises:
-        ValueError: the row has a column that is not among those given.
+        ValueError: the row has a column that is not in `columns`.
     """
     unknown = row.keys() - set(columns)
     if unknown:
@@ -173,16 +245,16 @@ def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) ->
     with _lock_file(path).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         added = pd.DataFrame([{column: _text(row.get(column)) for column in columns}])
-        before = [read(path)] if path.exists() else []
-        whole = pd.concat([*before, added], ignore_index=True).fillna("")
+        earlier = [read(path)] if path.exists() else []
+        table = pd.concat([*earlier, added], ignore_index=True).fillna("")
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        whole.to_csv(draft, index=False)
+        table.to_csv(draft, index=False)
         draft.replace(path)
 
 
 def check_writable(path: Path, needed: Sequence[str] = ("method", "status")) -> None:
-    """Raise ValueError unless rows can be added to this file, which has such columns if it is there
-    already."""
+    """Raise ValueError unless rows can be added to this file; a file that exists needs the columns
+    in `needed`."""
     check_folder(path)
     if path.exists() and (missing := set(needed) - set(read(path).columns)):
         raise ValueError(
@@ -192,7 +264,7 @@ def check_writable(path: Path, needed: Sequence[str] = ("method", "status")) -> 
 
 
 def check_folder(path: Path) -> None:
-    """Raise ValueError unless this file can be written; its folder is made."""
+    """Create the file's folder. Raise ValueError unless the file can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock_file(path).open("a"):

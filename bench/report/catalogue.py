@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.hardware.profiles import PROFILES, Hardware
-from bench.planner import method_map
+from bench.planner import map_file
 from bench.report import accuracy, draw_matplotlib, inputs, labels
 from bench.report.chart import Chart
 from bench.report.charts import (
@@ -130,7 +130,7 @@ def _maps(given: Given, profiles: Mapping[str, Hardware]) -> Card:
             continue
         lines = {}
         try:
-            lines = map_chart.changes(method_map.run_of(sound, profiles), sound)
+            lines = map_chart.changes(map_file.run_of(sound, profiles), sound)
         except ValueError as error:
             card.notes.append(f"{name}: where the fewest bytes change is not drawn: {error}")
         of = labels.source_of(sound.assign(mode="dry run"))

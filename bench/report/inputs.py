@@ -22,13 +22,13 @@ from bench.report.charts import compare
 from bench.report.labels import TRICKS, layout, peer_methods, tricks
 from methods import METHODS
 
-_SIZES = ("world_size", "sequence_parallel_size", "ring_parallel_size", "data_parallel_size")
-_COUNTS = (*_SIZES, "seq_len", "micro_batch_size", "gradient_accumulation_steps")
+_AXES = ("sequence_parallel_size", "ring_parallel_size", "data_parallel_size")
+_BATCH = ("micro_batch_size", "gradient_accumulation_steps")
+_COUNTS = ("world_size", *_AXES, "seq_len", *_BATCH)
 _TEXTS = ("flops_convention", "peak_flops_source", "longest_limit")
-_RESULTS = rows.COLUMNS[rows.COLUMNS.index("error") + 1 :]
-_MEASURES = tuple(name for name in _RESULTS if name not in _TEXTS)
+_MEASURES = tuple(name for name in rows.RESULTS if name not in _TEXTS)
 _CELLS = {"method", "status", "seq_len"}
-_MAP = {"method", *_SIZES[::3], "ring_parallel_size", "seq_len", "next_slower"}
+_MAP_NUMBERS = {"world_size", "data_parallel_size", "ring_parallel_size", "seq_len", "next_slower"}
 _STEPS = {
     f"{quantity}{of}"
     for quantity in ("loss", "grad_norm")
@@ -37,7 +37,7 @@ _STEPS = {
 _COMPARED = {"peer", "status", "dtype", *compare.NUMBERS}
 _ERRORS = {"cluster", "method", "layout", "seq_len", "measured_ms", "predicted_ms"}
 _STUDY = ("model", "model_implementation", "dtype", "mode", "device", "hardware")
-_DRAWN = ("method", *_SIZES, "seq_len", "ring_order", "ring_backend")
+_DRAWN = ("method", "world_size", *_AXES, "seq_len", "ring_order", "ring_backend")
 _SETTING = tuple(name for name in rows.IDENTITY if name not in (*_STUDY, *_DRAWN))
 _MOST = 40
 """Studies, and settings of one: the largest."""
@@ -95,8 +95,8 @@ def read(paths: list[Path]) -> Given:
             given.steps[path.stem] = _numbers(table, _STEPS)
         elif columns >= _ERRORS:
             given.errors[path.stem] = _numbers(table, {"seq_len", "measured_ms", "predicted_ms"})
-        elif columns >= _MAP and "status" not in columns:
-            given.maps[path.stem] = _numbers(table, _MAP - {"method"})
+        elif columns >= {"method", *_MAP_NUMBERS} and "status" not in columns:
+            given.maps[path.stem] = _numbers(table, _MAP_NUMBERS)
         elif columns >= _COMPARED:
             given.compared[path.stem] = _numbers(table, compare.NUMBERS)
         elif absent := _CELLS - columns:
@@ -181,8 +181,7 @@ def _last_of_each(tables: list[pd.DataFrame], notes: list[str]) -> pd.DataFrame:
         tables[number] = pd.concat([table, empty], axis=1).reindex(columns=names)
     total = sum(map(len, tables))
     whole = _last(pd.concat(tables, ignore_index=True), total, "all files", notes)
-    cell = [*rows.IDENTITY, "mode", "device"]
-    identity = whole[[name for name in cell if _differs(whole[name])]].assign(
+    identity = whole[[name for name in rows.KEY if _differs(whole[name])]].assign(
         asked=whole["hardware"].where(whole["mode"] == "dry_run", ""),
         ended=whole["status"] == "ok",
     )
@@ -214,7 +213,7 @@ def drawable(given: Given, profiles: Mapping[str, Hardware] = PROFILES) -> pd.Da
     cells = given.cells
     counted = cells["status"].str.startswith("oom") & (cells["mode"] == "dry_run")
     data = _numbers(cells[(cells["status"] == "ok") | counted], _COUNTS)
-    for name in _COUNTS[1:4] + _COUNTS[5:]:
+    for name in (*_AXES, *_BATCH):
         data[name] = data[name].where(cells.loc[data.index, name] != "", 1)  # as older rows mean
     known = data["method"].isin([*METHODS, *peer_methods()])
     sound = known & (data[[*_COUNTS]] >= 1).all(axis=1)

@@ -9,6 +9,7 @@ import pytest
 
 from bench import rows
 from bench.hardware import profile_file, profiles
+from odysseus.config.option_group import flags_of
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.support.ranks import SERVER
 
@@ -78,6 +79,14 @@ def test_a_profile_that_changed_is_another_cells(tmp_path: Path) -> None:
         keys |= {rows.key(rows.identity(run)), rows.key(rows.identity(run))}
     assert len(keys) == 2
     assert rows.identity(replace(run, hardware="h100-80g"))["hardware_sha256"] is None
+
+
+def test_a_column_sets_options_that_exist() -> None:
+    known = dict(flags_of(RunConfig()))
+    for name, column in (rows.IDENTITY | rows.ENVIRONMENT).items():
+        assert set(column.options) <= known.keys(), name
+        if name != "model":
+            assert column.texts("1").keys() == set(column.options), name
 
 
 def test_an_unknown_column_is_refused(tmp_path: Path) -> None:

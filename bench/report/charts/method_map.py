@@ -1,37 +1,36 @@
-"""The map of which method is fastest where."""
+"""The map of methods: the fastest method at each length and number of GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from math import log2
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.hardware import profile_file
-from bench.planner.longest import by_method
-from bench.planner.method_map import _CELL, _MOST, NOTHING
+from bench.planner import fewest_bytes
+from bench.planner.method_map import NOTHING
 from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel
 from bench.report.labels import few, length_label, style_of
-from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import RunConfig
 
 _CHANGE = {"color": "black", "linewidth": 2}
+_MOST = 24
+"""Most lengths, and most numbers of GPUs, in the figure."""
 
 
 def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None = None) -> Chart:
-    """A square a cell in its method's colour, with how much slower the next method is.
+    """One square per cell in the colour of its method, with how much slower the next method is.
 
     Args:
-        of: What the map is of.
-        lines: By number of GPUs, lengths to draw a line at: where theory has another method send
-            the fewest bytes.
+        of: Model, dtype and hardware of the map, for the line below it.
+        lines: Lengths, by number of GPUs, at which another method becomes the one that sends the
+            fewest bytes; a line is drawn at each.
     """
-    lengths, worlds = (few(data[name], _MOST) for name in _CELL[::-1])
+    lengths, worlds = few(data["seq_len"], _MOST), few(data["world_size"], _MOST)
     marks: list[Mark] = []
     for name in (*METHODS, NOTHING):
         cells = data[(data["method"] == name) & data["seq_len"].isin(lengths)]
@@ -78,21 +77,21 @@ def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None =
 
 
 def _text(cell: Mapping[Any, Any]) -> str:
-    """The method, what goes across nodes, and how much slower the next one is."""
+    """The method, its layout across nodes, and how much slower the next method is."""
     if pd.isna(cell["next_slower"]):
         return ""
-    return f"{cell['method']} {_how(cell)}".strip() + f"\n{cell['next_slower']:+.0%}"
+    return f"{cell['method']} {_across_nodes(cell)}".strip() + f"\n{cell['next_slower']:+.0%}"
 
 
 def _about(cell: Mapping[Any, Any]) -> str:
     of = f"{cell['world_size']:g} GPUs, {length_label(cell['seq_len'])} tokens: {cell['method']}"
     if pd.isna(cell["next_slower"]):
         return of
-    return f"{of} {_how(cell)}, {cell.get('next_method')} {cell['next_slower']:.1%} slower"
+    return f"{of} {_across_nodes(cell)}, {cell.get('next_method')} {cell['next_slower']:.1%} slower"
 
 
-def _how(row: Mapping[Any, Any]) -> str:
-    """What goes across nodes."""
+def _across_nodes(row: Mapping[Any, Any]) -> str:
+    """The layout across nodes: the size of the ring or the number of replicas."""
     if row["ring_parallel_size"] > 1:
         return f"ring {row['ring_parallel_size']:.0f}"
     replicas = row.get("data_parallel_size") or 1
@@ -100,29 +99,13 @@ def _how(row: Mapping[Any, Any]) -> str:
 
 
 def changes(base: RunConfig, data: pd.DataFrame) -> dict[int, list[float]]:
-    """The lines of :func:`chart` for a map of these cells.
+    """The lines of :func:`chart` for the map of this run.
 
     Raises:
-        ValueError: a method cannot run on so many GPUs.
+        ValueError: a method cannot run on one of the numbers of GPUs.
     """
     lengths = data["seq_len"]
     return {
-        int(n): least_bytes_change(replace(base, world_size=int(n)), lengths.min(), lengths.max())
+        int(n): fewest_bytes.changes(replace(base, world_size=int(n)), lengths.min(), lengths.max())
         for n in few(data["world_size"], _MOST)
     }
-
-
-def least_bytes_change(run: RunConfig, low: float, high: float) -> list[float]:
-    """Lengths between two at which another method becomes the one that sends the fewest bytes,
-    where the sequence axis is a node."""
-    inside = profile_file.find(run.hardware).ranks_per_node(run.world_size)
-    lines = {
-        name: theory_traffic.line(replace(by_method(name, run), sequence_parallel_size=inside))
-        for name in METHODS
-    }
-
-    def least(length: float) -> str:
-        return min(lines, key=lambda name: lines[name][0] * int(length) + lines[name][1])
-
-    steps = np.geomspace(low, high, 400)
-    return [float(b) for a, b in pairwise(steps) if least(a) != least(b)]

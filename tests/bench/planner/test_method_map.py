@@ -11,12 +11,13 @@ import pytest
 
 from bench.__main__ import main
 from bench.hardware import profiles
-from bench.planner import method_map, ranking
+from bench.planner import fewest_bytes, map_file, method_map, ranking
 from bench.report import catalogue, inputs
 from bench.report.chart import Line
 from bench.report.charts import method_map as map_chart
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
+from odysseus.config.run import ModelOptions, RunConfig
 from tests.support.paths import ROOT
 from tests.support.small_runs import LLAMA3_ON_4_GPUS
 
@@ -56,7 +57,7 @@ def test_the_files_and_what_is_there_already(tmp_path: Path) -> None:
 
 def test_lines_are_where_the_fewest_bytes_change() -> None:
     run = replace(SHALLOW, world_size=8)
-    (at, *_) = map_chart.least_bytes_change(run, 1024, 2**20)
+    (at, *_) = fewest_bytes.changes(run, 1024, 2**20)
 
     def least(length: float) -> str:
         sizes = {m: theory_traffic.line(replace(run, method=m)) for m in METHODS}
@@ -67,7 +68,7 @@ def test_lines_are_where_the_fewest_bytes_change() -> None:
 
 def test_a_files_own_run_has_the_lines_of_its_map() -> None:
     shipped = pd.read_csv(SHIPPED)
-    run = method_map.run_of(shipped, profiles.PROFILES)
+    run = map_file.run_of(shipped, profiles.PROFILES)
     assert (run.model.label, run.dtype, run.hardware) == ("llama3-8b", "bf16", "h100-80g")
     expected = map_chart.changes(run, shipped)
     assert any(expected.values())
@@ -76,7 +77,21 @@ def test_a_files_own_run_has_the_lines_of_its_map() -> None:
     assert len(lines) == sum(map(len, expected.values()))
     assert all(0 < x < 5 for x in lines)
     half = shipped.assign(model="llama3-8b(num_hidden_layers=3)")
-    assert method_map.run_of(half, profiles.PROFILES).architecture.num_hidden_layers == 3
+    assert map_file.run_of(half, profiles.PROFILES).architecture.num_hidden_layers == 3
+
+
+def test_the_columns_of_a_map_give_its_run_back() -> None:
+    run = replace(
+        RunConfig(dry_run=True, hardware="h100-80g", dtype="bf16", micro_batch_size=2),
+        model=ModelOptions(name_or_path="llama3-8b", use_qk_norm=True, rope_theta=1e6),
+        tiled_mlp_compute=True,
+        activation_checkpointing=True,
+        parameter_offload="cpu",
+    )
+    columns = map_file.identity(run)
+    found = map_file.run_of(pd.DataFrame([columns]).replace("", None), profiles.PROFILES)
+    assert map_file.identity(replace(found, seq_len=run.seq_len)) == columns
+    assert found.model.overrides == run.model.overrides
 
 
 @pytest.mark.parametrize(
@@ -124,17 +139,17 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path) -> None:
     other = replace(SHALLOW, **change)
-    assert method_map.identity(SHALLOW)["flags"] == ""
-    assert next(iter(change)) in method_map.identity(other)["flags"]
+    assert map_file.identity(SHALLOW)["flags"] == ""
+    assert next(iter(change)) in map_file.identity(other)["flags"]
     out = tmp_path / "map.csv"
-    known = pd.DataFrame([method_map.identity(SHALLOW) | {"method": "tp"}])
+    known = pd.DataFrame([map_file.identity(SHALLOW) | {"method": "tp"}])
     known.to_csv(out, index=False)
     sizes = [SHALLOW.seq_len], [SHALLOW.world_size], out
     assert len(method_map.cells(SHALLOW, *sizes)) == 1
     with pytest.raises(ValueError, match=r"flags = , not .*the same flags"):
         method_map.cells(other, *sizes)
     with pytest.raises(ValueError, match="other flags too: "):
-        method_map.run_of(pd.DataFrame([method_map.identity(other)]), profiles.PROFILES)
+        map_file.run_of(pd.DataFrame([map_file.identity(other)]), profiles.PROFILES)
 
 
 @pytest.mark.parametrize(
