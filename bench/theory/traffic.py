@@ -20,8 +20,7 @@ from bench.meters.traffic import COLLECTIVES, PURPOSES, bytes_sent
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
-from odysseus.parallel.sharding import pieces
-from odysseus.parallel.zero import is_cut
+from odysseus.parallel.sharding import is_cut, pieces
 from odysseus.parallel.zero_buckets import bucket_widths
 
 

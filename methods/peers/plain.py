@@ -167,15 +167,8 @@ Cut = Callable[[str], int | None]
 
 
 def cut_block(name: str) -> int | None:
-    """As tensor parallelism cuts the weights of a block."""
-    split = ATTENTION_SPLIT | MLP_SPLIT
-    return next((dim for key, dim in split.items() if f".{key}." in name), None)
-
-
-def parts(name: str) -> list[str]:
-    """The Hugging Face tensors that a parameter is made of, top row to bottom row."""
-    packed = next((leaf for leaf in sharding.PACKED if f".{leaf}." in name), "")
-    return [name.replace(packed, part) for part in sharding.PACKED[packed]] if packed else [name]
+    """The dimension along which tensor parallelism cuts a weight of a block."""
+    return sharding.cut_dimension(name, ATTENTION_SPLIT | MLP_SPLIT)
 
 
 @torch.no_grad()
@@ -188,7 +181,7 @@ def spread(model: nn.Module, run: RunConfig, axis: Axis, cut: Cut) -> None:
         return whole[part] if dim is None else whole[part].chunk(axis.size, dim)[axis.rank]
 
     for name, parameter in model.named_parameters():
-        parameter.copy_(torch.cat([mine(part) for part in parts(name)]))
+        parameter.copy_(torch.cat([mine(part) for part in sharding.tensors_of(name)]))
 
 
 def gathered(model: PlainLM, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor]]:
@@ -196,8 +189,9 @@ def gathered(model: PlainLM, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor
     shapes = sharding.huggingface_shapes(model.architecture)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        rows = [shapes[part][0] // (axis.size if cut(part) == 0 else 1) for part in parts(name)]
-        for part, gradient in zip(parts(name), parameter.grad.split(rows), strict=True):
+        parts = sharding.tensors_of(name)
+        rows = [shapes[part][0] // (axis.size if cut(part) == 0 else 1) for part in parts]
+        for part, gradient in zip(parts, parameter.grad.split(rows), strict=True):
             dim = cut(part)
             if dim is not None:
                 of_ranks = [torch.empty_like(gradient) for _ in range(axis.size)]

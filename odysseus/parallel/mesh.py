@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from odysseus.config.run import RunConfig
+from odysseus.parallel.fsdp_internals import flatten_mesh
 
 _NAMES = {"dp": "replicate", "ring": "ring", "sp": "sequence"}
 
@@ -100,6 +101,13 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
         dist.init_process_group("gloo", timeout=timeout)
 
 
+def world_group() -> dist.ProcessGroup:
+    """The started process group, of all ranks."""
+    group = dist.group.WORLD
+    assert group is not None, "start_process_group comes first"
+    return group
+
+
 def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
     """Lay the started ranks, as many as the run's, out on its axes."""
     sizes = run.axis_sizes
@@ -122,9 +130,9 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
         ring=Axis(grid.get_group("ring"), "activation"),
         sequence=Axis(grid.get_group("sequence"), "activation"),
         edge=Axis(grid.get_group("sequence"), "edge"),
-        world=Axis(dist.distributed_c10d._get_default_group(), "edge"),
+        world=Axis(world_group(), "edge"),
         key_value_copies=Axis(shared, "gradient"),
-        uncut_mesh=grid[uncut]._flatten("uncut"),
-        full_mesh=grid._flatten("full"),
+        uncut_mesh=flatten_mesh(grid[uncut], "uncut"),
+        full_mesh=flatten_mesh(grid, "full"),
         ring_order=run.ring_order,
     )

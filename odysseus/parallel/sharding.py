@@ -80,6 +80,30 @@ def huggingface_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]
     return shapes
 
 
+def tensors_of(parameter: str) -> list[str]:
+    """The Hugging Face tensors that a parameter of this project's model packs, top row first."""
+    stem, _, kind = parameter.rpartition(".")
+    parent, _, leaf = stem.rpartition(".")
+    path = f"{parent}." if parent else ""
+    return [f"{path}{part}.{kind}" for part in PACKED.get(leaf, (leaf,))]
+
+
+def cut_dimension(tensor: str, split: Mapping[str, int]) -> int | None:
+    """The dimension along which a method cuts a Hugging Face tensor; None if it does not.
+
+    Every rank has the whole bias of a weight that is cut along dimension 1 (row-parallel): it is
+    added once, after the sum.
+    """
+    stem, _, kind = tensor.rpartition(".")
+    dimension = split.get(".".join(stem.split(".")[-2:]))
+    return None if dimension == 1 and kind == "bias" else dimension
+
+
+def is_cut(parameter: str, split: Mapping[str, int]) -> bool:
+    """Whether a method's split cuts a parameter, by its name in this project's model."""
+    return any(cut_dimension(tensor, split) is not None for tensor in tensors_of(parameter))
+
+
 def pieces(
     parameter: str, architecture: Architecture, split: Mapping[str, int], size: int, rank: int
 ) -> list[Piece]:
@@ -93,16 +117,10 @@ def pieces(
         rank: Which of them.
     """
     shapes = huggingface_shapes(architecture)
-    stem, _, kind = parameter.rpartition(".")
-    parent, _, leaf = stem.rpartition(".")
     found = []
-    for part in PACKED.get(leaf, (leaf,)):
-        name = f"{parent}.{part}.{kind}" if parent else f"{part}.{kind}"
-        shape = shapes[name]
-        cut = next((dim for key, dim in split.items() if f".{key}." in name), None)
-        if cut == 1 and len(shape) == 1:
-            cut = None  # A row-parallel bias is added once, after the sum: every rank has it all.
-        is_key_value = part in ("k_proj", "v_proj")
+    for name in tensors_of(parameter):
+        shape, cut = shapes[name], cut_dimension(name, split)
+        is_key_value = name.split(".")[-2] in ("k_proj", "v_proj")
         copies = max(1, size // architecture.num_key_value_heads) if is_key_value else 1
         full = [(0, length) for length in (*shape, 1)][:2]
         if cut is not None:

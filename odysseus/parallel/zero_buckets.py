@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+from odysseus.parallel import fsdp_internals
+from odysseus.parallel.fsdp_internals import FSDPParamGroup, ReduceScatter
 
 
 def bucket_widths(shard_elements: int, bucket_elements: int, ranks: int) -> list[int]:
@@ -28,10 +29,12 @@ def bucket_widths(shard_elements: int, bucket_elements: int, ranks: int) -> list
 
 def reduce_in_buckets(group: FSDPParamGroup, elements: int, gradient_dtype: torch.dtype) -> None:
     """Have one parameter group of a unit reduce at most so many elements at once."""
-    ranks = group._reduce_scatter_process_group.size()
+    ranks = fsdp_internals.ranks_of(group)
     if ranks > 1:
-        whole = sum(_padded(p.sharded_param.shape, ranks) for p in group.fsdp_params)
-        group._reduce_scatter_comm = _BucketedReduceScatter(elements, whole, gradient_dtype)
+        shards = fsdp_internals.sharded_parameters(group)
+        unit_elements = sum(_padded(shard.shape, ranks) for shard in shards)
+        reduce_scatter = _BucketedReduceScatter(elements, unit_elements, gradient_dtype)
+        fsdp_internals.set_reduce_scatter(group, reduce_scatter)
 
 
 def _padded(shape: Sequence[int], ranks: int) -> int:

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from odysseus.config.run import RunConfig
+from odysseus.parallel import fsdp_internals
+from odysseus.parallel.fsdp_internals import FSDPParamGroup, ReduceScatter
 
 
 def check(run: RunConfig, on_gpu: bool) -> None:
@@ -51,13 +51,14 @@ def overlap(root: nn.Module, units: Iterable[nn.Module]) -> None:
     """
     units = [module for module in units if isinstance(module, FSDPModule)]
     assert isinstance(root, FSDPModule)
-    root._set_unshard_async_op(True)
+    fsdp_internals.gather_on_current_stream(root)
     for unit, following in pairwise(units):
         unit.set_modules_to_forward_prefetch([following])
     in_flight: list[dist.Work] = []
     for unit in units:
-        for group in unit._get_fsdp_state()._fsdp_param_groups:
-            group._reduce_scatter_comm = _BackgroundReduceScatter(group, in_flight)
+        for group in fsdp_internals.parameter_groups(unit):
+            reduce_scatter = _BackgroundReduceScatter(group, in_flight)
+            fsdp_internals.set_reduce_scatter(group, reduce_scatter)
 
 
 class _BackgroundReduceScatter(ReduceScatter):
@@ -68,11 +69,11 @@ class _BackgroundReduceScatter(ReduceScatter):
     """
 
     def __init__(self, group: FSDPParamGroup, in_flight: list[dist.Work]) -> None:
-        self.of, self.in_flight = group, in_flight
+        self.group, self.in_flight = group, in_flight
 
     def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """FSDP2 asks for room before it copies a unit's gradients: by now the last one's can go."""
-        if self.of._param_group_index == self.of._num_param_groups - 1:  # its unit's first
+        if fsdp_internals.is_reduced_first(self.group):
             self._wait()
         return torch.empty(*size, dtype=dtype, device=device)
 
@@ -89,9 +90,9 @@ class _BackgroundReduceScatter(ReduceScatter):
         )
         assert work is not None
         if not self.in_flight:
-            torch.autograd.Variable._execution_engine.queue_callback(self._wait)
+            fsdp_internals.call_after_backward(self._wait)
         self.in_flight.append(work)
-        shards = [p.sharded_param for p in self.of.fsdp_params]
+        shards = fsdp_internals.sharded_parameters(self.group)
         if any(p.grad is not None or p.dtype != output_tensor.dtype for p in shards):
             self._wait()  # FSDP2 adds it to what is there, or converts it, at once
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from odysseus.parallel import collectives, transfers
-from odysseus.parallel.mesh import Axis
+from odysseus.parallel.mesh import Axis, world_group
 from tests.support.ranks import run_ranks
 
 WORLDS = (2, 4)
@@ -80,7 +80,7 @@ CASES["all_to_all"] = (collectives.all_to_all, exchanged)
 
 def apply_every_case() -> dict[str, tuple[bool, float, float]]:
     """By case: forward as expected, this rank's part of <A x, y>, and of <x, A^T y>."""
-    axis = Axis(dist.distributed_c10d._get_default_group(), "activation")
+    axis = Axis(world_group(), "activation")
     n, results = axis.size, {}
     for name, (collective, expected) in CASES.items():
         shape = (n, 2, 3, 5) if name == "all_to_all" else (2 * n, 3 * n, 4)
@@ -117,7 +117,7 @@ def test_backward_is_the_transpose(world_size: int, name: str) -> None:
 
 def sum_rows() -> dict[str, bool]:
     """What :func:`sum_gradient_rows` keeps of its promise on this rank."""
-    axis = Axis(dist.distributed_c10d._get_default_group(), "gradient")
+    axis = Axis(world_group(), "gradient")
     shape, first = (6, 4), 2
     weight = numbers(axis.rank, shape).requires_grad_()
     outside = [numbers(100 + rank, shape) for rank in range(axis.size)]

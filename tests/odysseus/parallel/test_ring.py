@@ -13,7 +13,6 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from bench.meters.traffic import TrafficMeter
@@ -23,7 +22,7 @@ from methods.peers.yunchang_ring import compute_on_cpu
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import Attend, differentiable, sdpa
 from odysseus.model.block_attention import CPU_FLASH, choose_block_attention
-from odysseus.parallel.mesh import Axis
+from odysseus.parallel.mesh import Axis, world_group
 from odysseus.parallel.ring import AllGather, PassOn, around
 from odysseus.parallel.ring_order import tokens_of
 from odysseus.parallel.yunchang import yunchang_ring
@@ -98,7 +97,7 @@ def attend_by(backend: str, axis: Axis, order: str) -> Attend:
 
 def yunchang_traffic(order: str) -> dict[str, int]:
     """What its ring sends for a block's forward and backward on this rank."""
-    axis = Axis(dist.distributed_c10d._get_default_group(), "activation")
+    axis = Axis(world_group(), "activation")
     attend = attend_by("yunchang", axis, order)
     q, k, v = (torch.randn(2, 10, n, 8).bfloat16().requires_grad_() for n in (8, 4, 4))
     with TrafficMeter() as meter:
@@ -121,7 +120,7 @@ def test_yunchangs_traffic_equals_theory(order: str) -> None:
 def attention_errors(backend: str, order: str, dtype: torch.dtype) -> list[tuple[float, float]]:
     """Squared error of output and gradients on this rank: of the ring and of plain attention,
     both against attention in fp64 to the very same numbers."""
-    axis = Axis(dist.distributed_c10d._get_default_group(), "activation")
+    axis = Axis(world_group(), "activation")
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 1024, heads, 64).to(dtype) for heads in (4, 2, 2, 4))
     cut = partial(local, order=order, ring=axis.size, place=axis.rank)

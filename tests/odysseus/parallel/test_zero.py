@@ -12,8 +12,9 @@ from torch.distributed.tensor import DTensor
 from bench.simulator.fake_world import META, cpu_kernels, only_rank
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.parallel import fsdp_internals
 from odysseus.parallel.mesh import make_mesh
-from odysseus.parallel.zero import is_cut
+from odysseus.parallel.sharding import is_cut
 from odysseus.training.trainer import Trainer
 
 MODEL = ModelOptions(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=64)
@@ -60,5 +61,6 @@ def test_norms_alone_are_gathered_once_for_all_blocks(method: Any, gathers: int)
     with only_rank(0, run.world_size, False):
         trainer = Trainer(run, METHODS[run.method], make_mesh(META, run), cpu_kernels(run))
         assert isinstance(trainer.model, FSDPModule)
-        groups = trainer.model._get_fsdp_state()._fsdp_param_groups
-        assert [len(group.fsdp_params) for group in groups] == [2 * 3] * gathers
+        groups = fsdp_internals.parameter_groups(trainer.model)
+        sizes = [len(fsdp_internals.sharded_parameters(group)) for group in groups]
+        assert sizes == [2 * 3] * gathers

@@ -1,0 +1,118 @@
+"""Every private name of PyTorch that odysseus uses, behind functions named for what they do.
+
+FSDP2's public interface cannot shard weights of one unit over different meshes and give each group
+its own reduce-scatter, and it cannot be taken off a model. When PyTorch changes, this file is the
+one to change: `tests/odysseus/parallel/test_fsdp_internals.py` runs each function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.distributed import _composable_state
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor import Shard
+
+__all__ = [
+    "FSDPParamGroup",
+    "ReduceScatter",
+    "ShardPlacementResult",
+    "call_after_backward",
+    "disable_division",
+    "flatten_mesh",
+    "gather_on_current_stream",
+    "is_reduced_first",
+    "parameter_groups",
+    "ranks_of",
+    "remove_fsdp",
+    "rows_over",
+    "set_reduce_scatter",
+    "sharded_parameters",
+]
+
+
+def flatten_mesh(mesh: DeviceMesh, name: str) -> DeviceMesh:
+    """The ranks of a mesh as a one-dimensional mesh of this name."""
+    return mesh._flatten(name)
+
+
+def rows_over(mesh: DeviceMesh) -> ShardPlacementResult:
+    """What `shard_placement_fn` returns for a parameter whose rows a one-dimensional mesh shards.
+
+    Make one per mesh: FSDP2 groups a unit's parameters by it.
+    """
+    return ShardPlacementResult(Shard(0), FSDPMeshInfo(mesh, shard_mesh_dim=0))
+
+
+def parameter_groups(unit: FSDPModule) -> list[FSDPParamGroup]:
+    """A unit's parameters in groups, one per mesh that they are sharded over."""
+    return unit._get_fsdp_state()._fsdp_param_groups
+
+
+def ranks_of(group: FSDPParamGroup) -> int:
+    """Number of ranks that a group is sharded over."""
+    return group.mesh_info.mesh.size()
+
+
+def sharded_parameters(group: FSDPParamGroup) -> list[nn.Parameter]:
+    """A group's parameters as this rank keeps them: DTensors, sharded."""
+    return [parameter.sharded_param for parameter in group.fsdp_params]
+
+
+def is_reduced_first(group: FSDPParamGroup) -> bool:
+    """Whether backward reduces this group before the other groups of its unit."""
+    return group._param_group_index == group._num_param_groups - 1
+
+
+def set_reduce_scatter(group: FSDPParamGroup, reduce_scatter: ReduceScatter) -> None:
+    """Have a group reduce its gradients with this function.
+
+    FSDPModule.set_custom_reduce_scatter refuses units of several groups.
+    """
+    group._reduce_scatter_comm = reduce_scatter
+
+
+def disable_division(group: FSDPParamGroup) -> None:
+    """Leave a group's gradients undivided; a division factor of 1.0 would cost a copy."""
+    group.gradient_divide_factor = None
+
+
+def gather_on_current_stream(unit: FSDPModule) -> None:
+    """Have a unit gather its weights in order with the computation, not on a stream of its own."""
+    unit._set_unshard_async_op(True)
+
+
+def call_after_backward(function: Callable[[], None]) -> None:
+    """Call a function when the backward that is running ends."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
+def remove_fsdp(model: nn.Module) -> None:
+    """Remove hooks, state and classes that fully_shard has left on a model's modules.
+
+    The parameters must already have been replaced by plain ones.
+    """
+    for module in model.modules():
+        for name in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+            module.__dict__.pop(name, None)
+        if not isinstance(module, FSDPModule):
+            continue
+        state = module._get_fsdp_state()
+        handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
+        for group in state._fsdp_param_groups:
+            handles += group._module_to_pre_save_state_dict_hook_handle.values()
+            handles += group._module_to_pre_load_state_dict_hook_handle.values()
+            handles += [parameter._post_load_hook_handle for parameter in group.fsdp_params]
+        for handle in handles:
+            handle.remove()
+        module.__class__ = type(module).__bases__[1]
+        for key in (STATE_KEY, REGISTRY_KEY):
+            module.__dict__.pop(key, None)
+        _composable_state._module_state_mapping.pop(module, None)

@@ -1,0 +1,158 @@
+"""PyTorch's private names are in one file of odysseus, and each does what that file says."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from odysseus.parallel import fsdp_internals
+from odysseus.parallel.fsdp_internals import ReduceScatter
+from tests.support.paths import ROOT
+from tests.support.ranks import run_ranks
+
+CHANGED = "torch changed: look at odysseus/parallel/fsdp_internals.py"
+ALONE = ROOT / "odysseus" / "parallel" / "fsdp_internals.py"
+ALLOWED = {
+    "_flash_attn_forward",  # of flash-attn, which has no public function with the log-sum-exp
+    "_flash_attn_backward",
+    "_attn_implementation",  # of Transformers' models
+    "_init_weights",
+    "_cdata",  # the identity of a storage, which odysseus.memory needs, below odysseus.parallel
+}
+
+
+class Recorded(ReduceScatter):
+    """FSDP2's reduce-scatter, with the number of elements that each call sums."""
+
+    def __init__(self) -> None:
+        self.elements: list[int] = []
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> None:
+        self.elements.append(input_tensor.numel())
+        dist.reduce_scatter_single(output_tensor, input_tensor, group=group, op=op)
+
+
+def exercise() -> dict[str, bool]:
+    """Whether each function of fsdp_internals does on this rank what it is named for."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("two", "one"))
+    full, one = fsdp_internals.flatten_mesh(mesh, "full"), mesh["one"]
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 6, bias=False)).double()
+    first = model[0].weight
+    before = model[0].weight.detach().clone()
+    over_two, over_one = fsdp_internals.rows_over(full), fsdp_internals.rows_over(one)
+    fully_shard(model, mesh=full, shard_placement_fn=lambda p: over_two if p is first else over_one)
+    assert isinstance(model, FSDPModule)
+    ends: list[bool] = []
+    reductions = []
+    groups = fsdp_internals.parameter_groups(model)
+    for group in groups:
+        reductions.append(Recorded())
+        fsdp_internals.set_reduce_scatter(group, reductions[-1])
+    shapes = {
+        fsdp_internals.ranks_of(group): [p.shape for p in fsdp_internals.sharded_parameters(group)]
+        for group in groups
+    }
+    model.set_gradient_divide_factor(2.0)
+    for group in groups:
+        fsdp_internals.disable_division(group)
+    model.set_force_sum_reduction_for_comms(True)
+    fsdp_internals.gather_on_current_stream(model)
+    x = torch.ones(1, 4, dtype=torch.float64, requires_grad=True)
+    x.register_hook(lambda grad: fsdp_internals.call_after_backward(lambda: ends.append(True)))
+    y = model(x)
+    y.sum().backward()
+    gradient = model[1].weight.grad
+    assert isinstance(gradient, DTensor)
+    # y = W2 W1 x, so each row of W2's gradient is W1 x.
+    summed = torch.allclose(gradient.to_local(), before.sum(1).expand(6, 4))
+    model.reshard()
+    for layer in model:
+        layer.weight = nn.Parameter(layer.weight.full_tensor().detach())
+    fsdp_internals.remove_fsdp(model)
+    plain = type(model) is nn.Sequential and torch.allclose(model(x), y)
+    fully_shard(model, mesh=full)  # refused if anything were left
+    return {
+        "flatten_mesh": full.ndim == 1 and full.size() == 2,
+        "rows_over": shapes == {2: [(4, 4)], 1: [(6, 4)]},
+        "parameter_groups": len(groups) == 2,
+        "is_reduced_first": [fsdp_internals.is_reduced_first(g) for g in groups] == [False, True],
+        "set_reduce_scatter": [n for r in reductions for n in r.elements] == [16],
+        "disable_division": summed,
+        "call_after_backward": ends == [True],
+        "remove_fsdp": plain,
+    }
+
+
+def test_each_private_name_does_what_it_is_used_for() -> None:
+    for results in run_ranks(exercise, 2):
+        assert results == dict.fromkeys(results, True), CHANGED
+
+
+def private_names_of_torch(tree: ast.Module) -> Iterator[str]:
+    """Private names that a module imports from torch, or reads of anything but itself.
+
+    Operators (``torch.ops``) are named after kernels and do not count.
+    """
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute) and node.attr not in ALLOWED:
+            of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            of_operators = ast.unparse(node.value).startswith("torch.ops.")
+            if not (of_itself or of_operators):
+                names = [f"torch.{node.attr}"]
+        for name in names:
+            top, *parts = name.split(".")
+            if top == "torch" and any(p.startswith("_") and p[:2] != "__" for p in parts):
+                yield name
+
+
+def private_lines(files: list[Path]) -> list[str]:
+    return [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in files
+        for name in private_names_of_torch(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+
+
+def test_no_other_file_uses_a_private_name_of_torch() -> None:
+    files = sorted((ROOT / "odysseus").rglob("*.py"))
+    assert private_lines([file for file in files if file != ALONE]) == []
+    assert len(private_lines([ALONE])) > 10
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from torch.distributed import _composable_state",
+        "import torch._dynamo",
+        "def late():\n    from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter",
+        "group = dist.distributed_c10d._get_default_group()",
+        "module._get_fsdp_state()",
+    ],
+)
+def test_a_private_name_is_found(line: str) -> None:
+    assert list(private_names_of_torch(ast.parse(line))) != []
