@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from odysseus.model.kernels import Kernels
 from odysseus.model.loss import Loss
+from odysseus.model.pending import Pending
 
-Project = Callable[[Tensor, Tensor, Tensor | None], Callable[[], Tensor]]
-"""project(x, weight, bias)() -> y: a linear map and whatever communication belongs to it, which has
-begun when the first call returns and ended when the second does."""
+Project = Callable[[Tensor, Tensor, Tensor | None], Pending]
+"""project(x, weight, bias).wait() -> y: a linear map with its communication, which the first call
+starts and the second one ends."""
 
 
-def local(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[], Tensor]:
+def local(x: Tensor, weight: Tensor, bias: Tensor | None) -> Pending:
     """The linear map alone."""
-    return partial(F.linear, x, weight, bias)
+    return Pending(partial(F.linear, x, weight, bias))
 
 
 class Linear(nn.Module):
@@ -36,12 +37,12 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
         self.project = project
 
-    def begin(self, x: Tensor) -> Callable[[], Tensor]:
-        """Begin what :meth:`forward` does; call the result for y."""
+    def start(self, x: Tensor) -> Pending:
+        """Start :meth:`forward`; wait for y later."""
         return self.project(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.begin(x)()
+        return self.start(x).wait()
 
 
 class Embedding(nn.Module):

@@ -1,7 +1,9 @@
-"""A decoder block in chunks of tokens: the collective of one runs beside the matmuls of another.
+"""A decoder block in chunks of tokens: one chunk's collectives run beside another's matmuls.
 
-Only attention sees all tokens at once. A chunk is a slice of every rank's shard, so that what is
-gathered of it is n slices, and joining chunks puts each back among its rank's.
+Only attention sees all tokens at once. A chunk is a slice of every rank's shard, so a gathered
+chunk is n slices, and joining the chunks puts each slice back among the tokens of its rank. B
+batch, S tokens of the whole sequence, s = S/n of this rank, t of a chunk, D width, W a projection's
+width.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from odysseus.model.documents import Documents
 
 
 def check(run: RunConfig) -> None:
-    """Raise ValueError unless the run's blocks can be taken in as many chunks as it says."""
+    """Raise ValueError unless the run's blocks can be computed in its `overlap_chunks`."""
     if run.overlap_chunks == 1:
         return
     if run.method == "ulysses":
@@ -32,35 +34,35 @@ def check(run: RunConfig) -> None:
 
 
 class OverlappedBlock(Block):
-    """Its stream x has its method's tokens, s; attention's projections have S = n·s."""
+    """A decoder block whose tokens are computed in `tricks.overlap_chunks` chunks."""
 
     def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
         attention, mlp, chunks = self.self_attn, self.mlp, self.tricks.overlap_chunks
         xs = x_BSD.chunk(chunks, dim=1)
-        begun = [attention.qkv_proj.begin(self.input_layernorm(x)) for x in xs]
-        qkvs = [landing() for landing in begun]
+        started = [attention.qkv_proj.start(self.input_layernorm(x)) for x in xs]
+        qkvs = [qkv.wait() for qkv in started]
         shards = qkvs[0].shape[1] // xs[0].shape[1]
         o_BSW = attention.of(_joined(qkvs, shards), table, documents)
-        begun = [attention.o_proj.begin(o) for o in _cut(o_BSW, shards, chunks)]
+        started = [attention.o_proj.start(o) for o in _cut(o_BSW, shards, chunks)]
         streams, inputs = [], []
-        for x, landing in zip(xs, begun, strict=True):
-            streams.append(x + landing())
-            inputs.append(mlp.gate_up_proj.begin(self.post_attention_layernorm(streams[-1])))
+        for x, projected in zip(xs, started, strict=True):
+            streams.append(x + projected.wait())
+            inputs.append(mlp.gate_up_proj.start(self.post_attention_layernorm(streams[-1])))
         outputs = []
         try:
-            for landing in inputs:
-                output = mlp.down_proj.begin(mlp.swiglu(landing()))
+            for gate_up in inputs:
+                output = mlp.down_proj.start(mlp.swiglu(gate_up.wait()))
                 outputs.append(output)
-        except BaseException:  # recomputing ends with the last tensor that backward needs
-            for landing in outputs:
-                landing()
+        except BaseException:  # Recomputation stops at the last tensor that backward needs.
+            for output in outputs:
+                output.wait()
             raise
-        ended = [x + landing() for x, landing in zip(streams, outputs, strict=True)]
-        return torch.cat(ended, dim=1)
+        chunks_BtD = [x + output.wait() for x, output in zip(streams, outputs, strict=True)]
+        return torch.cat(chunks_BtD, dim=1)
 
 
 def _joined(chunks_BtW: list[Tensor], shards: int) -> Tensor:
-    """[B, S, W] of chunks, each the same slice of every shard."""
+    """[B, S, W] from chunks [B, t·shards, W], each the same slice of every shard."""
     return torch.stack([x.unflatten(1, (shards, -1)) for x in chunks_BtW], dim=2).flatten(1, 3)
 
 

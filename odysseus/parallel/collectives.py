@@ -1,13 +1,14 @@
-"""Collectives that autograd can go back through, each beside its transpose.
+"""Collectives with autograd, each beside its transpose.
 
 Every rank's tensors count as independent variables and the loss as the sum over all ranks, so
 backward is the transposed linear map and nothing else: no scale factor anywhere. Shapes: B batch,
 S tokens of the whole sequence, s = S/n of this rank, D width, n ranks of the axis. Byte counts
 are what one rank sends, by the usual ring convention.
 
-What begins a collective returns what waits for it. In backward the place that waited begins the
-transposed collective, and the place that began waits for it: whatever computes between the two runs
-beside the collective, forward and backward. What autograd passes between them is an empty tensor.
+A function `start_…` starts a collective and returns a :class:`Pending`. In backward the autograd
+node of `wait` starts the transposed collective, and the node of `start_…` waits for it. So whatever
+is computed between the two runs beside the collective, in forward and in backward. The tensor that
+connects the two nodes is empty.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from odysseus.model.pending import Pending
 from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Axis
 
-Landing = Callable[[], Tensor]
-"""landing() -> the result, once it has come; to be called once."""
-
-Begin = Callable[[Tensor], Landing]
+Start = Callable[[Tensor], Pending]
+"""start(x) -> the collective of x, started, without autograd."""
 
 
 def all_gather(x_BsD: Tensor, axis: Axis, dim: int = 1) -> Tensor:
@@ -34,44 +34,44 @@ def all_gather(x_BsD: Tensor, axis: Axis, dim: int = 1) -> Tensor:
     Backward: reduce-scatter.
     Bytes: (n-1)/n of the gathered tensor.
     Meaning: every rank sees the whole sequence."""
-    return begin_all_gather(x_BsD, axis, dim)()
+    return start_all_gather(x_BsD, axis, dim).wait()
 
 
-def begin_all_gather(x_BsD: Tensor, axis: Axis, dim: int = 1) -> Landing:
-    """As :func:`all_gather`, begun."""
-    return _through(x_BsD, axis, _gather(axis, dim), _scatter(axis, dim))
+def start_all_gather(x_BsD: Tensor, axis: Axis, dim: int = 1) -> Pending:
+    """Start :func:`all_gather`."""
+    return _start(x_BsD, axis, _gather(axis, dim), _scatter(axis, dim))
 
 
-def begin_reduce_scatter(x_BSD: Tensor, axis: Axis, dim: int = 1) -> Landing:
+def start_reduce_scatter(x_BSD: Tensor, axis: Axis, dim: int = 1) -> Pending:
     """Forward: sum over ranks, each rank keeps its shard along dim.
     Backward: all-gather.
     Bytes: (n-1)/n of the whole tensor.
     Meaning: partial sums become a sequence shard."""
-    return _through(x_BSD, axis, _scatter(axis, dim), _gather(axis, dim))
+    return _start(x_BSD, axis, _scatter(axis, dim), _gather(axis, dim))
 
 
-def begin_all_reduce_(x_BSD: Tensor, axis: Axis) -> Landing:
-    """Forward: sum over ranks, in place, every rank gets it; nobody else reads x.
+def start_all_reduce_(x_BSD: Tensor, axis: Axis) -> Pending:
+    """Forward: sum over ranks, in place, every rank gets it; no other code may read x.
     Backward: all-reduce.
     Bytes: 2(n-1)/n of the tensor.
     Meaning: partial sums become a replicated stream."""
 
-    def of_copy(grad: Tensor) -> Landing:
-        # The gradient is also the residual path's, so it is summed in a copy.
+    def reduce_copy(grad: Tensor) -> Pending:
+        # The residual path has the same gradient, so it is summed in a copy.
         return _reduce_(axis)(grad.clone(memory_format=torch.contiguous_format))
 
-    return _through(x_BSD, axis, _reduce_(axis), of_copy)
+    return _start(x_BSD, axis, _reduce_(axis), reduce_copy)
 
 
-def begin_gathered_linear(x_BsD: Tensor, weight_eD: Tensor, axis: Axis) -> Landing:
-    """Forward: :func:`all_gather`, then matmul, [B, s, D] to [B, S, e]; keeps the shard alone.
-    Backward: gathers it again, behind the input gradient's matmul; the reduce-scatter of that
-    gradient runs behind the weight gradient's.
+def start_gathered_linear(x_BsD: Tensor, weight_eD: Tensor, axis: Axis) -> Pending:
+    """Forward: :func:`all_gather`, then matmul, [B, s, D] to [B, S, e]; keeps only the shard.
+    Backward: gathers the shard again beside the matmul of the input's gradient; the reduce-scatter
+    of that gradient runs beside the matmul of the weight's gradient.
     Bytes: (n-1)/n of the gathered tensor, twice in backward.
-    Meaning: every rank works on the whole sequence and keeps none of it."""
-    flight = _Flight(_gather(axis, 1), _scatter(axis, 1))
-    token = _Begin.apply(x_BsD, flight)
-    return lambda: _GatheredLinear.apply(token, x_BsD.detach(), weight_eD, flight)
+    Meaning: every rank computes on the whole sequence and keeps only its shard."""
+    pair = _CollectivePair(_gather(axis, 1), _scatter(axis, 1))
+    autograd_edge = _StartNode.apply(x_BsD, pair)
+    return Pending(lambda: _GatheredLinear.apply(autograd_edge, x_BsD.detach(), weight_eD, pair))
 
 
 def all_to_all(x_n: Tensor, axis: Axis) -> Tensor:
@@ -92,16 +92,16 @@ def take_shard(x_BSD: Tensor, axis: Axis, dim: int = 1) -> Tensor:
 
 
 def sum_gradient_rows(weight: Tensor, first_row: int, axis: Axis, dtype: torch.dtype) -> Tensor:
-    """Forward: the weight as it is.
-    Backward: rows from first_row on are summed over the axis, travelling in dtype.
+    """Forward: the unchanged weight.
+    Backward: rows from first_row on are summed over the axis and sent in dtype.
     Bytes: 2(n-1)/n of those rows, in backward.
-    Meaning: ranks that hold copies of the same rows get the same, whole gradient."""
+    Meaning: ranks that hold copies of the same rows get the same, complete gradient."""
     return weight if axis.size == 1 else _SumGradientRows.apply(weight, first_row, axis, dtype)
 
 
 def heads_by_rank(x_BsHK: Tensor, n: int) -> Tensor:
-    """[n, B, s, h, K]: the heads that each of n ranks computes, as a view. A kv head that several
-    ranks need appears once for each of them, and no more often."""
+    """[n, B, s, h, K]: the heads that each of n ranks computes. A kv head that several ranks need
+    appears once per rank. A view where each head has one rank."""
     copies = max(1, n // x_BsHK.shape[2])
     if copies == 1:
         return x_BsHK.unflatten(2, (n, -1)).movedim(2, 0)
@@ -109,92 +109,93 @@ def heads_by_rank(x_BsHK: Tensor, n: int) -> Tensor:
     return x_BsGcK.movedim((2, 3), (0, 1)).flatten(0, 1).unsqueeze(3)
 
 
-class _Flight:
-    """A collective on its way.
+class _CollectivePair:
+    """A collective of forward and its transpose in backward.
 
     Attributes:
-        landing: Of the one that has begun, there or back.
+        pending: The one of the two that has been started.
     """
 
-    landing: Landing
+    pending: Pending
 
-    def __init__(self, there: Begin, back: Begin) -> None:
-        self.there, self.back = there, back
+    def __init__(self, forward: Start, backward: Start) -> None:
+        self.forward, self.backward = forward, backward
 
-    def land(self) -> Tensor:
-        result = self.landing()
-        del self.landing  # and the buffers that it has
+    def wait(self) -> Tensor:
+        result = self.pending.wait()
+        del self.pending  # and its buffers
         return result
 
 
-def _through(x: Tensor, axis: Axis, there: Begin, back: Begin) -> Landing:
+def _start(x: Tensor, axis: Axis, forward: Start, backward: Start) -> Pending:
+    """Start a collective that backward transposes; on an axis of one rank, x is the result."""
     if axis.size == 1:
-        return lambda: x
-    flight = _Flight(there, back)
-    token = _Begin.apply(x, flight)
-    return lambda: _End.apply(token, flight)
+        return Pending(lambda: x)
+    pair = _CollectivePair(forward, backward)
+    autograd_edge = _StartNode.apply(x, pair)
+    return Pending(lambda: _WaitNode.apply(autograd_edge, pair))
 
 
-def _gather(axis: Axis, dim: int) -> Begin:
-    def begin(x: Tensor) -> Landing:
-        transfer = transfers.start_all_gather(x, axis)
-        return lambda: transfers.unstack(transfer.wait(), dim)
+def _gather(axis: Axis, dim: int) -> Start:
+    def start(x: Tensor) -> Pending:
+        gathered = transfers.start_all_gather(x, axis)
+        return Pending(lambda: transfers.unstack(gathered.wait(), dim))
 
-    return begin
-
-
-def _scatter(axis: Axis, dim: int) -> Begin:
-    return lambda x: transfers.start_reduce_scatter(x, axis, dim).wait
+    return start
 
 
-def _reduce_(axis: Axis) -> Begin:
-    return lambda x: transfers.start_all_reduce_(x, axis).wait
+def _scatter(axis: Axis, dim: int) -> Start:
+    return lambda x: transfers.start_reduce_scatter(x, axis, dim)
 
 
-class _Begin(torch.autograd.Function):
+def _reduce_(axis: Axis) -> Start:
+    return lambda x: transfers.start_all_reduce_(x, axis)
+
+
+class _StartNode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, flight: _Flight) -> Tensor:
-        ctx.flight = flight
-        flight.landing = flight.there(x)
+    def forward(ctx: Any, x: Tensor, pair: _CollectivePair) -> Tensor:
+        ctx.pair = pair
+        pair.pending = pair.forward(x)
         return x.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.flight.land(), None
+        return ctx.pair.wait(), None
 
 
-class _End(torch.autograd.Function):
+class _WaitNode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, flight: _Flight) -> Tensor:
-        ctx.flight = flight
-        return flight.land()
+    def forward(ctx: Any, autograd_edge: Tensor, pair: _CollectivePair) -> Tensor:
+        ctx.pair = pair
+        return pair.wait()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
-        ctx.flight.landing = ctx.flight.back(grad)
+        ctx.pair.pending = ctx.pair.backward(grad)
         return grad.new_empty(0), None
 
 
 class _GatheredLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, x_BsD: Tensor, weight_eD: Tensor, flight: _Flight
+        ctx: Any, autograd_edge: Tensor, x_BsD: Tensor, weight_eD: Tensor, pair: _CollectivePair
     ) -> Tensor:
         ctx.save_for_backward(x_BsD, weight_eD)
-        ctx.flight = flight
-        return F.linear(flight.land(), weight_eD)
+        ctx.pair = pair
+        return F.linear(pair.wait(), weight_eD)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
         (grad_BSe,) = grads
         x_BsD, weight_eD = ctx.saved_tensors
-        flight: _Flight = ctx.flight
-        gathered = flight.there(x_BsD)
+        pair: _CollectivePair = ctx.pair
+        gathered = pair.forward(x_BsD)
         grad_BSD = grad_BSe @ weight_eD
-        x_BSD = gathered()
-        del gathered  # and with it what was sent
-        flight.landing = flight.back(grad_BSD)
+        x_BSD = gathered.wait()
+        del gathered  # and the tensor that it has sent
+        pair.pending = pair.backward(grad_BSD)
         del grad_BSD
         grad_eD = grad_BSe.flatten(0, 1).T @ x_BSD.flatten(0, 1)
         return grad_eD.new_empty(0), None, grad_eD, None

@@ -1,8 +1,8 @@
 """Linear layers whose weight is cut over the sequence axis: column-parallel in, row-parallel out.
 
-B batch, S tokens of the whole sequence, s = S/n of this rank, D width, e and c this rank's cut of
-an inner width. Megatron-LM (arXiv 1909.08053) joins the cuts with all-reduce, Korthikanti et al.
-(arXiv 2205.05198) with all-gather and reduce-scatter.
+Megatron-LM (arXiv 1909.08053) joins the cuts with all-reduce, Korthikanti et al. (arXiv 2205.05198)
+with all-gather and reduce-scatter. B batch, S tokens of the whole sequence, s = S/n of this rank, D
+width, e and c this rank's part of an inner width.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from torch import Tensor
 
 from odysseus.config.run import RunConfig
 from odysseus.model.layers import Project, local
+from odysseus.model.pending import Pending
 from odysseus.parallel import collectives
-from odysseus.parallel.collectives import Landing
 from odysseus.parallel.mesh import Axis, Mesh
 
 
 def linear_all_reduce(
     x_BSc: Tensor, weight_Dc: Tensor, bias_D: Tensor | None, axis: Axis
-) -> Landing:
+) -> Pending:
     """Row-parallel linear on a replicated stream: [B, S, c] to [B, S, D], summed over the axis."""
-    return _biased(collectives.begin_all_reduce_(F.linear(x_BSc, weight_Dc), axis), bias_D)
+    return _biased(collectives.start_all_reduce_(F.linear(x_BSc, weight_Dc), axis), bias_D)
 
 
 def linear_reduce_scatter(
     x_BSc: Tensor, weight_Dc: Tensor, bias_D: Tensor | None, axis: Axis
-) -> Landing:
+) -> Pending:
     """Row-parallel linear into a sequence shard: [B, S, c] to [B, s, D], summed over the axis."""
-    return _biased(collectives.begin_reduce_scatter(F.linear(x_BSc, weight_Dc), axis), bias_D)
+    return _biased(collectives.start_reduce_scatter(F.linear(x_BSc, weight_Dc), axis), bias_D)
 
 
 def gather_linear(
     x_BsD: Tensor, weight_eD: Tensor, bias_e: Tensor | None, axis: Axis, regather: bool
-) -> Landing:
+) -> Pending:
     """Column-parallel linear out of a sequence shard: [B, s, D] to [B, S, e].
 
     Args:
@@ -43,28 +43,28 @@ def gather_linear(
     if axis.size == 1:
         return local(x_BsD, weight_eD, bias_e)
     if regather:
-        return _biased(collectives.begin_gathered_linear(x_BsD, weight_eD, axis), bias_e)
-    gathered = collectives.begin_all_gather(x_BsD, axis)
-    return lambda: F.linear(gathered(), weight_eD, bias_e)
+        return _biased(collectives.start_gathered_linear(x_BsD, weight_eD, axis), bias_e)
+    gathered = collectives.start_all_gather(x_BsD, axis)
+    return Pending(lambda: F.linear(gathered.wait(), weight_eD, bias_e))
 
 
-def _biased(landing: Landing, bias: Tensor | None) -> Landing:
-    return landing if bias is None else lambda: landing() + bias
+def _biased(product: Pending, bias: Tensor | None) -> Pending:
+    return product if bias is None else Pending(lambda: product.wait() + bias)
 
 
 def with_shared_kv_gradients(project: Project, run: RunConfig, mesh: Mesh) -> Project:
-    """A column projection of q, k and v whose kv rows several ranks hold copies of.
+    """A column projection of q, k and v that sums the gradients of copied kv rows.
 
-    With fewer kv heads than ranks each kv head serves a run of neighbouring ranks; their gradients
-    of its rows are summed so that the copies stay one weight.
+    With fewer kv heads than ranks, several neighbouring ranks hold a copy of each kv head. They sum
+    their gradients of its rows, so that the copies stay equal.
     """
     first_row = run.architecture.query_width // mesh.sequence.size
 
-    def shared(x: Tensor, weight: Tensor, bias: Tensor | None) -> Landing:
-        def own(tensor: Tensor) -> Tensor:
+    def shared(x: Tensor, weight: Tensor, bias: Tensor | None) -> Pending:
+        def summed(tensor: Tensor) -> Tensor:
             axis, dtype = mesh.key_value_copies, run.reduce_dtype
             return collectives.sum_gradient_rows(tensor, first_row, axis, dtype)
 
-        return project(x, own(weight), None if bias is None else own(bias))
+        return project(x, summed(weight), None if bias is None else summed(bias))
 
     return shared

@@ -1,61 +1,47 @@
-"""Collectives that have begun: what is on its way between ranks, without autograd.
+"""Started transfers between ranks, without autograd.
 
-Shapes: S tokens of the whole sequence, s = S/n of this rank, n ranks of the axis. Each runs inside
-a profiler region named after its axis's purpose, so that whoever watches from outside (a profiler,
-the traffic meter) can tell what it was for.
+Each runs in a profiler region named after the purpose of its axis, so that a profiler or the
+traffic meter can tell what it was for. Shapes: S tokens of the whole sequence, s = S/n of this
+rank, n ranks of the axis.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import record_function
 
+from odysseus.model.pending import Pending
 from odysseus.parallel.mesh import Axis
 
 
 def region(axis: Axis) -> record_function:
-    """Names what happens inside after the axis's purpose; costs about a microsecond."""
+    """Name what runs inside after the purpose of the axis; costs about a microsecond."""
     return record_function(f"odysseus::{axis.purpose}")
 
 
-@dataclass(frozen=True)
-class Transfer:
-    """What is on its way to other ranks, kept alive here, and what comes."""
-
-    sent: Tensor
-    received: Tensor
-    works: list[dist.Work]
-
-    def wait(self) -> Tensor:
-        """What came, when it has come and what was sent has gone."""
-        for work in self.works:
-            work.wait()
-        return self.received
-
-
-def start_all_reduce_(x: Tensor, axis: Axis) -> Transfer:
-    """Begin summing over ranks, in place."""
+def start_all_reduce_(x: Tensor, axis: Axis) -> Pending:
+    """Start summing over the ranks, in place."""
     with region(axis):
         work = dist.all_reduce(x, group=axis.group, async_op=True)
     assert work is not None
-    return Transfer(x, x, [work])
+    return _pending([work], x, x)
 
 
-def start_all_gather(x: Tensor, axis: Axis) -> Transfer:
-    """Begin gathering into [n, …]; :func:`unstack` it once it has been waited for."""
+def start_all_gather(x: Tensor, axis: Axis) -> Pending:
+    """Start gathering into [n, …]; the caller puts the result in order with :func:`unstack`."""
     sent, gathered = x.contiguous(), x.new_empty((axis.size, *x.shape))
     with region(axis):
         work = dist.all_gather_single(gathered.flatten(0, 1), sent, group=axis.group, async_op=True)
     assert work is not None
-    return Transfer(sent, gathered, [work])
+    return _pending([work], sent, gathered)
 
 
-def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Transfer:
-    """Begin summing; what comes is this rank's shard."""
+def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Pending:
+    """Start summing over the ranks; the result is this rank's shard along dim."""
     stacked = stack(x, axis.size, dim)
     shard = stacked.new_empty(stacked.shape[1:])
     with region(axis):
@@ -63,14 +49,12 @@ def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Transfer:
             shard, stacked.flatten(0, 1), group=axis.group, async_op=True
         )
     assert work is not None
-    return Transfer(stacked, shard, [work])
+    return _pending([work], stacked, shard)
 
 
-def start_hop(x: Tensor, axis: Axis) -> Transfer:
-    """Forward: begin passing a contiguous tensor round the axis, each rank's to the next one.
-    Backward: none.
-    Bytes: the tensor.
-    Meaning: a block of the sequence visits every rank in turn."""
+def start_hop(x: Tensor, axis: Axis) -> Pending:
+    """Start passing a contiguous tensor to the next rank of the axis and receiving the previous
+    rank's; bytes sent: the tensor."""
     received = torch.empty_like(x)
     after, before = (axis.rank + 1) % axis.size, (axis.rank - 1) % axis.size
     with region(axis):
@@ -80,18 +64,29 @@ def start_hop(x: Tensor, axis: Axis) -> Transfer:
                 dist.P2POp(dist.irecv, received, group=axis.group, group_peer=before),
             ]
         )
-    return Transfer(x, received, works)
+    return _pending(works, x, received)
+
+
+def _pending(works: list[dist.Work], sent: Tensor, received: Tensor) -> Pending:
+    return Pending(partial(_wait, works, sent, received))
+
+
+def _wait(works: list[dist.Work], sent: Tensor, received: Tensor) -> Tensor:
+    """Wait for the transfer and return the received tensor; `sent` must live until then."""
+    for work in works:
+        work.wait()
+    return received
 
 
 def all_reduce_plain(x: Tensor, axis: Axis) -> None:
-    """Sum over ranks, in place, for values that autograd does not follow."""
+    """Sum over the ranks, in place, values that autograd does not follow."""
     if axis.size > 1:
         with region(axis):
             dist.all_reduce(x, group=axis.group)
 
 
 def unstack(x_n: Tensor, dim: int) -> Tensor:
-    """[n, …, s, …] to […, n·s, …]: shards of ranks side by side along dim. A view for batch 1."""
+    """[n, …, s, …] to […, n·s, …]: the ranks' shards side by side along dim. A view for batch 1."""
     return x_n.movedim(0, dim).flatten(dim, dim + 1)
 
 

@@ -127,7 +127,7 @@ class ChunkedAttention(Attention):
         for sent_BtnfK, x_BtD, table_Bt2 in cut(
             _tile_count(x_BsD), sent_nBsfK.movedim(0, 2), x_BsD, table_Bs2
         ):
-            qkv_BtW = project.project(norm(x_BtD), weight, bias)()
+            qkv_BtW = project.project(norm(x_BtD), weight, bias).wait()
             turned = self.turn(qkv_BtW, table_Bt2.movedim(2, 0), *heads)
             of_ranks = [collectives.heads_by_rank(x, self.axis.size) for x in turned if x.shape[2]]
             sent_BtnfK.copy_(torch.cat(of_ranks, dim=3).movedim(0, 2))

@@ -59,11 +59,11 @@ def sliced(inputs: list[Tensor], rank: int, dim: int) -> Tensor:
 
 def fresh_all_reduce(x: Tensor, axis: Axis) -> Tensor:
     """A tensor of its own for the all-reduce to work on in place."""
-    return collectives.begin_all_reduce_(x * 1, axis)()
+    return collectives.start_all_reduce_(x * 1, axis).wait()
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int = 1) -> Tensor:
-    return collectives.begin_reduce_scatter(x, axis, dim)()
+    return collectives.start_reduce_scatter(x, axis, dim).wait()
 
 
 CASES: dict[str, Case] = {"all_reduce_": (fresh_all_reduce, summed)} | {
@@ -162,7 +162,7 @@ def change_nothing_alone() -> bool:
     same = [
         collectives.all_gather(x, axis),
         reduce_scatter(x, axis),
-        collectives.begin_all_reduce_(x, axis)(),
+        collectives.start_all_reduce_(x, axis).wait(),
         collectives.all_to_all(x, axis),
         collectives.sum_gradient_rows(x, 0, axis, torch.float64),
     ]
