@@ -1,10 +1,10 @@
-"""Ring attention: causal attention over a sequence that is split over the places of a ring.
+"""Ring attention: causal attention over a sequence that is split over the ranks of a ring.
 
-Keys and values travel, queries stay (Liu et al., arXiv 2310.01889). Each place merges what its
-queries find in one block after another by their log-sum-exp (Dao et al., arXiv 2205.14135 §3.1),
-in at least fp32; gradients of keys and values travel in that too, or the error would grow with the
-ring. B batch, S tokens of this place, T of some keys, H query heads, G kv heads, K elements of a
-head; 2 is keys and values.
+Keys and values travel, queries stay (Liu et al., arXiv 2310.01889). Each ring rank merges the
+outputs of one block of keys after another by their log-sum-exp (Dao et al., arXiv 2205.14135 §3.1),
+in at least fp32. Gradients of keys and values are sent in that dtype too; otherwise the error would
+grow with the ring. B batch, S tokens of this ring rank, T of some keys, H query heads, G kv heads,
+K elements of a head; 2 is keys and values.
 """
 
 from __future__ import annotations
@@ -24,29 +24,35 @@ from odysseus.model.documents import Documents, Span
 from odysseus.model.kernels import Kernels, check_blocks
 from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Axis
-from odysseus.parallel.ring_order import Look, look_at_place, look_at_whole, positions_of
+from odysseus.parallel.ring_order import (
+    VisibleBlock,
+    positions_of,
+    visible_block,
+    visible_in_sequence,
+)
 from odysseus.parallel.yunchang import yunchang_ring
 
-Visit = Callable[[Look, Tensor], None]
-"""visit(look, kv_2BTGK): let this place's tokens look at these keys and values."""
-Differentiate = Callable[[Look, Tensor], Tensor]
-"""differentiate(look, kv_2BTGK) -> the gradient of these, in at least fp32."""
+ProcessBlock = Callable[[VisibleBlock, Tensor], None]
+"""process_block(block, kv_2BTGK): attend to these keys and values."""
+DifferentiateBlock = Callable[[VisibleBlock, Tensor], Tensor]
+"""differentiate_block(block, kv_2BTGK) -> the gradient of these, in at least fp32."""
 
 
 class Exchange(Protocol):
-    """How the keys and values of all places and this place's queries come together."""
+    """A way to bring the keys and values of all ring ranks to this rank's queries."""
 
     @property
     def axis(self) -> Axis: ...
     @property
     def order(self) -> str: ...
 
-    def forward(self, kv_2BSGK: Tensor, visit: Visit) -> None:
-        """Visit this place's own keys and values first, then all others that its tokens see."""
+    def forward(self, kv_2BSGK: Tensor, process_block: ProcessBlock) -> None:
+        """Process this rank's own keys and values first, then all others that its tokens see."""
         ...
 
-    def backward(self, kv_2BSGK: Tensor, differentiate: Differentiate) -> Tensor:
-        """Visit them again; the gradient of this place's own, from all places together."""
+    def backward(self, kv_2BSGK: Tensor, differentiate_block: DifferentiateBlock) -> Tensor:
+        """Exchange the keys and values again and return the gradient of this rank's own, summed
+        over all ring ranks, in at least fp32."""
         ...
 
 
@@ -56,7 +62,7 @@ _FLASH = ("auto", "flash_attention_2")
 def check(run: RunConfig, device: torch.device) -> None:
     """Raise ValueError if a run's ring has no kernel on a device.
 
-    Sizes are :meth:`RunConfig.check`'s to check.
+    :meth:`RunConfig.check` checks the sizes.
     """
     if run.ring_parallel_size == 1:
         return
@@ -82,172 +88,199 @@ def check(run: RunConfig, device: torch.device) -> None:
 
 
 def choose_ring(run: RunConfig, axis: Axis, kernels: Kernels) -> Kernels:
-    """These kernels, but for attention: a run's over the ring axis of its mesh."""
+    """Kernels with the run's attention over the ring axis in place of the given attention."""
     if run.ring_backend == "yunchang":
         return replace(kernels, attend=yunchang_ring(axis, run.ring_order), whole=None)
-    assert kernels.blocks is not None, "as check has made sure"
-    exchange = {"native": PassOn, "allgather": AllGather}[run.ring_backend]
-    whole = around(exchange(axis, run.ring_order), kernels.blocks)
-    return replace(kernels, attend=differentiable(whole), whole=whole)
+    assert kernels.blocks is not None, "check has refused it"
+    exchange = {"native": RingExchange, "allgather": AllGatherExchange}[run.ring_backend]
+    attention = ring_attention(exchange(axis, run.ring_order), kernels.blocks)
+    return replace(kernels, attend=differentiable(attention), whole=attention)
 
 
-def around(exchange: Exchange, blocks: BlockAttention) -> CausalAttention:
-    """Causal attention over the tokens of all places, of one place's queries, by a block kernel."""
+def ring_attention(exchange: Exchange, blocks: BlockAttention) -> CausalAttention:
+    """Causal attention of this rank's queries over the tokens of all ring ranks.
 
-    def spans(look: Look, q: Tensor, documents: Documents | None) -> Iterable[Span] | None:
-        ring = exchange.axis.size, exchange.axis.rank
-        if documents is None:
-            return None
-        seq_len = q.shape[1] * ring[0]
-        return documents.spans(*positions_of(look, exchange.order, seq_len, *ring))
+    Args:
+        blocks: The kernel that attends to one block of the keys.
+    """
+    attention = _RingAttention(exchange, blocks)
+    return CausalAttention(attention.forward, attention.backward)
+
+
+@dataclass(frozen=True)
+class _RingAttention:
+    """The two functions of :class:`CausalAttention`, over a ring."""
+
+    exchange: Exchange
+    blocks: BlockAttention
 
     def forward(
-        q: Tensor, k: Tensor, v: Tensor, documents: Documents | None
+        self, q: Tensor, k: Tensor, v: Tensor, documents: Documents | None
     ) -> tuple[Tensor, Tensor]:
-        merged = _Merged()
+        softmax = OnlineSoftmax()
 
-        def visit(look: Look, kv_2BTGK: Tensor) -> None:
+        def process_block(block: VisibleBlock, kv_2BTGK: Tensor) -> None:
             k_BTGK, v_BTGK = kv_2BTGK
-            found = blocks.forward_within(
-                spans(look, q, documents), q[:, look.queries], k_BTGK, v_BTGK, look.causal
+            spans, q_BtHK = self._spans(block, q, documents), q[:, block.queries]
+            softmax.add(
+                block.queries,
+                *self.blocks.forward_within(spans, q_BtHK, k_BTGK, v_BTGK, block.causal),
             )
-            merged.add(look.queries, *found)
 
-        exchange.forward(torch.stack((k, v)), visit)
-        return merged.out_BSHK.to(q.dtype), merged.logsumexp_BHS
+        self.exchange.forward(torch.stack((k, v)), process_block)
+        return softmax.out_BSHK.to(q.dtype), softmax.logsumexp_BHS
 
     def backward(
-        grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse_BHS: Tensor,
+        self, grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse_BHS: Tensor,
         documents: Documents | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         grad_q = torch.zeros_like(q, dtype=_wide(q))
 
-        def differentiate(look: Look, kv_2BTGK: Tensor) -> Tensor:
-            queries, of = look.queries, (slice(None), look.queries)
-            # With the log-sum-exp of all keys, a block's backward is its part of the whole one.
-            of_queries, lse_BHs = (grad_o[of], q[of]), lse_BHS[:, :, queries]
+        def differentiate_block(block: VisibleBlock, kv_2BTGK: Tensor) -> Tensor:
+            at = (slice(None), block.queries)
+            lse_BHt = lse_BHS[:, :, block.queries]
             k_BTGK, v_BTGK = kv_2BTGK
-            grad, *grad_kv = blocks.backward_within(
-                spans(look, q, documents),
-                *(*of_queries, k_BTGK, v_BTGK, o[of], lse_BHs, look.causal),
+            # Given the log-sum-exp of all keys, a block's backward is its part of the whole one.
+            grad, *grad_kv = self.blocks.backward_within(
+                self._spans(block, q, documents),
+                *(grad_o[at], q[at], k_BTGK, v_BTGK, o[at], lse_BHt, block.causal),
             )
-            grad_q[of].add_(grad)
+            grad_q[at].add_(grad)
             return torch.stack(grad_kv).to(grad_q.dtype)
 
-        grad_k, grad_v = exchange.backward(torch.stack((k, v)), differentiate).to(k.dtype)
+        # No name holds the gradient in the wide dtype, so that it is freed here.
+        grad_k, grad_v = self.exchange.backward(torch.stack((k, v)), differentiate_block).to(
+            k.dtype
+        )
         return grad_q.to(q.dtype), grad_k, grad_v
 
-    return CausalAttention(forward, backward)
+    def _spans(
+        self, block: VisibleBlock, q: Tensor, documents: Documents | None
+    ) -> Iterable[Span] | None:
+        """The parts of a block that belong to one document each; None without documents."""
+        if documents is None:
+            return None
+        ring, ring_rank = self.exchange.axis.size, self.exchange.axis.rank
+        positions = positions_of(block, self.exchange.order, q.shape[1] * ring, ring, ring_rank)
+        return documents.spans(*positions)
 
 
 @dataclass(frozen=True)
-class PassOn:
-    """Each place passes on what it has to the next one while it computes with it: R-1 hops.
+class RingExchange:
+    """Each ring rank passes its block on to the next while it computes with the block: R-1 hops.
 
-    Only the last hop of the gradients has nothing to hide behind.
+    Only the last hop of the gradients has no computation to hide behind.
 
-    Bytes a place sends: (R-1)·|kv| forward, as much backward, and (R-1)·|kv| in fp32.
+    Bytes sent per rank: (R-1)·|kv| forward, as much backward, and (R-1)·|kv| in fp32.
     """
 
     axis: Axis
     order: str
 
-    def forward(self, kv_2BSGK: Tensor, visit: Visit) -> None:
-        for look, block in self._come_round(kv_2BSGK):
-            if look is not None:
-                visit(look, block[:, :, look.keys])
+    def forward(self, kv_2BSGK: Tensor, process_block: ProcessBlock) -> None:
+        for block, kv_2BTGK in self._rotate_kv(kv_2BSGK):
+            if block is not None:
+                process_block(block, kv_2BTGK[:, :, block.keys])
 
-    def backward(self, kv_2BSGK: Tensor, differentiate: Differentiate) -> Tensor:
-        blocks = self._come_round(kv_2BSGK)
-        home, block = next(blocks)
-        assert home is not None, "own keys are always seen"
-        own_2BSGK = differentiate(home, block)
+    def backward(self, kv_2BSGK: Tensor, differentiate_block: DifferentiateBlock) -> Tensor:
+        blocks = self._rotate_kv(kv_2BSGK)
+        own_block, kv_2BTGK = next(blocks)
+        assert own_block is not None, "a ring rank sees its own keys"
+        own_2BSGK = differentiate_block(own_block, kv_2BTGK)
         hop = None
-        for look, block in blocks:
-            found = None if look is None else differentiate(look, block[:, :, look.keys])
-            # A block's gradient follows it round, one step behind, from the first other place on.
+        for block, kv_2BTGK in blocks:
+            grad = None if block is None else differentiate_block(block, kv_2BTGK[:, :, block.keys])
+            # A block's gradient follows the block one step behind, from its first peer on.
             sum_2BSGK = torch.zeros_like(own_2BSGK) if hop is None else hop.wait()
-            if look is not None and found is not None:
-                sum_2BSGK[:, :, look.keys] += found
+            if block is not None and grad is not None:
+                sum_2BSGK[:, :, block.keys] += grad
             hop = transfers.start_hop(sum_2BSGK, self.axis)
         return own_2BSGK if hop is None else own_2BSGK.add_(hop.wait())
 
-    def _come_round(self, kv_2BSGK: Tensor) -> Iterator[tuple[Look | None, Tensor]]:
-        """Every place's keys and values, own ones first, the next on their way meanwhile."""
-        place, ring = self.axis.rank, self.axis.size
+    def _rotate_kv(self, kv_2BSGK: Tensor) -> Iterator[tuple[VisibleBlock | None, Tensor]]:
+        """Yield every ring rank's keys and values, own ones first, while the next are sent."""
+        ring_rank, ring = self.axis.rank, self.axis.size
         for step in range(ring):
             hop = transfers.start_hop(kv_2BSGK, self.axis) if step < ring - 1 else None
-            source = (place - step) % ring
-            yield look_at_place(self.order, place, source, kv_2BSGK.shape[2]), kv_2BSGK
+            source = (ring_rank - step) % ring
+            yield visible_block(self.order, ring_rank, source, kv_2BSGK.shape[2]), kv_2BSGK
             if hop is not None:
                 kv_2BSGK = hop.wait()
-                del hop  # and with it what was sent
+                del hop  # and the tensor that it has sent
 
 
 @dataclass(frozen=True)
-class AllGather:
-    """Gather all keys and values at once, forward and again backward (Llama 3, arXiv 2407.21783
-    §3.3.2): the same bytes, fewer and larger calls, R times the keys and values, twice that while
-    they are put in order.
+class AllGatherExchange:
+    """Gather all keys and values at once, in forward and again in backward (Llama 3, arXiv
+    2407.21783 §3.3.2).
+
+    It sends the same bytes as :class:`RingExchange` in fewer, larger calls. It holds R times the
+    keys and values, and twice that while they are put in order.
     """
 
     axis: Axis
     order: str
 
-    def forward(self, kv_2BSGK: Tensor, visit: Visit) -> None:
-        for look, block in self._come_together(kv_2BSGK):
-            visit(look, block)
+    def forward(self, kv_2BSGK: Tensor, process_block: ProcessBlock) -> None:
+        for block, kv_2BTGK in self._gather_kv(kv_2BSGK):
+            process_block(block, kv_2BTGK)
 
-    def backward(self, kv_2BSGK: Tensor, differentiate: Differentiate) -> Tensor:
-        blocks = self._come_together(kv_2BSGK)
-        home, block = next(blocks)
-        own_2BSGK = differentiate(home, block)
+    def backward(self, kv_2BSGK: Tensor, differentiate_block: DifferentiateBlock) -> Tensor:
+        blocks = self._gather_kv(kv_2BSGK)
+        own_block, kv_2BTGK = next(blocks)
+        own_2BSGK = differentiate_block(own_block, kv_2BTGK)
         shape = [2, kv_2BSGK.shape[1], self.axis.size * kv_2BSGK.shape[2], *kv_2BSGK.shape[3:]]
         sum_2BTGK = own_2BSGK.new_zeros(shape)
-        for look, block in blocks:
-            sum_2BTGK[:, :, look.keys] += differentiate(look, block)
-        del block  # and with it all keys and values
-        others = transfers.start_reduce_scatter(
-            self._by_place(sum_2BTGK).flatten(0, 1), self.axis, 0
+        for block, kv_2BTGK in blocks:
+            sum_2BTGK[:, :, block.keys] += differentiate_block(block, kv_2BTGK)
+        del kv_2BTGK  # and all keys and values with it
+        from_peers = transfers.start_reduce_scatter(
+            self._by_ring_rank(sum_2BTGK).flatten(0, 1), self.axis, 0
         )
-        return others.wait().add_(own_2BSGK)
+        return from_peers.wait().add_(own_2BSGK)
 
-    def _come_together(self, kv_2BSGK: Tensor) -> Iterator[tuple[Look, Tensor]]:
-        """This place's keys and values while all are on their way, then what else is seen."""
+    def _gather_kv(self, kv_2BSGK: Tensor) -> Iterator[tuple[VisibleBlock, Tensor]]:
+        """Yield this rank's keys and values while all are gathered, then the others it sees."""
         gathered = transfers.start_all_gather(kv_2BSGK, self.axis)
-        place, tokens = self.axis.rank, kv_2BSGK.shape[2]
-        home = look_at_place(self.order, place, place, tokens)
-        assert home is not None, "own keys are always seen"
-        yield home, kv_2BSGK
+        ring_rank, tokens = self.axis.rank, kv_2BSGK.shape[2]
+        own_block = visible_block(self.order, ring_rank, ring_rank, tokens)
+        assert own_block is not None, "a ring rank sees its own keys"
+        yield own_block, kv_2BSGK
         kv_2BTGK = self._in_order(gathered.wait())
         del gathered
-        for look in look_at_whole(self.order, self.axis.size, place, tokens):
-            yield look, kv_2BTGK[:, :, look.keys]
+        for block in visible_in_sequence(self.order, self.axis.size, ring_rank, tokens):
+            yield block, kv_2BTGK[:, :, block.keys]
 
-    def _in_order(self, places_R2BSGK: Tensor) -> Tensor:
-        """The sequence in order from what every place has of it."""
+    def _in_order(self, kv_R2BSGK: Tensor) -> Tensor:
+        """[2, B, R·S, G, K]: the sequence in order, from every ring rank's tokens."""
         if self.order == "contiguous":
-            return transfers.unstack(places_R2BSGK, 2)
-        fronts, backs = places_R2BSGK.chunk(2, dim=3)
+            return transfers.unstack(kv_R2BSGK, 2)
+        fronts, backs = kv_R2BSGK.chunk(2, dim=3)
         return torch.cat([transfers.unstack(x, 2) for x in (fronts, backs.flip(0))], dim=2)
 
-    def _by_place(self, whole_2BTGK: Tensor) -> Tensor:
-        """The inverse of :meth:`_in_order`."""
+    def _by_ring_rank(self, kv_2BTGK: Tensor) -> Tensor:
+        """[R, 2, B, S, G, K]: the inverse of :meth:`_in_order`."""
         ring = self.axis.size
         if self.order == "contiguous":
-            return transfers.stack(whole_2BTGK, ring, 2)
-        chunks = transfers.stack(whole_2BTGK, 2 * ring, 2)
+            return transfers.stack(kv_2BTGK, ring, 2)
+        chunks = transfers.stack(kv_2BTGK, 2 * ring, 2)
         return torch.cat([chunks[:ring], chunks[ring:].flip(0)], dim=3)
 
 
-class _Merged:
-    """What queries have found in the blocks so far: the softmax over all keys seen."""
+class OnlineSoftmax:
+    """Attention to the blocks added so far: the softmax over all their keys.
+
+    Attributes:
+        out_BSHK: The output, in at least fp32.
+        logsumexp_BHS: Its log-sum-exp.
+    """
 
     out_BSHK: Tensor
     logsumexp_BHS: Tensor
 
     def add(self, queries: slice, out_BtHK: Tensor, logsumexp_BHt: Tensor) -> None:
-        """Merge in what some queries found in one more block; all queries come first."""
+        """Merge in the attention of some queries to one more block; the first block has all
+        queries."""
         if not hasattr(self, "out_BSHK"):
             self.out_BSHK = out_BtHK.to(_wide(out_BtHK))
             self.logsumexp_BHS = logsumexp_BHt
@@ -261,4 +294,5 @@ class _Merged:
 
 
 def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of x, or fp32 if that is narrower."""
     return torch.promote_types(x.dtype, torch.float32)

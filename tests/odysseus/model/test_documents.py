@@ -24,7 +24,7 @@ from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from odysseus.io.text import Samples, text_of
 from odysseus.model.attention import choose_attention, sdpa
 from odysseus.model.documents import Documents, Span
-from odysseus.parallel.ring_order import look_at_place, positions_of, tokens_of
+from odysseus.parallel.ring_order import positions_of, tokens_of, visible_block
 from tests.support.dry_run import check_all
 from tests.support.parity import TOLERANCE, assert_parity
 from tests.support.ranks import run_ranks
@@ -121,7 +121,7 @@ def test_spans_are_the_mask(order: str) -> None:
     documents = Documents(((0, 5, 6, 20), (0,), (0, 8, 16, 24)))
     seen = np.zeros((3, length, length), int)
     for place, source in product(range(ring), range(ring)):
-        look = look_at_place(order, place, source, length // ring)
+        look = visible_block(order, place, source, length // ring)
         if look is None:
             continue
         queries, keys = positions_of(look, order, length, ring, place)

@@ -23,7 +23,7 @@ from odysseus.config.run import RunConfig
 from odysseus.model.attention import Attend, differentiable, sdpa
 from odysseus.model.block_attention import CPU_FLASH, choose_block_attention
 from odysseus.parallel.mesh import Axis, world_group
-from odysseus.parallel.ring import AllGather, PassOn, around
+from odysseus.parallel.ring import AllGatherExchange, RingExchange, ring_attention
 from odysseus.parallel.ring_order import tokens_of
 from odysseus.parallel.yunchang import yunchang_ring
 from tests.support.parity import assert_parity
@@ -91,8 +91,8 @@ def attend_by(backend: str, axis: Axis, order: str) -> Attend:
     if backend == "yunchang":
         compute_on_cpu()
         return yunchang_ring(axis, order)
-    exchange = {"native": PassOn, "allgather": AllGather}[backend](axis, order)
-    return differentiable(around(exchange, CPU_FLASH))
+    exchange = {"native": RingExchange, "allgather": AllGatherExchange}[backend](axis, order)
+    return differentiable(ring_attention(exchange, CPU_FLASH))
 
 
 def yunchang_traffic(order: str) -> dict[str, int]:
