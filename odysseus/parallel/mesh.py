@@ -1,7 +1,7 @@
 """Ranks as a grid: data-parallel replicas times the ring axis times the sequence axis.
 
-A sample is split over ring and sequence. Unless the run orders the axes otherwise, ranks of one
-sequence axis are neighbours, so that on a cluster the axis that talks most stays inside a node.
+A sample is split over ring and sequence. By default, ranks of one sequence axis are neighbours, so
+that on a cluster the axis with the most communication stays inside a node.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _NAMES = {"dp": "replicate", "ring": "ring", "sp": "sequence"}
 
 @dataclass(frozen=True)
 class Axis:
-    """Some ranks that talk to each other, this rank's place among them, and what about.
+    """A process group and the purpose of its traffic.
 
     Attributes:
         group: The process group.
-        purpose: What its traffic is for: ``activation`` of a block, ``gradient``, or ``edge`` (all
-            that is outside the blocks). Profiles and the traffic meter show it.
+        purpose: ``activation`` of a block, ``gradient``, or ``edge`` (everything outside the
+            blocks). Profiles and the traffic meter show it.
     """
 
     group: dist.ProcessGroup
@@ -45,21 +45,22 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Where this rank stands.
+    """This rank's place on every axis.
 
     Attributes:
         device: This rank's device.
-        replica: Which data-parallel replica this rank belongs to.
+        replica: Index of this rank's data-parallel replica.
         ring: The axis of ring attention.
-        sequence: The method's own axis.
-        edge: The same ranks, for what happens before the first block and after the last.
+        sequence: The axis over which the method spreads a block.
+        edge: The same ranks as `sequence`, for communication outside the blocks.
         world: All ranks.
         key_value_copies: The ranks that hold a copy of the same kv heads; size 1 where each
             kv head has one owner.
-        uncut_mesh: One-dimensional mesh over replicas and ring: what ZeRO shards the weights
-            over that a method cuts along the sequence axis.
-        full_mesh: One-dimensional mesh over all ranks: what ZeRO shards everything else over.
-        ring_order: Which tokens each place of the ring has.
+        uncut_mesh: One-dimensional mesh over replicas and ring. ZeRO shards over it the weights
+            that a method cuts along the sequence axis.
+        full_mesh: One-dimensional mesh over all ranks. ZeRO shards all other weights over it.
+        ring_order: The order in which ring ranks have the sample's tokens
+            (:mod:`odysseus.parallel.ring_order`).
     """
 
     device: torch.device
@@ -75,17 +76,17 @@ class Mesh:
 
     @property
     def replicas(self) -> int:
-        """Data-parallel replicas."""
+        """Number of data-parallel replicas."""
         return self.world.size // (self.ring.size * self.sequence.size)
 
     @property
     def shard(self) -> int:
-        """Which of its sample's shards this rank has: those of one place of the ring in a row."""
+        """Index of this rank's shard of its sample; the shards of one ring rank are consecutive."""
         return self.ring.rank * self.sequence.size + self.sequence.rank
 
 
 def pick_device(choice: str) -> torch.device:
-    """The device of this process: its GPU, or the CPU."""
+    """This process's device: its GPU, or the CPU."""
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -109,7 +110,7 @@ def world_group() -> dist.ProcessGroup:
 
 
 def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
-    """Lay the started ranks, as many as the run's, out on its axes."""
+    """Lay the started ranks out on the run's axes; there must be `run.world_size` of them."""
     sizes = run.axis_sizes
     order = list(sizes)
     grid = init_device_mesh(
@@ -118,12 +119,12 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
         mesh_dim_names=tuple(_NAMES[axis] for axis in order),
     )
     uncut = tuple(_NAMES[axis] for axis in order if axis != "sp")
-    # Fewer kv heads than ranks of the sequence axis: so many of them in a row share one.
+    # Where a sequence axis has more ranks than kv heads, `copies` consecutive ranks share one.
     kv_heads = run.architecture.num_key_value_heads
     copies = run.sequence_size // kv_heads if run.sequence_size % kv_heads == 0 else 1
-    runs = grid.mesh.movedim(order.index("sp"), -1).reshape(-1, copies)
-    shared, _ = dist.new_subgroups_by_enumeration(runs.tolist())
-    assert isinstance(shared, dist.ProcessGroup), "every rank is in one of the runs"
+    sharing = grid.mesh.movedim(order.index("sp"), -1).reshape(-1, copies)
+    shared, _ = dist.new_subgroups_by_enumeration(sharing.tolist())
+    assert isinstance(shared, dist.ProcessGroup), "every rank is in one of the groups"
     return Mesh(
         device=device,
         replica=grid.get_local_rank("replicate"),

@@ -1,7 +1,7 @@
-"""Which part of which Hugging Face tensor every parameter on every rank holds.
+"""The map from every parameter on every rank to its part of a Hugging Face tensor.
 
 One map serves initialisation, gradient norms, checkpoints and tests. It is plain arithmetic on
-names and sizes, so any rank can ask about any other.
+names and sizes, so a rank can compute it for any other rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
-_ROWS_A_DRAW = 256
+_ROWS_PER_DRAW = 256
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Piece:
         shape: The whole tensor's shape.
         rows: Its rows [start, stop) that this piece holds.
         columns: Its columns [start, stop); of a vector, [0, 1).
-        owned: Whether this rank counts the piece where copies exist on several ranks.
+        owned: Whether this rank counts the piece; of several copies, one rank's is owned.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Piece:
         return self.rows[1] - self.rows[0]
 
     def of(self, whole: Tensor) -> Tensor:
-        """The piece's rectangle of the whole tensor, as a view."""
+        """A view of the piece's rectangle of the whole tensor."""
         rows = whole[slice(*self.rows)]
         return rows if rows.dim() == 1 else rows[:, slice(*self.columns)]
 
 
 def huggingface_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model by its Hugging Face name, with its whole shape."""
+    """The whole shape of every tensor of the model, by its Hugging Face name."""
     a = architecture
     hidden, inner = a.hidden_size, a.intermediate_size
     queries, keys = a.query_width, a.key_value_width
@@ -107,48 +107,54 @@ def is_cut(parameter: str, split: Mapping[str, int]) -> bool:
 def pieces(
     parameter: str, architecture: Architecture, split: Mapping[str, int], size: int, rank: int
 ) -> list[Piece]:
-    """What one rank's parameter is made of, before ZeRO, top row to bottom row.
+    """The pieces that one rank's parameter consists of before ZeRO, top row to bottom row.
 
     Args:
         parameter: The parameter's name in this project's model, e.g.
             ``model.layers.0.self_attn.qkv_proj.weight``.
         split: The method's cuts (:attr:`odysseus.method.Method.split`).
-        size: Ranks of the sequence axis.
-        rank: Which of them.
+        size: Number of ranks of the sequence axis.
+        rank: Index of the rank on that axis.
     """
     shapes = huggingface_shapes(architecture)
-    found = []
+    held = []
     for name in tensors_of(parameter):
         shape, cut = shapes[name], cut_dimension(name, split)
         is_key_value = name.split(".")[-2] in ("k_proj", "v_proj")
         copies = max(1, size // architecture.num_key_value_heads) if is_key_value else 1
-        full = [(0, length) for length in (*shape, 1)][:2]
+        ranges = [(0, length) for length in (*shape, 1)][:2]
         if cut is not None:
             width = shape[cut] // (size // copies)
-            full[cut] = (rank // copies * width, (rank // copies + 1) * width)
+            ranges[cut] = (rank // copies * width, (rank // copies + 1) * width)
+        rows, columns = ranges
         owned = cut is None or rank % copies == 0
-        found.append(Piece(name, shape, full[0], full[1], owned))
-    return found
+        held.append(Piece(name, shape, rows, columns, owned))
+    return held
 
 
 def local_pieces(
     model: nn.Module, architecture: Architecture, split: Mapping[str, int], size: int, rank: int
 ) -> Iterator[tuple[Piece, Tensor]]:
-    """Every piece that this rank's ZeRO shards hold, with the part of the shard that holds it.
+    """Yield every piece that this rank's ZeRO shards hold.
 
     Yields:
-        (piece, view): `view` shares memory with the parameter.
+        (piece, view): `view` is the part of the shard that holds the piece; it shares memory with
+            the parameter.
     """
     for name, parameter in model.named_parameters():
         yield from cut_rows(parameter, pieces(name, architecture, split, size, rank))
 
 
-def cut_rows(tensor: Tensor, of: list[Piece]) -> Iterator[tuple[Piece, Tensor]]:
-    """A parameter's (or its gradient's) local rows, divided among the pieces they belong to."""
+def cut_rows(tensor: Tensor, pieces: list[Piece]) -> Iterator[tuple[Piece, Tensor]]:
+    """Yield the pieces of a parameter, or of its gradient, that its local rows hold.
+
+    Yields:
+        (piece, view of its rows).
+    """
     local, first = local_shard(tensor)
     last = first + local.shape[0] if local.numel() else first
     top = 0
-    for piece in of:
+    for piece in pieces:
         start, stop = max(top, first), min(top + piece.height, last)
         if start < stop:
             rows = (piece.rows[0] + start - top, piece.rows[0] + stop - top)
@@ -158,9 +164,9 @@ def cut_rows(tensor: Tensor, of: list[Piece]) -> Iterator[tuple[Piece, Tensor]]:
 
 
 def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
-    """The rows that this rank's ZeRO shard holds, and the number of the first one.
+    """The rows of a tensor that this rank's ZeRO shard holds, and the index of the first one.
 
-    FSDP2 gives each rank ceil(rows / ranks) rows, the last ranks fewer or none.
+    FSDP2 gives each rank ceil(rows / ranks) rows, and the last ranks fewer or none.
     """
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
@@ -171,26 +177,26 @@ def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def initialize(held: Iterable[tuple[Piece, Tensor]], seed: int) -> None:
-    """Fill this rank's shards with the initial weights that the seed decides.
+    """Fill this rank's shards with the initial weights of a seed.
 
     Norms are 1, biases 0, everything else normal with standard deviation 0.02 (Llama's
     ``initializer_range``). Values are drawn on the CPU in blocks of rows, each from its own
-    generator, so a rank draws only what it keeps and any sharding gives the same model.
+    generator. So a rank draws only the rows it keeps, and every sharding gives the same model.
     """
     for piece, view in held:
         if len(piece.shape) == 1:
             view.fill_(0.0 if piece.name.endswith(".bias") else 1.0)
             continue
         start, stop = piece.rows
-        for block in range(start // _ROWS_A_DRAW, -(-stop // _ROWS_A_DRAW)):
-            first = block * _ROWS_A_DRAW
+        for block in range(start // _ROWS_PER_DRAW, -(-stop // _ROWS_PER_DRAW)):
+            first = block * _ROWS_PER_DRAW
             drawn = _draw(seed, piece, block)[:, slice(*piece.columns)]
             low, high = max(start, first), min(stop, first + len(drawn))
             view[low - start : high - start] = drawn[low - first : high - first]
 
 
 def _draw(seed: int, piece: Piece, block: int) -> Tensor:
-    height = min(_ROWS_A_DRAW, piece.shape[0] - block * _ROWS_A_DRAW)
+    height = min(_ROWS_PER_DRAW, piece.shape[0] - block * _ROWS_PER_DRAW)
     digest = hashlib.sha256(f"{seed}/{piece.name}/{block}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.randn(height, piece.shape[1], generator=generator).mul_(0.02)

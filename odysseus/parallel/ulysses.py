@@ -1,6 +1,7 @@
-"""Ulysses' exchange around attention: tokens of all heads for heads of all tokens, and back.
+"""The all-to-alls of Ulysses around attention: from sharded tokens to sharded heads and back.
 
-B batch, S tokens, s = S/n of this rank, H query heads, G kv heads, h = H/n, K elements of a head.
+B batch, S tokens, s = S/n of this rank, H query heads, G kv heads, h = H/n, K elements of a head, F
+heads of this rank packed: h + 2·max(1, G/n).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from odysseus.parallel.mesh import Axis
 
 
 def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
-    """Attention over exchanged heads: q, k and v in one all-to-all, the output in another."""
+    """Wrap attention in two all-to-alls: one for q, k and v, one for the output."""
 
     def exchanged(
         q_BsHK: Tensor, k_BsGK: Tensor, v_BsGK: Tensor, *, documents: Documents | None = None
     ) -> Tensor:
-        # One copy packs what each rank gets; receiving, ranks are the leading part of S. No name
-        # holds the copy, so that it is gone before attention begins.
+        # One copy packs the heads for each rank. In the received tensor the ranks are the leading
+        # part of S. No name holds the copy, so that it is freed before attention begins.
         received_nBsFK = collectives.all_to_all(
             torch.cat(
                 [collectives.heads_by_rank(x, axis.size) for x in (q_BsHK, k_BsGK, v_BsGK)], dim=3

@@ -12,9 +12,9 @@ from odysseus.parallel.mesh import Axis
 
 
 def yunchang_ring(axis: Axis, order: str) -> Attend:
-    """The ring that yunchang's LongContextAttention goes round, with flash-attn's kernels.
+    """The ring attention inside yunchang's LongContextAttention, with flash-attn's kernels.
 
-    Its own all-to-all around that is `--ulysses_all_to_all yunchang`.
+    The all-to-all around it there is `--ulysses_all_to_all yunchang` here.
     """
     from yunchang.hybrid.utils import RING_IMPL_DICT
     from yunchang.kernels import AttnType
@@ -24,7 +24,7 @@ def yunchang_ring(axis: Axis, order: str) -> Attend:
     def attend(
         q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
     ) -> Tensor:
-        assert documents is None, "as check has made sure"
+        assert documents is None, "check has refused it"
         with transfers.region(axis):
             return ring(
                 *(q_BSHK, k_BSGK, v_BSGK), causal=True, group=axis.group, attn_type=AttnType.FA
@@ -34,7 +34,7 @@ def yunchang_ring(axis: Axis, order: str) -> Attend:
 
 
 def yunchang_all_to_all(attend: Attend, axis: Axis) -> Attend:
-    """The same exchange by yunchang: one all-to-all each for q, k, v and the output."""
+    """Wrap attention in yunchang's all-to-alls: one each for q, k, v and the output."""
     from yunchang.comm.all_to_all import SeqAllToAll4D
 
     def exchanged(

@@ -1,9 +1,9 @@
-"""ZeRO-3 beside what computes, on a device without streams.
+"""ZeRO-3 that communicates during computation on a device without streams.
 
-FSDP2 hides gathers and reductions on CUDA's streams; on a CPU it waits for each where it begins.
-Here a unit's weights travel while the unit before it computes, its gradients while the next one's
-are computed. At most one unit more is held: forward's next (in backward FSDP2 holds it too), and
-the last block's weights while its loss is computed.
+FSDP2 hides gathers and reductions on CUDA's streams. On a CPU it waits for each one at once. Here a
+unit's weights are gathered while the previous unit computes, and its gradients are reduced while
+the next unit's gradients are computed. At most one more unit is held: the next one in forward (in
+backward FSDP2 holds it too), and the last block's weights while the loss is computed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from odysseus.parallel.fsdp_internals import FSDPParamGroup, ReduceScatter
 
 
 def check(run: RunConfig, on_gpu: bool) -> None:
-    """Raise ValueError if the run asks for this where it cannot be."""
+    """Raise ValueError if the run cannot have `zero_engine` overlap."""
     if run.zero_engine != "overlap":
         return
     if on_gpu:
@@ -31,23 +31,23 @@ def check(run: RunConfig, on_gpu: bool) -> None:
             "zero_engine = overlap is for ranks on CPUs; valid on a GPU, where FSDP2's streams "
             "overlap by themselves: fsdp2"
         )
-    for name, given, valid in (
+    for name, value, valid in (
         ("zero_prefetch", run.zero_prefetch, True),
         ("reduce_bucket_size", run.reduce_bucket_size, 0),
     ):
-        if given != valid:
+        if value != valid:
             raise ValueError(
                 f"zero_engine = overlap gathers ahead and reduces a unit at once, not with {name} "
-                f"= {given}; valid: {name} = {valid}, or zero_engine = fsdp2"
+                f"= {value}; valid: {name} = {valid}, or zero_engine = fsdp2"
             )
 
 
 def overlap(root: nn.Module, units: Iterable[nn.Module]) -> None:
-    """Have a model's collectives run beside what computes.
+    """Have a model's ZeRO collectives run beside its computation.
 
     Args:
         root: The sharded model.
-        units: A sharded module of each unit, in the order of forward.
+        units: One sharded module per unit, in the order of forward.
     """
     units = [module for module in units if isinstance(module, FSDPModule)]
     assert isinstance(root, FSDPModule)
@@ -62,17 +62,17 @@ def overlap(root: nn.Module, units: Iterable[nn.Module]) -> None:
 
 
 class _BackgroundReduceScatter(ReduceScatter):
-    """Begins a group's reduction, and waits for it when the next unit's begins or backward ends.
+    """Starts a group's reduction and waits for it when the next unit's starts or backward ends.
 
     Args:
-        in_flight: What any group's has begun.
+        in_flight: The started reductions of all groups; they share this list.
     """
 
     def __init__(self, group: FSDPParamGroup, in_flight: list[dist.Work]) -> None:
         self.group, self.in_flight = group, in_flight
 
     def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """FSDP2 asks for room before it copies a unit's gradients: by now the last one's can go."""
+        """Allocate a buffer, before which the previous unit's reduction ends and frees its own."""
         if fsdp_internals.is_reduced_first(self.group):
             self._wait()
         return torch.empty(*size, dtype=dtype, device=device)
@@ -94,7 +94,7 @@ class _BackgroundReduceScatter(ReduceScatter):
         self.in_flight.append(work)
         shards = fsdp_internals.sharded_parameters(self.group)
         if any(p.grad is not None or p.dtype != output_tensor.dtype for p in shards):
-            self._wait()  # FSDP2 adds it to what is there, or converts it, at once
+            self._wait()  # FSDP2 adds the sum to a gradient, or converts it, at once.
 
     def _wait(self) -> None:
         while self.in_flight:
