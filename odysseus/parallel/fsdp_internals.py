@@ -44,9 +44,9 @@ def flatten_mesh(mesh: DeviceMesh, name: str) -> DeviceMesh:
 
 
 def rows_over(mesh: DeviceMesh) -> ShardPlacementResult:
-    """What `shard_placement_fn` returns for a parameter whose rows a one-dimensional mesh shards.
+    """A result of fully_shard's `shard_placement_fn`: shard the parameter's rows over this mesh.
 
-    Make one per mesh: FSDP2 groups a unit's parameters by it.
+    Make one per one-dimensional mesh: FSDP2 groups a unit's parameters by it.
     """
     return ShardPlacementResult(Shard(0), FSDPMeshInfo(mesh, shard_mesh_dim=0))
 
