@@ -19,7 +19,7 @@ from bench.planner import longest, method_map, ranking
 from bench.report import draw_matplotlib
 from bench.report.charts import method_map as map_chart
 from bench.runner import launch
-from bench.simulator import dry_run, predict, target
+from bench.simulator import dry_run, fit, predict, target
 from methods import METHODS
 from odysseus.config.run import RunConfig
 
@@ -203,8 +203,8 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     return {"method": row["method"], "fits": "yes" if row["status"] == "ok" else "no", **shown}
 
 
-def _teller(run: RunConfig) -> Callable[[int, longest.Need], None]:
-    def tell(length: int, need: longest.Need) -> None:
+def _teller(run: RunConfig) -> Callable[[int, fit.Need], None]:
+    def tell(length: int, need: fit.Need) -> None:
         print(f"{run.method}: {length} tokens take {need.share:.1%}", file=sys.stderr)
 
     return tell

@@ -12,8 +12,7 @@ from typing import Any
 
 from bench.config import checks
 from bench.planner import longest
-from bench.planner.longest import Need
-from bench.simulator import predict, shallow
+from bench.simulator import fit, predict, shallow
 from methods import METHODS
 from odysseus.config.run import RunConfig
 
@@ -41,7 +40,7 @@ class Choice:
     """
 
     run: RunConfig
-    need: Need
+    need: fit.Need
     parts_ms: dict[str, float]
 
     @property
@@ -110,7 +109,7 @@ def fitting(run: RunConfig) -> Choice | None:
 
 def _if_it_fits(run: RunConfig) -> Choice | None:
     few = _counted(run, _depths(run)[0])
-    if longest.need(run, max(few.peaks.values())).limit:  # and more blocks take more
+    if fit.need(run, max(few.peaks.values())).limit:  # and more blocks take more
         return None
     choice = _at_depth(run, few)
     return None if choice.need.limit else choice
@@ -123,7 +122,7 @@ def predicted(run: RunConfig) -> Choice:
 
 @dataclass(frozen=True)
 class _Shallow:
-    """A shallow run: memory of the heaviest rank by place, and times of the slowest."""
+    """A shallow run: memory of the heaviest rank by unit, and times of the slowest."""
 
     peaks: dict[str, int]
     parts_ms: dict[str, float]
@@ -141,7 +140,7 @@ def _at_depth(run: RunConfig, few: _Shallow) -> Choice:
     further = max(0, layers - shallow.SHALLOW[1])
     return Choice(
         run,
-        longest.need(run, shallow.peak_at(layers, few.peaks, more.peaks)),
+        fit.need(run, shallow.peak_at(layers, few.peaks, more.peaks)),
         {
             part: more.parts_ms[part] + (more.parts_ms[part] - few.parts_ms[part]) * further
             for part in PARTS
@@ -153,5 +152,5 @@ def _counted(run: RunConfig, layers: int) -> _Shallow:
     few = shallow.with_blocks(run, layers)
     counted = predict.count(few)
     columns = predict.columns(few, counted)
-    peaks = shallow.peak_by_place(counted.memory, layers)
+    peaks = shallow.peak_by_unit(counted.memory, layers)
     return _Shallow(peaks, {part: columns[part] for part in PARTS})

@@ -1,4 +1,7 @@
-"""Whether what a run offloads fits into its node's host memory, known before anything starts."""
+"""Check before a real run starts that its offloading fits into this node's host memory.
+
+bench/simulator/fit.py is the same check for a hardware profile.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from odysseus.memory.host_memory import node_limit_bytes, ranks_per_node
 
 
 def shortage(run: RunConfig) -> str:
-    """Why offloading does not fit on this node, in one line; empty if it does."""
+    """Say in one line that offloading does not fit on this node; empty if it fits."""
     need, limit = node_bytes(run), node_limit_bytes(run)
     if need <= limit:
         return ""
@@ -21,12 +24,12 @@ def shortage(run: RunConfig) -> str:
 
 
 def node_bytes(run: RunConfig) -> int:
-    """Host memory that all ranks of one node need together."""
+    """Bytes of host memory that the ranks of this node offload to, together."""
     return theory_memory.host_bytes(run) * ranks_per_node(run.world_size)
 
 
 def longest(run: RunConfig) -> str:
-    """The longest sequence whose offloading would fit, in words."""
+    """Name the longest sequence whose offloading would fit, in words."""
     unit, limit = run.seq_len_unit, node_limit_bytes(run)
     shortest, next_one = (node_bytes(replace(run, seq_len=k * unit)) for k in (1, 2))
     if shortest > limit:

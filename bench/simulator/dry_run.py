@@ -1,8 +1,8 @@
 """The dry run: one rank's step on tensors without values, in a process group without peers.
 
-The code is the one that runs on real ranks, so its collectives, allocations and kernels come in
-their true order, whatever the world size; there is no arithmetic. On a GPU profile the kernels are
-those of bench/simulator/cuda_kernels.py and allocations are rounded as CUDA's allocator does.
+It runs the code of real ranks, so collectives, allocations and kernels have their true order at any
+world size; nothing is computed. On a GPU profile the kernels are those of
+bench/simulator/cuda_kernels.py, and sizes are rounded up as CUDA's allocator rounds them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.hardware import profile_file, profiles
+from bench.hardware import profile_file
 from bench.meters.flops import FlopMeter
 from bench.meters.memory import HOST, MemoryMeter, Peak
 from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
-from bench.simulator import cuda_kernels, placement, shallow
+from bench.simulator import cuda_kernels, fit, shallow
 from bench.simulator.fake_world import META, cpu_kernels, few_tiles, only_rank
 from bench.simulator.program import Program
 from bench.simulator.recorder import Recorder
@@ -33,20 +33,23 @@ from odysseus.parallel.ring_order import share_of_attention
 from odysseus.training.trainer import Trainer
 
 CUDA_ROUNDING_BYTES = 512
-"""PyTorch's caching allocator rounds every size up to a multiple (CUDACachingAllocator.cpp)."""
+"""PyTorch's caching allocator rounds sizes up to a multiple of this (CUDACachingAllocator.cpp)."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What one rank does in one optimizer step.
+    """One rank's step, counted.
 
     Attributes:
-        place: The rank's place in its ring.
-        program: What its host issues; empty unless that was asked for.
+        ring_rank: The rank's number in its ring.
+        traffic: The row's columns of bytes sent and calls.
+        flops: The row's columns of FLOPs of attention and matmuls.
+        memory: The meter that watched the step.
+        program: The operations that the host issues; empty unless a program was asked for.
     """
 
     rank: int
-    place: int
+    ring_rank: int
     traffic: dict[str, int]
     flops: dict[str, int]
     memory: MemoryMeter
@@ -58,7 +61,7 @@ class Counted:
 
 
 def check(run: RunConfig) -> None:
-    """Raise ValueError if a dry run cannot count this, or another run is told what only it uses."""
+    """Raise ValueError if a dry run cannot count the run, or a real run sets a dry run's option."""
     if not run.dry_run:
         for name, unset in (("hardware", ""), ("rank", -1)):
             if getattr(run, name) != unset:
@@ -103,10 +106,10 @@ def check(run: RunConfig) -> None:
 
 
 def counted(run: RunConfig, with_program: bool = False) -> Counted:
-    """The step of the rank that is asked for, or of the one with the most memory.
+    """Count the step of the rank that the run names, by default of the one with the most memory.
 
     Args:
-        with_program: Whether to note what its host issues, for a prediction of time.
+        with_program: Whether to record the operations that its host issues, to predict time.
     """
     return count(run, run.rank if run.rank >= 0 else heaviest_rank(run), with_program)
 
@@ -121,19 +124,25 @@ def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
         **counted.traffic,
         **memory_columns(counted.memory),
     }
-    return found | {"status": "ok", "error": ""} | unfit(run, counted)
+    outcome = need(run, counted).outcome if run.hardware else {}
+    return found | {"status": "ok", "error": ""} | outcome
+
+
+def need(run: RunConfig, counted: Counted) -> fit.Need:
+    """Return what a counted step needs on the run's profile, and the limits."""
+    return fit.need(run, counted.peak.bytes, counted.memory.peak(HOST).bytes)
 
 
 def _attention_of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
-    """Attention FLOPs of the busiest rank and the mean, from those of one."""
+    """Attention FLOPs of the busiest rank and the mean of all, from those of one rank."""
     order, ring = run.ring_order, run.ring_parallel_size
-    mean = counted.flops["attention_flops"] / share_of_attention(order, ring, counted.place)
-    busiest = max(share_of_attention(order, ring, place) for place in range(ring))
+    mean = counted.flops["attention_flops"] / share_of_attention(order, ring, counted.ring_rank)
+    busiest = max(share_of_attention(order, ring, ring_rank) for ring_rank in range(ring))
     return {"attention_flops_max": round(mean * busiest), "attention_flops_mean": float(mean)}
 
 
 def explain(counted: Counted) -> str:
-    """Where a rank's peak is, and the largest tensors alive then, alike ones of blocks together."""
+    """Describe a rank's peak: its operation, and the largest tensors alive then."""
     peak = counted.peak
     assert peak.last is not None, "a step allocates"
     alike = Counter(
@@ -151,43 +160,15 @@ def explain(counted: Counted) -> str:
     return "\n".join(lines)
 
 
-def unfit(run: RunConfig, counted: Counted) -> dict[str, str]:
-    """Status and error where the profile's GPU or host has too little memory; empty if it fits."""
-    if not run.hardware:
-        return {}
-    profile = profile_file.find(run.hardware)
-    need = counted.peak.bytes
-    host = counted.memory.peak(HOST).bytes * profile.ranks_per_node(run.world_size)
-    if need > (limit := gpu_limit_bytes(run, profile)):
-        where = {"cuda": ("oom_gpu", "on the GPU"), "cpu": ("oom_cpu", "of a rank")}
-        status, of = where[profile.device]
-        error = f"{need} bytes {of}, of which {limit} are to be had"
-        return {"status": status, "error": error}
-    limit = host_limit_bytes(run, profile)
-    if host > limit:
-        return {"status": "oom_cpu", "error": f"{host} bytes on a host, which may give {limit}"}
-    return {}
-
-
-def gpu_limit_bytes(run: RunConfig, profile: profiles.Hardware) -> int:
-    """What a step's tensors may take on one GPU of a profile."""
-    sends = placement.connected(run, profile.gpus_per_node)
-    return profile.usable_bytes - sends * profile.nccl_peer_bytes
-
-
-def host_limit_bytes(run: RunConfig, profile: profiles.Hardware) -> int:
-    """Host memory that offloading may take on one node of a profile."""
-    return run.host_memory_limit_bytes or profile.host_memory_bytes * 9 // 10
-
-
 def heaviest_rank(run: RunConfig) -> int:
-    """The rank with the highest peak, found on a shallow model among ranks that differ in role.
+    """Find the rank with the highest peak, by dry runs of a shallow model.
 
-    Of the ranks on one place of a ring the first is among the heaviest: ZeRO gives the first ranks
-    the most rows. Places differ in what they see; those between the first and the last are alike.
+    Ring ranks see different blocks of keys; those between the first and the last are alike. Among
+    the ranks of one ring rank the first has the highest peak: ZeRO gives the first ranks the most
+    rows.
     """
     ring = run.ring_parallel_size
-    ranks = [rank_of_place(run, place) for place in sorted({0, min(1, ring - 1), ring - 1})]
+    ranks = [first_rank(run, ring_rank) for ring_rank in sorted({0, min(1, ring - 1), ring - 1})]
     if len(ranks) == 1:
         return ranks[0]
     few = shallow.with_blocks(run, min(2, run.architecture.num_hidden_layers))
@@ -195,19 +176,23 @@ def heaviest_rank(run: RunConfig) -> int:
         return max(ranks, key=lambda rank: count(few, rank).peak.bytes)
 
 
-def rank_of_place(run: RunConfig, place: int) -> int:
-    """The first rank on a place of the ring."""
+def first_rank(run: RunConfig, ring_rank: int) -> int:
+    """Return the first rank of the world with this number in its ring."""
     sizes = run.axis_sizes
     grid = np.arange(run.world_size).reshape(list(sizes.values()))
-    return int(grid[tuple(place if axis == "ring" else 0 for axis in sizes)])
+    return int(grid[tuple(ring_rank if axis == "ring" else 0 for axis in sizes)])
 
 
 def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
-    """One step of one rank, after one that makes what the first step makes."""
+    """Count one step of one rank, after a first step that makes the optimizer's state.
+
+    Args:
+        with_program: Whether to record the operations that the host issues, to predict time.
+    """
     gpu = on_gpu(run)
     kernels = cuda_kernels.kernels(attention_of(run)) if gpu else cpu_kernels(run)
     meter = MemoryMeter(CUDA_ROUNDING_BYTES if gpu else 1)
-    # The limit is judged afterwards, on the profile's host and not on this one.
+    # `need` compares with the profile's host afterwards; this machine's memory does not matter.
     run = replace(run, host_memory_limit_bytes=2**62)
     with only_rank(rank, run.world_size, gpu) as device:
         mesh = make_mesh(META, run)

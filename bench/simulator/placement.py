@@ -1,4 +1,4 @@
-"""Which axes of a run stay inside a node and which cross nodes, and what that takes."""
+"""Placement of a run's axes on nodes: which cross nodes, and which GPUs NCCL then connects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WORDS = {"sp": "sequence axis", "ring": "ring", "dp": "replicas"}
 
 
 def placement(run: RunConfig, ranks_per_node: int) -> str:
-    """Where a run's axes lie when its ranks fill nodes in order.
+    """Describe where a run's axes are when its ranks fill nodes in order.
 
     Axes of size 1 are left out: they send nothing.
     """
@@ -27,11 +27,12 @@ def placement(run: RunConfig, ranks_per_node: int) -> str:
 
 
 def connected(run: RunConfig, ranks_per_node: int) -> int:
-    """GPUs of its node that NCCL connects a rank to for sends: those it exchanges heads with, and
-    one for a ring, where it sends to one and receives from another.
+    """Count the GPUs of its node that NCCL connects a rank to for sends.
 
-    A group that crosses nodes is left out: NCCL gives its ranks 2 channels to each other, instead
-    of 32 (``NCCL_NCHANNELS_PER_NET_PEER``, the least of which ncclTopoComputeP2pChannels takes).
+    They are the ranks that it exchanges heads with, and one for a ring, where a rank sends to one
+    peer and receives from another. A group that crosses nodes is left out: its ranks have 2
+    channels to each other instead of 32 (``NCCL_NCHANNELS_PER_NET_PEER``;
+    ncclTopoComputeP2pChannels takes the minimum over peers).
     """
     crosses = _crosses(run, ranks_per_node)
     exchanges = run.method == "ulysses" and not crosses["sp"]
@@ -40,7 +41,7 @@ def connected(run: RunConfig, ranks_per_node: int) -> int:
 
 
 def _crosses(run: RunConfig, ranks_per_node: int) -> dict[str, bool]:
-    """Whether an axis has ranks on several nodes."""
+    """Whether each axis has ranks on several nodes."""
     sizes = run.axis_sizes
     node = np.arange(run.world_size).reshape(list(sizes.values())) // ranks_per_node
     return {axis: bool(np.ptp(node, axis=at).any()) for at, axis in enumerate(sizes)}

@@ -1,4 +1,4 @@
-"""How long a dry run's step takes on a profile: the columns of its row, and its trace."""
+"""Predict the time of a dry run's step on a profile, and make its row."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from odysseus.parallel.ring_order import share_of_attention
 
 
 def timeline(run: RunConfig, counted: dry_run.Counted) -> Timeline | None:
-    """The slowest rank's step in time; None where the profile has no speeds or the program was not
-    noted."""
+    """Simulate the slowest rank's step; None without speeds in the profile or without a program."""
     known = target.clock(run)
     if known is None or not counted.program:
         return None
@@ -21,32 +20,32 @@ def timeline(run: RunConfig, counted: dry_run.Counted) -> Timeline | None:
 
 
 def _slowest(run: RunConfig, counted: dry_run.Counted) -> dry_run.Counted:
-    """The rank that is waited for: on a ring in contiguous order, one of its last place."""
+    """Return the rank that the others wait for: on a ring in contiguous order, one at its end."""
     ring = run.ring_parallel_size
-    shares = [share_of_attention(run.ring_order, ring, place) for place in range(ring)]
+    shares = [share_of_attention(run.ring_order, ring, ring_rank) for ring_rank in range(ring)]
     busiest = shares.index(max(shares))
-    if run.rank >= 0 or shares[counted.place] == shares[busiest]:
+    if run.rank >= 0 or shares[counted.ring_rank] == shares[busiest]:
         return counted
-    return dry_run.count(run, dry_run.rank_of_place(run, busiest), with_program=True)
+    return dry_run.count(run, dry_run.first_rank(run, busiest), with_program=True)
 
 
 def count(run: RunConfig) -> dry_run.Counted:
-    """As :func:`bench.simulator.dry_run.counted`, with the program where the profile has speeds."""
+    """Count a step, with its program if the profile has speeds."""
     return dry_run.counted(run, with_program=target.clock(run) is not None)
 
 
 def columns(
-    run: RunConfig, counted: dry_run.Counted, found: Timeline | None = None
+    run: RunConfig, counted: dry_run.Counted, simulated: Timeline | None = None
 ) -> dict[str, Any]:
-    """The columns of a dry run's row, those of time where it has a timeline.
+    """Return the columns of a dry run's row, those of time only where it has a timeline.
 
     Args:
-        found: The timeline, if it is there already.
+        simulated: The timeline, if it was simulated before.
     """
-    known, found = target.clock(run), found or timeline(run, counted)
-    if found is None or known is None:
+    known, simulated = target.clock(run), simulated or timeline(run, counted)
+    if simulated is None or known is None:
         return dry_run.columns(run, counted)
-    step_ms, split = found.step_s * 1e3, found.split_s()
+    step_ms, split = simulated.step_s * 1e3, simulated.split_s()
     return dry_run.columns(run, counted) | {
         **model_flops.speed_columns(run, step_ms, known.speeds.peak_flops_per_s),
         "peak_flops_source": "hardware profile",

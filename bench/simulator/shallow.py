@@ -1,9 +1,9 @@
-"""What a step of any depth holds at most, by two shallow ones.
+"""The peak of a model of any depth, from dry runs of two shallow ones.
 
-Every block takes as much as the one before it, so the most bytes alive while a certain unit runs,
-the first block, say, or the last, lie on a straight line over the number of blocks. Which unit has
-the most of all may change on the way: the last block's backward has the head's weights beside it,
-the first one's the gradients of all the others.
+Every block takes as much memory as the one before it. So the most bytes alive while a certain unit
+runs (the first block, say, or the last) lie on a straight line over the number of blocks. The unit
+with the highest peak may change with depth: beside the last block's backward are the head's
+weights, beside the first one's the gradients of all other blocks.
 """
 
 from __future__ import annotations
@@ -15,36 +15,40 @@ from bench.meters.memory import MemoryMeter
 from odysseus.config.run import RunConfig
 
 SHALLOW = (3, 4)
-"""Blocks of the two shallow runs: the last, the first, and one between that is gathered ahead."""
+"""Blocks of the two shallow runs: the first, the last, and between them one that is prefetched."""
 _NUMBERED = re.compile(r"(.+\.)(\d+)")
 
 
 def with_blocks(run: RunConfig, layers: int) -> RunConfig:
-    """The run of a model with so many blocks."""
+    """Return the run with a model of this number of blocks."""
     return replace(run, model=replace(run.model, num_hidden_layers=layers))
 
 
-def peak_by_place(memory: MemoryMeter, layers: int) -> dict[str, int]:
-    """The most bytes alive in each unit of a run of so many blocks, of blocks in the first two and
-    the last two: what lies between takes something between."""
-    found: dict[str, int] = {}
+def peak_by_unit(memory: MemoryMeter, layers: int) -> dict[str, int]:
+    """Return the most bytes alive in each ZeRO unit of a run of this number of blocks.
+
+    Blocks are named from both ends: the first two as 0 and 1, the last two as -2 and -1. Peaks of
+    the blocks between them lie between those, and are left out.
+    """
+    peaks: dict[str, int] = {}
     for unit, peak in memory.peak_by_unit().items():
         numbered = _NUMBERED.fullmatch(unit)
-        places = [unit]
+        names = [unit]
         if numbered:
             block = int(numbered[2])
-            places = [f"{numbered[1]}{at}" for at in (block, block - layers) if -2 <= at <= 1]
-        for place in places:
-            found[place] = peak
-    return found
+            names = [f"{numbered[1]}{at}" for at in (block, block - layers) if -2 <= at <= 1]
+        for name in names:
+            peaks[name] = peak
+    return peaks
 
 
 def peak_at(layers: int, few: dict[str, int], more: dict[str, int]) -> int:
-    """Bytes at the peak of a run of so many blocks.
+    """Return bytes at the peak of a run of this number of blocks.
 
     Args:
-        few: Peaks by place of the shallower run.
-        more: Those of the run with one block more; of all its blocks, if there are no others.
+        few: Peaks by unit of the shallower run.
+        more: Peaks by unit of the run with one block more, which is the whole model if that has no
+            more blocks.
     """
     further = max(0, layers - SHALLOW[1])
-    return max(peak + (peak - few[place]) * further for place, peak in more.items())
+    return max(peak + (peak - few[unit]) * further for unit, peak in more.items())

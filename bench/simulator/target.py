@@ -1,4 +1,4 @@
-"""What a dry run is for: a GPU or a CPU, its attention kernel, its clock."""
+"""The target of a dry run: a GPU or a CPU, its attention kernel and its clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def on_gpu(run: RunConfig) -> bool:
 
 
 def attention_of(run: RunConfig) -> str:
-    """The kernel that a dry run computes attention with."""
+    """Return the name of the kernel that a dry run computes attention with."""
     if not on_gpu(run):
         return "sdpa"
     asked = run.model.attn_implementation
@@ -21,7 +21,7 @@ def attention_of(run: RunConfig) -> str:
 
 
 def clock(run: RunConfig) -> Clock | None:
-    """What operations take on the run's profile; None where it has no speeds."""
+    """Return the clock of the run's profile; None if it has no speeds."""
     profile = profile_file.find(run.hardware) if run.hardware else None
     if profile is None or profile.speeds is None:
         return None

@@ -18,9 +18,15 @@ class HostMemoryError(MemoryError):
     """Offloading needs more host memory than it may take."""
 
 
-def node_limit_bytes(run: RunConfig) -> int:
-    """Host memory that offloading may take on this node: what the run says, or 90% of it all."""
-    return run.host_memory_limit_bytes or machine_bytes() * 9 // 10
+def node_limit_bytes(run: RunConfig, node_bytes: int | None = None) -> int:
+    """Bytes of host memory that offloading may take on one node: the run's limit, else 90 %.
+
+    Args:
+        node_bytes: Memory of the node; by default this machine's.
+    """
+    if run.host_memory_limit_bytes:
+        return run.host_memory_limit_bytes
+    return (machine_bytes() if node_bytes is None else node_bytes) * 9 // 10
 
 
 def machine_bytes() -> int:

@@ -12,7 +12,7 @@ from bench import rows
 from bench.__main__ import main
 from bench.hardware import profile_file, profiles
 from bench.planner import longest
-from bench.simulator import dry_run, shallow
+from bench.simulator import dry_run, fit, shallow
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 
@@ -40,9 +40,9 @@ def run(node: str) -> RunConfig:
     return RunConfig(model=MODEL, world_size=4, dtype="bf16", dry_run=True, hardware=node)
 
 
-def counted_need(run: RunConfig) -> longest.Need:
+def counted_need(run: RunConfig) -> fit.Need:
     """By a dry run of all blocks."""
-    return longest.need_of(run, dry_run.counted(run))
+    return dry_run.need(run, dry_run.counted(run))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,7 +66,7 @@ def test_the_peak_may_move_on_the_way_to_a_deep_run(run: RunConfig, method: str)
     assert few_blocks.last is not None
     assert deep.peak.last is not None
     assert few_blocks.last.unit != deep.peak.last.unit
-    assert longest.predicted_need(run) == longest.need_of(run, deep)
+    assert longest.predicted_need(run) == dry_run.need(run, deep)
 
 
 @pytest.mark.parametrize("method", ["tp", "ulysses"])
@@ -78,8 +78,8 @@ def test_the_longest_that_fits_is_the_gpus(run: RunConfig, method: str) -> None:
     assert found.limit == "GPU"
     assert len(tried) < 12
     assert found.counted is not None
-    assert counted_need(replace(run, seq_len=length)) == longest.need_of(run, found.counted)
-    assert longest.need_of(run, found.counted).limit == ""
+    assert counted_need(replace(run, seq_len=length)) == dry_run.need(run, found.counted)
+    assert dry_run.need(run, found.counted).limit == ""
     more = length + 256 * run.seq_len_unit * max(1, length // (256 * run.seq_len_unit) // 256)
     assert counted_need(replace(run, seq_len=more)).limit == "GPU"
 
@@ -158,12 +158,13 @@ def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunCon
     run = replace(run, world_size=1, model=ModelOptions(num_hidden_layers=2), seq_len=256)
     run = replace(run, activation_checkpoint_cpu_offload=True)
     counted = dry_run.counted(run)
-    need = longest.need_of(run, counted)
+    need = dry_run.need(run, counted)
     tight = replace(run, host_memory_limit_bytes=2 * need.host)
-    assert (longest.need_of(tight, counted).limit, dry_run.unfit(tight, counted)) == ("", {})
+    fits = dry_run.need(tight, counted)
+    assert (fits.limit, fits.outcome) == ("", {})
     short = replace(run, host_memory_limit_bytes=need.host - 1)
-    assert longest.need_of(short, counted).limit == "host"
-    assert dry_run.unfit(short, counted)["status"] == "oom_cpu"
+    assert dry_run.need(short, counted).limit == "host"
+    assert dry_run.need(short, counted).outcome["status"] == "oom_cpu"
 
 
 @pytest.mark.parametrize(

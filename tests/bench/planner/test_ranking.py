@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.planner import longest, ranking
-from bench.simulator import predict
+from bench.planner import ranking
+from bench.simulator import dry_run, predict
 from methods import METHODS
 from tests.support.small_runs import LLAMA3_ON_4_GPUS
 
@@ -22,7 +22,7 @@ def test_shallow_runs_say_what_a_deep_one_takes(method: str, step: int) -> None:
     counted = predict.count(run)
     columns = predict.columns(run, counted)
     found = ranking.predicted(run)
-    need = longest.need_of(run, counted)
+    need = dry_run.need(run, counted)
     assert found.need.host == need.host
     assert found.need.gpu == pytest.approx(need.gpu, rel=0.01)  # the peak may be another one
     assert found.parts_ms["step_ms_p50"] == pytest.approx(columns["step_ms_p50"], rel=1e-3)

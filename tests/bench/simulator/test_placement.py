@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.hardware.profiles import PROFILES
-from bench.simulator import dry_run
+from bench.simulator import dry_run, fit
 from bench.simulator.placement import connected, placement
 from methods import METHODS
 from odysseus.config.run import RunConfig
@@ -82,7 +82,7 @@ def test_what_nccl_takes_for_eight_gpus_is_what_was_seen() -> None:
     """3.28 GB on eight H100, off what tensors may take."""
     profile = PROFILES["h100-80g"]
     ulysses, tp = (
-        dry_run.gpu_limit_bytes(RunConfig(method=method, world_size=8), profile)
+        fit.gpu_limit_bytes(RunConfig(method=method, world_size=8), profile)
         for method in ("ulysses", "tp")
     )
     assert tp == profile.usable_bytes
