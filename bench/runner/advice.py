@@ -1,4 +1,4 @@
-"""What runs but could run better, said before it does, a line each."""
+"""Advice, printed before a run starts, on settings that work but could be better."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from odysseus.memory.host_memory import node_limit_bytes
 
 
 def advice(run: RunConfig, device: torch.device) -> list[str]:
-    """Advice on lengths, CUDA's allocator, host memory and links, where each applies."""
+    """Advice on the sequence length, CUDA's allocator, host memory and links: one line for each
+    that applies."""
     return [
         *run.advice(),
         *_on_allocator(run, device),

@@ -1,4 +1,4 @@
-"""Settings of PyTorch's CUDA allocators."""
+"""Settings of PyTorch's allocators of GPU memory and page-locked host memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def configure_allocator(run: RunConfig) -> str:
-    """Tell PyTorch's CUDA allocators what a run wants, unless the user has told them something;
-    the settings in force. Call it before anything touches CUDA.
+    """Set the environment variable of PyTorch's CUDA allocators for a run, unless the user has set
+    it. Return the settings in force. Call it before anything uses CUDA.
 
-    Page-locked memory would be rounded up to powers of two, up to twice what offloading counts.
+    Without it, page-locked memory is rounded up to powers of two, up to twice what offloading
+    counts.
     """
     wanted = ["expandable_segments:True"] * run.expandable_segments
     wanted += ["pinned_max_round_threshold_mb:1"] * run.offloads
@@ -23,5 +24,6 @@ def configure_allocator(run: RunConfig) -> str:
 
 
 def allocator_settings() -> str:
-    """What the environment tells PyTorch's allocator: CUDA's own variable goes first."""
+    """The allocator settings in the environment; the variable with CUDA in its name has
+    priority."""
     return next((os.environ[name] for name in _ALLOCATOR if name in os.environ), "")

@@ -1,7 +1,7 @@
-"""What blocks alone are compared on: the same hidden states and the same gradient from above.
+"""Inputs for comparing blocks without the rest of the model: equal hidden states and gradients.
 
-B batch, S tokens of the sequence, s this rank's, D width. A stream's own tokens, s or S, are its
-method's.
+B batch, S tokens of the sequence, s tokens of this rank, D width. The method decides whether a
+stream holds s or S tokens.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from odysseus.training.block_trainer import Stream
 
 
 class Streams:
-    """Both sides' streams on one rank, drawn from the run's seed, and what they are parts of.
+    """The streams of both implementations on one rank, drawn from the run's seed.
 
-    A method that has all tokens on every rank keeps gradients between blocks as parts of a sum,
-    its peers have the sum: both get and give the same whole, the way in and out of the blocks
-    apart, which is neither timed nor metered.
+    A method that holds all tokens on every rank keeps gradients between blocks as partial sums,
+    while its peers hold the complete sum. Both implementations get the same complete tensors and
+    return the same complete tensors. The conversion before and after the blocks is neither timed
+    nor metered.
 
     Attributes:
-        ours: Gradients are parts.
-        peers: Gradients are whole.
+        ours: Stream of this project's blocks; its gradient may be a partial sum.
+        peers: Stream of the peer's blocks; its gradient is complete.
     """
 
     def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
@@ -35,7 +36,7 @@ class Streams:
         self.tokens = torch.from_numpy(shard_of(run.ring_order, run.seq_len, *sizes, mesh.shard))
         generator = torch.Generator().manual_seed(run.seed)
         self.shape = run.micro_batch_size, run.seq_len, run.architecture.hidden_size
-        # As wide as embeddings are at first, so that blocks change more than the last digits.
+        # The standard deviation of initial embeddings, so that blocks change more than last digits.
         drawn = torch.randn(2, *self.shape, generator=generator).mul_(0.02)
         x_BsD, gradient_BsD = drawn[:, :, self.tokens].to(mesh.device, run.compute_dtype)
         positions = method.positions(self.tokens[None].to(mesh.device), mesh)
@@ -46,11 +47,12 @@ class Streams:
         self.peers = Stream(x.clone().requires_grad_(), positions, whole)
 
     def output(self, stream: Tensor) -> Tensor:
-        """[B, S, D] fp32, on every rank, of what comes out of either's blocks."""
+        """The complete output [B, S, D] of either implementation's blocks, fp32, on every rank."""
         return self._gathered(self.method.leave(stream, self.mesh))
 
     def input_gradients(self) -> tuple[Tensor, Tensor]:
-        """Ours and the peer's, of what went into the blocks; [B, S, D] fp32 on every rank."""
+        """Gradients of the blocks' input, this project's and the peer's: [B, S, D] fp32 on every
+        rank."""
         ours, peers = self.ours.x.grad, self.peers.x.grad
         assert ours is not None
         assert peers is not None

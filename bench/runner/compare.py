@@ -1,7 +1,8 @@
-"""Ours and a peer's, on the same weights and tokens, step by step in the same processes.
+"""Compare this project's implementation with a peer on the same weights, tokens and processes.
 
-A machine that others share changes its pace from second to second: what counts is the ratio within
-a pair of steps, one of each, of which there are many; each pair turns the order round.
+The speed of a shared machine changes from second to second. Steps therefore run in pairs, one of
+each implementation, and the result is the ratio within each of many pairs. Successive pairs run in
+opposite order.
 """
 
 from __future__ import annotations
@@ -37,14 +38,15 @@ from odysseus.training.block_trainer import BlockTrainer, Stream
 from odysseus.training.trainer import Trainer
 
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
-"""Of the loss, or of what comes out of the blocks, and of every gradient, relative. In fp32 to the
-largest element, where sums in another order differ by 1e-6; in bf16, whose every operation rounds
-by up to 2^-8, in Euclidean norm: peers that round elsewhere differ by 1e-2, a gradient without a
-rank's part by 1e-1."""
+"""Largest relative difference of the loss (or of the blocks' output) and of every gradient.
+
+In fp32 relative to the largest element: sums in another order differ by 1e-6. In bf16, where every
+operation rounds by up to 2^-8, in Euclidean norm: peers that round at other places differ by 1e-2,
+a gradient that lacks one rank's part by 1e-1."""
 
 
 def measured(run: RunConfig, peer: str, pairs: int, part: str = "model") -> dict[str, Any]:
-    """What one rank of a comparison does; its columns, the same on every rank."""
+    """Compare both implementations on this rank. Return the columns, the same on every rank."""
     with worker.process_group(run) as device:
         return measured_in_group(run, peer, pairs, device, part)
 
@@ -52,12 +54,12 @@ def measured(run: RunConfig, peer: str, pairs: int, part: str = "model") -> dict
 def measured_in_group(
     run: RunConfig, peer: str, pairs: int, device: torch.device, part: str = "model"
 ) -> dict[str, Any]:
-    """As :func:`measured`, in a process group that is there already."""
-    ours, batches, theirs = {"model": _models, "blocks": _blocks}[part](run, peer, device)
-    wrong = differences(ours, theirs, batches(0))
+    """Do the same as :func:`measured` in a process group that has already been started."""
+    ours, batches, peer_model = {"model": _models, "blocks": _blocks}[part](run, peer, device)
+    wrong = differences(ours, peer_model, batches(0))
     if error := disagreement(peer, run.dtype, wrong):
         return {"status": "invalid", "error": error}
-    steps = {"ours": lambda i: ours.step(batches(i)), "peer": theirs.step}
+    steps = {"ours": lambda i: ours.step(batches(i)), "peer": peer_model.step}
     found: dict[str, Any] = {
         "largest_difference": max(wrong.values()),
         "tensors_checked": len(wrong),
@@ -69,7 +71,7 @@ def measured_in_group(
             step(1)
         found[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
     found["ours_peak_bytes"] = memory_of_step(ours, batches(2)).peak().bytes
-    found["peer_peak_bytes"] = theirs.peak_bytes()
+    found["peer_peak_bytes"] = peer_model.peak_bytes()
     times = paired(steps, pairs, device)
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, (times, found))
@@ -87,7 +89,8 @@ def measured_in_group(
 def paired(
     steps: dict[str, Callable[[int], object]], pairs: int, device: torch.device
 ) -> list[list[float]]:
-    """Milliseconds of each pair's steps, in the order of `steps`; pairs begin with either."""
+    """Milliseconds of the steps of each pair, in the order of `steps`; every other pair runs them
+    in reverse."""
     times = []
     for pair in range(pairs):
         took = {}
@@ -103,22 +106,22 @@ def paired(
 
 
 Batches = Callable[[int], Any]
-"""batches(i): what ours reads in step i."""
+"""batches(i) returns the micro batches of this project's trainer in step i."""
 
 
-def _models(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, _Theirs]:
+def _models(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, Peer]:
     ours, samples = worker.start(run, device)
-    return ours, samples.step, _Theirs(run, peer, ours)
+    return ours, samples.step, Peer(run, peer, ours)
 
 
-def _blocks(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, _Theirs]:
+def _blocks(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, Peer]:
     ours = BlockTrainer(run, METHODS[run.method], make_mesh(device, run))
     streams = Streams(run, ours.method, ours.mesh)
-    return ours, lambda step: [streams.ours], _TheirBlocks(run, peer, ours, streams)
+    return ours, lambda step: [streams.ours], PeerBlocks(run, peer, ours, streams)
 
 
-class _Theirs:
-    """A peer's model and what it reads."""
+class Peer:
+    """A peer's model, and the samples that it reads."""
 
     part = "model"
 
@@ -134,19 +137,20 @@ class _Theirs:
         return Samples(reads, mesh.replica, shard, mesh.device)
 
     def batch(self, step: int) -> Any:
-        """What it reads in a step."""
+        """The peer's micro batch in a step."""
         (batch,) = self.samples.step(step)
         return batch
 
     def results(self, ours: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
-        """What ours and the peer find in step 0, but for gradients of weights, by name."""
+        """Step-0 outputs of both implementations by name; weight gradients are compared
+        elsewhere."""
         vocabulary = self.run.architecture.vocab_size
-        mine = [spread(batch, vocabulary) for batch in batches]
+        own = [spread(batch, vocabulary) for batch in batches]
         peers = spread(self.batch(0), vocabulary)
-        return {"loss": (ours.forward_backward(mine), self.forward_backward(peers))}
+        return {"loss": (ours.forward_backward(own), self.forward_backward(peers))}
 
     def forward_backward(self, batch: Any) -> Tensor:
-        """The step's loss."""
+        """Run forward and backward. Return the step's loss."""
         loss = self.trainer.forward_backward(batch, self.run.tokens_per_step)
         if not self.trainer.whole_samples:
             all_reduce_plain(loss, self.mesh.world)
@@ -156,7 +160,7 @@ class _Theirs:
         self.train([self.batch(index)])
 
     def train(self, batches: list[Any]) -> Tensor:
-        """Forward, backward and update; the step's loss."""
+        """Run forward, backward and the optimizer. Return the step's loss."""
         (batch,) = batches
         loss = self.forward_backward(batch)
         self.trainer.optimizer.step()
@@ -164,11 +168,11 @@ class _Theirs:
         return loss
 
     def peak_bytes(self) -> int:
-        """The most live tensor bytes of a step, parameters and optimizer included."""
+        """Peak bytes of live tensors in one step, parameters and optimizer states included."""
         return self.memory_of_step([self.batch(2)]).peak().bytes
 
     def memory_of_step(self, batches: list[Any]) -> MemoryMeter:
-        """A step under a meter that knows what is there before it."""
+        """Train one step under a memory meter that also counts the tensors allocated before it."""
         (batch,) = batches
         meter = MemoryMeter()
         for tensors, kind in (
@@ -183,8 +187,8 @@ class _Theirs:
         return meter
 
 
-class _TheirBlocks(_Theirs):
-    """A peer's blocks and the stream they run on."""
+class PeerBlocks(Peer):
+    """A peer's blocks without the rest of the model, and the stream that they run on."""
 
     part = "blocks"
 
@@ -197,48 +201,49 @@ class _TheirBlocks(_Theirs):
 
     def results(self, ours: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
         outputs = ours.forward_backward(batches), self.forward_backward(self.batch(0))
-        mine, peers = (self.streams.output(y) for y in outputs)
-        return {"output": (mine, peers), "input's gradient": self.streams.input_gradients()}
+        own, peers = (self.streams.output(y) for y in outputs)
+        return {"output": (own, peers), "input's gradient": self.streams.input_gradients()}
 
     def forward_backward(self, batch: Stream) -> Tensor:
-        """The blocks' output."""
+        """Run the blocks' forward and backward. Return their output."""
         batch.x.grad = None
         return self.trainer.blocks_forward_backward(batch)
 
 
 def spread(batch: Batch, vocabulary: int) -> Batch:
-    """The batch with other tokens, of the whole vocabulary alike, on whichever rank they are.
+    """The batch with its tokens spread evenly over the vocabulary, independent of the rank.
 
-    A CPU adds up in bf16, one by one, what each occurrence of a token gives its embedding; text
-    has few tokens many times, and all of 2,048 on one rank are 6.6e-2 from fp32.
+    A CPU adds the gradients of all occurrences of a token to its embedding one by one in bf16. In
+    text few tokens occur many times: with 2,048 tokens on one rank the result is 6.6e-2 off fp32.
     """
     input_ids = (batch.input_ids + 61 * batch.position_ids) % vocabulary
     return replace(batch, input_ids=input_ids)
 
 
-def differences(ours: Trainer, theirs: _Theirs, batches: list[Any]) -> dict[str, float]:
-    """How far what the peer computes is from what ours does, as TOLERANCES means it."""
+def differences(ours: Trainer, peer_model: Peer, batches: list[Any]) -> dict[str, float]:
+    """Relative differences between the peer's results and this project's by name, in the norms of
+    TOLERANCES; infinite for a gradient that the peer lacks."""
     size = torch.linalg.vector_norm if ours.run.dtype == "bf16" else _largest
 
     def off(expected: Tensor, found: Tensor) -> float:
         return (size(found - expected) / size(expected)).item()
 
-    found = {name: off(*both) for name, both in theirs.results(ours, batches).items()}
+    found = {name: off(*both) for name, both in peer_model.results(ours, batches).items()}
     expected = dict(_whole(ours))
-    for name, gradient in theirs.trainer.whole_gradients():
+    for name, gradient in peer_model.trainer.whole_gradients():
         found[name] = off(expected[name], gradient)
     found |= dict.fromkeys(expected.keys() - found.keys(), math.inf)
     ours.model.zero_grad(set_to_none=True)
-    theirs.trainer.optimizer.zero_grad()
+    peer_model.trainer.optimizer.zero_grad()
     return found
 
 
 def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
-    """Why a peer that is so far from ours is not timed, the same on every rank though one alone
-    has seen it; empty if it computes the same. A collective.
+    """The reason not to time a peer, from the largest difference on any rank; empty if all are
+    within the tolerance. The same on every rank. A collective.
 
     Args:
-        wrong: As :func:`differences`; what is no number is as wrong as can be.
+        wrong: This rank's :func:`differences`; NaN counts as infinite.
     """
     sizes = {name: math.inf if math.isnan(value) else value for name, value in wrong.items()}
     what = max(sizes, key=lambda name: sizes[name])
@@ -249,11 +254,12 @@ def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
     return f"{peer} computes something else: {worst['what']} is off by {worst['off']:.1e}"
 
 
-def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[_Theirs, str]:
-    """A peer with the weights of ours, which is left to be freed, and why it is not to be timed."""
+def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[Peer, str]:
+    """A peer with the weights of this project's trainer, and the reason not to time it (empty if
+    there is none). Nothing refers to the trainer afterwards, so that its memory can be freed."""
     ours, samples = worker.start(run, device)
-    theirs = _Theirs(run, peer, ours)
-    return theirs, disagreement(peer, run.dtype, differences(ours, theirs, samples.step(0)))
+    peer_model = Peer(run, peer, ours)
+    return peer_model, disagreement(peer, run.dtype, differences(ours, peer_model, samples.step(0)))
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -261,7 +267,7 @@ def _largest(x: Tensor) -> Tensor:
 
 
 def _whole(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Gradients of all that the trainer has weights of, whole, on every rank."""
+    """Yield name and complete gradient of every weight that the trainer has, on every rank."""
     shapes, axis = huggingface_shapes(trainer.run.architecture), trainer.mesh.sequence
     about = trainer.run.architecture, trainer.method.split, axis.size, axis.rank
     names = (name for name, _ in trainer.model.named_parameters())

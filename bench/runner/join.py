@@ -1,7 +1,9 @@
-"""Cells whose workers torchrun or srun started: rank 0 writes the row, of whichever rank failed.
+"""Cells whose workers torchrun or srun started: rank 0 writes the row, also when another rank
+fails.
 
-A rank that fails tells the store of the rendezvous. Rank 0 looks there when a collective fails
-(gloo: the connection is closed), or when the launcher ends it while it hangs in one (NCCL).
+A rank that fails reports why in the rendezvous' store. Rank 0 reads the store when one of its
+collectives fails (gloo closes the connection), or when the launcher sends SIGTERM while rank 0
+hangs in a collective (NCCL).
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ Write = Callable[[Row], object]
 
 
 def run_cell(run: RunConfig, measure: Measure, write: Write) -> str:
-    """Be one of the workers of a job of one cell; the cell's status.
+    """Measure a cell as one of its workers, unless offloading needs too much host memory. Return
+    the cell's status.
 
     Args:
-        write: Takes the whole row, on rank 0.
+        write: Called on rank 0 with the complete row.
 
     Raises:
         Exception: as :func:`measured`.
@@ -50,24 +53,30 @@ def run_cell(run: RunConfig, measure: Measure, write: Write) -> str:
 
 
 def measured(run: RunConfig, measure: Measure, write: Write) -> str:
-    """Measure a cell as one of its workers; its status.
+    """Measure a cell as one of its workers. Return the cell's status.
 
     Args:
-        measure: What every rank measures.
-        write: Takes it on rank 0, with status and error; those two alone if any rank failed.
+        measure: Returns the measured columns; called on every rank.
+        write: Called on rank 0 with these columns, status and error; with status and error alone
+            if any rank failed.
 
     Raises:
-        Exception: this rank, which is not rank 0, failed; that ends it, and the launcher the job.
+        Exception: this rank is not rank 0 and failed. The process ends, and the launcher stops the
+            job.
     """
     is_first = os.environ["RANK"] == "0"
-    with _heard_out(run, write) if is_first else nullcontext(lambda outcome: None) as finish:
+    with _write_row_before_sigterm(run, write) if is_first else nullcontext(_ignore) as finish:
         outcome = _outcome(run, measure)
         finish(outcome)
     return outcome["status"]
 
 
+def _ignore(outcome: Row) -> None:
+    """Take the outcome of a rank that writes no row."""
+
+
 def _outcome(run: RunConfig, measure: Measure) -> Row:
-    """As :func:`measured` has it."""
+    """This rank's columns with status and error, or those two alone; raises as :func:`measured`."""
     rank = int(os.environ["RANK"])
     try:
         return {"status": "ok", "error": ""} | measure()
@@ -75,16 +84,16 @@ def _outcome(run: RunConfig, measure: Measure) -> Row:
         message, follows = f"{type(error).__name__}: {error}", launch.follows_another(error)
         if rank:
             if not follows:
-                _tell(rank, message)
+                _report_failure(rank, message)
             raise
-        told = _told() if follows else None
-        return launch.failed_outcome(*(told or (0, message)), run)
+        first = _first_failure() if follows else None
+        return launch.failed_outcome(*(first or (0, message)), run)
 
 
 @contextmanager
-def _heard_out(run: RunConfig, write: Write) -> Iterator[Write]:
-    """While SIGTERM ends this process only after the row of the rank that has failed, if one has
-    said so, whatever the main thread hangs in. Yields `write`, which takes one row altogether."""
+def _write_row_before_sigterm(run: RunConfig, write: Write) -> Iterator[Write]:
+    """Let SIGTERM end this process only after the row of a failure that any rank has reported, even
+    while the main thread hangs. Yields `write`, limited to one row in total."""
     lock, written = threading.Lock(), list[Row]()
 
     def once(row: Row) -> None:
@@ -94,29 +103,29 @@ def _heard_out(run: RunConfig, write: Write) -> Iterator[Write]:
                 write(row)
 
     def listen() -> None:
-        while number := os.read(heard, 1):
+        while number := os.read(received, 1):
             if number[0] == signal.SIGTERM:
-                if told := _told():
-                    once(launch.failed_outcome(*told, run))
-                with lock:  # whoever writes has written
+                if failure := _first_failure():
+                    once(launch.failed_outcome(*failure, run))
+                with lock:  # a row that is being written is complete
                     os._exit(128 + signal.SIGTERM)
-        os.close(heard)
+        os.close(received)
 
-    heard, signalled = os.pipe()
+    received, signalled = os.pipe()
     os.set_blocking(signalled, False)
     threading.Thread(target=listen, daemon=True).start()
-    before_fd = signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    previous_fd = signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         yield once
     finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.set_wakeup_fd(before_fd)
+        signal.signal(signal.SIGTERM, previous)
+        signal.set_wakeup_fd(previous_fd)
         os.close(signalled)
 
 
 def _store() -> PrefixStore | None:
-    """The rendezvous' store as this attempt of the job sees it; None if it cannot be reached."""
+    """The rendezvous' store for this attempt of the job; None if it cannot be reached."""
     env = os.environ
     with suppress(KeyError, RuntimeError):
         timeout = timedelta(seconds=2)
@@ -125,15 +134,15 @@ def _store() -> PrefixStore | None:
     return None
 
 
-def _tell(rank: int, message: str) -> None:
-    """Let rank 0 know why this rank fails, if it is the first one."""
+def _report_failure(rank: int, message: str) -> None:
+    """Store why this rank failed, unless another rank has reported a failure before."""
     with suppress(RuntimeError):
         if store := _store():
             store.compare_set("failed", "", json.dumps([rank, message]))
 
 
-def _told() -> tuple[int, str] | None:
-    """Who failed first, and why."""
+def _first_failure() -> tuple[int, str] | None:
+    """The first rank that reported a failure, and its message; None without a report."""
     with suppress(RuntimeError):
         store = _store()
         if store and store.check(["failed"]):

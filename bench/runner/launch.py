@@ -1,4 +1,5 @@
-"""Starting a cell's workers with torch elastic, and turning whatever happens into its row."""
+"""Start a cell's workers with torch elastic, and turn every outcome, errors included, into a
+row."""
 
 from __future__ import annotations
 
@@ -28,6 +29,9 @@ from bench.theory import traffic as theory_traffic
 from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
 
+PRELOADED = (__name__, "torch._dynamo")
+"""Modules that a worker finds imported when it starts: this one imports all others that it needs,
+and DTensor imports torch._dynamo when it is first used."""
 _OUT_OF_MEMORY = {
     "OutOfMemoryError": "oom_gpu",
     "HostMemoryError": "oom_cpu",
@@ -37,12 +41,12 @@ _OUT_OF_MEMORY = {
 
 
 def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
-    """What each worker of a cell does: :func:`bench.runner.worker.measure`, or a peer's."""
+    """Measure a cell on this rank, by :func:`bench.runner.worker.measure` or the peer's worker."""
     return peer_worker.measure(run) if name_of(run.method) else worker.measure(run, save)
 
 
 def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
-    """As :func:`measure`, in a process group that is there already."""
+    """Do the same as :func:`measure` in a process group that has already been started."""
     of = peer_worker if name_of(run.method) else worker
     return of.measure_in_group(run, device)
 
@@ -50,14 +54,14 @@ def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
 def run_cell(
     run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = measure
 ) -> dict[str, Any]:
-    """Run a checked cell in fresh processes, or count it in this one if it is a dry run; its whole
-    row, whatever its status.
+    """Run a checked cell in new processes, or count it in this process if it is a dry run. Return
+    its complete row, whatever its status.
 
     Args:
-        measure: What each worker does; a function of a module, to be found by name.
+        measure: Called in each worker; a module-level function, so that it can be pickled.
 
     Raises:
-        SystemExit: Ctrl-C or a polite kill, after the workers are gone.
+        SystemExit: after Ctrl-C or SIGTERM, once the workers have ended.
     """
     started = time.monotonic()
     outcome = _count(run) if run.dry_run else run_workers(run, measure)
@@ -65,10 +69,11 @@ def run_cell(
 
 
 def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
-    """What rank 0 has measured, with status and error; those two alone if a rank failed.
+    """Start the workers. Return rank 0's columns with status and error, or status and error alone
+    if a rank failed.
 
     Raises:
-        SystemExit: as :func:`run_cell`.
+        SystemExit: see :func:`run_cell`.
     """
     if short := host_limit.shortage(run):
         return {"status": "oom_cpu", "error": short}
@@ -89,7 +94,7 @@ def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
 
 
 def finish_row(run: RunConfig, outcome: dict[str, Any], wall_s: float) -> dict[str, Any]:
-    """A row from a cell's outcome: identity, provenance and, of a method of ours, theory added."""
+    """The row of a cell's outcome, with identity, provenance and, unless it is a peer's, theory."""
     row = rows.identity(run) | rows.provenance() | outcome | {"wall_s": round(wall_s, 2)}
     if "comm_bytes_total" in row and not name_of(run.method):
         row |= {
@@ -111,9 +116,9 @@ def _count(run: RunConfig) -> dict[str, Any]:
 def _launch(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
     for talkative in ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(talkative).setLevel(logging.CRITICAL)
-    # Workers fork from a server that has imported everything and runs no thread: milliseconds
-    # each, and safe with CUDA. (DTensor's first use imports torch._dynamo: once, in the server.)
-    multiprocessing.set_forkserver_preload(["bench.runner.worker", "torch._dynamo"])
+    # Workers fork from a server that has imported everything and runs no thread: each start takes
+    # milliseconds and is safe with CUDA.
+    multiprocessing.set_forkserver_preload([*PRELOADED])
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -133,23 +138,23 @@ def _launch(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> d
 def _worker(
     measure: Callable[[RunConfig], dict[str, Any]], run: RunConfig, launcher: int
 ) -> dict[str, Any]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The launcher handles Ctrl-C.
     _die_with(launcher)
     try:
         return measure(run)
     except Exception as error:
         if follows_another(error):
-            time.sleep(2)  # let that one be found first
+            time.sleep(2)  # so that the launcher sees the other rank's failure first
         raise
 
 
 def follows_another(error: Exception) -> bool:
-    """Whether a rank most likely failed because another one is gone."""
+    """Whether this error most likely follows from the end of another rank."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _die_with(pid: int) -> None:
-    """Linux: be killed when that process ends, even if it was killed itself."""
+    """Kill this process when the process `pid` ends, even if that one is killed (Linux only)."""
     if sys.platform != "linux":
         return
     launcher = os.pidfd_open(pid)
@@ -163,15 +168,16 @@ def _die_with(pid: int) -> None:
 
 def _failure(failed: ChildFailedError, run: RunConfig) -> dict[str, Any]:
     rank, failure = failed.get_first_failure()
-    told: Any = failure.message
-    message = (told["message"] if isinstance(told, dict) else told).strip().splitlines()[0]
+    reported: Any = failure.message
+    text = reported["message"] if isinstance(reported, dict) else reported
+    message = text.strip().splitlines()[0]
     if failure.exitcode < 0:
         message = f"killed by {signal.Signals(-failure.exitcode).name}"
     return failed_outcome(rank, message, run)
 
 
 def failed_outcome(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
-    """Status and error of a cell, one of whose ranks failed."""
+    """Status and error of a cell of which this rank failed first."""
     status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
     if message.startswith("HostMemoryError") and host_limit.longest(run) not in message:
         message += f"; {host_limit.longest(run)}"

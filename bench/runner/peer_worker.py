@@ -1,4 +1,4 @@
-"""What one rank of a peer's cell does: hold it against ours, then time and meter it as ours are."""
+"""One rank of a peer's cell: compare it with this project's method, then time and meter it."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ from methods.peers import as_method
 from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
 
-_OF_OURS = {
+_ONLY_NATIVE = {
     *(f"comm_bytes_{purpose}" for purpose in PURPOSES),
     *(f"peak_memory_{kind}_bytes" for kind in KINDS),
     *("peak_activation_bytes", "peak_host_bytes"),
 }
-"""Columns that tell a peer's collectives and tensors apart, as nobody can from outside."""
+"""Columns by purpose or kind, which cannot be told from outside for a peer's collectives and
+tensors."""
 
 
 def measure(run: RunConfig) -> dict[str, Any]:
-    """Run a peer's cell on this rank; the measured columns of its row, the same on every rank.
+    """Run a peer's cell on this rank. Return the measured columns of its row, the same on every
+    rank.
 
-    Call it on every rank of a launched job. The process group is started and stopped here.
+    Call it on every rank of a launched job; it starts and stops the process group.
     """
     with worker.process_group(run) as device:
         return measure_in_group(run, device)
 
 
 def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
-    """As :func:`measure`, in a process group that is there already."""
-    theirs, wrong = checked(as_method.ours(run), name_of(run.method), device)
+    """Do the same as :func:`measure` in a process group that has already been started."""
+    peer, wrong = checked(as_method.ours(run), name_of(run.method), device)
     if wrong:
         return {"status": "invalid", "error": wrong}
-    gc.collect()  # ours, whose memory is not the peer's
+    gc.collect()  # this project's trainer, whose memory is not the peer's
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    losses, times_ms = worker.timed_steps(run, theirs.train, theirs.samples, device)
+    losses, times_ms = worker.timed_steps(run, peer.train, peer.samples, device)
     dist.barrier()
     columns = worker.metered_columns(
-        run, times_ms, theirs.train, theirs.memory_of_step, theirs.samples, device
+        run, times_ms, peer.train, peer.memory_of_step, peer.samples, device
     )
-    told = {name: value for name, value in columns.items() if name not in _OF_OURS}
-    return told | {"loss_first": losses[0].item(), "loss_last": losses[-1].item()}
+    known = {name: value for name, value in columns.items() if name not in _ONLY_NATIVE}
+    return known | {"loss_first": losses[0].item(), "loss_last": losses[-1].item()}

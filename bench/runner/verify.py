@@ -1,8 +1,8 @@
-"""The correctness experiment: the same training, split along the sequence and not.
+"""The correctness experiment: the same training with and without sequence parallelism.
 
-The reference gives every rank whole samples (DP = N, SP = 1, GAS = 1) and has every trick off; the
-candidate splits each sample over n ranks and accumulates n micro steps (DP = N/n, SP = n, GAS = n),
-so that both read the same samples in the same step (as arXiv 2506.13996 §5.5 compares them).
+The reference gives every rank whole samples (DP = N, SP = 1, GAS = 1) and has every trick off.
+The candidate splits each sample over n ranks and accumulates n micro steps (DP = N/n, SP = n,
+GAS = n). Both read the same samples in the same step, as in arXiv 2506.13996 §5.5.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ TOLERANCES = {
     "fp32": (1e-4, "fp32 sums in another order differ by 1e-7, of which 50 steps made 6e-6"),
     "bf16": (2e-2, "bf16 rounds at 4e-3, at other places, of which 10 steps made 5e-4"),
 }
-"""Relative, and why. A gradient that is N times too large, or not summed over ranks, changes the
-first gradient norm in its first digit."""
+"""Largest relative difference allowed by dtype, and the reason. A gradient that is N times too
+large or not summed over ranks changes the first digit of the first gradient norm."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far apart two trainings are.
+    """The differences between two trainings.
 
     Attributes:
-        steps: A row for each step: loss and grad_norm of both, and their relative differences.
+        steps: One row per step: loss and grad_norm of both, and their relative differences.
         largest: The largest relative difference of each quantity.
-        tolerance: What they may differ.
-        why: Why by that much.
+        tolerance: The largest relative difference that passes.
+        why: The reason for this tolerance.
     """
 
     steps: pd.DataFrame
@@ -45,12 +45,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """A difference that is no number fails."""
+        """Whether all differences are within the tolerance; NaN fails."""
         return all(difference <= self.tolerance for difference in self.largest.values())
 
 
 def reference_of(run: RunConfig) -> RunConfig:
-    """The plain data-parallel run of the same training, every trick off."""
+    """The same training as a plain data-parallel run with every trick off."""
     return RunConfig(
         model=replace(run.model, type="torch"),
         world_size=run.world_size,
@@ -70,13 +70,13 @@ def reference_of(run: RunConfig) -> RunConfig:
 
 
 def candidate_of(run: RunConfig) -> RunConfig:
-    """The run itself, with the micro steps that make it read what the reference reads."""
+    """The run with as many micro steps as it needs to read the reference's samples."""
     steps = run.gradient_accumulation_steps * run.shards
     return replace(run, gradient_accumulation_steps=steps)
 
 
 def history(run: RunConfig) -> dict[str, Any]:
-    """Train on this rank; loss and gradient norm of every step, the same on every rank."""
+    """Train on this rank. Return loss and gradient norm of every step, the same on every rank."""
     with worker.process_group(run) as device:
         trainer, samples = worker.start(run, device)
         results = [trainer.step(samples.step(step)) for step in range(run.steps)]
@@ -84,13 +84,13 @@ def history(run: RunConfig) -> dict[str, Any]:
 
 
 def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = history) -> Verdict:
-    """Train the reference and the candidate and compare them step by step.
+    """Train the reference and the candidate, and compare them step by step.
 
     Args:
-        train: What each worker of the candidate does; a function of a module.
+        train: Called in each worker of the candidate; a module-level function.
 
     Raises:
-        RuntimeError: one of the two did not get to its end; says which and why.
+        RuntimeError: one of the two trainings failed; the message says which and why.
     """
     steps = pd.DataFrame({"step": range(run.steps)})
     for suffix, of, how in (
@@ -111,5 +111,5 @@ def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = histor
 
 
 def coarsest_dtype(run: RunConfig) -> str:
-    """To which numbers are rounded somewhere in a run: in computing, or where gradients travel."""
+    """The coarsest dtype that a run rounds to: its compute dtype or that of gradient reduction."""
     return "bf16" if run.reduce_dtype == torch.bfloat16 else run.dtype

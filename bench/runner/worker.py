@@ -1,4 +1,4 @@
-"""What one rank of a cell does: train some steps, time them, then meter one more."""
+"""One rank of a cell: train and time some steps, then run two more under the meters."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from odysseus.training.trainer import StepResult, Trainer
 
 Result = TypeVar("Result")
 Step = Callable[[list[Batch]], Result]
-"""step(micro batches): one optimizer step, whatever it reports."""
+"""step(micro batches) trains one optimizer step and returns its result."""
 
 
 def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
-    """Run a cell on this rank; the measured columns of its row, the same on every rank.
+    """Run a cell on this rank. Return the measured columns of its row, the same on every rank.
 
-    Call it on every rank of a launched job. The process group is started and stopped here.
+    Call it on every rank of a launched job; it starts and stops the process group.
 
     Args:
-        save: Folder for the weights after the timed steps; empty for none.
+        save: Folder to which the weights are written after the timed steps; empty for none.
     """
     with process_group(run) as device:
         return measure_in_group(run, device, save)
@@ -50,7 +50,7 @@ def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
 
 @contextmanager
 def process_group(run: RunConfig) -> Iterator[torch.device]:
-    """Join the run's process group with this rank's device; leave it in order."""
+    """Start the run's process group, yield this rank's device, and destroy the group at the end."""
     configure_allocator(run)
     device = pick_device(run.device)
     if device.type == "cpu":
@@ -62,20 +62,20 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
     try:
         yield device
     finally:
-        # What still refers to process groups goes before them, not while Python shuts down.
+        # Free the objects that refer to process groups first, not while Python shuts down.
         gc.collect()
         dist.destroy_process_group()
 
 
 def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
-    """A run's trainer on this rank, and what it reads."""
+    """The run's trainer on this rank, and the samples that it reads."""
     mesh = make_mesh(device, run)
     trainer = Trainer(run, METHODS[run.method], mesh)
     return trainer, Samples(run, mesh.replica, mesh.shard, device)
 
 
 def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> dict[str, Any]:
-    """As :func:`measure`, in a process group that is there already."""
+    """Do the same as :func:`measure` in a process group that has already been started."""
     trainer, samples = start(run, device)
     results, times_ms = timed_steps(run, trainer.step, samples, device)
     dist.barrier()
@@ -93,15 +93,17 @@ def metered_columns(
     samples: Samples,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Columns of time, traffic, FLOPs and memory, by two more steps; a collective.
+    """Run two more steps under meters. Return the columns of time, traffic, FLOPs and memory, the
+    same on every rank. A collective.
 
     Args:
-        times_ms: What this rank's timed steps took.
-        memory: As `step`; the meter that has watched it.
+        times_ms: Milliseconds of each of this rank's timed steps.
+        step: Trains one step.
+        memory: Trains one step under a memory meter and returns the meter.
     """
     peak_flops, source = peak_flops_per_s(device, run.compute_dtype)
     at = run.warmup_steps + run.steps
-    with torch.compiler.set_stance("force_eager"):  # compiled code hides from the meters
+    with torch.compiler.set_stance("force_eager"):  # the meters do not see compiled code
         traffic, flops_done = _metered_traffic(step, samples.step(at))
         peaks = _metered_memory(memory, samples.step(at + 1), device)
     ranks = gathered(
@@ -123,7 +125,8 @@ def metered_columns(
 
 
 def _save(run: RunConfig, trainer: Trainer, device: torch.device, to: Path) -> dict[str, str]:
-    """Write the weights; status and error if that failed, of a row that keeps its numbers."""
+    """Write the weights. If that fails return status and error for the row, which keeps its
+    numbers."""
     try:
         checkpoint.save(trainer.held(), run, trainer.mesh.world, device, to)
     except OSError as error:
@@ -132,7 +135,7 @@ def _save(run: RunConfig, trainer: Trainer, device: torch.device, to: Path) -> d
 
 
 def hardware_name(device: torch.device) -> str:
-    """The GPU's or the processor's own name."""
+    """The name of the GPU, or of the processor with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with open("/proc/cpuinfo") as info:
@@ -143,7 +146,7 @@ def hardware_name(device: torch.device) -> str:
 def timed_steps(
     run: RunConfig, step: Step[Result], samples: Samples, device: torch.device
 ) -> tuple[list[Result], list[float]]:
-    """What every step has reported, and the milliseconds of each after the warm-up."""
+    """The results of all steps, and the milliseconds of each step after the warm-up."""
     results, times_ms = [], []
     for index in range(run.warmup_steps + run.steps):
         batches = samples.step(index)
@@ -158,7 +161,7 @@ def timed_steps(
 def _metered_traffic(
     step: Step[Any], batches: list[Batch]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Columns of what this rank sent in a step, and the FLOPs that it did."""
+    """The columns of this rank's traffic in one step, and those of its FLOPs."""
     with TrafficMeter() as meter, FlopMeter() as done:
         step(batches)
     return meter.totals(), done.columns
@@ -172,7 +175,7 @@ def _metered_memory(
         torch.cuda.reset_peak_memory_stats(device)
     meter = memory(batches)
     if device.type == "cuda":
-        # The allocator knows of kernels' workspace, which the meter does not.
+        # The allocator also counts the workspace of kernels, which the meter does not see.
         allocator = {
             "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
@@ -180,10 +183,10 @@ def _metered_memory(
     return memory_columns(meter) | allocator
 
 
-def gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every rank has, by rank, on every rank."""
+def gathered(local: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dictionaries of all ranks, in the order of the ranks. A collective."""
     ranks: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(ranks, mine)
+    dist.all_gather_object(ranks, local)
     return ranks
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from bench import rows
-from bench.runner import launch
+from bench.runner import launch, worker
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from tests.support.launched import SMALL, bench, finished, one_row
 
@@ -38,6 +40,18 @@ def workers_of(process: subprocess.Popen[str], count: int) -> Iterator[list[psut
     yield workers
     _, alive = psutil.wait_procs(helpers, timeout=10)
     assert alive == []
+
+
+def test_workers_find_all_that_they_need_imported() -> None:
+    # The fork server ignores a module that it cannot import: then every worker imports for seconds.
+    code = f"""
+import pickle, sys, {", ".join(launch.PRELOADED)}
+before = set(sys.modules)
+pickle.loads({pickle.dumps((launch._worker, launch.measure, worker.measure))!r})
+print(sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 @pytest.mark.alone
