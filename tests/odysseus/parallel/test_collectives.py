@@ -22,7 +22,7 @@ WORLDS = (2, 4)
 
 
 def numbers(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Whole numbers in fp64 that a seed decides, laid out last dimension first."""
+    """Whole numbers in fp64 drawn from a seed, laid out last dimension first."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(-999, 1000, shape[::-1], generator=generator)
     return drawn.to(torch.float64).permute(*reversed(range(len(shape))))
@@ -32,7 +32,7 @@ def shard_of(x: Tensor, dim: int, rank: int, n: int) -> Tensor:
     return x.chunk(n, dim)[rank]
 
 
-# What each collective should give one rank, from every rank's input.
+# The result that one rank should have, from every rank's input.
 Expected = Callable[[list[Tensor], int], Tensor]
 Case = tuple[Callable[[Tensor, Axis], Tensor], Expected]
 
@@ -58,7 +58,7 @@ def sliced(inputs: list[Tensor], rank: int, dim: int) -> Tensor:
 
 
 def fresh_all_reduce(x: Tensor, axis: Axis) -> Tensor:
-    """A tensor of its own for the all-reduce to work on in place."""
+    """All-reduce a copy, because the all-reduce works in place."""
     return collectives.start_all_reduce_(x * 1, axis).wait()
 
 
@@ -79,7 +79,7 @@ CASES["all_to_all"] = (collectives.all_to_all, exchanged)
 
 
 def apply_every_case() -> dict[str, tuple[bool, float, float]]:
-    """By case: forward as expected, this rank's part of <A x, y>, and of <x, A^T y>."""
+    """Whether forward is as expected, this rank's part of <A x, y>, and of <x, A^T y>, by case."""
     axis = Axis(world_group(), "activation")
     n, results = axis.size, {}
     for name, (collective, expected) in CASES.items():
@@ -110,13 +110,13 @@ def test_forward_equals_plain_torch(world_size: int, name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_backward_is_the_transpose(world_size: int, name: str) -> None:
-    there = sum(results[name][1] for results in every_case(world_size))
-    back = sum(results[name][2] for results in every_case(world_size))
-    assert there == back != 0
+    forward = sum(results[name][1] for results in every_case(world_size))
+    backward = sum(results[name][2] for results in every_case(world_size))
+    assert forward == backward != 0
 
 
 def sum_rows() -> dict[str, bool]:
-    """What :func:`sum_gradient_rows` keeps of its promise on this rank."""
+    """Whether each promise of :func:`sum_gradient_rows` holds on this rank."""
     axis = Axis(world_group(), "gradient")
     shape, first = (6, 4), 2
     weight = numbers(axis.rank, shape).requires_grad_()
@@ -127,18 +127,18 @@ def sum_rows() -> dict[str, bool]:
     def gradient_of(parameter: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
         out = collectives.sum_gradient_rows(parameter, first, axis, dtype)
         kept["forward"] = torch.equal(out, parameter)
-        (found,) = torch.autograd.grad(out, parameter, grad)
-        return found
+        (gradient,) = torch.autograd.grad(out, parameter, grad)
+        return gradient
 
-    mine = outside[axis.rank].contiguous()
-    kept["sum"] = torch.equal(gradient_of(weight, mine, torch.float64), whole)
-    # The gradient that came in is another branch's too.
-    kept["incoming"] = torch.equal(mine, outside[axis.rank])
-    transposed = mine.T.contiguous().T
+    own = outside[axis.rank].contiguous()
+    kept["sum"] = torch.equal(gradient_of(weight, own, torch.float64), whole)
+    # The incoming gradient may also belong to another branch.
+    kept["incoming"] = torch.equal(own, outside[axis.rank])
+    transposed = own.T.contiguous().T
     kept["transposed"] = torch.equal(gradient_of(weight, transposed, torch.float64), whole)
     bias = torch.zeros(6, dtype=torch.float64, requires_grad=True)
-    kept["bias"] = torch.equal(gradient_of(bias, mine[:, 0], torch.float64), whole[:, 0])
-    # bf16 has 8 significant bits: 257 travels as 256, and rows that stay at home stay 257.
+    kept["bias"] = torch.equal(gradient_of(bias, own[:, 0], torch.float64), whole[:, 0])
+    # bf16 has 8 significant bits: 257 is sent as 256, and rows that are not sent stay 257.
     narrow = gradient_of(weight, torch.full(shape, 257.0, dtype=torch.float64), torch.bfloat16)
     kept["dtype"] = narrow[:, 0].tolist() == [257.0] * first + [256.0 * axis.size] * (6 - first)
     return kept
@@ -155,7 +155,7 @@ def test_sum_gradient_rows(kept: str) -> None:
 
 
 def change_nothing_alone() -> bool:
-    """On an axis of one rank every collective returns the very tensor it is given."""
+    """Whether every collective on an axis of one rank returns the very tensor it is given."""
     alone, _ = dist.new_subgroups_by_enumeration([[0], [1]])
     axis = Axis(alone, "activation")
     x = numbers(dist.get_rank(), (2, 3, 4)).requires_grad_()

@@ -1,4 +1,4 @@
-"""What runs beside what: a block's chunks of tokens, and ZeRO-3 that hides on a CPU."""
+"""Collectives that run beside computation: those of a block in chunks, and ZeRO-3's on a CPU."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_chunks_with_a_ring_replicas_and_biases(method: str) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_chunks_send_what_theory_says(world_size: int) -> None:
-    """The same bytes as without, in more calls; recomputed, the closing collective of all chunks
-    but the last once more."""
+    """Chunks send the same bytes in more calls. Recomputation repeats the closing collective of all
+    chunks but the last."""
     whole = replace(RUN, dtype="fp32", world_size=world_size, seq_len=64)
     runs = [run for method in CUT for run in in_chunks(replace(whole, method=method))]
     (measured, *_) = run_ranks(measured_columns, world_size, runs)
@@ -78,29 +78,28 @@ def test_a_dry_run_counts_chunks_as_they_are(method: str) -> None:
 
 
 def beside(run: RunConfig) -> tuple[float, float]:
-    """Bytes of the step's (activations, ZeRO) that nobody waits for before something else has been
-    computed, as parts of all."""
+    """The parts of a step's bytes, of (activations, ZeRO), that run beside another matmul."""
     program = dry_run.count(run, 0, True).program
     hidden, total = {"zero": 0.0, "activation": 0.0}, {"zero": 0.0, "activation": 0.0}
     for index, op in enumerate(program):
         if not isinstance(op, Op) or not op.ranks or op.purpose == "edge":
             continue
-        of = "activation" if op.purpose == "activation" else "zero"
-        total[of] += op.bytes
+        kind = "activation" if op.purpose == "activation" else "zero"
+        total[kind] += op.bytes
         for later in program[index + 1 :]:
             if isinstance(later, Wait) and index in later.after:
                 break
             if isinstance(later, Op) and later.kind == "matmul":
-                hidden[of] += op.bytes
+                hidden[kind] += op.bytes
                 break
     return hidden["activation"] / total["activation"], hidden["zero"] / total["zero"]
 
 
 @pytest.mark.parametrize("method", CUT)
 def test_more_collectives_run_beside_matmuls(method: str) -> None:
-    """Without chunks only backward's second gather and the reduction before the weight's gradient
-    do; ZeRO's never do in FSDP2 on a CPU, and all but the first unit's, the last's and those of
-    norms alone here."""
+    """Without chunks, only backward's second gather and the reduction before the weight's gradient
+    run beside matmuls. On a CPU none of FSDP2's collectives do; here all do, except those of the
+    first unit, of the last, and of the lone norms."""
     run = replace(RUN, method=method, world_size=2, seq_len=64, dtype="fp32")
     run = replace(run, model=replace(run.model, num_hidden_layers=8))
     one, two = (replace(run, overlap_chunks=c) for c in (1, 2))
@@ -122,17 +121,17 @@ def test_more_collectives_run_beside_matmuls(method: str) -> None:
 
 
 def waited_for(run: RunConfig) -> bool:
-    """Whether each unit's reduction (embedding, two blocks, head) has been waited for when
-    backward returns."""
+    """Whether each unit's reduction (embedding, two blocks, head) has ended when backward
+    returns."""
     torch.set_num_threads(1)
     mesh = make_mesh(torch.device("cpu"), run)
-    begun: list[int] = []
+    started: list[int] = []
     waited: list[int] = []
     reduce_scatter, wait = dist.reduce_scatter_single, dist.Work.wait
 
-    def begin(*args: Any, **options: Any) -> dist.Work | None:
+    def start(*args: Any, **options: Any) -> dist.Work | None:
         work = reduce_scatter(*args, **options)
-        begun.append(id(work))
+        started.append(id(work))
         return work
 
     def noted(work: dist.Work) -> bool:
@@ -141,9 +140,9 @@ def waited_for(run: RunConfig) -> bool:
 
     trainer = Trainer(run, METHODS[run.method], mesh)
     batches = Samples(run, mesh.replica, mesh.shard, mesh.device).step(0)
-    with patch.object(dist, "reduce_scatter_single", begin), patch.object(dist.Work, "wait", noted):
+    with patch.object(dist, "reduce_scatter_single", start), patch.object(dist.Work, "wait", noted):
         trainer.forward_backward(batches)
-    return len(begun) == 4 and set(begun) <= set(waited)
+    return len(started) == 4 and set(started) <= set(waited)
 
 
 def test_every_reduction_has_ended_when_backward_returns() -> None:

@@ -35,7 +35,7 @@ from tests.support.toggles import ALL_ON, check_all
 ORDERS = ("zigzag", "contiguous")
 BACKENDS = ("native", "allgather")
 BASE = replace(RUN, seq_len=80, tiled_loss_compute=False)
-"""Two blocks, batch 2, two query heads a kv head; 10 tokens a rank at the most ranks."""
+"""Two blocks, batch 2, two query heads per kv head; 10 tokens per rank at the most ranks."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,14 +80,14 @@ def test_compiled_blocks_with_a_ring() -> None:
     check_all([base, replace(base, activation_checkpointing=True)])
 
 
-def local(whole_BSHK: Tensor, order: str, ring: int, place: int) -> Tensor:
-    """A place's tokens of [B, S, H, K], a leaf of its own."""
-    tokens = torch.from_numpy(tokens_of(order, whole_BSHK.shape[1], ring, place))
+def local(whole_BSHK: Tensor, order: str, ring: int, ring_rank: int) -> Tensor:
+    """A ring rank's tokens of [B, S, H, K], a leaf of autograd."""
+    tokens = torch.from_numpy(tokens_of(order, whole_BSHK.shape[1], ring, ring_rank))
     return whole_BSHK[:, tokens].detach().requires_grad_()
 
 
 def attend_by(backend: str, axis: Axis, order: str) -> Attend:
-    """The ring of a backend; yunchang's with this project's CPU kernel in flash-attn's place."""
+    """Ring attention of a backend; this project's CPU kernel replaces flash-attn in yunchang's."""
     if backend == "yunchang":
         compute_on_cpu()
         return yunchang_ring(axis, order)
@@ -96,7 +96,7 @@ def attend_by(backend: str, axis: Axis, order: str) -> Attend:
 
 
 def yunchang_traffic(order: str) -> dict[str, int]:
-    """What its ring sends for a block's forward and backward on this rank."""
+    """Bytes and calls of yunchang's ring on this rank, in a block's forward and backward."""
     axis = Axis(world_group(), "activation")
     attend = attend_by("yunchang", axis, order)
     q, k, v = (torch.randn(2, 10, n, 8).bfloat16().requires_grad_() for n in (8, 4, 4))
@@ -118,39 +118,40 @@ def test_yunchangs_traffic_equals_theory(order: str) -> None:
 
 
 def attention_errors(backend: str, order: str, dtype: torch.dtype) -> list[tuple[float, float]]:
-    """Squared error of output and gradients on this rank: of the ring and of plain attention,
-    both against attention in fp64 to the very same numbers."""
+    """Squared errors of output and gradients on this rank, of the ring and of plain attention; both
+    against attention in fp64 on the same numbers."""
     axis = Axis(world_group(), "activation")
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 1024, heads, 64).to(dtype) for heads in (4, 2, 2, 4))
-    cut = partial(local, order=order, ring=axis.size, place=axis.rank)
+    cut = partial(local, order=order, ring=axis.size, ring_rank=axis.rank)
 
     def results(attend: Attend, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
         out = attend(*inputs)
         return [out, *torch.autograd.grad(out, inputs, grad)]
 
     attend = attend_by(backend, axis, order)
-    found = results(attend, [cut(x) for x in (q, k, v)], cut(grad))
+    reported = results(attend, [cut(x) for x in (q, k, v)], cut(grad))
     plain, exact = (
         results(sdpa, [x.to(wide).requires_grad_() for x in (q, k, v)], grad.to(wide))
         for wide in (dtype, torch.float64)
     )
-    assert [x.dtype for x in found] == [dtype] * 4
+    assert [x.dtype for x in reported] == [dtype] * 4
     return [
         tuple((x - cut(e)).square().sum().item() for x in (a, cut(b)))
-        for a, b, e in zip(found, plain, exact, strict=True)
+        for a, b, e in zip(reported, plain, exact, strict=True)
     ]
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("backend", [*BACKENDS, "yunchang"])
 def test_bf16_errs_little_more_than_plain_attention(backend: str, order: str) -> None:
-    """Eight places: the root mean square error of o, dq, dk, dv is at most 1.2 x attention's own.
+    """Eight ring ranks: the root mean square error of o, dq, dk, dv is at most 1.2 x that of plain
+    attention.
 
     The bounds are tighter: merging and adding up in bf16 makes 1.22, 1.19, 1.20, 1.13.
 
-    Every block's result is rounded to bf16 once more than plain attention's; what is merged and
-    summed in fp32 adds next to nothing.
+    Every block's result is rounded to bf16 once more than plain attention's. Merging and summing in
+    fp32 adds almost nothing.
     """
     ranks = run_ranks(attention_errors, 8, backend, order, torch.bfloat16)
     ring, plain = np.sqrt(np.sum(ranks, axis=0)).T
@@ -158,7 +159,7 @@ def test_bf16_errs_little_more_than_plain_attention(backend: str, order: str) ->
 
 
 def test_two_blocks_are_the_whole_on_the_cpu() -> None:
-    """As on the GPU, and here exact."""
+    """Exact here; tests on a GPU have a tolerance."""
     blocks = choose_block_attention("sdpa", torch.device("cpu"))
     assert blocks is not None
     packed = torch.randn(2, 256, 12, 64, dtype=torch.float64, requires_grad=True)
@@ -166,8 +167,8 @@ def test_two_blocks_are_the_whole_on_the_cpu() -> None:
     grad[:, 128:] = torch.randn(2, 128, 8, 64, dtype=torch.float64)
     o = sdpa(*packed.split([8, 2, 2], dim=2))
     (exact,) = torch.autograd.grad(o, packed, grad)
-    found = in_two_blocks(blocks, packed.detach(), grad)
+    merged = in_two_blocks(blocks, packed.detach(), grad)
     q, k, v = exact.split([8, 2, 2], dim=2)
     parts = (o[:, 128:], q[:, 128:], k[:, 128:], v[:, 128:], k[:, :128], v[:, :128])
-    for a, b in zip(found, parts, strict=True):
+    for a, b in zip(merged, parts, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)

@@ -54,7 +54,7 @@ def single_process(run: RunConfig) -> dict[str, Tensor]:
 
 
 def held_by_method(run: RunConfig) -> dict[tuple[str, str], list[Held]]:
-    """By method and model: name, rows, columns, owned and fp32 values of all this rank holds."""
+    """Name, rows, columns, owned and fp32 values of all local pieces, by method and model."""
     held = {}
     for method in METHODS.values():
         for label, model in MODELS.items():
@@ -149,7 +149,7 @@ def test_another_seed_gives_other_weights() -> None:
     first, again, other = (single_process(replace(run, seed=seed)) for seed in (0, 0, 1))
     for name, x in first.items():
         assert torch.equal(x, again[name])
-        # Vectors are ones and zeros; of drawn numbers hardly one in a million agrees by chance.
+        # Vectors are ones and zeros; drawn numbers agree by chance hardly once in a million.
         same = (x == other[name]).double().mean().item()
         assert same == 1 if x.dim() == 1 else same < 1e-3
 
@@ -165,17 +165,17 @@ def test_distribution() -> None:
             n = x.numel()
             assert abs(x.mean().item()) < 5 * 0.02 / n**0.5
             assert abs(x.std().item() - 0.02) < 5 * 0.02 / (2 * n) ** 0.5
-    # Of one shape, yet drawn apart: two layers, two projections, two blocks of rows.
+    # Tensors of one shape are drawn apart: two layers, two projections, two blocks of rows.
     gate, up = (f"model.layers.{{}}.mlp.{name}_proj.weight" for name in ("gate", "up"))
     assert not (whole[gate.format(0)] == whole[gate.format(1)]).any()
     assert not (whole[gate.format(0)] == whole[up.format(0)]).any()
     table = whole["model.embed_tokens.weight"]
-    assert not (table[:3] == table[sharding._ROWS_A_DRAW :]).any()
+    assert not (table[:3] == table[sharding._ROWS_PER_DRAW :]).any()
 
 
-def test_only_the_blocks_of_rows_in_need_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_needed_blocks_of_rows_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     shape, columns, drawn = (1000, 8), (2, 5), []
-    block = sharding._ROWS_A_DRAW
+    block = sharding._ROWS_PER_DRAW
     rows = (block + 10, 2 * block + 10)
     whole = torch.empty(shape)
     sharding.initialize(iter([(sharding.Piece("w", shape, (0, 1000), (0, 8)), whole)]), seed=3)

@@ -63,7 +63,7 @@ def test_parity_across_a_ring(backend: str) -> None:
 
 
 def dtypes_of_sums(run: RunConfig) -> list[torch.dtype]:
-    """In which the gradients of k and v add up, in a step of this rank."""
+    """The dtypes in which a step of this rank sums the gradients of k and v."""
     trainer, samples = worker.start(run, torch.device("cpu"))
     with patch.object(ulysses_chunks, "_add", wraps=ulysses_chunks._add) as add:
         trainer.forward_backward(samples.step(0))

@@ -1,4 +1,4 @@
-"""Which weights ZeRO-3 shards, and which it leaves alone."""
+"""The weights that ZeRO-3 shards, and those that it leaves alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODEL = ModelOptions(hidden_size=32, intermediate_size=64, num_hidden_layers=1, 
 
 
 def left_alone(run: RunConfig) -> set[str]:
-    """The names of the block's weights that no rank gathers."""
+    """Names of the block's weights that no rank gathers."""
     with only_rank(0, run.world_size, False):
         trainer = Trainer(run, METHODS[run.method], make_mesh(META, run), cpu_kernels(run))
         block = trainer.model.get_submodule("model.layers.0")
@@ -55,7 +55,8 @@ def test_any_other_is_sharded(shared: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("method", "gathers"), [("tp", 1), ("tp_sp", 1), ("ulysses", 0)])
 def test_norms_alone_are_gathered_once_for_all_blocks(method: Any, gathers: int) -> None:
-    """Where a block has other weights that ZeRO shards over all ranks, its norms go with them."""
+    """Norms belong to their block's unit where the block has other weights that the method does not
+    cut."""
     model = replace(MODEL, num_hidden_layers=3)
     run = RunConfig(model=model, method=method, seq_len=64, world_size=2)
     with only_rank(0, run.world_size, False):

@@ -39,9 +39,9 @@ RUN = RunConfig(model=MODEL, seq_len=64, dtype="bf16")
     [
         (10, 8, 2, [4, 4, 2]),
         (8, 8, 2, [4, 4]),
-        (8, 9, 2, [4, 4]),  # a bucket holds as much of every rank
+        (8, 9, 2, [4, 4]),  # a bucket has equally many elements per rank
         (8, 100, 2, [8]),
-        (3, 2, 4, [1, 1, 1]),  # and never nothing
+        (3, 2, 4, [1, 1, 1]),  # and at least one
         (0, 8, 2, []),
     ],
 )
@@ -50,7 +50,7 @@ def test_bucket_widths(shard: int, bucket: int, ranks: int, widths: list[int]) -
 
 
 class Reductions(Watcher):
-    """How often gradients of each (elements, dtype) were reduce-scattered."""
+    """Counts the reduce-scatters of gradients by (elements, dtype)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Reductions(Watcher):
 
 
 def reductions(runs: list[RunConfig]) -> list[tuple[Counter[tuple[int, str]], str]]:
-    """Of each run's first step on this rank: its reductions, and a digest of its gradients."""
+    """The reductions and a digest of the gradients of each run's first step on this rank."""
     found = []
     for run in runs:
         mesh = make_mesh(torch.device("cpu"), run)
@@ -84,8 +84,8 @@ BUCKETS = (500, 1001, 4000)
 
 @pytest.mark.parametrize("travels", ["fp32", "bf16"])
 def test_buckets_bound_reductions_and_change_no_bit(travels: Any) -> None:
-    """Two ranks' sum is one addition of the same two numbers in the same dtype, in whatever
-    bucket it is made: widening bf16 is exact, and an addition is the same in either order."""
+    """Two ranks' sum is one addition of the same two numbers in the same dtype, in any bucket:
+    widening bf16 is exact, and an addition is the same in either order."""
     base = replace(RUN, world_size=2, seq_parallel_communication_data_type=travels)
     for method in ("tp_sp", "odysseus"):
         whole, *bucketed = [
@@ -113,10 +113,10 @@ def test_replicas_of_cut_weights_reduce_in_buckets_too() -> None:
 
 
 def memory_of_reductions(runs: list[RunConfig]) -> list[list[tuple[int, int, int]]]:
-    """Of each reduction of each run on this rank: gradients' elements, ranks, bytes allocated.
+    """Elements, ranks and bytes allocated of each reduction of each run on this rank.
 
-    A meter that knows nothing else is entered for as long as FSDP2 reduces, but not while it copies
-    gradients into its buffer: that is one kernel on CUDA, on CPU several with workspace.
+    A meter runs only while FSDP2 reduces, but not while it copies gradients into its buffer. That
+    copy is one kernel on CUDA; on CPU it is several kernels with workspace.
     """
     found: list[list[tuple[int, int, int]]] = []
 
@@ -147,12 +147,12 @@ def memory_of_reductions(runs: list[RunConfig]) -> list[list[tuple[int, int, int
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_bucket_takes_four_bytes_an_element(size: int) -> None:
-    """What summing E bf16 gradients of a unit over n ranks in fp32 allocates, to the byte.
+    """Bytes that the sum of E bf16 gradients of a unit over n ranks allocates in fp32, exactly.
 
     Without buckets FSDP2 copies them all into fp32: 4·E, and 4·E/n for this rank's sum. With
     buckets the copy is bf16, 2·E, the sum is 4·E/n as before, and one bucket at a time is
-    widened: 4·b, b the bucket rounded down to as many elements of every rank, or the unit where
-    that is less. (DeepSpeed's takes 8·b: it flattens the widened gradients into a buffer.)
+    converted: 4·b, b the bucket rounded down to as many elements per rank, or the unit where
+    that is less. (DeepSpeed takes 8·b: it flattens the converted gradients into a buffer.)
 
     In bf16 all is half of that: the unit's copy 2·E, the sum 2·E/n and a bucket's copy 2·b, none
     where the bucket is the unit; after that the sum becomes fp32, as shards are, 4·E/n.
