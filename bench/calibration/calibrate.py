@@ -27,7 +27,7 @@ from bench.meters.device import peak_flops_per_s
 from bench.meters.flops import attention_flops
 from bench.meters.traffic import bytes_sent
 from odysseus.config.run import RunConfig
-from odysseus.memory.host_memory import machine_bytes, ranks_per_node
+from odysseus.memory.host_memory import machine_memory_bytes, ranks_per_node
 from odysseus.model.kernels import choose_kernels
 from odysseus.parallel.mesh import Axis
 from odysseus.parallel.transfers import start_hop
@@ -58,13 +58,13 @@ def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) 
     return Hardware(
         device=device.type,
         dtype=run.dtype,
-        memory_bytes=memory or machine_bytes() // local,
+        memory_bytes=memory or machine_memory_bytes() // local,
         context_bytes=GIB if on_gpu else 0,
         nccl_bytes=2 * GIB if on_gpu else 0,
         nccl_peer_bytes=NCCL_PEER_BYTES if on_gpu else 0,
         workspace_bytes=32 * 2**20 if on_gpu else 0,
         gpus_per_node=local,
-        host_memory_bytes=machine_bytes(),
+        host_memory_bytes=machine_memory_bytes(),
         speeds=_speeds(run, device, local, links),
     )
 

@@ -27,7 +27,7 @@ from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import Axis, Mesh
-from odysseus.training.trainer import Build, Trainer, build_model, unsharded
+from odysseus.training.trainer import Build, Trainer, build_model, build_unsharded
 
 _TOKENS = 1024
 """Of the step. Its tensors put Python out of a core's caches, as those of the cells do; in a step
@@ -110,7 +110,7 @@ def _steps(device: torch.device) -> tuple[_Step, _Step]:
     assert isinstance(everyone, dist.ProcessGroup), "of every rank"
     axis, line = Axis(own, "activation"), DeviceMesh.from_group(everyone, device.type)
     mesh = Mesh(device, 0, axis, axis, axis, axis, axis, uncut_mesh=line, full_mesh=line)
-    return _Step(mesh, unsharded), _Step(mesh, build_model)
+    return _Step(mesh, build_unsharded), _Step(mesh, build_model)
 
 
 def split(plain: _Step, zero: _Step) -> tuple[float, float]:

@@ -94,7 +94,7 @@ def _check_save(run: RunConfig, folder: Path) -> None:
     checks.check_method(run, "save")
     if run.dry_run:
         raise ValueError(f"save = {folder} needs weights; valid: dry_run = false")
-    checkpoint.configuration(run)
+    checkpoint.saved_config(run)
     if os.environ.get("RANK", "0") != "0":
         return  # the first one writes
     taken = [path for path in (folder, Path(f"{folder}.partial")) if path.exists()]

@@ -128,7 +128,7 @@ def _save(run: RunConfig, trainer: Trainer, device: torch.device, to: Path) -> d
     """Write the weights. If that fails return status and error for the row, which keeps its
     numbers."""
     try:
-        checkpoint.save(trainer.held(), run, trainer.mesh.world, device, to)
+        checkpoint.save(trainer.local_pieces(), run, trainer.mesh.world, device, to)
     except OSError as error:
         return {"status": "error", "error": f"save = {to}: {error}"}
     return {}

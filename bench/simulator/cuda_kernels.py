@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odysseus.model.attention import at_home, differentiable
+from odysseus.model.attention import differentiable, local_attention
 from odysseus.model.block_attention import CUDA_FLASH, BlockAttention
 from odysseus.model.kernels import TORCH, Kernels
 
@@ -67,8 +67,10 @@ _BACKWARD = {"flash_attention_2": flash_backward, "flash_attention_3": flash_3_b
 def kernels(attention: str) -> Kernels:
     """What a GPU computes with, attention by a version of FlashAttention."""
     blocks = BlockAttention(CUDA_FLASH.forward, _BACKWARD[attention])
-    whole = at_home(blocks)
-    return Kernels(differentiable(whole), rms_norm, TORCH.swiglu, TORCH.rotary_, blocks, whole)
+    with_lse = local_attention(blocks)
+    return Kernels(
+        differentiable(with_lse), rms_norm, TORCH.swiglu, TORCH.rotary_, blocks, with_lse
+    )
 
 
 class _RMSNorm(torch.autograd.Function):

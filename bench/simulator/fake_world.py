@@ -165,5 +165,5 @@ def cpu_kernels(run: RunConfig) -> Kernels:
     """The kernels of a real CPU rank: attention's is named, as nothing is chosen by device here."""
     cpu = torch.device("cpu")
     chosen = choose_kernels(run.model, cpu, run.compute_dtype)
-    assert chosen.whole is not None, "the CPU has one"
-    return replace(chosen, attend=differentiable(chosen.whole))
+    assert chosen.attention_with_lse is not None, "the CPU has one"
+    return replace(chosen, attend=differentiable(chosen.attention_with_lse))

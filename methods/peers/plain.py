@@ -152,7 +152,7 @@ def initialized(run: RunConfig, attend: Attend = sdpa, part: str = "model") -> P
 
 def filled(model: PlainLM, run: RunConfig) -> PlainLM:
     """A model that is not cut, now with the run's weights."""
-    checkpoint.fill(sharding.local_pieces(model, run.architecture, {}, 1, 0), run)
+    checkpoint.load_or_initialize(sharding.local_pieces(model, run.architecture, {}, 1, 0), run)
     return model
 
 

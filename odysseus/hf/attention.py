@@ -162,7 +162,7 @@ def _attention(
     factor = 1.0 if scaling is None else scaling * width**0.5
     query = query if abs(factor - 1) < 1e-9 else query * factor
     q_BsHK, k_BsGK, v_BsGK = (x.transpose(1, 2) for x in (query, key, value))
-    within = None if documents.one_each else documents
+    within = None if documents.one_per_sequence else documents
     return attend_in(query.dtype)(q_BsHK, k_BsGK, v_BsGK, documents=within), None
 
 

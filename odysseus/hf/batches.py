@@ -67,7 +67,7 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     if position_ids is None:
         position_ids = torch.arange(tokens, device=input_ids.device)[None]
     position_ids = position_ids.expand(input_ids.shape)
-    starts = Documents.of_positions(position_ids.cpu().numpy()).starts
+    starts = Documents.from_positions(position_ids.cpu().numpy()).starts
     documents = SplitDocuments(starts, mesh)
     labels, attention_mask = batch.get("labels"), batch.get("attention_mask")
     if labels is None:

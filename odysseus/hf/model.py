@@ -20,7 +20,7 @@ from odysseus.parallel.mesh import Mesh
 def build(run: RunConfig, mesh: Mesh, host: HostMemory) -> PreTrainedModel:
     """This rank's shards of it, on the meta device, without values."""
     register(mesh, ring_backend=run.ring_backend, attn_implementation=run.model.attn_implementation)
-    given = checkpoint.configuration(run)
+    given = checkpoint.saved_config(run)
     config = type(AutoConfig.for_model(given["model_type"])).from_dict(given)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -40,8 +40,8 @@ def fill_buffers(model: PreTrainedModel) -> None:
 
 def token_losses(model: PreTrainedModel, mesh: Mesh, batch: Batch) -> Tensor:
     """The sum of a batch's token losses on this rank, a scalar."""
-    one_each = ((0,),) * len(batch.input_ids)
-    starts = one_each if batch.documents is None else batch.documents.starts
+    one_per_sequence = ((0,),) * len(batch.input_ids)
+    starts = one_per_sequence if batch.documents is None else batch.documents.starts
     output = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,

@@ -115,8 +115,8 @@ def _apply(
     if run.recomputes:
         keep: Callable[[Tensor], Any] = nullcontext
         if run.activation_checkpoint_cpu_offload:
-            host = host or HostMemory.of(run, mesh.device)
-            keep = CheckpointOffload(host, mesh.device, len(blocks)).keep
+            host = host or HostMemory.for_run(run, mesh.device)
+            keep = CheckpointOffload(host, mesh.device, len(blocks)).saved_input_hooks
         for block in blocks:
             changes.set(block, "gradient_checkpointing", True)
             changes.set(block, "_gradient_checkpointing_func", partial(_recomputed, keep))

@@ -31,7 +31,7 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("BF16", "F16", "F32", "F64")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What a saved model takes along from the folder that it came from.
-_BESIDE = (
+_COPIED_FILES = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("chat_template.jinja", "chat_template.json"),
@@ -47,16 +47,16 @@ def check(run: RunConfig) -> None:
         Checkpoint(run.model.checkpoint).check(run.architecture)
 
 
-def fill(held: Iterable[tuple[Piece, Tensor]], run: RunConfig) -> None:
+def load_or_initialize(pieces: Iterable[tuple[Piece, Tensor]], run: RunConfig) -> None:
     """Give shards the run's first weights: its checkpoint's, or else what its seed decides.
 
     Args:
-        held: As :func:`odysseus.parallel.sharding.local_pieces`.
+        pieces: As :func:`odysseus.parallel.sharding.local_pieces`.
     """
     if run.model.checkpoint:
-        Checkpoint(run.model.checkpoint).load(held)
+        Checkpoint(run.model.checkpoint).load(pieces)
     else:
-        initialize(held, run.seed)
+        initialize(pieces, run.seed)
 
 
 class Checkpoint:
@@ -81,27 +81,27 @@ class Checkpoint:
                     f"{self.folder} {what} {min(names)[:100]!r}{more}; valid: the tensors of "
                     f"the model{', whose head is its embedding' if tied else ''}"
                 )
-        for file, names in _by_file((name, self.files[name]) for name in shapes).items():
-            with _opened(file) as opened:
+        for file, names in _group_by_file((name, self.files[name]) for name in shapes).items():
+            with _open(file) as opened:
                 for name in names:
                     _check_tensor(file, opened, name, shapes[name])
 
-    def load(self, held: Iterable[tuple[Piece, Tensor]]) -> None:
+    def load(self, pieces: Iterable[tuple[Piece, Tensor]]) -> None:
         """Fill a rank's shards, reading no more than they hold.
 
         Args:
-            held: As :func:`odysseus.parallel.sharding.local_pieces`.
+            pieces: As :func:`odysseus.parallel.sharding.local_pieces`.
         """
-        for piece, view in held:
+        for piece, view in pieces:
             rows, columns = slice(*piece.rows), slice(*piece.columns)
             at = (rows,) if len(piece.shape) == 1 else (rows, columns)
             # What is read of a file stays in memory until it is closed.
-            with _opened(self.files[piece.name]) as opened:
+            with _open(self.files[piece.name]) as opened:
                 view.copy_(opened.get_slice(piece.name)[at])
 
 
 def save(
-    held: Iterable[tuple[Piece, Tensor]],
+    pieces: Iterable[tuple[Piece, Tensor]],
     run: RunConfig,
     world: Axis,
     device: torch.device,
@@ -114,31 +114,31 @@ def save(
     the first.
 
     Args:
-        held: As :func:`odysseus.parallel.sharding.local_pieces`.
+        pieces: As :func:`odysseus.parallel.sharding.local_pieces`.
         to: A folder that is not there yet.
 
     Raises:
         OSError: the first rank could not write, on every rank; what it wrote is removed.
     """
-    mine: defaultdict[str, list[tuple[Piece, Tensor]]] = defaultdict(list)
-    for piece, view in held:
-        mine[piece.name] += [(piece, view)] if piece.owned else []
+    local: defaultdict[str, list[tuple[Piece, Tensor]]] = defaultdict(list)
+    for piece, view in pieces:
+        local[piece.name] += [(piece, view)] if piece.owned else []
     shapes, dtype = huggingface_shapes(run.architecture), run.compute_dtype
-    files = _divided(shapes, dtype)
+    files = _split_into_files(shapes, dtype)
     partial, disk = Path(f"{to}.partial"), _Disk(world.rank == 0)
     disk.do(partial.mkdir)
     for file, names in files.items():
         tensors = {}
         for name in names:
             whole = torch.zeros(shapes[name], dtype=dtype, device=device)
-            for piece, view in mine[name]:
+            for piece, view in local[name]:
                 piece.of(whole).copy_(view)
             # Every element is on one rank: adding zeros to its bytes keeps it, -0.0 and NaN too.
             transfers.all_reduce_plain(whole.view(torch.uint8), world)
             if world.rank == 0:
                 tensors[name] = whole.cpu()
         disk.do(lambda t=tensors, f=file: save_file(t, partial / f, metadata={"format": "pt"}))
-    disk.do(lambda: _finish(run, files, partial))
+    disk.do(lambda: _write_config_and_index(run, files, partial))
     disk.do(lambda: partial.rename(to))
     shared = [disk.error]
     dist.broadcast_object_list(shared, group_src=0, group=world.group)
@@ -162,7 +162,7 @@ class _Disk:
                 self.error = " ".join(str(error).split())[:200]
 
 
-def _finish(run: RunConfig, files: dict[str, list[str]], folder: Path) -> None:
+def _write_config_and_index(run: RunConfig, files: dict[str, list[str]], folder: Path) -> None:
     """The index and the configuration; what a checkpoint brought along stays beside them."""
     if len(files) > 1:
         weight_map = {name: file for file, names in files.items() for name in names}
@@ -170,13 +170,13 @@ def _finish(run: RunConfig, files: dict[str, list[str]], folder: Path) -> None:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / _INDEX).write_text(json.dumps(index, indent=2))
     source = run.model.checkpoint
-    for name in _BESIDE if source else ():
+    for name in _COPIED_FILES if source else ():
         if source and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    (folder / "config.json").write_text(json.dumps(configuration(run), indent=2))
+    (folder / "config.json").write_text(json.dumps(saved_config(run), indent=2))
 
 
-def configuration(run: RunConfig) -> dict[str, Any]:
+def saved_config(run: RunConfig) -> dict[str, Any]:
     """The ``config.json`` of what a run saves.
 
     Raises:
@@ -190,7 +190,9 @@ def configuration(run: RunConfig) -> dict[str, Any]:
     return given | {"dtype": dtype, "torch_dtype": dtype}
 
 
-def _divided(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, list[str]]:
+def _split_into_files(
+    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
+) -> dict[str, list[str]]:
     """File names, and the tensors of each, in order."""
     groups: list[list[str]] = [[]]
     size = 0
@@ -215,7 +217,7 @@ def _files(folder: Path) -> dict[str, Path]:
             "weights"
         )
     if (folder / _SINGLE).is_file():
-        with _opened(folder / _SINGLE) as opened:
+        with _open(folder / _SINGLE) as opened:
             return dict.fromkeys(opened.keys(), folder / _SINGLE)
     if (folder / _INDEX).is_file():
         given = hf_config.read_object(folder / _INDEX).get("weight_map")
@@ -237,7 +239,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _open(file: Path) -> Iterator[Any]:
     """A file, whose header safetensors has checked against its size."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
@@ -247,7 +249,7 @@ def _opened(file: Path) -> Iterator[Any]:
         raise ValueError(f"{file} cannot be read: {why}; valid: whole safetensors") from None
 
 
-def _by_file(items: Iterable[tuple[Any, Path]]) -> dict[Path, list[Any]]:
+def _group_by_file(items: Iterable[tuple[Any, Path]]) -> dict[Path, list[Any]]:
     found: defaultdict[Path, list[Any]] = defaultdict(list)
     for item, file in items:
         found[file].append(item)

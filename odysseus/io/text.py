@@ -72,7 +72,7 @@ def open_tokens(path: str) -> np.ndarray:
     return np.memmap(file, dtype=np.uint8, mode="r")
 
 
-def text_of(run: RunConfig) -> Text:
+def load_text(run: RunConfig) -> Text:
     """The run's text as its checkpoint's tokens, or as bytes where that has no tokenizer.
 
     Packed documents are tokenised each by itself, with the blank lines that end it.
@@ -103,7 +103,7 @@ def check_tokens(run: RunConfig) -> None:
     _check_utf8(run.data.path)
     if run.model.tokenizer:
         tokenizer.check(run.model.tokenizer, run.architecture.vocab_size)
-    tokens = text_of(run).tokens
+    tokens = load_text(run).tokens
     if len(tokens) < run.seq_len + 1 and not run.data.repeat:
         raise ValueError(
             f"seq_len = {run.seq_len} needs {run.seq_len + 1} tokens, but data.path = "
@@ -145,7 +145,7 @@ class Samples:
 
     def __init__(self, run: RunConfig, replica: int, shard: int, device: torch.device) -> None:
         self.run, self.replica, self.device = run, replica, device
-        self.text = text_of(run)
+        self.text = load_text(run)
         sizes = run.ring_parallel_size, run.sequence_size
         self.positions = shard_of(run.ring_order, run.seq_len, *sizes, shard)
 

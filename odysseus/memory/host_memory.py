@@ -26,10 +26,10 @@ def node_limit_bytes(run: RunConfig, node_bytes: int | None = None) -> int:
     """
     if run.host_memory_limit_bytes:
         return run.host_memory_limit_bytes
-    return (machine_bytes() if node_bytes is None else node_bytes) * 9 // 10
+    return (machine_memory_bytes() if node_bytes is None else node_bytes) * 9 // 10
 
 
-def machine_bytes() -> int:
+def machine_memory_bytes() -> int:
     """Memory of this machine, or of the control group that this process is confined to."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder in _control_groups():
@@ -73,7 +73,7 @@ class HostMemory:
         self.tensors: list[Tensor] = []
 
     @classmethod
-    def of(cls, run: RunConfig, device: torch.device) -> HostMemory:
+    def for_run(cls, run: RunConfig, device: torch.device) -> HostMemory:
         """The account of one rank of a run: the ranks of a node share its limit equally."""
         share = node_limit_bytes(run) // ranks_per_node(run.world_size)
         return cls(share, device)

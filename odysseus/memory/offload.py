@@ -57,7 +57,7 @@ class CheckpointOffload:
         self._kept: list[_Kept] = []
         self._free: list[Tensor] = []
 
-    def keep(self, x: Tensor) -> saved_tensors_hooks:
+    def saved_input_hooks(self, x: Tensor) -> saved_tensors_hooks:
         """Context in which a block's input `x` is saved by moving it, everything else as usual."""
         place = _place(x)  # x itself would stay: autograd keeps the hooks
 

@@ -53,7 +53,7 @@ class Tiles:
     ) -> None:
         self.function, self.parameters, self.count = function, parameters, count
 
-    def of(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def split(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Every tile of all tensors."""
         return cut(self.count, *tensors)
 
@@ -81,7 +81,7 @@ class Tiles:
                 wide = torch.float32 if self.count > 1 else gradient.dtype
                 sums.append(gradient.to(torch.promote_types(gradient.dtype, wide)))
 
-    def rounded(self, sums: list[Tensor]) -> Iterator[Tensor]:
+    def rounded_gradients(self, sums: list[Tensor]) -> Iterator[Tensor]:
         """The parameters' gradients, in their dtype."""
         return (s.to(p.dtype) for s, p in zip(sums, self.parameters, strict=True))
 
@@ -105,9 +105,9 @@ class _Keep(torch.autograd.Function):
         (grad_y,) = grads
         grad_inputs = [torch.empty_like(x) for x in inputs]
         sums: list[Tensor] = []
-        for grad_y_t, *rest in tiles.of(grad_y, *inputs, *grad_inputs):
+        for grad_y_t, *rest in tiles.split(grad_y, *inputs, *grad_inputs):
             tiles.backward(rest[: len(inputs)], [grad_y_t], rest[len(inputs) :], sums)
-        return None, None, *grad_inputs, *tiles.rounded(sums)
+        return None, None, *grad_inputs, *tiles.rounded_gradients(sums)
 
 
 class _Compute(torch.autograd.Function):
@@ -117,7 +117,7 @@ class _Compute(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, tiles: Tiles, *others: Tensor) -> Tensor:
         ctx.inputs = 2 + len(others)
         y = torch.empty_like(x)
-        for y_t, *inputs in tiles.of(y, x, *others):
+        for y_t, *inputs in tiles.split(y, x, *others):
             y_t.copy_(tiles.function(*inputs))
         return y
 

@@ -111,8 +111,8 @@ class CausalAttention:
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def at_home(blocks: BlockAttention) -> CausalAttention:
-    """That of sequences which one rank has whole."""
+def local_attention(blocks: BlockAttention) -> CausalAttention:
+    """Attention over sequences that this rank holds whole."""
 
     def spans(q: Tensor, documents: Documents | None) -> Iterable[Span] | None:
         if documents is None:
@@ -135,7 +135,7 @@ def at_home(blocks: BlockAttention) -> CausalAttention:
     return CausalAttention(forward, backward)
 
 
-def differentiable(whole: CausalAttention) -> Attend:
+def differentiable(attention: CausalAttention) -> Attend:
     """That attention for autograd; keeps q, k, v, o and the log-sum-exp.
 
     torch.compile goes around it.
@@ -144,7 +144,7 @@ def differentiable(whole: CausalAttention) -> Attend:
     def attend(
         q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
     ) -> Tensor:
-        return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, whole, documents)
+        return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, attention, documents)
 
     return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
 
@@ -156,19 +156,19 @@ class _Attention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        whole: CausalAttention,
+        attention: CausalAttention,
         documents: Documents | None,
     ) -> Tensor:
-        o, logsumexp = whole.forward(q, k, v, documents)
+        o, logsumexp = attention.forward(q, k, v, documents)
         ctx.save_for_backward(q, k, v, o, logsumexp)
-        ctx.of = whole, documents
+        ctx.inputs = attention, documents
         return o
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_o,), (q, k, v, o, logsumexp) = grads, ctx.saved_tensors
-        whole, documents = ctx.of
-        return *whole.backward(grad_o, q, k, v, o, logsumexp, documents), None, None
+        attention, documents = ctx.inputs
+        return *attention.backward(grad_o, q, k, v, o, logsumexp, documents), None, None
 
 
 @lru_cache(maxsize=1)
@@ -177,7 +177,7 @@ def _cpu_sdpa() -> Attend:
 
     Made when it is first asked for: going around torch.compile imports its second of modules.
     """
-    packed = differentiable(at_home(CPU_FLASH))
+    packed = differentiable(local_attention(CPU_FLASH))
 
     def attend(
         q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
@@ -189,7 +189,7 @@ def _cpu_sdpa() -> Attend:
     return attend
 
 
-def by_head(x: Tensor, head_dim: int) -> Tensor:
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """[B, S, F·K], heads side by side, as [B, S, F, K]; what has that shape stays as it is."""
     return x if x.dim() == 4 else x.unflatten(-1, (-1, head_dim))
 

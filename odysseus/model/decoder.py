@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from odysseus.config.architecture import Architecture
 from odysseus.memory.tiling import tiled
-from odysseus.model.attention import by_head
+from odysseus.model.attention import split_heads
 from odysseus.model.documents import Documents
 from odysseus.model.kernels import TORCH, Kernels
 from odysseus.model.layers import Embedding, Head, Linear, Project, RMSNorm, local
@@ -51,17 +51,18 @@ class Tricks:
 
     Attributes:
         tile_mlp: Compute the MLP in tiles of the sequence.
-        tile_output: Compute all that follows attention in such tiles.
+        tile_after_attention: Compute all that follows attention in such tiles.
         recompute: Keep only the block's input, and run the block again in backward.
         overlap_chunks: Take tokens in so many chunks, one's collectives beside the other's matmuls.
-        keep: Context in which that input is saved, given it: where it waits for backward.
+        saved_input_hooks: Given the block's input, a context in which autograd saves it, such as in
+            host memory.
     """
 
     tile_mlp: bool = False
-    tile_output: bool = False
+    tile_after_attention: bool = False
     recompute: bool = False
     overlap_chunks: int = 1
-    keep: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
+    saved_input_hooks: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
 
 
 class Attention(nn.Module):
@@ -95,14 +96,16 @@ class Attention(nn.Module):
         self, norm: RMSNorm, x_BSD: Tensor, table: Tensor, documents: Documents | None
     ) -> Tensor:
         """[B, S, H·K]: attention of a block's normed stream, before the output projection."""
-        return self.of(self.qkv_proj(norm(x_BSD)), table, documents)
+        return self.attend_projected(self.qkv_proj(norm(x_BSD)), table, documents)
 
-    def of(self, qkv_BSW: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
+    def attend_projected(
+        self, qkv_BSW: Tensor, table: Tensor, documents: Documents | None
+    ) -> Tensor:
         """[B, S, H·K]: attention of what is projected."""
-        q_BSHK, k_BSGK, v_BSGK = self.turn(qkv_BSW, table, self.heads, self.kv_heads)
+        q_BSHK, k_BSGK, v_BSGK = self.split_and_rotate(qkv_BSW, table, self.heads, self.kv_heads)
         return self.kernels.attend(q_BSHK, k_BSGK, v_BSGK, documents=documents).flatten(2)
 
-    def turn(
+    def split_and_rotate(
         self, qkv_BSW: Tensor, table: Tensor, heads: int, kv_heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Projected q, k and v apart, normed where the model does so, and rotated. One that has no
@@ -110,7 +113,7 @@ class Attention(nn.Module):
         if self.q_norm is None:
             qkv_BSW = self.kernels.rotary_(qkv_BSW, table, heads + kv_heads)
         split = [heads, kv_heads, kv_heads]
-        q_BSHK, k_BSGK, v_BSGK = by_head(qkv_BSW, self.head_dim).split(split, dim=2)
+        q_BSHK, k_BSGK, v_BSGK = split_heads(qkv_BSW, self.head_dim).split(split, dim=2)
         if self.q_norm is not None and heads:
             q_BSHK = self.kernels.rotary_(self.q_norm(q_BSHK), table, heads)
         if self.k_norm is not None and kv_heads:
@@ -163,12 +166,12 @@ class Block(nn.Module):
         inputs = x_BSD, table, documents
         if not self.tricks.recompute:
             return self.layer(*inputs)
-        with self.tricks.keep(x_BSD):
+        with self.tricks.saved_input_hooks(x_BSD):
             return checkpoint(self.layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
         o_BSW = self.self_attn.attend(self.input_layernorm, x_BSD, table, documents)
-        if self.tricks.tile_output:
+        if self.tricks.tile_after_attention:
             parts = self.self_attn.o_proj, self.post_attention_layernorm, self.mlp
             parameters = [p for part in parts for p in part.parameters()]
             return tiled(self.after_attention, parameters, x_BSD, o_BSW)

@@ -37,13 +37,13 @@ class Documents:
     starts: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of_positions(cls, positions_BS: np.ndarray) -> Documents:
+    def from_positions(cls, positions_BS: np.ndarray) -> Documents:
         """Those of position ids: a document begins wherever these do not just count on."""
         breaks = np.diff(positions_BS, axis=1) != 1
         return cls(tuple((0, *(np.flatnonzero(row) + 1).tolist()) for row in breaks))
 
     @property
-    def one_each(self) -> bool:
+    def one_per_sequence(self) -> bool:
         """Whether every sequence is one document."""
         return all(len(starts) == 1 for starts in self.starts)
 

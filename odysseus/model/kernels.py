@@ -19,10 +19,10 @@ from odysseus.model import liger
 from odysseus.model.attention import (
     Attend,
     CausalAttention,
-    at_home,
-    by_head,
     choose_attention,
+    local_attention,
     sdpa,
+    split_heads,
 )
 from odysseus.model.block_attention import BlockAttention, choose_block_attention
 
@@ -32,8 +32,10 @@ class Kernels:
     """What the modules of one rank compute with; the functions below say what each does.
 
     Attributes:
-        blocks: Attention to a block of the keys, which a ring needs; None where there is none.
-        whole: Causal attention with its log-sum-exp, which chunks of heads need; likewise.
+        blocks: Attention to one block of the keys, which a ring needs; None where no kernel returns
+            the log-sum-exp.
+        attention_with_lse: Causal attention that also returns its log-sum-exp, which attention in
+            head chunks needs; None where no kernel returns it.
     """
 
     attend: Attend
@@ -41,7 +43,7 @@ class Kernels:
     swiglu: Callable[[Tensor], Tensor]
     rotary_: Callable[[Tensor, Tensor, int], Tensor]
     blocks: BlockAttention | None = None
-    whole: CausalAttention | None = None
+    attention_with_lse: CausalAttention | None = None
 
 
 def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype) -> Kernels:
@@ -52,11 +54,11 @@ def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype
     """
     name, attend = choose_attention(model.attn_implementation, device, dtype)
     blocks = choose_block_attention(name, device)
-    whole = None if blocks is None else at_home(blocks)
+    with_lse = None if blocks is None else local_attention(blocks)
     if model.type == "liger":
         liger.require("model.type", "torch", device)
-        return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks, whole)
-    return replace(TORCH, attend=attend, blocks=blocks, whole=whole)
+        return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks, with_lse)
+    return replace(TORCH, attend=attend, blocks=blocks, attention_with_lse=with_lse)
 
 
 def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:
@@ -177,7 +179,7 @@ class _Rotary(torch.autograd.Function):
 
 
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
-    first, second = by_head(x, 2 * cos.shape[-1])[..., :heads, :].chunk(2, dim=-1)
+    first, second = split_heads(x, 2 * cos.shape[-1])[..., :heads, :].chunk(2, dim=-1)
     unturned = first.clone()
     first.mul_(cos).addcmul_(second, sin, value=-1)
     second.mul_(cos).addcmul_(unturned, sin)

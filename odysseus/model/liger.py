@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from odysseus.config.run import RunConfig
-from odysseus.model.attention import by_head
+from odysseus.model.attention import split_heads
 
 
 def check(run: RunConfig, device: torch.device) -> None:
@@ -77,7 +77,7 @@ def rotary(x: Tensor, table: Tensor, heads: int) -> Tensor:
     from liger_kernel.ops import LigerRopeFunction
 
     # Liger pads the heads of each tensor to a power of two; this cut is q and k in most models.
-    x_BSFK = by_head(x, 2 * table.shape[-1])
+    x_BSFK = split_heads(x, 2 * table.shape[-1])
     first = 2 ** max(0, (heads - 1).bit_length() - 1)
     q_BSHK, k_BSGK, passed = x_BSFK.split([first, heads - first, x_BSFK.shape[2] - heads], dim=2)
     if heads == 1:  # Liger needs heads in both: the one is turned twice.

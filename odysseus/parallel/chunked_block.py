@@ -42,7 +42,7 @@ class OverlappedBlock(Block):
         started = [attention.qkv_proj.start(self.input_layernorm(x)) for x in xs]
         qkvs = [qkv.wait() for qkv in started]
         shards = qkvs[0].shape[1] // xs[0].shape[1]
-        o_BSW = attention.of(_joined(qkvs, shards), table, documents)
+        o_BSW = attention.attend_projected(_joined(qkvs, shards), table, documents)
         started = [attention.o_proj.start(o) for o in _cut(o_BSW, shards, chunks)]
         streams, inputs = [], []
         for x, projected in zip(xs, started, strict=True):

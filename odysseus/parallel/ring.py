@@ -90,11 +90,11 @@ def check(run: RunConfig, device: torch.device) -> None:
 def choose_ring(run: RunConfig, axis: Axis, kernels: Kernels) -> Kernels:
     """Kernels with the run's attention over the ring axis in place of the given attention."""
     if run.ring_backend == "yunchang":
-        return replace(kernels, attend=yunchang_ring(axis, run.ring_order), whole=None)
+        return replace(kernels, attend=yunchang_ring(axis, run.ring_order), attention_with_lse=None)
     assert kernels.blocks is not None, "check has refused it"
     exchange = {"native": RingExchange, "allgather": AllGatherExchange}[run.ring_backend]
     attention = ring_attention(exchange(axis, run.ring_order), kernels.blocks)
-    return replace(kernels, attend=differentiable(attention), whole=attention)
+    return replace(kernels, attend=differentiable(attention), attention_with_lse=attention)
 
 
 def ring_attention(exchange: Exchange, blocks: BlockAttention) -> CausalAttention:

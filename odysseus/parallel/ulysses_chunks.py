@@ -84,8 +84,8 @@ class ChunkedAttention(Attention):
         self, architecture: Architecture, kernels: Kernels, axis: Axis, chunks: int
     ) -> None:
         super().__init__(architecture, kernels)
-        assert kernels.whole is not None, "as check has made sure"
-        self.whole: CausalAttention = kernels.whole
+        assert kernels.attention_with_lse is not None, "as check has made sure"
+        self.attention_with_lse: CausalAttention = kernels.attention_with_lse
         self.axis = axis
         owners = min(axis.size, self.kv_heads)
         kv_chunks = min(chunks, self.kv_heads // owners)
@@ -128,7 +128,7 @@ class ChunkedAttention(Attention):
             _tile_count(x_BsD), sent_nBsfK.movedim(0, 2), x_BsD, table_Bs2
         ):
             qkv_BtW = project.project(norm(x_BtD), weight, bias).wait()
-            turned = self.turn(qkv_BtW, table_Bt2.movedim(2, 0), *heads)
+            turned = self.split_and_rotate(qkv_BtW, table_Bt2.movedim(2, 0), *heads)
             of_ranks = [collectives.heads_by_rank(x, self.axis.size) for x in turned if x.shape[2]]
             sent_BtnfK.copy_(torch.cat(of_ranks, dim=3).movedim(0, 2))
         return self.exchange_to_heads(sent_nBsfK).split(each, dim=2)
@@ -167,7 +167,7 @@ class _Chunked(torch.autograd.Function):
             k_BSgK, v_BSgK = a.to_heads(norm, x_BsD, table_Bs2, of_kv)
             for part in of_q:
                 (q_BShK,) = a.to_heads(norm, x_BsD, table_Bs2, [part])
-                kept += a.whole.forward(q_BShK, k_BSgK, v_BSgK, documents)
+                kept += a.attention_with_lse.forward(q_BShK, k_BSgK, v_BSgK, documents)
                 del q_BShK
                 part.of(o_BsHK).copy_(a.to_tokens(kept[-2]))
             del k_BSgK, v_BSgK
@@ -193,14 +193,14 @@ class _Chunked(torch.autograd.Function):
 
         def heads_of(x_BtD: Tensor, table_Bt2: Tensor) -> tuple[Tensor, ...]:
             qkv_BtW = a.qkv_proj(norm(x_BtD))
-            return a.turn(qkv_BtW, table_Bt2.movedim(2, 0), a.heads, a.kv_heads)
+            return a.split_and_rotate(qkv_BtW, table_Bt2.movedim(2, 0), a.heads, a.kv_heads)
 
         tiles, sums = Tiles(heads_of, trained, _tile_count(x_BsD)), []
-        for x, table, *grads_t, grad_x in tiles.of(
+        for x, table, *grads_t, grad_x in tiles.split(
             x_BsD, table_Bs2, grad_q_BsHK, *grad_kv_BsGK, grad_x_BsD
         ):
             tiles.backward([x, table], grads_t, [grad_x], sums)
-        return grad_x_BsD, None, None, None, None, None, *tiles.rounded(sums)
+        return grad_x_BsD, None, None, None, None, None, *tiles.rounded_gradients(sums)
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class _Attended:
         (q_BShK,) = self.to_heads([part])
         grad_nBshK = part.of(self.grad_q_BsHK)
         grad_o_BShK = self.attention.exchange_to_heads(grad_nBshK.contiguous())
-        grad_q_BShK, *grad_kv = self.attention.whole.backward(
+        grad_q_BShK, *grad_kv = self.attention.attention_with_lse.backward(
             grad_o_BShK, q_BShK, k_BSgK, v_BSgK, o_BShK, logsumexp, self.documents
         )
         del q_BShK, grad_o_BShK

@@ -16,7 +16,7 @@ from odysseus.model.decoder import Decoder
 from odysseus.model.kernels import Kernels
 from odysseus.parallel import zero
 from odysseus.parallel.mesh import Mesh
-from odysseus.training.trainer import Trainer, shard, unsharded
+from odysseus.training.trainer import Trainer, build_unsharded, shard_and_compile
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def build_blocks(
     run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
 ) -> BlockStack:
     """As :func:`odysseus.training.trainer.build_model`, the blocks alone."""
-    stack = BlockStack(unsharded(run, method, mesh, host, kernels).model)
-    shard(stack, zero.Units(None, stack.model.layers, []), run, method, mesh)
+    stack = BlockStack(build_unsharded(run, method, mesh, host, kernels).model)
+    shard_and_compile(stack, zero.Units(None, stack.model.layers, []), run, method, mesh)
     return stack
 
 

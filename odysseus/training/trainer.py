@@ -52,14 +52,14 @@ def build_model(
         host: The account of what goes to host memory.
         kernels: What one rank computes with, but for a ring's attention.
     """
-    model = unsharded(run, method, mesh, host, kernels)
+    model = build_unsharded(run, method, mesh, host, kernels)
     decoder = model.model
     units = zero.Units(decoder.embed_tokens, decoder.layers, [decoder.norm, model.lm_head])
-    shard(model, units, run, method, mesh)
+    shard_and_compile(model, units, run, method, mesh)
     return model
 
 
-def unsharded(
+def build_unsharded(
     run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
 ) -> CausalLM:
     """As :func:`build_model`, before ZeRO."""
@@ -84,7 +84,9 @@ def unsharded(
         )
 
 
-def shard(model: nn.Module, units: zero.Units, run: RunConfig, method: Method, mesh: Mesh) -> None:
+def shard_and_compile(
+    model: nn.Module, units: zero.Units, run: RunConfig, method: Method, mesh: Mesh
+) -> None:
     """Leave this rank's shards of a model, its blocks compiled if the run's are."""
     zero.shard(model, units, mesh, method.split, run)
     if run.compile:
@@ -109,14 +111,14 @@ def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tri
     in_chunks = run.ulysses_head_chunks > 1
     tricks = Tricks(
         tile_mlp=run.tiled_mlp_compute and not in_chunks,
-        tile_output=run.tiled_mlp_compute and in_chunks,
+        tile_after_attention=run.tiled_mlp_compute and in_chunks,
         recompute=run.recomputes,
         overlap_chunks=run.overlap_chunks,
     )
     if not run.activation_checkpoint_cpu_offload:
         return tricks
     offload = CheckpointOffload(host, device, run.architecture.num_hidden_layers)
-    return replace(tricks, keep=offload.keep)
+    return replace(tricks, saved_input_hooks=offload.saved_input_hooks)
 
 
 def _token_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -141,15 +143,15 @@ class Trainer:
         build: Build = build_model,
     ) -> None:
         self.run, self.method, self.mesh = run, method, mesh
-        self.host = HostMemory.of(run, mesh.device)
+        self.host = HostMemory.for_run(run, mesh.device)
         self.model: nn.Module
         if run.model.implementation == "transformers":
-            from odysseus.hf import model as theirs  # takes seconds
+            from odysseus.hf import model as hf_model  # takes seconds
 
-            self.model = model = theirs.build(run, mesh, self.host)
+            self.model = model = hf_model.build(run, mesh, self.host)
             self._fill()
-            theirs.fill_buffers(model)
-            self._losses = partial(theirs.token_losses, model, mesh)
+            hf_model.fill_buffers(model)
+            self._losses = partial(hf_model.token_losses, model, mesh)
         else:
             kernels = kernels or choose_kernels(run.model, mesh.device, run.compute_dtype)
             self.model = build(run, method, mesh, self.host, kernels)
@@ -170,7 +172,7 @@ class Trainer:
         if device.type == "meta":  # a dry run's weights stay without values
             return
         self.model.to_empty(device="cpu" if run.parameter_offload == "cpu" else device)
-        checkpoint.fill(self.held(), run)
+        checkpoint.load_or_initialize(self.local_pieces(), run)
 
     @cached_property
     def optimizer(self) -> ShardedAdamW:
@@ -208,10 +210,10 @@ class Trainer:
         square = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for piece, gradient in self.gradients():
             if piece.owned:
-                square += euclidean(gradient).to(square.device) ** 2
+                square += euclidean_norm(gradient).to(square.device) ** 2
         return self._world_sum(square).sqrt()
 
-    def held(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
+    def local_pieces(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """(piece, view of the weight) for everything that this rank's shards hold."""
         axis, architecture = self.mesh.sequence, self.run.architecture
         return sharding.local_pieces(
@@ -233,7 +235,7 @@ class Trainer:
         return value
 
 
-def euclidean(x: Tensor) -> Tensor:
+def euclidean_norm(x: Tensor) -> Tensor:
     """The Euclidean norm of x, a scalar in fp64.
 
     Rows are added up in fp32 (or fp64, if x is), for which kernels are vectorised: on a CPU in half

@@ -77,7 +77,7 @@ def saved_again(runs: list[RunConfig], folder: str, file_bytes: int) -> None:
         for i, run in enumerate(runs):
             mesh = make_mesh(CPU, run)
             trainer = Trainer(run, METHODS[run.method], mesh)
-            checkpoint.save(trainer.held(), run, mesh.world, CPU, Path(folder) / str(i))
+            checkpoint.save(trainer.local_pieces(), run, mesh.world, CPU, Path(folder) / str(i))
 
 
 def bytes_read(runs: list[RunConfig]) -> list[tuple[int, int]]:
@@ -116,5 +116,5 @@ def bytes_read(runs: list[RunConfig]) -> list[tuple[int, int]]:
         read = 0
         with patch.object(checkpoint, "safe_open", Opened):
             trainer = Trainer(run, METHODS[run.method], make_mesh(CPU, run))
-        found.append((read, sum(view.nbytes for _, view in trainer.held())))
+        found.append((read, sum(view.nbytes for _, view in trainer.local_pieces())))
     return found

@@ -18,7 +18,12 @@ from bench.runner import host_limit, launch
 from methods import METHODS
 from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.memory import host_memory
-from odysseus.memory.host_memory import HostMemory, machine_bytes, node_limit_bytes, ranks_per_node
+from odysseus.memory.host_memory import (
+    HostMemory,
+    machine_memory_bytes,
+    node_limit_bytes,
+    ranks_per_node,
+)
 from tests.support.small_runs import OFFLOADED
 
 TOKEN = 2 * 64 * 2
@@ -71,17 +76,17 @@ def test_ranks_of_this_node_are_what_the_launcher_says(monkeypatch: pytest.Monke
     assert ranks_per_node(4) == 2
     assert host_limit.node_bytes(OFFLOADED) == needed // 2
     limited = replace(OFFLOADED, host_memory_limit_bytes=1000)
-    assert HostMemory.of(limited, torch.device("cpu")).limit_bytes == 500
+    assert HostMemory.for_run(limited, torch.device("cpu")).limit_bytes == 500
 
 
 def test_the_machine_is_the_control_group_where_that_is_smaller(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < machine_bytes() <= physical
+    assert 0 < machine_memory_bytes() <= physical
     monkeypatch.setattr(host_memory, "_ALL_GROUPS", tmp_path)
     monkeypatch.setattr(host_memory, "_OWN_GROUP", tmp_path / "own")
-    assert machine_bytes() == physical  # there is no such file
+    assert machine_memory_bytes() == physical  # there is no such file
     (tmp_path / "own").write_text("1:cpu:/elsewhere\n0::/job/step\n")
     (tmp_path / "job" / "step").mkdir(parents=True)
     group = tmp_path / "job" / "memory.max"
@@ -92,7 +97,7 @@ def test_the_machine_is_the_control_group_where_that_is_smaller(
         ("1000001\n", 1000001),
     ):
         group.write_text(text)
-        assert machine_bytes() == expected
+        assert machine_memory_bytes() == expected
     assert node_limit_bytes(RunConfig()) == 900000
     assert node_limit_bytes(RunConfig(host_memory_limit_bytes=5)) == 5
 
@@ -131,7 +136,7 @@ def test_a_cell_that_cannot_fit_is_a_row_and_starts_nothing(
 
 
 def _takes_a_byte_too_many(run: RunConfig) -> dict[str, object]:
-    HostMemory.of(run, torch.device("cpu")).claim(run.host_memory_limit_bytes // 2 + 1)
+    HostMemory.for_run(run, torch.device("cpu")).claim(run.host_memory_limit_bytes // 2 + 1)
     return {}
 
 

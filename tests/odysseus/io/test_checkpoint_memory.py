@@ -42,7 +42,7 @@ def loaded(run: RunConfig) -> tuple[int, int, float]:
     mesh, started = make_mesh(torch.device("cpu"), run), time.perf_counter()
     trainer = Trainer(run, METHODS[run.method], mesh)
     took = time.perf_counter() - started
-    return most_bytes(), sum(view.nbytes for _, view in trainer.held()), took
+    return most_bytes(), sum(view.nbytes for _, view in trainer.local_pieces()), took
 
 
 @pytest.mark.slow

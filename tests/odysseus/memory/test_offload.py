@@ -49,9 +49,9 @@ def test_an_account_counts_up_to_its_limit() -> None:
 
 def test_ranks_of_a_node_share_its_limit() -> None:
     run = RunConfig(world_size=4, host_memory_limit_bytes=1003)
-    host = HostMemory.of(run, CPU)
+    host = HostMemory.for_run(run, CPU)
     assert (host.limit_bytes, host.pinned) == (250, False)
-    assert HostMemory.of(run, torch.device("cuda")).pinned
+    assert HostMemory.for_run(run, torch.device("cuda")).pinned
 
 
 class Chain:
@@ -75,7 +75,7 @@ class Chain:
         for weight in self.weights:
             self.inputs.append(weakref.ref(x.untyped_storage()))
             self.copies.append(x.detach().clone())
-            with self.offload.keep(x):
+            with self.offload.saved_input_hooks(x):
                 x = checkpoint(self.block, x, weight, use_reentrant=False)  # pyright: ignore
         return x
 

@@ -21,7 +21,7 @@ from bench.config.checks import check
 from bench.theory import model_flops
 from methods import METHODS
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
-from odysseus.io.text import Samples, text_of
+from odysseus.io.text import Samples, load_text
 from odysseus.model.attention import choose_attention, sdpa
 from odysseus.model.documents import Documents, Span
 from odysseus.parallel.ring_order import positions_of, tokens_of, visible_block
@@ -44,19 +44,19 @@ def text(tmp_path: Path) -> DataOptions:
 
 
 def test_documents_are_separated_by_blank_lines(text: DataOptions) -> None:
-    found = text_of(RunConfig(data=text))
+    found = load_text(RunConfig(data=text))
     assert [bytes(d).decode() for d in np.split(found.tokens, found.starts[1:])] == [
         *("one two\n\n", "three\n \t\n\n", "four\nfive six seven\n\n", "8\n\n"),
         "nine ten eleven twelve thirteen.\n\n",
     ]
-    assert text_of(RunConfig(data=replace(text, pack=False))).starts.tolist() == [0]
+    assert load_text(RunConfig(data=replace(text, pack=False))).starts.tolist() == [0]
 
 
 @pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n", "\n\r\n", "\n \t\r\n\n"])
 def test_blank_lines_of_windows_separate_too(tmp_path: Path, blank: str) -> None:
     file = tmp_path / "documents.txt"
     file.write_bytes(f"one{blank}two".encode())
-    found = text_of(RunConfig(data=DataOptions(path=str(file), pack=True)))
+    found = load_text(RunConfig(data=DataOptions(path=str(file), pack=True)))
     assert found.starts.tolist() == [0, 3 + len(blank)]
 
 
@@ -100,7 +100,7 @@ def test_documents_are_tokenised_each_by_itself(text: DataOptions, tmp_path: Pat
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     model = ModelOptions(name_or_path=str(tmp_path))
-    found = text_of(RunConfig(model=model, data=text))
+    found = load_text(RunConfig(model=model, data=text))
     assert found.starts.tolist() == [0, 2, 3, 7, 8]
     assert found.tokens.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9, 9]
 
@@ -108,9 +108,9 @@ def test_documents_are_tokenised_each_by_itself(text: DataOptions, tmp_path: Pat
 def test_documents_of_position_ids() -> None:
     """A jump forward begins one too, as in Transformers."""
     positions = np.array([[0, 1, 2, 0, 1, 0], [5, 6, 7, 8, 9, 20]])
-    assert Documents.of_positions(positions) == Documents(((0, 3, 5), (0, 5)))
-    assert Documents.of_positions(positions[:, :3]).one_each
-    assert not Documents.of_positions(positions).one_each
+    assert Documents.from_positions(positions) == Documents(((0, 3, 5), (0, 5)))
+    assert Documents.from_positions(positions[:, :3]).one_per_sequence
+    assert not Documents.from_positions(positions).one_per_sequence
 
 
 @pytest.mark.parametrize("order", ["zigzag", "contiguous"])

@@ -42,7 +42,12 @@ def test_model_type_liger_means_ligers_kernels(monkeypatch: pytest.MonkeyPatch) 
     chosen = choose_kernels(RUN.model, CPU, torch.float32)
     own = choose_kernels(ModelOptions(), CPU, torch.float32)
     assert chosen == Kernels(
-        own.attend, liger.rms_norm, liger.swiglu, liger.rotary, own.blocks, chosen.whole
+        own.attend,
+        liger.rms_norm,
+        liger.swiglu,
+        liger.rotary,
+        own.blocks,
+        chosen.attention_with_lse,
     )
     tiled = choose_loss(RUN, RUN.architecture.vocab_size)
     assert isinstance(tiled, partial)

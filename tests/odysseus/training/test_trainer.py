@@ -11,7 +11,7 @@ from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
-from odysseus.training.trainer import Trainer, euclidean
+from odysseus.training.trainer import Trainer, euclidean_norm
 from tests.support.ranks import run_ranks
 from tests.support.runs import MODEL
 
@@ -58,4 +58,4 @@ def test_a_gradient_of_many_elements_keeps_its_norm(
     """Added up in one go in fp32, a million squares are 1e-6 off; in bf16, 1e-3."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = x.double().square().sum().sqrt()
-    torch.testing.assert_close(euclidean(x), expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(euclidean_norm(x), expected, rtol=tolerance, atol=0)
