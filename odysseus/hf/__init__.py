@@ -1,7 +1,8 @@
 """Sequence parallelism and Ulysses Plus's memory tricks under unmodified Transformers models.
 
-:func:`register` adds attention that a sequence split over ranks needs; :func:`shard_batch` splits
-it; :func:`prepare` applies the tricks and ZeRO-3 to one model; :func:`loss` is the project's.
+:func:`register` adds attention over a sequence that is split over ranks; :func:`shard_batch` splits
+it; :func:`prepare` applies the tricks and ZeRO-3 to one model; :func:`loss` computes this rank's
+part of the loss.
 """
 
 from odysseus.hf.attention import register

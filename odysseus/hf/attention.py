@@ -1,7 +1,7 @@
-"""Attention of Transformers' models over a split sequence, under the names ulysses, ring and
-ulysses_ring of their ``attn_implementation``.
+"""Attention of Transformers' models over a split sequence.
 
-B batch, s tokens of this rank, H query heads, G kv heads, K elements of a head.
+A model chooses it by its ``attn_implementation``: ulysses, ring or ulysses_ring.
+B batch, s tokens of this rank, H query heads, G kv heads, K elements per head.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from odysseus.config.nested import ModelOptions
 from odysseus.config.run import RunConfig
-from odysseus.hf import families
+from odysseus.hf import attention_call, families
+from odysseus.hf.attention_call import AttentionCall
 from odysseus.hf.batches import SplitDocuments
 from odysseus.model.attention import Attend
 from odysseus.model.kernels import choose_kernels
@@ -24,11 +25,11 @@ from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring import choose_ring
 from odysseus.parallel.ulysses import all_to_all_attend
 
-# The axes of which each may have more than one rank.
+# The axes that may have more than one rank, per name.
 _AXES = {"ulysses": ("sequence",), "ring": ("ring",), "ulysses_ring": ("sequence", "ring")}
 NAMES = tuple(_AXES)
-# What Transformers hands to attention and attention does not read.
-_UNREAD = ("position_ids", "use_cache", "shift_labels", "output_attentions", "cache_position")
+# Arguments that Transformers passes to attention and that do not change its result.
+_IGNORED = ("position_ids", "use_cache", "shift_labels", "output_attentions", "cache_position")
 
 
 def register(
@@ -37,16 +38,15 @@ def register(
     """Add ``ulysses``, ``ring`` and ``ulysses_ring`` to Transformers' attention functions.
 
     Models made with one of these names train on shards of :func:`odysseus.hf.shard_batch`. Other
-    names, and so other models, are as before. Called again, another mesh takes the first one's
-    place.
+    names, and models that use them, do not change. Calling it again replaces the mesh.
 
     Args:
-        mesh: This rank's.
-        ring_backend: As ``--ring_backend``: native or allgather.
-        attn_implementation: As ``--model.attn_implementation``: the kernel inside.
+        mesh: The mesh that this rank belongs to.
+        ring_backend: native or allgather, as for ``--ring_backend``.
+        attn_implementation: The kernel inside, as for ``--model.attn_implementation``.
 
     Raises:
-        ValueError: this device has no such kernel, or none that a ring can use.
+        ValueError: this device has no kernel of that name, or none that a ring can use.
     """
     run = RunConfig(
         model=ModelOptions(attn_implementation=attn_implementation),  # pyright: ignore[reportArgumentType]
@@ -70,13 +70,13 @@ def register(
             return all_to_all_attend(kernels.attend, mesh.sequence)
         return kernels.attend
 
-    attend_in(torch.bfloat16)  # says now what it lacks
+    attend_in(torch.bfloat16)  # raises now if a kernel is missing
     sizes = {"sequence": mesh.sequence.size, "ring": mesh.ring.size}
     for name, axes in _AXES.items():
-        left_out = [axis for axis, size in sizes.items() if size > 1 and axis not in axes]
+        uncovered = [axis for axis, size in sizes.items() if size > 1 and axis not in axes]
         attention: Callable[..., Any] = partial(_attention, mesh, attend_in)
-        if left_out:
-            attention = partial(_refuse, name, left_out[0], sizes[left_out[0]])
+        if uncovered:
+            attention = partial(_refuse, name, uncovered[0], sizes[uncovered[0]])
         AttentionInterface.register(name, attention)
         AttentionMaskInterface.register(name, _no_mask)
 
@@ -89,7 +89,11 @@ def _refuse(name: str, axis: str, ranks: int, *_: Any, **__: Any) -> None:
 
 
 def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
-    """Causal attention within documents needs no mask; padding would."""
+    """Return no mask: causal attention within documents needs none.
+
+    Raises:
+        ValueError: the batch has padding, which would need a mask.
+    """
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ValueError("attention_mask has zeros; valid: batches of odysseus.hf.shard_batch")
 
@@ -105,71 +109,47 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    documents: SplitDocuments | None = None,
+    documents: Any = None,
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """One layer's attention: q [B, H, s, K], k and v [B, G, s, K] to [B, s, H, K].
+    """Compute one layer's attention: q [B, H, s, K], k and v [B, G, s, K] to [B, s, H, K].
 
     Raises:
-        ValueError: the layer wants what this attention is not.
+        ValueError: this attention cannot compute what the layer asks for.
     """
-    of = type(module).__name__
-    families.check(module.config, of)
-    if not isinstance(documents, SplitDocuments):
-        raise ValueError(
-            f"{of} was not told of documents; valid: batches of odysseus.hf.shard_batch, and a "
-            "model that hands its keyword arguments on to attention"
+    extras = {name: given for name, given in others.items() if name not in _IGNORED}
+    extras["dropout"] = dropout or None
+    batch = "plain"
+    if isinstance(documents, SplitDocuments):
+        batch = "split" if documents.mesh is mesh else "other mesh"
+    attention_call.check(
+        AttentionCall(
+            layer=type(module).__name__,
+            model_type=module.config.model_type,
+            rope_type=families.rope_type(module.config),
+            batch=batch,
+            query=query.shape,
+            key=key.shape,
+            value=value.shape,
+            dtype=query.dtype,
+            on_cuda=query.is_cuda,
+            masked=attention_mask is not None,
+            causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+            sliding_window=sliding_window,
+            extras=tuple((k, _shown(v)) for k, v in extras.items() if v is not None),
+            sequence_size=mesh.sequence.size,
+            ring_size=mesh.ring.size,
         )
-    if documents.mesh is not mesh:
-        raise ValueError(
-            f"{of} has a batch of another mesh than the one registered last; valid: one mesh"
-        )
-    tokens, width = query.shape[2] * mesh.sequence.size * mesh.ring.size, query.shape[3]
-    wanted = {name: given for name, given in others.items() if name not in _UNREAD}
-    wanted["dropout"] = dropout or None
-    if sliding_window is not None and sliding_window < tokens:
-        wanted[f"sliding_window shorter than a sample's {tokens} tokens"] = sliding_window
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    wanted["is_causal"] = None if causal else False
-    for name, given in wanted.items():
-        if given is not None:
-            shown = given if isinstance(given, int | float) else type(given).__name__
-            raise ValueError(
-                f"{of} wants attention with {name} = {shown}, which is not here for a split "
-                "sequence; valid: plain causal attention"
-            )
-    if attention_mask is not None:
-        raise ValueError(f"{of} has an attention mask; valid: batches of odysseus.hf.shard_batch")
-    if key.shape[2] != query.shape[2]:
-        raise ValueError(
-            f"{of} has {query.shape[2]} queries and {key.shape[2]} keys; valid: as many, without "
-            "a cache of earlier ones"
-        )
-    _check_heads(of, query.shape[1], key.shape[1], mesh.sequence.size)
-    if (
-        mesh.ring.size > 1
-        and query.is_cuda
-        and (query.dtype != torch.bfloat16 or width % 8 or width > 256)
-    ):
-        raise ValueError(
-            f"{of} has heads of {width} elements in {query.dtype}, which a ring has no kernel for "
-            "on CUDA; valid: torch.bfloat16, multiples of 8 up to 256"
-        )
-    if value.shape[3] != width:
-        raise ValueError(f"{of} has values of another width than its queries; valid: the same")
+    )
     # Kernels scale by 1/sqrt(K).
-    factor = 1.0 if scaling is None else scaling * width**0.5
+    factor = 1.0 if scaling is None else scaling * query.shape[3] ** 0.5
     query = query if abs(factor - 1) < 1e-9 else query * factor
     q_BsHK, k_BsGK, v_BsGK = (x.transpose(1, 2) for x in (query, key, value))
-    within = None if documents.one_per_sequence else documents
-    return attend_in(query.dtype)(q_BsHK, k_BsGK, v_BsGK, documents=within), None
+    packed = None if documents.one_per_sequence else documents
+    return attend_in(query.dtype)(q_BsHK, k_BsGK, v_BsGK, documents=packed), None
 
 
-def _check_heads(of: str, heads: int, kv_heads: int, ranks: int) -> None:
-    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
-        raise ValueError(
-            f"{of} has {heads} query and {kv_heads} kv heads, which {ranks} ranks of the sequence "
-            "axis cannot share evenly; valid: divisors of the query heads that divide the kv heads "
-            "or are multiples of them"
-        )
+def _shown(value: Any) -> float | str:
+    """Return a number itself, and the name of any other value's type."""
+    return value if isinstance(value, int | float) else type(value).__name__

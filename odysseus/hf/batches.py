@@ -1,6 +1,6 @@
-"""A batch's shard of the sequence, and the loss over all shards.
+"""This rank's shard of a batch, and the loss over all shards.
 
-B batch, S tokens of a sample, s of this rank, V vocabulary.
+B batch, S tokens of a sample, s tokens of this rank, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,35 +21,40 @@ from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring_order import shard_of
 
-_TAKEN = ("input_ids", "labels", "position_ids", "attention_mask")
+_KEYS = ("input_ids", "labels", "position_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
 class SplitDocuments(Documents):
-    """Documents of samples that the ranks of a mesh share; what attention must be told."""
+    """Documents of whole samples whose tokens are split over the ranks of a mesh.
+
+    Attributes:
+        mesh: The mesh that the samples are split over.
+    """
 
     mesh: Mesh
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """This rank's shard of a batch that every rank of its replica has whole.
+    """Cut this rank's shard out of a batch that every rank of its replica holds whole.
 
     Args:
-        batch: ``input_ids`` [B, S]; and, if they are there, ``labels`` [B, S] as Transformers takes
-            them, not shifted (-100 counts nothing; by default the inputs, without padding and
-            documents' first ones), ``position_ids`` [B or 1, S] (a document begins wherever they do
-            not count on), ``attention_mask`` [B, S], whose zeros must come last and have no labels.
-        mesh: This rank's.
+        batch: ``input_ids`` [B, S] and optionally
+            ``labels`` [B, S], not shifted, as Transformers takes them. -100 is ignored. By default
+            they are the inputs, except padding and the first token per document.
+            ``position_ids`` [B or 1, S]. A document begins wherever they do not increase by 1.
+            ``attention_mask`` [B, S]. Its zeros must come last and have no labels.
+        mesh: The mesh that this rank belongs to.
 
     Returns:
-        What the model takes, ``model(**shard)``, and the loss: ``input_ids``, ``position_ids`` and
-        ``shift_labels`` (the label after each input), [B, s] each, and ``documents``.
+        The arguments of ``model(**shard)``: ``input_ids``, ``position_ids`` and ``shift_labels``
+        (the label after each input), [B, s] each, and ``documents``.
 
     Raises:
-        ValueError: padding that is not at the end, a length that does not divide, other keys.
+        ValueError: padding is not at the end, the length does not divide, or a key is unknown.
     """
-    if unknown := batch.keys() - {*_TAKEN}:
-        raise ValueError(f"the batch has {min(unknown)!r}; valid: {', '.join(_TAKEN)}")
+    if unknown := batch.keys() - {*_KEYS}:
+        raise ValueError(f"the batch has {min(unknown)!r}; valid: {', '.join(_KEYS)}")
     input_ids = batch.get("input_ids")
     if input_ids is None or input_ids.dim() != 2 or not input_ids.numel():
         shape = "missing" if input_ids is None else f"of shape {list(input_ids.shape)}"
@@ -72,21 +77,24 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     labels, attention_mask = batch.get("labels"), batch.get("attention_mask")
     if labels is None:
         labels = input_ids.clone()
-        for row, of_row in enumerate(starts):
-            labels[row, list(of_row)] = IGNORED_LABEL
+        for row, row_starts in enumerate(starts):
+            labels[row, list(row_starts)] = IGNORED_LABEL
         if attention_mask is not None:
             labels[attention_mask == 0] = IGNORED_LABEL
     _check_padding(attention_mask, labels)
     shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
     sizes = mesh.ring.size, mesh.sequence.size
-    mine = torch.from_numpy(shard_of(mesh.ring_order, tokens, *sizes, mesh.shard))
+    local = torch.from_numpy(shard_of(mesh.ring_order, tokens, *sizes, mesh.shard))
     whole = {"input_ids": input_ids, "position_ids": position_ids, "shift_labels": shift_labels}
-    shard = {name: x[:, mine.to(x.device)].to(mesh.device) for name, x in whole.items()}
+    shard = {name: x[:, local.to(x.device)].to(mesh.device) for name, x in whole.items()}
     return shard | {"documents": documents}
 
 
 def _check_padding(attention_mask: Tensor | None, labels: Tensor) -> None:
-    """Causal attention never sees what is after a token, so padding at the end needs no mask."""
+    """Raise ValueError unless padding is at the end and has no labels.
+
+    Causal attention never sees later tokens, so such padding needs no mask.
+    """
     if attention_mask is None:
         return
     if bool((attention_mask.long().diff(dim=1) > 0).any()):
@@ -96,13 +104,13 @@ def _check_padding(attention_mask: Tensor | None, labels: Tensor) -> None:
 
 
 def count_items(shards: Iterable[Mapping[str, Any]], mesh: Mesh) -> Tensor:
-    """Labels that count in the batches of one optimizer step, on all ranks: a scalar, fp64.
+    """Count the labels other than -100 of one optimizer step, on all ranks: a scalar, fp64.
 
     Raises:
-        ValueError: there are none, on every rank.
+        ValueError: there are none; raised on every rank.
     """
-    mine = sum((shard["shift_labels"] != IGNORED_LABEL).sum() for shard in shards)
-    count = torch.as_tensor(mine, dtype=torch.float64, device=mesh.device)
+    local = sum((shard["shift_labels"] != IGNORED_LABEL).sum() for shard in shards)
+    count = torch.as_tensor(local, dtype=torch.float64, device=mesh.device)
     transfers.all_reduce_plain(count, mesh.world)
     if count == 0:
         raise ValueError(f"all labels of a step are {IGNORED_LABEL}; its loss is undefined")
@@ -110,22 +118,23 @@ def count_items(shards: Iterable[Mapping[str, Any]], mesh: Mesh) -> Tensor:
 
 
 def loss(output: Any, labels: Tensor, num_items: Tensor | float) -> Tensor:
-    """This rank's part of the mean token loss: the sum of its token losses over `num_items`.
+    """Return this rank's part of the mean token loss: the sum of its token losses / `num_items`.
 
-    The parts of all ranks add up to the loss, and so do their gradients, as
-    :func:`odysseus.hf.prepare` has ZeRO-3 reduce them. (DDP would average them.)
+    The parts of all ranks add up to the loss. Their gradients add up too, because
+    :func:`odysseus.hf.prepare` makes ZeRO-3 sum them. (DDP would average them.)
 
     Args:
-        output: The model's, with ``logits`` [B, s, V]; of a model with tiled loss, with the sum.
+        output: The model's output. Its ``logits`` are [B, s, V] or, with tiled loss, the sum of
+            token losses.
         labels: ``shift_labels`` [B, s].
-        num_items: Labels that count in the whole step, on all ranks: :func:`count_items`.
+        num_items: Labels other than -100 of the whole step, on all ranks: :func:`count_items`.
     """
     total = sum_of_losses(output, labels)
     return total / torch.as_tensor(num_items, dtype=total.dtype, device=total.device)
 
 
 def sum_of_losses(output: Any, labels: Tensor) -> Tensor:
-    """Of a model's output: what its head has summed, or the sum over its logits."""
+    """Return the sum of token losses: the head's own sum if it is tiled, else from the logits."""
     logits = output.logits
     return logits if logits.dim() == 0 else cross_entropy_sum(logits, labels)
 
@@ -133,11 +142,11 @@ def sum_of_losses(output: Any, labels: Tensor) -> Tensor:
 class ShardedLoader:
     """A data loader whose batches are sharded; every rank of a replica must read the same ones.
 
-    A ``DistributedSampler(dataset, num_replicas=mesh.replicas, rank=mesh.replica)`` sees to that.
+    A ``DistributedSampler(dataset, num_replicas=mesh.replicas, rank=mesh.replica)`` does that.
 
     Args:
-        loader: Of batches as :func:`shard_batch` takes them.
-        mesh: This rank's.
+        loader: Yields batches as :func:`shard_batch` takes them.
+        mesh: The mesh that this rank belongs to.
     """
 
     def __init__(self, loader: Iterable[Mapping[str, Any]], mesh: Mesh) -> None:
@@ -147,7 +156,7 @@ class ShardedLoader:
         return len(self.loader)  # pyright: ignore[reportArgumentType]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Raises ValueError where ranks of a replica have read different batches."""
+        """Yield shards; raise ValueError if ranks of a replica have read different batches."""
         for batch in self.loader:
             _check_same(batch, self.mesh)
             yield shard_batch(batch, self.mesh)

@@ -1,5 +1,8 @@
-"""Which of Transformers' models are known to be right on a split sequence: those that the tests
-hold against one process. Others may mix tokens where nothing of this project sees it."""
+"""Model families of Transformers that are known to be right on a split sequence.
+
+Tests compare each of them with one process. Other families may mix tokens outside the attention
+function, where this project cannot see it.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,42 @@ from typing import Any
 from torch import nn
 
 TRICKS = ("gemma", "llama", "mistral", "phi3", "qwen2", "qwen3")
-"""Whose MLP is a function of tokens behind ``layer.mlp``, and whose head's output is the logits."""
+"""Families whose MLP ``layer.mlp`` is a function of tokens, and whose head returns the logits."""
 SPLITS = (*TRICKS, "granite", "olmo2", "phi", "starcoder2")
-"""All whose tokens meet in the registered attention alone."""
-# Their frequencies depend on the largest position, of which every shard would see its own.
+"""All families whose tokens meet only in the registered attention."""
+# Their frequencies depend on the largest position, which differs between shards.
 _BY_LENGTH = ("dynamic", "longrope")
 
 
-def check(config: Any, of: str) -> None:
-    """Raise ValueError unless a model's configuration is known to be right on a split sequence."""
-    if config.model_type not in SPLITS:
+def rope_type(config: Any) -> str:
+    """Return the kind of rotary embedding of a model's configuration."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope.get("rope_type", "default")
+
+
+def check(model_type: str, rope_type: str, name: str) -> None:
+    """Raise ValueError unless a family and rotary embedding are known to be right when split.
+
+    Args:
+        name: The class of the model or layer, for the message.
+    """
+    if model_type not in SPLITS:
         raise ValueError(
-            f"{of} is of model_type {config.model_type}, not known to be right on a split "
+            f"{name} is of model_type {model_type}, not known to be right on a split "
             f"sequence; valid: {', '.join(SPLITS)}"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
-    if kind in _BY_LENGTH:
+    if rope_type in _BY_LENGTH:
         raise ValueError(
-            f"{of} has rope_type {kind}, whose frequencies depend on the whole sample's positions; "
-            "valid: default, linear, llama3, yarn"
+            f"{name} has rope_type {rope_type}, whose frequencies depend on the whole sample's "
+            "positions; valid: default, linear, llama3, yarn"
         )
 
 
-def check_dropout(blocks: list[nn.Module], of: str) -> None:
-    """Raise ValueError if blocks that are computed twice would draw twice."""
+def check_dropout(blocks: list[nn.Module], name: str) -> None:
+    """Raise ValueError if blocks that are computed twice would draw dropout twice."""
     rates = [m.p for b in blocks for m in b.modules() if isinstance(m, nn.Dropout) and m.p > 0]
     if rates:
         raise ValueError(
-            f"{of} has dropout of {max(rates)} in blocks that are computed again in backward, with "
-            "other draws; valid: 0, or neither checkpointing nor tiled_mlp_compute"
+            f"{name} has dropout of {max(rates)} in blocks that are computed again in backward, "
+            "with other draws; valid: 0, or neither checkpointing nor tiled_mlp_compute"
         )

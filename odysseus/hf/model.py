@@ -1,4 +1,4 @@
-"""A run's model as Transformers has it, with the run's toggles, for the trainer."""
+"""A run's model built by Transformers, with the run's toggles, for the trainer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from odysseus.parallel.mesh import Mesh
 
 
 def build(run: RunConfig, mesh: Mesh, host: HostMemory) -> PreTrainedModel:
-    """This rank's shards of it, on the meta device, without values."""
+    """Build this rank's shards of a run's model, on the meta device, without values."""
     register(mesh, ring_backend=run.ring_backend, attn_implementation=run.model.attn_implementation)
-    given = checkpoint.saved_config(run)
-    config = type(AutoConfig.for_model(given["model_type"])).from_dict(given)
+    values = checkpoint.saved_config(run)
+    config = type(AutoConfig.for_model(values["model_type"])).from_dict(values)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation="ulysses_ring", dtype=run.master_dtype
@@ -32,16 +32,16 @@ def build(run: RunConfig, mesh: Mesh, host: HostMemory) -> PreTrainedModel:
 
 @torch.no_grad()
 def fill_buffers(model: PreTrainedModel) -> None:
-    """What no checkpoint has: rotary frequencies."""
+    """Compute rotary frequencies, which no checkpoint holds."""
     for module in model.modules():
         if hasattr(module, "original_inv_freq"):
             model._init_weights(module)
 
 
 def token_losses(model: PreTrainedModel, mesh: Mesh, batch: Batch) -> Tensor:
-    """The sum of a batch's token losses on this rank, a scalar."""
-    one_per_sequence = ((0,),) * len(batch.input_ids)
-    starts = one_per_sequence if batch.documents is None else batch.documents.starts
+    """Return the sum of a batch's token losses on this rank, a scalar."""
+    unpacked = ((0,),) * len(batch.input_ids)
+    starts = unpacked if batch.documents is None else batch.documents.starts
     output = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,

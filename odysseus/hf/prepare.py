@@ -1,5 +1,7 @@
-"""The memory tricks and ZeRO-3 on one Transformers model, in the project's order: tiles,
-checkpoint and offload, loss, ZeRO."""
+"""The memory tricks and ZeRO-3 on one Transformers model.
+
+They apply in the project's order: tiles, checkpoint and offload, loss, ZeRO.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,7 @@ Undo = Callable[[], None]
 
 
 def check_toggles(run: RunConfig) -> None:
-    """Raise ValueError if a run has a toggle that is not for Transformers' models, or a value that
-    no toggle has."""
+    """Raise ValueError if a run's toggle or its value is not valid for Transformers' models."""
     for name, kind in get_type_hints(RunConfig).items():
         if get_origin(kind) is Literal and getattr(run, name) not in get_args(kind):
             valid = ", ".join(map(str, get_args(kind)))
@@ -43,8 +44,8 @@ def check_toggles(run: RunConfig) -> None:
         ("ulysses_all_to_all", run.ulysses_all_to_all, "native", "native"),
         ("compile", run.compile, False, "false"),
     ]
-    for name, given, known, valid in refused:
-        if given != known:
+    for name, given, supported, valid in refused:
+        if given != supported:
             raise ValueError(
                 f"{name} = {str(given).lower()} is not for models of Transformers; valid: {valid}"
             )
@@ -59,27 +60,27 @@ def prepare(
 ) -> Undo:
     """Apply a run's toggles to a model, and shard its weights over all ranks with ZeRO-3.
 
-    Nothing but this model is changed. Gradients are summed over ranks, as
-    :func:`odysseus.hf.loss` needs it.
+    Only this model is changed. Gradients are summed over ranks, which :func:`odysseus.hf.loss`
+    needs.
 
     Args:
-        model: With the same weights on every rank, on the CPU, the device or meta. Its shards keep
-            their dtype: load it in fp32 for sums and optimizer states in fp32.
-        mesh: This rank's.
-        run: Its toggles: ``activation_checkpointing``, ``activation_checkpoint_cpu_offload``,
-            ``tiled_mlp_compute``, ``tiled_loss_compute`` (auto: where the sequence is split and the
-            model's head is known) and the other ``tiled_loss_*``,
-            ``parameter_offload``, ``reduce_bucket_size``, ``zero_prefetch``, ``zero_engine``,
-            ``reshard_after_forward``, ``dtype``, ``seq_parallel_communication_data_type``,
-            ``host_memory_limit_bytes``.
-        host: The account of what goes to host memory; by default one of its own.
+        model: A model with the same weights on every rank, on the CPU, the device or meta. Shards
+            keep the weights' dtype: load it in fp32 for sums and optimizer states in fp32.
+        mesh: The mesh that this rank belongs to.
+        run: A run whose toggles are applied: ``activation_checkpointing``,
+            ``activation_checkpoint_cpu_offload``, ``tiled_mlp_compute``, ``tiled_loss_compute``
+            (auto: on if the sequence is split and the model's head is known) and the other
+            ``tiled_loss_*``, ``parameter_offload``, ``reduce_bucket_size``, ``zero_prefetch``,
+            ``zero_engine``, ``reshard_after_forward``, ``dtype``,
+            ``seq_parallel_communication_data_type``, ``host_memory_limit_bytes``.
+        host: The account of what goes to host memory; by default a new one.
 
     Returns:
-        undo(): the model as it was, with whole weights (and gradients), trained as they are by now,
-        on every rank.
+        undo(), which restores the model: whole weights and gradients on every rank, with their
+        trained values.
 
     Raises:
-        ValueError: a toggle is not for this model.
+        ValueError: a toggle is not valid for this model.
     """
     check_toggles(run)
     if host is None and run.optimizer.offload != "none":
@@ -111,20 +112,22 @@ def _apply(
         for block in blocks:
             mlp = block.mlp
             assert isinstance(mlp, nn.Module)
-            changes.set(mlp, "forward", partial(_in_tiles, mlp, mlp.forward))
+            changes.set(mlp, "forward", partial(_tiled_forward, mlp, mlp.forward))
     if run.recomputes:
-        keep: Callable[[Tensor], Any] = nullcontext
+        saved_input_hooks: Callable[[Tensor], Any] = nullcontext
         if run.activation_checkpoint_cpu_offload:
             host = host or HostMemory.for_run(run, mesh.device)
-            keep = CheckpointOffload(host, mesh.device, len(blocks)).saved_input_hooks
+            offload = CheckpointOffload(host, mesh.device, len(blocks))
+            saved_input_hooks = offload.saved_input_hooks
+        function = partial(_checkpointed, saved_input_hooks)
         for block in blocks:
             changes.set(block, "gradient_checkpointing", True)
-            changes.set(block, "_gradient_checkpointing_func", partial(_recomputed, keep))
+            changes.set(block, "_gradient_checkpointing_func", function)
     if _tiles_loss(model, run):
         _compute_loss_in_head(model, choose_loss(run, model.config.vocab_size), changes)
     zero.shard(model, _units(model, blocks), mesh, {}, run)
-    changes.undone.append(lambda: zero.unshard(model))
-    changes.undone.append(model.register_forward_hook(_let_go).remove)
+    changes.undos.append(lambda: zero.unshard(model))
+    changes.undos.append(model.register_forward_hook(_reshard_without_grad).remove)
 
 
 def _tiles_loss(model: PreTrainedModel, run: RunConfig) -> bool:
@@ -132,8 +135,8 @@ def _tiles_loss(model: PreTrainedModel, run: RunConfig) -> bool:
     return run.tiles_loss and (known or run.tiled_loss_compute is True)
 
 
-def _let_go(model: nn.Module, *_: Any) -> None:
-    """Without a backward to come, nothing else frees the weights that stay gathered for it."""
+def _reshard_without_grad(model: nn.Module, *_: Any) -> None:
+    """Free gathered weights after a forward without gradients, because no backward will."""
     if not torch.is_grad_enabled():
         for module in model.modules():
             if isinstance(module, FSDPModule):
@@ -143,70 +146,76 @@ def _let_go(model: nn.Module, *_: Any) -> None:
 def _check(
     model: PreTrainedModel, blocks: list[GradientCheckpointingLayer], run: RunConfig
 ) -> None:
-    of, family = type(model).__name__, model.config.model_type
+    name, family = type(model).__name__, model.config.model_type
     if isinstance(model, FSDPModule):
-        raise ValueError(f"{of} is sharded already; valid: undo() first")
-    families.check(model.config, of)
+        raise ValueError(f"{name} is sharded already; valid: undo() first")
+    families.check(family, families.rope_type(model.config), name)
     attention = model.config._attn_implementation
     if attention not in NAMES and run.shards > 1:
         raise ValueError(
-            f"{of} was made with attn_implementation = {attention}, which knows nothing of other "
+            f"{name} was made with attn_implementation = {attention}, which does not see other "
             f"ranks' tokens; valid: {', '.join(NAMES)}"
         )
     if not isinstance(model.get_output_embeddings(), nn.Linear) or not blocks:
-        raise ValueError(f"{of} has no blocks or no linear head; valid: a causal language model")
-    for name, asked in (
+        raise ValueError(f"{name} has no blocks or no linear head; valid: a causal language model")
+    for toggle, asked in (
         ("tiled_mlp", run.tiled_mlp_compute),
         ("tiled_loss", run.tiled_loss_compute is True),
     ):
         if asked and family not in families.TRICKS:
             raise ValueError(
-                f"{name}_compute = true is not known to be right for {of}; valid: false, or a "
+                f"{toggle}_compute = true is not known to be right for {name}; valid: false, or a "
                 f"model of {', '.join(families.TRICKS)}"
             )
     if run.recomputes and not model.training:
         raise ValueError(
-            f"{of} is in eval mode, in which Transformers recomputes nothing; valid: model.train()"
+            f"{name} is in eval mode, in which Transformers does not recompute; valid: "
+            "model.train()"
         )
     if run.recomputes or run.tiled_mlp_compute:
-        families.check_dropout([*blocks], of)
+        families.check_dropout([*blocks], name)
 
 
 class _Changes:
-    """Attributes set on objects, and how each was before."""
+    """Changes of a model, with the functions that undo them, newest last."""
 
     def __init__(self) -> None:
-        self.undone: list[Undo] = []
+        self.undos: list[Undo] = []
 
-    def set(self, of: Any, name: str, value: Any) -> None:
-        before = vars(of).get(name, self)
-        back = partial(delattr, of, name) if before is self else partial(setattr, of, name, before)
-        self.undone.append(back)
-        setattr(of, name, value)
+    def set(self, target: Any, name: str, value: Any) -> None:
+        """Set an attribute of an object, and remember its own value or that it had none."""
+        if name in vars(target):
+            self.undos.append(partial(setattr, target, name, vars(target)[name]))
+        else:
+            self.undos.append(partial(delattr, target, name))
+        setattr(target, name, value)
 
     def undo(self) -> None:
-        while self.undone:
-            self.undone.pop()()
+        while self.undos:
+            self.undos.pop()()
 
 
-def _in_tiles(mlp: nn.Module, forward: Callable[[Tensor], Tensor], x_BSD: Tensor) -> Tensor:
+def _tiled_forward(mlp: nn.Module, forward: Callable[[Tensor], Tensor], x_BSD: Tensor) -> Tensor:
     return tiled(forward, mlp.parameters(), x_BSD)
 
 
-def _recomputed(
-    keep: Callable[[Tensor], Any], function: Callable[..., Any], x_BSD: Tensor, *others: Any
+def _checkpointed(
+    saved_input_hooks: Callable[[Tensor], Any],
+    function: Callable[..., Any],
+    x_BSD: Tensor,
+    *others: Any,
 ) -> Any:
-    with keep(x_BSD):
+    with saved_input_hooks(x_BSD):
         return checkpoint(function, x_BSD, *others, use_reentrant=False, preserve_rng_state=False)
 
 
 def _compute_loss_in_head(model: PreTrainedModel, loss: Loss, changes: _Changes) -> None:
-    """Have the head return the sum of token losses in place of the logits."""
+    """Make the head return the sum of token losses instead of the logits."""
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a causal language model has one"
     labels: list[Tensor] = []
 
-    def remember(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def store_labels(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if "shift_labels" not in kwargs:
             raise ValueError(
                 "the loss is computed in tiles, and the model was not given shift_labels; valid: "
@@ -214,13 +223,14 @@ def _compute_loss_in_head(model: PreTrainedModel, loss: Loss, changes: _Changes)
             )
         labels[:] = [kwargs["shift_labels"]]
 
-    def loss_of_shard(x_BSD: Tensor) -> Tensor:
+    def sum_losses(x_BSD: Tensor) -> Tensor:
         weight = head.weight
         assert isinstance(weight, Tensor)
         return loss(x_BSD.flatten(0, 1), weight, labels.pop().flatten())
 
-    changes.undone.append(model.register_forward_pre_hook(remember, with_kwargs=True).remove)
-    changes.set(head, "forward", loss_of_shard)
+    hook = model.register_forward_pre_hook(store_labels, with_kwargs=True)
+    changes.undos.append(hook.remove)
+    changes.set(head, "forward", sum_losses)
 
 
 def _units(model: PreTrainedModel, blocks: list[GradientCheckpointingLayer]) -> zero.Units:

@@ -75,9 +75,9 @@ def test_what_is_refused() -> None:
         "sinks": "LlamaAttention wants attention with s_aux = Tensor",
         "family": "Gemma2Attention is of model_type gemma2, not known to be right on a split seq",
         "longest position": "LlamaForCausalLM has rope_type dynamic, whose frequencies depend on",
-        "plain attention": "LlamaForCausalLM was made with attn_implementation = sdpa, which kno",
+        "plain attention": "LlamaForCausalLM was made with attn_implementation = sdpa, which doe",
         "dropout again": "PhiForCausalLM has dropout of 0.5 in blocks that are computed again in",
-        "eval": "LlamaForCausalLM is in eval mode, in which Transformers recomputes nothing; val",
+        "eval": "LlamaForCausalLM is in eval mode, in which Transformers does not recompute; va",
         "twice": "FSDPLlamaForCausalLM is sharded already; valid: undo() first",
         "no head": "LlamaModel has no blocks or no linear head; valid: a causal language model",
         "value": "dtype is 'bfloat16'; valid: fp32, bf16, fp64",
@@ -87,7 +87,7 @@ def test_what_is_refused() -> None:
         "nothing": "the batch's input_ids are missing; valid: [samples, tokens]",
         "shapes": "labels is [2, 47]; valid: [2, 48], as input_ids",
         "dropout": "LlamaAttention wants attention with dropout = 0.1",
-        "plain batch": "LlamaAttention was not told of documents; valid: batches of "
+        "plain batch": "LlamaAttention was given no documents; valid: batches of "
         "odysseus.hf.shard_batch",
         "heads": "LlamaAttention has 3 query and 3 kv heads, which 2 ranks of the sequence axis",
         "padding": "attention_mask has zeros before ones; valid: padding at the end",

@@ -1,0 +1,118 @@
+"""The checks of one attention call of a Transformers model, made once per kind of call.
+
+A model's layers repeat the same call in every forward, so calls that were accepted are remembered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from odysseus.hf import families
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """Everything that decides whether attention over a split sequence can compute a call.
+
+    Attributes:
+        layer: Class of the attention module, for messages.
+        model_type: Family of the model.
+        rope_type: Kind of its rotary embedding.
+        batch: "split" for documents of :func:`odysseus.hf.shard_batch`; "other mesh" if they are of
+            another mesh than the registered one; "plain" for all other batches.
+        query: Shape [B, H, s, K].
+        key: Shape [B, G, s, K].
+        value: Shape [B, G, s, K].
+        dtype: Of the query.
+        on_cuda: Whether the query is on a GPU.
+        masked: Whether an attention mask is given.
+        causal: Whether attention is causal.
+        sliding_window: Tokens that a query sees, if limited.
+        extras: Names and values of other arguments that would change the result.
+        sequence_size: Ranks of the sequence axis.
+        ring_size: Ranks of the ring axis.
+    """
+
+    layer: str
+    model_type: str
+    rope_type: str
+    batch: str
+    query: torch.Size
+    key: torch.Size
+    value: torch.Size
+    dtype: torch.dtype
+    on_cuda: bool
+    masked: bool
+    causal: bool
+    sliding_window: int | None
+    extras: tuple[tuple[str, float | str], ...]
+    sequence_size: int
+    ring_size: int
+
+
+@lru_cache(maxsize=256)
+def check(call: AttentionCall) -> None:
+    """Raise ValueError if attention over a split sequence cannot compute a call.
+
+    Accepted calls are cached; a refused call raises every time.
+    """
+    families.check(call.model_type, call.rope_type, call.layer)
+    if call.batch == "plain":
+        raise ValueError(
+            f"{call.layer} was given no documents; valid: batches of odysseus.hf.shard_batch, and "
+            "a model that passes its keyword arguments on to attention"
+        )
+    if call.batch == "other mesh":
+        raise ValueError(
+            f"{call.layer} has a batch of another mesh than the one registered last; valid: one "
+            "mesh"
+        )
+    _check_plain_causal(call)
+    if call.masked:
+        raise ValueError(
+            f"{call.layer} has an attention mask; valid: batches of odysseus.hf.shard_batch"
+        )
+    if call.key[2] != call.query[2]:
+        raise ValueError(
+            f"{call.layer} has {call.query[2]} queries and {call.key[2]} keys; valid: as many, "
+            "without a cache of earlier ones"
+        )
+    _check_heads(call)
+
+
+def _check_plain_causal(call: AttentionCall) -> None:
+    tokens = call.query[2] * call.sequence_size * call.ring_size
+    unsupported = list(call.extras)
+    if call.sliding_window is not None and call.sliding_window < tokens:
+        name = f"sliding_window shorter than a sample's {tokens} tokens"
+        unsupported.append((name, call.sliding_window))
+    if not call.causal:
+        unsupported.append(("is_causal", False))
+    for name, value in unsupported:
+        raise ValueError(
+            f"{call.layer} wants attention with {name} = {value}, which is not supported on a "
+            "split sequence; valid: plain causal attention"
+        )
+
+
+def _check_heads(call: AttentionCall) -> None:
+    heads, kv_heads, width, ranks = call.query[1], call.key[1], call.query[3], call.sequence_size
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise ValueError(
+            f"{call.layer} has {heads} query and {kv_heads} kv heads, which {ranks} ranks of the "
+            "sequence axis cannot share evenly; valid: divisors of the query heads that divide the "
+            "kv heads or are multiples of them"
+        )
+    has_kernel = call.dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
+    if call.ring_size > 1 and call.on_cuda and not has_kernel:
+        raise ValueError(
+            f"{call.layer} has heads of {width} elements in {call.dtype}, for which a ring has no "
+            "kernel on CUDA; valid: torch.bfloat16, multiples of 8 up to 256"
+        )
+    if call.value[3] != width:
+        raise ValueError(
+            f"{call.layer} has values of another width than its queries; valid: the same"
+        )
