@@ -1,6 +1,6 @@
-"""Hugging Face checkpoints in and out: each rank reads what it keeps, and safetensors only.
+"""Hugging Face checkpoints, loaded and saved: each rank reads only its own shards.
 
-A pickled checkpoint runs whatever code its author has put there, so none is opened.
+Only safetensors are read: unpickling a checkpoint runs any code that its author put there.
 """
 
 from __future__ import annotations
@@ -30,28 +30,30 @@ from odysseus.parallel.sharding import Piece, huggingface_shapes, initialize
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("BF16", "F16", "F32", "F64")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# What a saved model takes along from the folder that it came from.
+# Files that a saved model copies from the folder that it was loaded from.
 _COPIED_FILES = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("chat_template.jinja", "chat_template.json"),
 )
 FILE_BYTES = 5 * 10**9
-"""A file takes no more, unless one tensor does (as Transformers' ``max_shard_size``)."""
+"""The largest file, unless one tensor is larger (Transformers' ``max_shard_size``)."""
 
 
 def check(run: RunConfig) -> None:
-    """Raise ValueError unless a run's checkpoint, if it has one, holds the very tensors of its
-    model. Reads headers only."""
+    """Raise ValueError unless a run's checkpoint, if any, holds exactly its model's tensors.
+
+    Reads headers only.
+    """
     if run.model.checkpoint:
         Checkpoint(run.model.checkpoint).check(run.architecture)
 
 
 def load_or_initialize(pieces: Iterable[tuple[Piece, Tensor]], run: RunConfig) -> None:
-    """Give shards the run's first weights: its checkpoint's, or else what its seed decides.
+    """Fill shards with a run's initial weights: from its checkpoint, or else from its seed.
 
     Args:
-        pieces: As :func:`odysseus.parallel.sharding.local_pieces`.
+        pieces: (piece, view) pairs of :func:`odysseus.parallel.sharding.local_pieces`.
     """
     if run.model.checkpoint:
         Checkpoint(run.model.checkpoint).load(pieces)
@@ -60,25 +62,28 @@ def load_or_initialize(pieces: Iterable[tuple[Piece, Tensor]], run: RunConfig) -
 
 
 class Checkpoint:
-    """The tensors of a folder, by the file that has them.
+    """The tensors of a folder of safetensors.
+
+    Attributes:
+        files: Tensor names to the files that hold them.
 
     Raises:
-        ValueError: the folder has no safetensors, or a file that tells where they are is damaged.
+        ValueError: the folder has no safetensors, or its index is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.files = folder, _files(folder)
 
     def check(self, architecture: Architecture) -> None:
-        """Raise ValueError unless names, shapes and dtypes are the model's."""
+        """Raise ValueError unless the tensors' names, shapes and dtypes fit the model."""
         shapes = huggingface_shapes(architecture)
-        found = {name for name in self.files if not name.endswith("rotary_emb.inv_freq")}
-        for what, names in (("misses", shapes.keys() - found), ("has", found - shapes.keys())):
+        present = {name for name in self.files if not name.endswith("rotary_emb.inv_freq")}
+        for verb, names in (("misses", shapes.keys() - present), ("has", present - shapes.keys())):
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 tied = architecture.tie_word_embeddings and "lm_head.weight" in names
                 raise ValueError(
-                    f"{self.folder} {what} {min(names)[:100]!r}{more}; valid: the tensors of "
+                    f"{self.folder} {verb} {min(names)[:100]!r}{more}; valid: the tensors of "
                     f"the model{', whose head is its embedding' if tied else ''}"
                 )
         for file, names in _group_by_file((name, self.files[name]) for name in shapes).items():
@@ -90,12 +95,12 @@ class Checkpoint:
         """Fill a rank's shards, reading no more than they hold.
 
         Args:
-            pieces: As :func:`odysseus.parallel.sharding.local_pieces`.
+            pieces: (piece, view) pairs of :func:`odysseus.parallel.sharding.local_pieces`.
         """
         for piece, view in pieces:
             rows, columns = slice(*piece.rows), slice(*piece.columns)
             at = (rows,) if len(piece.shape) == 1 else (rows, columns)
-            # What is read of a file stays in memory until it is closed.
+            # Pages read from a file stay in memory until it is closed, so open it per tensor.
             with _open(self.files[piece.name]) as opened:
                 view.copy_(opened.get_slice(piece.name)[at])
 
@@ -107,55 +112,58 @@ def save(
     device: torch.device,
     to: Path,
 ) -> None:
-    """Write the whole model in the run's compute dtype, with a ``config.json``, as a folder that is
-    there once it is whole. Call it on every rank; the first one writes.
+    """Write the whole model, in the run's compute dtype, with its ``config.json``.
 
-    Every tensor is gathered by itself, so that no rank holds more than one beside a file's worth on
-    the first.
+    Call it on every rank; rank 0 writes. The folder appears only when it is complete. Tensors are
+    gathered one by one, so each rank holds one whole tensor, and rank 0 one file's tensors more.
 
     Args:
-        pieces: As :func:`odysseus.parallel.sharding.local_pieces`.
-        to: A folder that is not there yet.
+        pieces: (piece, view) pairs of :func:`odysseus.parallel.sharding.local_pieces`.
+        to: A folder that does not exist yet.
 
     Raises:
-        OSError: the first rank could not write, on every rank; what it wrote is removed.
+        OSError: rank 0 could not write; raised on every rank, after removing the partial folder.
     """
     local: defaultdict[str, list[tuple[Piece, Tensor]]] = defaultdict(list)
     for piece, view in pieces:
         local[piece.name] += [(piece, view)] if piece.owned else []
     shapes, dtype = huggingface_shapes(run.architecture), run.compute_dtype
     files = _split_into_files(shapes, dtype)
-    partial, disk = Path(f"{to}.partial"), _Disk(world.rank == 0)
-    disk.do(partial.mkdir)
+    partial, writer = Path(f"{to}.partial"), _Writer(world.rank == 0)
+    writer.write(partial.mkdir)
     for file, names in files.items():
         tensors = {}
         for name in names:
             whole = torch.zeros(shapes[name], dtype=dtype, device=device)
             for piece, view in local[name]:
                 piece.of(whole).copy_(view)
-            # Every element is on one rank: adding zeros to its bytes keeps it, -0.0 and NaN too.
+            # One rank owns each element; adding zero bytes keeps it, also -0.0 and NaN.
             transfers.all_reduce_plain(whole.view(torch.uint8), world)
             if world.rank == 0:
                 tensors[name] = whole.cpu()
-        disk.do(lambda t=tensors, f=file: save_file(t, partial / f, metadata={"format": "pt"}))
-    disk.do(lambda: _write_config_and_index(run, files, partial))
-    disk.do(lambda: partial.rename(to))
-    shared = [disk.error]
-    dist.broadcast_object_list(shared, group_src=0, group=world.group)
-    if shared[0]:
+        writer.write(lambda t=tensors, f=file: save_file(t, partial / f, metadata={"format": "pt"}))
+    writer.write(lambda: _write_config_and_index(run, files, partial))
+    writer.write(lambda: partial.rename(to))
+    error = [writer.error]
+    dist.broadcast_object_list(error, group_src=0, group=world.group)
+    if error[0]:
         if world.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(shared[0])
+        raise OSError(error[0])
 
 
-class _Disk:
-    """What one rank writes while all go on together: after an error, nothing more."""
+class _Writer:
+    """Writes on one rank while all ranks proceed together; after an error it writes nothing more.
 
-    def __init__(self, writes: bool) -> None:
-        self.writes, self.error = writes, ""
+    Attributes:
+        error: The first error's text, at most 200 characters, or "".
+    """
 
-    def do(self, action: Callable[[], object]) -> None:
-        if self.writes and not self.error:
+    def __init__(self, active: bool) -> None:
+        self.active, self.error = active, ""
+
+    def write(self, action: Callable[[], object]) -> None:
+        if self.active and not self.error:
             try:
                 action()
             except (OSError, SafetensorError) as error:
@@ -163,7 +171,7 @@ class _Disk:
 
 
 def _write_config_and_index(run: RunConfig, files: dict[str, list[str]], folder: Path) -> None:
-    """The index and the configuration; what a checkpoint brought along stays beside them."""
+    """Write the index and ``config.json``; copy the tokenizer's files of the source checkpoint."""
     if len(files) > 1:
         weight_map = {name: file for file, names in files.items() for name in names}
         size = sum((folder / file).stat().st_size for file in files)
@@ -177,32 +185,32 @@ def _write_config_and_index(run: RunConfig, files: dict[str, list[str]], folder:
 
 
 def saved_config(run: RunConfig) -> dict[str, Any]:
-    """The ``config.json`` of what a run saves.
+    """Return the ``config.json`` of the model that a run saves.
 
     Raises:
-        ValueError: no model of Transformers is like the run's.
+        ValueError: Transformers has no model that equals the run's.
     """
     dtype = str(run.compute_dtype).removeprefix("torch.")
     source = run.model.checkpoint
-    given = hf_config.read_object(source / "config.json") if source else {}
+    config = hf_config.read_object(source / "config.json") if source else {}
     if run.model.overrides or not source:
-        given = hf_config.rewritten(given, run.architecture, run.seq_len)
-    return given | {"dtype": dtype, "torch_dtype": dtype}
+        config = hf_config.rewritten(config, run.architecture, run.seq_len)
+    return config | {"dtype": dtype, "torch_dtype": dtype}
 
 
 def _split_into_files(
     shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
 ) -> dict[str, list[str]]:
-    """File names, and the tensors of each, in order."""
+    """Return file names and the tensors of each, in order, at most FILE_BYTES per file."""
     groups: list[list[str]] = [[]]
-    size = 0
+    file_bytes = 0
     for name, shape in shapes.items():
-        of_tensor = torch.Size(shape).numel() * dtype.itemsize
-        if groups[-1] and size + of_tensor > FILE_BYTES:
+        tensor_bytes = torch.Size(shape).numel() * dtype.itemsize
+        if groups[-1] and file_bytes + tensor_bytes > FILE_BYTES:
             groups.append([])
-            size = 0
+            file_bytes = 0
         groups[-1].append(name)
-        size += of_tensor
+        file_bytes += tensor_bytes
     if len(groups) == 1:
         return {_SINGLE: groups[0]}
     count = len(groups)
@@ -210,7 +218,10 @@ def _split_into_files(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The file of every tensor: the only one's, else as the index says, as Transformers looks."""
+    """Map every tensor to its file: the single file or, without it, the index's entry.
+
+    Transformers looks for them in the same order.
+    """
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"{folder} has adapter_config.json, an adapter that would be left out; valid: merged "
@@ -220,15 +231,15 @@ def _files(folder: Path) -> dict[str, Path]:
         with _open(folder / _SINGLE) as opened:
             return dict.fromkeys(opened.keys(), folder / _SINGLE)
     if (folder / _INDEX).is_file():
-        given = hf_config.read_object(folder / _INDEX).get("weight_map")
-        if not isinstance(given, dict) or not given:
+        weight_map = hf_config.read_object(folder / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{folder / _INDEX} has no weight_map; valid: tensor names to files")
-        for name in given.values():
+        for name in weight_map.values():
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
                 raise ValueError(
                     f"{folder / _INDEX} names the file {shortened(name)}; valid: one beside it"
                 )
-        return {tensor: folder / name for tensor, name in given.items()}
+        return {tensor: folder / name for tensor, name in weight_map.items()}
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
     if pickled:
         raise ValueError(
@@ -240,7 +251,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def _open(file: Path) -> Iterator[Any]:
-    """A file, whose header safetensors has checked against its size."""
+    """Open a safetensors file; the library checks its header against the file's size."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             yield opened
@@ -250,10 +261,10 @@ def _open(file: Path) -> Iterator[Any]:
 
 
 def _group_by_file(items: Iterable[tuple[Any, Path]]) -> dict[Path, list[Any]]:
-    found: defaultdict[Path, list[Any]] = defaultdict(list)
+    groups: defaultdict[Path, list[Any]] = defaultdict(list)
     for item, file in items:
-        found[file].append(item)
-    return found
+        groups[file].append(item)
+    return groups
 
 
 def _check_tensor(file: Path, opened: Any, name: str, shape: tuple[int, ...]) -> None:

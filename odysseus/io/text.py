@@ -1,4 +1,7 @@
-"""Text to tokens to this rank's shard of a sample, with its positions."""
+"""Text to tokens, and tokens to this rank's shard of each sample, with position ids.
+
+B batch, s tokens of this rank, L tokens of a sample.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,14 @@ _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro step's tokens on one rank: [B, s] int64 each, positions [1, s], or [B, s] where
-    the sequences are packed, whose documents are then known whole."""
+    """One micro step's tokens on one rank, int64.
+
+    Attributes:
+        input_ids: [B, s].
+        labels: [B, s], the token after each input, or -100.
+        position_ids: [1, s]; [B, s] where documents are packed.
+        documents: Documents of the whole sequences; None unless documents are packed.
+    """
 
     input_ids: Tensor
     labels: Tensor
@@ -40,22 +49,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens, and where documents begin among them: at 0 and, packed, after blank lines."""
+    """A text as tokens, with the positions where documents begin: 0 and, if packed, after blank
+    lines."""
 
     tokens: np.ndarray
     starts: np.ndarray
 
     def starts_between(self, first: int, last: int) -> np.ndarray:
-        """First tokens of the documents that begin in [first, last], from first, of the text read
-        over and over."""
+        """Return where documents begin in [first, last] of the endlessly repeated text.
+
+        Positions are relative to `first`.
+        """
         length = len(self.tokens)
-        rounds = np.arange(first // length, last // length + 1) * length
-        starts = (rounds[:, None] + self.starts).ravel()
+        offsets = np.arange(first // length, last // length + 1) * length
+        starts = (offsets[:, None] + self.starts).ravel()
         return starts[(first <= starts) & (starts <= last)] - first
 
 
 def open_tokens(path: str) -> np.ndarray:
-    """The file's bytes as uint8 tokens, read when touched; without a path, CPython's own topics.
+    """Map the file's bytes as uint8 tokens; without a path, return CPython's help topics.
 
     Raises:
         ValueError: the file is missing, empty or not UTF-8 (with the offset of the first bad byte).
@@ -73,9 +85,9 @@ def open_tokens(path: str) -> np.ndarray:
 
 
 def load_text(run: RunConfig) -> Text:
-    """The run's text as its checkpoint's tokens, or as bytes where that has no tokenizer.
+    """Read a run's text as its checkpoint's tokens, or as bytes if it has no tokenizer.
 
-    Packed documents are tokenised each by itself, with the blank lines that end it.
+    Each packed document is tokenised by itself, together with the blank lines that end it.
     """
     path, pack, file = run.data.path, run.data.pack, run.model.tokenizer
     if not pack and file is None:
@@ -85,21 +97,23 @@ def load_text(run: RunConfig) -> Text:
 
 @lru_cache(maxsize=1)
 def _text(path: str, pack: bool, file: Path | None) -> Text:
-    found = open_tokens(path)
-    blanks = _BLANK_LINES.finditer(found.data) if pack else ()
+    text = open_tokens(path)
+    blanks = _BLANK_LINES.finditer(text.data) if pack else ()
     ends = [blank.end() for blank in blanks]
-    starts = np.array([0, *(end for end in ends if end < len(found))])
+    starts = np.array([0, *(end for end in ends if end < len(text))])
     if file is None:
-        return Text(found, starts)
-    documents = np.split(found, starts[1:])
+        return Text(text, starts)
+    documents = np.split(text, starts[1:])
     encoded = [tokenizer.encode(document.tobytes().decode(), file) for document in documents]
     lengths = [len(tokens) for tokens in encoded if len(tokens)]
     return Text(np.concatenate(encoded), np.cumsum([0, *lengths[:-1]]))
 
 
 def check_tokens(run: RunConfig) -> None:
-    """Raise ValueError unless the run's text is UTF-8 and holds at least one whole sample, and its
-    tokens are the model's."""
+    """Raise ValueError unless a run's text is UTF-8, holds a sample and fits its vocabulary.
+
+    With ``data.repeat`` a text shorter than a sample is valid.
+    """
     _check_utf8(run.data.path)
     if run.model.tokenizer:
         tokenizer.check(run.model.tokenizer, run.architecture.vocab_size)
@@ -136,11 +150,15 @@ def _builtin_tokens() -> np.ndarray:
 
 
 class Samples:
-    """The samples of a run in their fixed order, and one rank's share of each.
+    """The samples of a run in their fixed order, and one rank's shard of each.
 
-    Sample k is tokens [k·L, (k+1)·L], wrapping at the end of the text: L inputs and, one later,
-    L labels. Step t, micro step g, replica p, batch element b reads sample
-    ((t·GAS + g)·DP + p)·MBS + b, so DP=8, GAS=1 and DP=1, GAS=8 read the same step.
+    Sample k is tokens [k·L, (k+1)·L], wrapping at the end of the text: L inputs, and L labels that
+    are one token later. Step t, micro step g, replica p, batch element b reads sample
+    ((t·GAS + g)·DP + p)·MBS + b, so DP=8, GAS=1 and DP=1, GAS=8 read the same samples per step.
+
+    Args:
+        replica: This rank's index among the data-parallel replicas.
+        shard: This rank's index among the ranks that share a sample.
     """
 
     def __init__(self, run: RunConfig, replica: int, shard: int, device: torch.device) -> None:
@@ -150,7 +168,7 @@ class Samples:
         self.positions = shard_of(run.ring_order, run.seq_len, *sizes, shard)
 
     def step(self, step: int) -> list[Batch]:
-        """The micro batches of one step."""
+        """Return the micro batches of one step."""
         run = self.run
         batches = []
         for micro in range(run.gradient_accumulation_steps):
@@ -162,19 +180,20 @@ class Samples:
 
     def _batch(self, samples: np.ndarray) -> Batch:
         tokens, length = self.text.tokens, self.run.seq_len
-        where = samples[:, None] * length + self.positions
-        inputs, labels = (tokens[at % len(tokens)].astype(np.int64) for at in (where, where + 1))
+        at = samples[:, None] * length + self.positions
+        inputs, labels = (tokens[i % len(tokens)].astype(np.int64) for i in (at, at + 1))
         positions, documents = self.positions[None], None
         if self.run.data.pack:
             edges = [self.text.starts_between(first, first + length) for first in samples * length]
             starts = [np.union1d([0], e[e < length]) for e in edges]
-            documents = Documents(tuple(tuple(of_row.tolist()) for of_row in starts))
-            # The last token of a document has none to foretell.
+            documents = Documents(tuple(tuple(row.tolist()) for row in starts))
+            # The last token of a document has no next token to predict.
             ends = [np.isin(self.positions + 1, e) for e in edges]
             labels[np.stack(ends)] = IGNORED_LABEL
-            at = [np.searchsorted(s, self.positions, side="right") - 1 for s in starts]
-            begun = [s[of_token] for s, of_token in zip(starts, at, strict=True)]
-            positions = self.positions - np.stack(begun)
+            document_starts = [
+                s[np.searchsorted(s, self.positions, side="right") - 1] for s in starts
+            ]
+            positions = self.positions - np.stack(document_starts)
         input_ids, label_ids, position_ids = (
             torch.from_numpy(x).to(self.device) for x in (inputs, labels, positions.copy())
         )

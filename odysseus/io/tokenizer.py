@@ -1,4 +1,4 @@
-"""A checkpoint's own tokens, by the ``tokenizer.json`` that lies beside its weights."""
+"""Text to a checkpoint's tokens, with the ``tokenizer.json`` in the folder of its weights."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def _tokenizer(file: Path) -> Tokenizer:
-    from tokenizers import Tokenizer  # a third of a second, which most runs need not wait
+    from tokenizers import Tokenizer  # takes a third of a second; most runs do not need it
 
     try:
-        found = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         why = " ".join(str(error).split())[:80]
         raise ValueError(
             f"{file} cannot be read: {why}; valid: a tokenizer of the library tokenizers, or none, "
             "for byte tokens"
         ) from None
-    # What a file may say of the length of one text.
-    found.no_truncation()
-    found.no_padding()
-    return found
+    # The file may ask for truncation or padding of each text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def check(file: Path, vocab_size: int) -> None:
-    """Raise ValueError unless a model has a row for each of the tokenizer's tokens."""
+    """Raise ValueError unless a model's embedding has a row for each of the tokenizer's tokens."""
     rows = max(_tokenizer(file).get_vocab().values(), default=-1) + 1
     if rows > vocab_size:
         raise ValueError(
@@ -41,7 +41,9 @@ def check(file: Path, vocab_size: int) -> None:
 
 
 def encode(text: str, file: Path) -> np.ndarray:
-    """A text as token ids, uint32, without the tokens that begin or end one. All of it at once: no
-    place to cut is known that changes no token."""
-    found = _tokenizer(file).encode(text, add_special_tokens=False)
-    return np.array(found.ids, dtype=np.uint32)
+    """Return a text's token ids, uint32, without special tokens at its beginning or end.
+
+    The text is encoded whole, because no position is known where cutting it changes no token.
+    """
+    encoding = _tokenizer(file).encode(text, add_special_tokens=False)
+    return np.array(encoding.ids, dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""Host memory that offloading may take: how much there is, how much is held, and when it is out."""
+"""Host memory for offloading: the limit per node, and one rank's account of what it has taken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class HostMemoryError(MemoryError):
 
 
 def node_limit_bytes(run: RunConfig, node_bytes: int | None = None) -> int:
-    """Bytes of host memory that offloading may take on one node: the run's limit, else 90 %.
+    """Return the bytes of host memory that offloading may take per node: the limit, else 90 %.
 
     Args:
         node_bytes: Memory of the node; by default this machine's.
@@ -30,17 +30,17 @@ def node_limit_bytes(run: RunConfig, node_bytes: int | None = None) -> int:
 
 
 def machine_memory_bytes() -> int:
-    """Memory of this machine, or of the control group that this process is confined to."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    """Return the memory of this machine, or of this process's control group if that is less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder in _control_groups():
         file = folder / "memory.max"
         text = file.read_text().strip() if file.is_file() else "max"
-        found += [int(text)] if text.isdigit() else []
-    return min(found)
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)
 
 
 def _control_groups() -> list[Path]:
-    """The folders of this process's control group (version 2) and of those that it lies in."""
+    """List the folders of this process's control group (version 2) and of its parent groups."""
     lines = _OWN_GROUP.read_text().splitlines() if _OWN_GROUP.is_file() else []
     path = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
     folder = _ALL_GROUPS / path
@@ -48,7 +48,7 @@ def _control_groups() -> list[Path]:
 
 
 def ranks_per_node(world_size: int) -> int:
-    """Ranks that share this machine's memory: torchrun's word for it, else all of them."""
+    """Return how many ranks share this machine: LOCAL_WORLD_SIZE, which torchrun sets, or all."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
 
 
@@ -57,32 +57,31 @@ class HostMemory:
 
     Args:
         limit_bytes: This rank's share of the node's limit.
-        beside: The device that host memory is for.
+        compute_device: The device that tensors are offloaded from.
 
     Attributes:
-        device: What host memory is to PyTorch: the CPU, but a dry run's has no more values than its
-            device.
-        held_bytes: What has been taken so far; nothing is given back before the run ends.
-        tensors: What :meth:`empty` has made.
+        device: The device of host tensors: the CPU, but meta in a dry run, which has no values.
+        held_bytes: Bytes taken so far; none are returned before the run ends.
+        tensors: Every tensor that :meth:`empty` has made.
     """
 
-    def __init__(self, limit_bytes: int, beside: torch.device) -> None:
-        self.limit_bytes, self.pinned = limit_bytes, beside.type == "cuda"
-        self.device = beside if beside.type == "meta" else torch.device("cpu")
+    def __init__(self, limit_bytes: int, compute_device: torch.device) -> None:
+        self.limit_bytes, self.pinned = limit_bytes, compute_device.type == "cuda"
+        self.device = compute_device if compute_device.type == "meta" else torch.device("cpu")
         self.held_bytes = 0
         self.tensors: list[Tensor] = []
 
     @classmethod
     def for_run(cls, run: RunConfig, device: torch.device) -> HostMemory:
-        """The account of one rank of a run: the ranks of a node share its limit equally."""
+        """Open the account of one rank of a run: ranks per node share the limit equally."""
         share = node_limit_bytes(run) // ranks_per_node(run.world_size)
         return cls(share, device)
 
     def claim(self, size_bytes: int) -> None:
-        """Count memory that someone else is about to allocate.
+        """Count memory that the caller is about to allocate elsewhere.
 
         Raises:
-            HostMemoryError: it would be more than the limit.
+            HostMemoryError: the total would exceed the limit.
         """
         needed = self.held_bytes + size_bytes
         if needed > self.limit_bytes:
@@ -93,10 +92,10 @@ class HostMemory:
         self.held_bytes = needed
 
     def empty(self, like: Tensor) -> Tensor:
-        """A new tensor in host memory; page-locked where there is a GPU to copy to and from.
+        """Allocate a tensor in host memory; page-locked if the compute device is a GPU.
 
         Raises:
-            HostMemoryError: it would be more than the limit.
+            HostMemoryError: the total would exceed the limit, or the allocation fails.
         """
         self.claim(like.numel() * like.element_size())
         with record_function("odysseus::host"):
@@ -109,5 +108,5 @@ class HostMemory:
             return torch.empty(
                 like.shape, dtype=like.dtype, device=self.device, pin_memory=self.pinned
             )
-        except RuntimeError as error:  # as CUDA says it when memory cannot be page-locked
+        except RuntimeError as error:  # CUDA raises it when memory cannot be page-locked
             raise HostMemoryError(f"allocating {like.nbytes} bytes on the host: {error}") from error

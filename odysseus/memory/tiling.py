@@ -1,8 +1,8 @@
 """A function of tokens computed tile by tile along the sequence, forward and again in backward.
 
-B batch, S tokens, D width. Long sequences make an MLP's inner tensors, several times wider than
-the stream, the largest of a block; in tiles only one tile's exist at once (ALST, arXiv 2506.13996
-§3.1.1).
+An MLP's inner tensors are several times wider than the stream and so, for long sequences, the
+largest of a block. In tiles, only those of one tile exist at once (ALST, arXiv 2506.13996 §3.1.1).
+B batch, S tokens, t tokens of one tile, D width.
 """
 
 from __future__ import annotations
@@ -15,38 +15,41 @@ from torch import Tensor, nn
 
 
 def tile_count(batch: int, tokens: int, width: int) -> int:
-    """Tiles of about `width` tokens, as DeepSpeed's TiledMLP has them: ceil(B·S / D)."""
+    """Return ceil(B·S / D) tiles of about `width` tokens, as in DeepSpeed's TiledMLP; at most S."""
     return min(tokens, -(-batch * tokens // width))
 
 
 def tiled(
     function: Callable[..., Tensor], parameters: Iterable[nn.Parameter], *inputs: Tensor
 ) -> Tensor:
-    """function(*inputs), one tile of tokens at a time.
+    """Compute function(*inputs), one tile of tokens at a time.
 
-    Every rank has the same shapes, so every rank has the same tiles, and a function that talks to
-    others may be tiled too. The parameters are gathered and their gradients reduced by whoever
-    shards them, once: tiles see neither. Their sum is kept in at least fp32.
+    Shapes are the same on every rank, so tiles are too, and the function may communicate. ZeRO
+    gathers the parameters and reduces their gradients once, outside the tiles. Tiles' gradients of
+    the parameters are summed in at least fp32.
 
     Args:
-        function: Of tokens; what it returns has the shape of its first input.
-        parameters: What it computes with.
+        function: Maps tiles of tokens to a tensor with the shape of its first input.
+        parameters: The parameters that the function uses.
         inputs: [B, S, ...] each.
+
+    Returns:
+        A tensor with the shape and dtype of the first input.
     """
     trained = [p for p in parameters if p.requires_grad]
     tiles = Tiles(function, trained, tile_count(*inputs[0].shape))
-    kept = _Keep.apply(tiles, len(inputs), *inputs, *trained)
-    return _Compute.apply(kept, tiles, *(x.detach() for x in inputs[1:]))
+    saved = _SaveInputs.apply(tiles, len(inputs), *inputs, *trained)
+    return _RunTiles.apply(saved, tiles, *(x.detach() for x in inputs[1:]))
 
 
 def cut(count: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Every tile of all tensors, [B, t, ...] of [B, S, ...] each, the last one ragged."""
+    """Yield every tile of all tensors, [B, t, ...] of [B, S, ...]; the last may be shorter."""
     size = -(-tensors[0].shape[1] // count)
     return zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True)
 
 
 class Tiles:
-    """A function of tokens, its parameters, and into how many tiles its inputs are cut."""
+    """A function of tokens, the parameters it uses, and the number of tiles of its inputs."""
 
     def __init__(
         self, function: Callable[..., Any], parameters: list[nn.Parameter], count: int
@@ -54,7 +57,7 @@ class Tiles:
         self.function, self.parameters, self.count = function, parameters, count
 
     def split(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Every tile of all tensors."""
+        """Yield every tile of all tensors."""
         return cut(self.count, *tensors)
 
     def backward(
@@ -64,33 +67,39 @@ class Tiles:
         grad_inputs: Sequence[Tensor],
         sums: list[Tensor],
     ) -> None:
-        """One tile: fill in the gradients of as many inputs as there are, the first ones; add those
-        of the parameters to their sums."""
+        """Run one tile's backward, its forward again first.
+
+        Args:
+            inputs: One tile of each input.
+            grad_outputs: Gradients of the function's outputs.
+            grad_inputs: Filled with the gradients of the first inputs, as many as are given.
+            sums: Sums of the parameters' gradients over tiles, to which this tile's are added.
+        """
         count = len(grad_inputs)
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in inputs[:count]]
             outputs = self.function(*leaves, *inputs[count:])
-        found = torch.autograd.grad(outputs, [*leaves, *self.parameters], grad_outputs)
+        gradients = torch.autograd.grad(outputs, [*leaves, *self.parameters], grad_outputs)
         del outputs
-        for whole, gradient in zip(grad_inputs, found, strict=False):
-            whole.copy_(gradient)
-        for index, gradient in enumerate(found[count:]):
+        for grad_input, gradient in zip(grad_inputs, gradients, strict=False):
+            grad_input.copy_(gradient)
+        for index, gradient in enumerate(gradients[count:]):
             if index < len(sums):
                 sums[index].add_(gradient)
-            else:  # A bf16 sum of many tiles would lose what each adds.
+            else:  # A sum of many tiles in bf16 would lose small addends.
                 wide = torch.float32 if self.count > 1 else gradient.dtype
                 sums.append(gradient.to(torch.promote_types(gradient.dtype, wide)))
 
     def rounded_gradients(self, sums: list[Tensor]) -> Iterator[Tensor]:
-        """The parameters' gradients, in their dtype."""
+        """Yield the sums, rounded to the dtypes of the parameters."""
         return (s.to(p.dtype) for s, p in zip(sums, self.parameters, strict=True))
 
 
-class _Keep(torch.autograd.Function):
-    """Keeps the inputs, and has the whole backward.
+class _SaveInputs(torch.autograd.Function):
+    """Saves the inputs in forward, and runs the whole backward.
 
-    It is apart from the forward so that under activation checkpointing, which stops recomputing
-    once the last tensor that backward needs is there, the tiles do not run in vain.
+    It is separate from :class:`_RunTiles` for activation checkpointing, which stops recomputing as
+    soon as the last saved tensor exists: then the tiles do not run a second time for nothing.
     """
 
     @staticmethod
@@ -110,8 +119,9 @@ class _Keep(torch.autograd.Function):
         return None, None, *grad_inputs, *tiles.rounded_gradients(sums)
 
 
-class _Compute(torch.autograd.Function):
-    """Runs the tiles. What it hands back is the gradient of y: :class:`_Keep` takes it as such."""
+class _RunTiles(torch.autograd.Function):
+    """Runs the tiles in forward. Its backward passes the gradient of y on to :class:`_SaveInputs`,
+    which computes all others."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tiles: Tiles, *others: Tensor) -> Tensor:

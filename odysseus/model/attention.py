@@ -1,6 +1,6 @@
-"""Causal attention on one rank's tensors, whichever kernel computes it.
+"""Causal attention on one rank's tensors, and the choice of its kernel.
 
-B batch, S tokens, H query heads, G kv heads, K elements of a head.
+B batch, S tokens, H query heads, G kv heads, K elements per head.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from odysseus.model.documents import Documents, Span
 
 
 class Attend(Protocol):
-    """Causal attention, scaled by 1/sqrt(K), within documents where sequences are packed."""
+    """Causal attention, scaled by 1/sqrt(K); in packed sequences, within documents."""
 
     def __call__(
         self,
@@ -32,7 +32,7 @@ class Attend(Protocol):
         *,
         documents: Documents | None = None,
     ) -> Tensor:
-        """o_BSHK."""
+        """Return o_BSHK, in the dtype of q."""
         ...
 
 
@@ -42,17 +42,18 @@ _PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn
 def choose_attention(
     implementation: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[str, Attend]:
-    """The name and the function of the attention kernel that a setting means on a device.
+    """Return the name and the function of the attention kernel for a setting on a device.
 
-    FlashAttention's packages compute in bf16 only; auto takes them where they can.
+    FlashAttention's packages compute in bf16 only; auto chooses FlashAttention-2 on CUDA in bf16
+    if it is installed, else sdpa.
 
     Raises:
         ValueError: the kernel needs CUDA, another dtype or a package that is not installed.
     """
     if implementation == "auto":
-        fitting = device.type == "cuda" and _is_installed("flash_attention_2")
-        fitting = fitting and dtype == torch.bfloat16
-        implementation = "flash_attention_2" if fitting else "sdpa"
+        usable = device.type == "cuda" and _is_installed("flash_attention_2")
+        usable = usable and dtype == torch.bfloat16
+        implementation = "flash_attention_2" if usable else "sdpa"
     if implementation == "sdpa":
         return implementation, _cpu_sdpa() if device.type == "cpu" else sdpa
     if device.type != "cuda":
@@ -76,11 +77,13 @@ def choose_attention(
 def sdpa(
     q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
 ) -> Tensor:
-    """PyTorch's scaled_dot_product_attention; kv heads are shared, never expanded. Of documents
-    one after another."""
+    """PyTorch's scaled_dot_product_attention; kv heads are shared, never expanded.
+
+    Documents are computed one after another.
+    """
     if documents is not None:
         packed = zip(*(x.split(1) for x in (q_BSHK, k_BSGK, v_BSGK)), documents.starts, strict=True)
-        return torch.cat([_of_each(q, k, v, starts) for q, k, v, starts in packed])
+        return torch.cat([_sdpa_by_document(q, k, v, starts) for q, k, v, starts in packed])
     o_BHSK = F.scaled_dot_product_attention(
         q_BSHK.transpose(1, 2),
         k_BSGK.transpose(1, 2),
@@ -91,16 +94,18 @@ def sdpa(
     return o_BHSK.transpose(1, 2)
 
 
-def _of_each(q_1SHK: Tensor, k_1SGK: Tensor, v_1SGK: Tensor, starts: tuple[int, ...]) -> Tensor:
-    """Attention of one sequence's documents."""
+def _sdpa_by_document(
+    q_1SHK: Tensor, k_1SGK: Tensor, v_1SGK: Tensor, starts: tuple[int, ...]
+) -> Tensor:
+    """Compute attention within each document of one sequence."""
     lengths = np.diff([*starts, q_1SHK.shape[1]]).tolist()
-    each = zip(*(x.split(lengths, dim=1) for x in (q_1SHK, k_1SGK, v_1SGK)), strict=True)
-    return torch.cat([sdpa(*document) for document in each], dim=1)
+    documents = zip(*(x.split(lengths, dim=1) for x in (q_1SHK, k_1SGK, v_1SGK)), strict=True)
+    return torch.cat([sdpa(*document) for document in documents], dim=1)
 
 
 @dataclass(frozen=True)
 class CausalAttention:
-    """Causal attention of whole sequences, which may be packed, with its log-sum-exp.
+    """Causal attention over whole sequences, packed or not, that also returns its log-sum-exp.
 
     Attributes:
         forward: (q_BSHK, k_BSGK, v_BSGK, documents) -> (o_BSHK, logsumexp_BHS).
@@ -112,7 +117,7 @@ class CausalAttention:
 
 
 def local_attention(blocks: BlockAttention) -> CausalAttention:
-    """Attention over sequences that this rank holds whole."""
+    """Make causal attention over whole sequences, all on this rank, from a block kernel."""
 
     def spans(q: Tensor, documents: Documents | None) -> Iterable[Span] | None:
         if documents is None:
@@ -129,16 +134,15 @@ def local_attention(blocks: BlockAttention) -> CausalAttention:
         grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor,
         documents: Documents | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        within = spans(q, documents)
-        return blocks.backward_within(within, grad_o, q, k, v, o, logsumexp, True)
+        return blocks.backward_within(spans(q, documents), grad_o, q, k, v, o, logsumexp, True)
 
     return CausalAttention(forward, backward)
 
 
 def differentiable(attention: CausalAttention) -> Attend:
-    """That attention for autograd; keeps q, k, v, o and the log-sum-exp.
+    """Make an attention differentiable by autograd; it saves q, k, v, o and the log-sum-exp.
 
-    torch.compile goes around it.
+    torch.compile does not trace into it: each call is a graph break.
     """
 
     def attend(
@@ -173,9 +177,10 @@ class _Attention(torch.autograd.Function):
 
 @lru_cache(maxsize=1)
 def _cpu_sdpa() -> Attend:
-    """As :func:`sdpa`; of documents with one tensor for all, not one each and then all.
+    """Make :func:`sdpa` for a CPU: packed documents are written into one output tensor.
 
-    Made when it is first asked for: going around torch.compile imports its second of modules.
+    (:func:`sdpa` itself allocates one output per document and then joins them.) Made at the first
+    call, because ``torch.compiler.disable`` imports modules for about a second.
     """
     packed = differentiable(local_attention(CPU_FLASH))
 
@@ -190,7 +195,7 @@ def _cpu_sdpa() -> Attend:
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
-    """[B, S, F·K], heads side by side, as [B, S, F, K]; what has that shape stays as it is."""
+    """View [B, S, F·K], F heads side by side, as [B, S, F, K]; return a 4-D x unchanged."""
     return x if x.dim() == 4 else x.unflatten(-1, (-1, head_dim))
 
 
@@ -207,18 +212,20 @@ def _flash_attention(implementation: str) -> Attend:
         if documents is None:
             return module.flash_attn_func(q_BSHK, k_BSGK, v_BSGK, causal=True)
         shape = q_BSHK.shape[:2]
-        ends, longest = _cumulated(documents, shape[1], q_BSHK.device)
+        offsets, longest = _cumulative_lengths(documents, shape[1], q_BSHK.device)
         flat = (x.flatten(0, 1) for x in (q_BSHK, k_BSGK, v_BSGK))
-        o = module.flash_attn_varlen_func(*flat, ends, ends, longest, longest, causal=True)
+        o = module.flash_attn_varlen_func(*flat, offsets, offsets, longest, longest, causal=True)
         return o.unflatten(0, shape)
 
     return attend
 
 
 @lru_cache(maxsize=8)
-def _cumulated(documents: Documents, tokens: int, device: torch.device) -> tuple[Tensor, int]:
-    """Ends of all documents in a batch laid end to end, from 0, and the longest one's length."""
+def _cumulative_lengths(
+    documents: Documents, tokens: int, device: torch.device
+) -> tuple[Tensor, int]:
+    """FlashAttention's cu_seqlens of a batch's documents, int32 from 0, and the longest length."""
     rows = enumerate(documents.starts)
-    ends = [row * tokens + start for row, starts in rows for start in starts]
-    ends = [*ends, len(documents.starts) * tokens]
-    return torch.tensor(ends, dtype=torch.int32, device=device), int(np.diff(ends).max())
+    offsets = [row * tokens + start for row, starts in rows for start in starts]
+    offsets = [*offsets, len(documents.starts) * tokens]
+    return torch.tensor(offsets, dtype=torch.int32, device=device), int(np.diff(offsets).max())

@@ -1,6 +1,6 @@
 """Attention to one block of the keys, with its log-sum-exp, by PyTorch's and flash-attn's kernels.
 
-B batch, S tokens of queries, T of keys, H query heads, G kv heads, K elements of a head.
+B batch, S query tokens, T key tokens, H query heads, G kv heads, K elements per head.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from odysseus.model.documents import Span
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """Attention to one block of the keys, to be merged with others by its log-sum-exp.
+    """Attention to one block of the keys; results of several blocks merge by their log-sum-exp.
 
     Attributes:
         forward: (q_BSHK, k_BTGK, v_BTGK, causal) -> (o_BSHK, logsumexp_BHS), the latter in at
-            least fp32. `causal` masks the keys after a query's own; S = T then.
-        backward: (grad_o, q, k, v, o, logsumexp, causal) -> gradients of q, k and v. With `o` and
-            the log-sum-exp of attention to more keys, these are this block's part of them.
+            least fp32. `causal` masks the keys after a query's own; it needs S = T.
+        backward: (grad_o, q, k, v, o, logsumexp, causal) -> gradients of q, k and v. Given `o` and
+            the log-sum-exp over more keys, it returns this block's part of those gradients.
     """
 
     forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
@@ -32,8 +32,10 @@ class BlockAttention:
     def forward_within(
         self, spans: Iterable[Span] | None, q: Tensor, k: Tensor, v: Tensor, causal: bool
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, within documents; of queries that find no key, o is 0 and the log-sum-exp
-        minus infinity."""
+        """Apply `forward` to each span of a document; without spans, to all tokens.
+
+        A query that sees no key gets o = 0 and a log-sum-exp of minus infinity.
+        """
         if spans is None:
             return self.forward(q, k, v, causal)
         o = torch.zeros_like(q)
@@ -41,24 +43,25 @@ class BlockAttention:
         logsumexp = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=wide)
         for span in spans:
             at_q, at_k = (span.row, span.queries), (span.row, span.keys)
-            found = self.forward(q[at_q], k[at_k], v[at_k], causal)
-            o[at_q], logsumexp[span.row, :, span.queries] = found
+            o[at_q], logsumexp[span.row, :, span.queries] = self.forward(
+                q[at_q], k[at_k], v[at_k], causal
+            )
         return o, logsumexp
 
     def backward_within(
         self, spans: Iterable[Span] | None, grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor,
         o: Tensor, logsumexp: Tensor, causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """As `backward`, within documents."""
+        """Apply `backward` to each span of a document; without spans, to all tokens."""
         if spans is None:
             return self.backward(grad_o, q, k, v, o, logsumexp, causal)
         grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for span in spans:
             at_q, at_k = (span.row, span.queries), (span.row, span.keys)
-            of_queries = o[at_q], logsumexp[span.row, :, span.queries]
-            found = self.backward(grad_o[at_q], q[at_q], k[at_k], v[at_k], *of_queries, causal)
-            for whole, at, gradient in zip(grads, (at_q, at_k, at_k), found, strict=True):
-                whole[at] = gradient
+            outputs = o[at_q], logsumexp[span.row, :, span.queries]
+            of_span = self.backward(grad_o[at_q], q[at_q], k[at_k], v[at_k], *outputs, causal)
+            for gradient, at, part in zip(grads, (at_q, at_k, at_k), of_span, strict=True):
+                gradient[at] = part
         return grads
 
 
@@ -80,7 +83,7 @@ def _cpu_backward(
 
 
 CPU_FLASH = BlockAttention(_cpu_forward, _cpu_backward)
-"""PyTorch's flash attention on a CPU."""
+"""PyTorch's flash attention for CPUs."""
 
 
 def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -94,7 +97,7 @@ def _cuda_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     tokens, keys = q.shape[1], k.shape[1]
     grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
-    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none of
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which is off
     grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
         *(grad_o, q, k, v, o, logsumexp.contiguous()),
         *(None, None, tokens, keys, 0.0, causal, seed, seed[0]),
@@ -104,7 +107,7 @@ def _cuda_backward(
 
 
 CUDA_FLASH = BlockAttention(_cuda_forward, _cuda_backward)
-"""PyTorch's own FlashAttention-2."""
+"""FlashAttention-2 as PyTorch ships it."""
 
 
 def _flash_2_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -131,11 +134,11 @@ def _flash_2_backward(
 
 
 def choose_block_attention(name: str, device: torch.device) -> BlockAttention | None:
-    """The kernel with log-sum-exp beside the one that :func:`choose_attention` names, if any."""
+    """Return the block kernel for a name that :func:`choose_attention` returned, if it has one."""
     if device.type == "cpu":
         return CPU_FLASH
-    found = {
+    kernels = {
         "sdpa": CUDA_FLASH,
         "flash_attention_2": BlockAttention(_flash_2_forward, _flash_2_backward),
     }
-    return found.get(name)
+    return kernels.get(name)

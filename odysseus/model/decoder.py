@@ -1,9 +1,9 @@
-"""A Llama-family decoder. With its defaults it is the single-process reference.
+"""A Llama-family decoder; with its default arguments, the single-process reference.
 
-What a method changes is passed in: how a cut weight meets its input (`column`, `row`), how
-attention is computed (`kernels.attend`), where the stream is gathered and sliced (`edges`). So are
-the memory tricks. B batch, S tokens of this rank's stream, D width, H query heads, G kv heads,
-K elements of a head, V vocabulary.
+A method passes in what it changes: the linear maps of cut weights (`column`, `row`), attention
+(`kernels.attend`), and where the stream is gathered and sliced (`edges`). Memory tricks are passed
+in too. B batch, S tokens of this rank's stream, D width, H query heads, G kv heads, K elements per
+head, W width of packed heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from odysseus.model.rotary import rotary_table
 
 
 def identity(x: Tensor) -> Tensor:
-    """The edge that changes nothing."""
+    """Return x unchanged."""
     return x
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Where the sequence shard that every rank holds becomes a method's stream, and back.
+    """Conversions between this rank's sequence shard and the stream that a method's blocks run on.
 
     Attributes:
-        enter: Embeddings of the shard to the stream that the blocks run on.
-        leave: The blocks' last stream to the shard that norm, head and loss see.
-        positions: Position ids of the shard to those that attention sees.
+        enter: Converts the shard's embeddings to the first block's input.
+        leave: Converts the last block's output to the shard that norm, head and loss see.
+        positions: Converts the shard's position ids to those that attention needs.
     """
 
     enter: Callable[[Tensor], Tensor] = identity
@@ -47,15 +47,15 @@ class Edges:
 
 @dataclass(frozen=True)
 class Tricks:
-    """What a block does to need less memory, always in this order: tiles, checkpoint, offload.
+    """Memory savings of a block, always applied in this order: tiles, checkpoint, offload.
 
     Attributes:
         tile_mlp: Compute the MLP in tiles of the sequence.
-        tile_after_attention: Compute all that follows attention in such tiles.
-        recompute: Keep only the block's input, and run the block again in backward.
-        overlap_chunks: Take tokens in so many chunks, one's collectives beside the other's matmuls.
-        saved_input_hooks: Given the block's input, a context in which autograd saves it, such as in
-            host memory.
+        tile_after_attention: Compute everything after attention in tiles of the sequence.
+        recompute: Save only the block's input, and run the block again in backward.
+        overlap_chunks: Chunks of tokens, one's collectives overlapped with another's matmuls.
+        saved_input_hooks: Given the block's input, returns the context under which autograd saves
+            it, for example to move it to host memory.
     """
 
     tile_mlp: bool = False
@@ -68,7 +68,7 @@ class Tricks:
 class Attention(nn.Module):
     """Grouped-query causal attention over `heads` query heads and `kv_heads` kv heads.
 
-    q, k and v come out of one matmul: the rows of `qkv_proj` are q_proj's, k_proj's, v_proj's.
+    One matmul makes q, k and v: the rows of `qkv_proj` are those of q_proj, k_proj and v_proj.
     """
 
     def __init__(
@@ -95,21 +95,24 @@ class Attention(nn.Module):
     def attend(
         self, norm: RMSNorm, x_BSD: Tensor, table: Tensor, documents: Documents | None
     ) -> Tensor:
-        """[B, S, H·K]: attention of a block's normed stream, before the output projection."""
+        """Normalise x, project it and attend: [B, S, H·K], before the output projection."""
         return self.attend_projected(self.qkv_proj(norm(x_BSD)), table, documents)
 
     def attend_projected(
         self, qkv_BSW: Tensor, table: Tensor, documents: Documents | None
     ) -> Tensor:
-        """[B, S, H·K]: attention of what is projected."""
+        """Attend, given projected q, k and v packed in [B, S, (H + 2·G)·K]: [B, S, H·K]."""
         q_BSHK, k_BSGK, v_BSGK = self.split_and_rotate(qkv_BSW, table, self.heads, self.kv_heads)
         return self.kernels.attend(q_BSHK, k_BSGK, v_BSGK, documents=documents).flatten(2)
 
     def split_and_rotate(
         self, qkv_BSW: Tensor, table: Tensor, heads: int, kv_heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Projected q, k and v apart, normed where the model does so, and rotated. One that has no
-        heads is empty."""
+        """Split packed q, k and v, apply the model's q and k norms if any, and rotate q and k.
+
+        Returns:
+            q_BSHK, k_BSGK, v_BSGK; those without heads are empty.
+        """
         if self.q_norm is None:
             qkv_BSW = self.kernels.rotary_(qkv_BSW, table, heads + kv_heads)
         split = [heads, kv_heads, kv_heads]
@@ -122,7 +125,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU. The rows of `gate_up_proj` are gate_proj's, then up_proj's: one matmul."""
+    """SwiGLU. One matmul makes gate and up: `gate_up_proj` has gate_proj's rows, then up_proj's."""
 
     def __init__(
         self,
@@ -144,7 +147,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and MLP, each behind a norm and beside the residual stream."""
+    """One decoder layer: attention and MLP, each with a norm before it and a residual addition."""
 
     def __init__(
         self,
@@ -186,7 +189,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding and blocks."""
+    """Embedding, blocks and the weight of the last norm, which :class:`CausalLM` applies."""
 
     def __init__(
         self, architecture: Architecture, blocks: list[Block], kernels: Kernels, edges: Edges
@@ -208,7 +211,7 @@ class Decoder(nn.Module):
     def through_blocks(
         self, x_BSD: Tensor, position_ids: Tensor, documents: Documents | None = None
     ) -> Tensor:
-        """The stream after the last block, given it before the first and its positions."""
+        """Run the blocks on a stream [B, S, D], given the position ids that attention needs."""
         table = rotary_table(self.architecture, position_ids, x_BSD.dtype)
         for layer in self.layers:
             x_BSD = layer(x_BSD, table, documents)
@@ -244,13 +247,13 @@ class CausalLM(nn.Module):
         labels: Tensor,
         documents: Documents | None = None,
     ) -> Tensor:
-        """The sum of this rank's token losses.
+        """Return the sum of this rank's token losses.
 
         Args:
-            input_ids: [B, s] int64.
+            input_ids: [B, s] int64, s tokens of this rank's shard.
             position_ids: [B or 1, s] int64.
-            labels: [B, s] int64, the token after each input; -100 counts nothing.
-            documents: Of the whole sequences that these are shards of, where they are packed.
+            labels: [B, s] int64, the token after each input; -100 is ignored.
+            documents: Documents of the whole sequences, if they are packed.
 
         Returns:
             A scalar, fp32 (fp64 in an fp64 model).
@@ -260,7 +263,7 @@ class CausalLM(nn.Module):
 
 
 def reference_model(architecture: Architecture) -> CausalLM:
-    """The whole model in one process, without any method."""
+    """Build the whole model for one process, without a method."""
     return CausalLM(
         architecture, lambda: Attention(architecture, TORCH), lambda: MLP(architecture, TORCH)
     )

@@ -1,4 +1,4 @@
-"""Documents packed into one sequence: no token looks at another document's."""
+"""Documents packed into one sequence: no token attends to another document's tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NO_END = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of one document, some of which look at others.
+    """The queries and keys of one document, as slices of the tensors that attention was given.
 
     Attributes:
-        row: Of the batch, as a slice.
-        queries: Which of the queries at hand.
-        keys: Which of the keys at hand.
+        row: The sequence's row in the batch.
+        queries: The document's queries.
+        keys: The document's keys.
     """
 
     row: slice
@@ -28,17 +28,17 @@ class Span:
 
 @dataclass(frozen=True)
 class Documents:
-    """Where documents begin in each of B packed sequences.
+    """The documents of B packed sequences, by where each begins.
 
     Attributes:
-        starts: Of every sequence, the first tokens of its documents, ascending, from 0.
+        starts: Per sequence, the position of each document's first token, ascending, from 0.
     """
 
     starts: tuple[tuple[int, ...], ...]
 
     @classmethod
     def from_positions(cls, positions_BS: np.ndarray) -> Documents:
-        """Those of position ids: a document begins wherever these do not just count on."""
+        """Read documents from position ids: one begins wherever they do not increase by 1."""
         breaks = np.diff(positions_BS, axis=1) != 1
         return cls(tuple((0, *(np.flatnonzero(row) + 1).tolist()) for row in breaks))
 
@@ -48,15 +48,17 @@ class Documents:
         return all(len(starts) == 1 for starts in self.starts)
 
     def spans(self, queries: np.ndarray, keys: np.ndarray) -> Iterator[Span]:
-        """Of every document, what is there of it, where that is queries and keys.
+        """Yield, per document, the slices of these queries and keys that belong to it.
+
+        A document without queries or without keys here yields nothing.
 
         Args:
-            queries: Positions in the sequence of the queries at hand, ascending.
-            keys: Those of the keys.
+            queries: Positions of the queries in the whole sequence, ascending.
+            keys: Positions of the keys in the whole sequence, ascending.
         """
         for row, starts in enumerate(self.starts):
             edges = [*starts, _NO_END]
-            of_queries, of_keys = (np.searchsorted(at, edges).tolist() for at in (queries, keys))
-            for q, k in zip(pairwise(of_queries), pairwise(of_keys), strict=True):
+            q_edges, k_edges = (np.searchsorted(at, edges).tolist() for at in (queries, keys))
+            for q, k in zip(pairwise(q_edges), pairwise(k_edges), strict=True):
                 if q[0] < q[1] and k[0] < k[1]:
                     yield Span(slice(row, row + 1), slice(*q), slice(*k))

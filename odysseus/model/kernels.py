@@ -1,7 +1,7 @@
-"""The kernels that one rank computes with, chosen once: this project's pointwise ones here.
+"""The choice of one rank's kernels, and this project's own RMSNorm, SwiGLU and rotary embedding.
 
-Each keeps for backward only what it cannot recompute cheaply. B batch, S tokens, D width,
-H heads, K elements of a head.
+Each saves for backward only what is not cheap to recompute. B batch, S tokens, D width, F heads,
+K elements per head, I intermediate width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from odysseus.model.block_attention import BlockAttention, choose_block_attentio
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the modules of one rank compute with; the functions below say what each does.
+    """The kernels that one rank's modules call; the functions below document each.
 
     Attributes:
         blocks: Attention to one block of the keys, which a ring needs; None where no kernel returns
@@ -47,10 +47,10 @@ class Kernels:
 
 
 def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype) -> Kernels:
-    """The kernels that a model's options mean on a device, computing in this dtype.
+    """Choose the kernels for a model's options on a device, computing in this dtype.
 
     Raises:
-        ValueError: one needs CUDA, another dtype or a package that is not installed.
+        ValueError: a kernel needs CUDA, another dtype or a package that is not installed.
     """
     name, attend = choose_attention(model.attn_implementation, device, dtype)
     blocks = choose_block_attention(name, device)
@@ -62,7 +62,7 @@ def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype
 
 
 def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:
-    """Raise ValueError if a run's attention has no kernel with log-sum-exp, which a user needs."""
+    """Raise ValueError if a run's attention kernel returns no log-sum-exp, which `user` needs."""
     if device.type == "cuda":
         check_flash(run, user)
     if choose_kernels(run.model, device, run.compute_dtype).blocks is None:
@@ -73,24 +73,22 @@ def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:
 
 
 def check_flash(run: RunConfig, user: str) -> None:
-    """Raise ValueError if FlashAttention has no kernel for a run's heads on CUDA."""
+    """Raise ValueError if FlashAttention has no CUDA kernel for a run's dtype or head width."""
     if run.dtype != "bf16":
-        raise ValueError(
-            f"dtype = {run.dtype} is none that {user}'s kernels compute in on CUDA; valid: bf16"
-        )
+        raise ValueError(f"dtype = {run.dtype} has no CUDA kernel for {user}; valid: bf16")
     width = run.architecture.head_dim
     if width % 8 or width > 256:
         raise ValueError(
-            f"model.head_dim = {width} is none that {user}'s kernels compute in on CUDA; "
+            f"model.head_dim = {width} has no CUDA kernel for {user}; "
             "valid: multiples of 8 up to 256"
         )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in at least fp32 inside.
+    """Return x / sqrt(mean(x²) + eps) · weight over the last dimension; inside, at least fp32.
 
-    Keeps x and one number a row. CUDA has this fused in PyTorch; on CPU PyTorch would keep four
-    copies of x.
+    Saves x and one number per row. On CUDA PyTorch fuses this; on a CPU PyTorch's own would save
+    four copies of x.
     """
     if x.is_cuda:
         return F.rms_norm(x, weight.shape, weight, eps)
@@ -98,22 +96,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) · up of a packed [..., 2·I] tensor; keeps only its input."""
+    """Return silu(gate) · up, [..., I], of a packed [..., 2·I] tensor; saves only its input."""
     return _SwiGLU.apply(gate_up)
 
 
 def rotary_(x: Tensor, table: Tensor, heads: int) -> Tensor:
-    """Rotate the first heads of x by their positions' angles, in place; the rest passes through.
+    """Rotate the first `heads` heads of x by their positions' angles, in place; keep the others.
 
-    Queries, keys and values come packed out of one projection that nothing keeps, so they are
-    turned where they are. Pairs are (k, k + K/2), as in Hugging Face's Llama.
+    One projection makes q, k and v packed, and autograd does not save its output, so x may be
+    overwritten. Pairs are (k, k + K/2), as in Hugging Face's Llama.
 
     Args:
         x: [B, S, F, K], or [B, S, F·K] with the heads' elements side by side.
         table: cos and sin, [2, B or 1, S, 1, K/2], in the dtype of x.
     """
     if torch.compiler.is_compiling():
-        # torch.compile (2.13) loses gradients of what comes into a graph and is changed there.
+        # torch.compile (2.13) loses the gradient of a graph input that is changed in place.
         x = x.clone()
     return _Rotary.apply(x, table, heads)
 
@@ -173,13 +171,13 @@ class _Rotary(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         (table,) = ctx.saved_tensors
-        turned = grad.clone(memory_format=torch.contiguous_format)
-        _rotate_(turned, table[0], -table[1], ctx.heads)
-        return turned, None, None
+        grad_x = grad.clone(memory_format=torch.contiguous_format)
+        _rotate_(grad_x, table[0], -table[1], ctx.heads)
+        return grad_x, None, None
 
 
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
     first, second = split_heads(x, 2 * cos.shape[-1])[..., :heads, :].chunk(2, dim=-1)
-    unturned = first.clone()
+    original = first.clone()
     first.mul_(cos).addcmul_(second, sin, value=-1)
-    second.mul_(cos).addcmul_(unturned, sin)
+    second.mul_(cos).addcmul_(original, sin)

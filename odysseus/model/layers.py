@@ -1,6 +1,6 @@
 """The layers that have weights: linear, embedding, head and norm.
 
-A linear layer's `project` is how its weight meets its input, which a method passes in.
+A method passes in a linear layer's `project`: its linear map together with its communication.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from odysseus.model.loss import Loss
 from odysseus.model.pending import Pending
 
 Project = Callable[[Tensor, Tensor, Tensor | None], Pending]
-"""project(x, weight, bias).wait() -> y: a linear map with its communication, which the first call
-starts and the second one ends."""
+"""project(x, weight, bias).wait() -> y: a linear map and its communication. The first call starts
+the communication; `wait` finishes it and returns y."""
 
 
 def local(x: Tensor, weight: Tensor, bias: Tensor | None) -> Pending:
-    """The linear map alone."""
+    """Make a linear map without communication."""
     return Pending(partial(F.linear, x, weight, bias))
 
 
 class Linear(nn.Module):
-    """A weight, uninitialised, and the way its input meets it."""
+    """A linear layer with an uninitialised weight and the `project` that applies it."""
 
     def __init__(
         self, width_in: int, width_out: int, bias: bool = False, project: Project = local
@@ -38,7 +38,7 @@ class Linear(nn.Module):
         self.project = project
 
     def start(self, x: Tensor) -> Pending:
-        """Start :meth:`forward`; wait for y later."""
+        """Start :meth:`forward`; the result's `wait` returns y."""
         return self.project(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """The projection to logits and the loss on them, which no caller ever sees apart."""
+    """The projection to logits together with the loss, so that logits need never exist whole."""
 
     def __init__(self, width: int, vocabulary: int, loss: Loss) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Sum of token losses from hidden states, whole or tile by tile without ever holding all logits.
 
-T tokens of this rank, t of one tile, D width, V vocabulary. Logits are the largest tensor of long
-sequences: 16K tokens of a 128K vocabulary are 8 GB in fp32, and a plain loss holds several.
+T tokens of this rank, t tokens of one tile, D width, V vocabulary. Logits are the largest tensor of
+long sequences: for 16K tokens and a vocabulary of 128K they take 8 GB in fp32, and a plain loss
+holds several copies.
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ IGNORED_LABEL = -100
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """loss(hidden_TD, weight_VD, labels_T) -> the sum of token losses, a scalar of at least fp32.
 
-Labels of -100 count nothing. Gradients are exact under any scale of the loss.
+Labels of -100 are ignored. Gradients are exact under any scale of the loss.
 """
 
 
 def choose_loss(run: RunConfig, vocabulary: int) -> Loss:
-    """How a run computes its loss over so many logits."""
+    """Choose the function that computes a run's loss, given the size of the vocabulary."""
     if not run.tiles_loss:
         return whole_logits
     return partial(_ENGINES[run.loss_engine], tile=_most_tokens(run, vocabulary))
 
 
 def loss_tile_tokens(run: RunConfig) -> int:
-    """Tokens of the largest tile."""
+    """Return the number of tokens of the largest tile."""
     return min(run.local_tokens, _most_tokens(run, run.architecture.vocab_size))
 
 
 def _most_tokens(run: RunConfig, vocabulary: int) -> int:
-    """Tokens whose fp32 logits take at most ``tiled_loss_bytes``; at least one."""
+    """Return how many tokens' fp32 logits fit in ``tiled_loss_bytes``; at least one."""
     return max(1, run.tiled_loss_bytes // (4 * vocabulary))
 
 
 def whole_logits(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
-    """All logits at once: the loss that the tiled ones equal."""
+    """Compute all logits at once; every tiled loss equals this one."""
     return cross_entropy_sum(F.linear(hidden_TD, weight_VD), labels_T)
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of token losses in at least fp32; labels of -100 count 0."""
+    """Sum token losses in at least fp32; labels of -100 add 0."""
     return F.cross_entropy(
         logits.flatten(0, -2).to(_wide(logits)),
         labels.flatten(),
@@ -60,7 +61,7 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def checkpointed(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int) -> Tensor:
-    """Each tile under activation checkpointing: its logits are computed again in backward."""
+    """Compute each tile under activation checkpointing: backward computes its logits again."""
     losses = [
         checkpoint(whole_logits, h, weight_VD, y, use_reentrant=False, preserve_rng_state=False)
         for h, y in zip(hidden_TD.split(tile), labels_T.split(tile), strict=True)
@@ -71,7 +72,7 @@ def checkpointed(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: i
 def linear_cross_entropy(
     hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int
 ) -> Tensor:
-    """PyTorch's own chunks (2.13); gradients taken in forward."""
+    """Compute the loss in PyTorch's own chunks (2.13), which takes gradients in forward."""
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=tile)
     return F.linear_cross_entropy(
         hidden_TD, weight_VD, labels_T, reduction="sum", ignore_index=IGNORED_LABEL, options=options
@@ -79,8 +80,10 @@ def linear_cross_entropy(
 
 
 def fused(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int) -> Tensor:
-    """Gradients taken in forward while a tile's logits are there, as Liger-Kernel does
-    (arXiv 2410.10989 §3.2), and scaled by the loss's own gradient in backward."""
+    """Take gradients in forward while a tile's logits exist; scale them in backward.
+
+    Liger-Kernel does the same (arXiv 2410.10989 §3.2). The scale is the gradient of the loss.
+    """
     return _Fused.apply(hidden_TD, weight_VD, labels_T, tile)
 
 
@@ -94,11 +97,13 @@ class _Fused(torch.autograd.Function):
         for first in range(0, len(labels_T), tile):
             rows = slice(first, first + tile)
             grad_logits_tV = F.linear(hidden_TD[rows], weight_VD).to(loss.dtype)
-            loss += _to_gradient_(grad_logits_tV, labels_T[rows])
+            loss += _replace_logits_by_gradient_(grad_logits_tV, labels_T[rows])
             if any(ctx.needs_input_grad):
                 grad_logits_tV = grad_logits_tV.to(weight_VD.dtype)
                 torch.mm(grad_logits_tV, weight_VD, out=grad_hidden_TD[rows])
-                grad_weight_VD = _add(grad_weight_VD, grad_logits_tV, hidden_TD[rows])
+                grad_weight_VD = _add_weight_gradient(
+                    grad_weight_VD, grad_logits_tV, hidden_TD[rows]
+                )
             del grad_logits_tV  # before the next tile's logits
         ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
         return loss
@@ -111,10 +116,10 @@ class _Fused(torch.autograd.Function):
         return grad_hidden_TD.mul_(scale), grad_weight_VD.mul_(scale).to(dtype), None, None
 
 
-def _to_gradient_(logits_tV: Tensor, labels_t: Tensor) -> Tensor:
-    """The sum of token losses; in place, logits become its gradient: softmax minus one-hot.
+def _replace_logits_by_gradient_(logits_tV: Tensor, labels_t: Tensor) -> Tensor:
+    """Return the sum of token losses; overwrite logits by its gradient, softmax minus one-hot.
 
-    Without `logsumexp`, which would hold another copy of the logits.
+    `logsumexp` is not used, because it would hold another copy of the logits.
     """
     ignored_t = labels_t == IGNORED_LABEL
     labels_t1 = labels_t.masked_fill(ignored_t, 0).unsqueeze(1)
@@ -127,7 +132,10 @@ def _to_gradient_(logits_tV: Tensor, labels_t: Tensor) -> Tensor:
     return (total_t1.log_() - picked_t1).squeeze(1).masked_fill(ignored_t, 0).sum()
 
 
-def _add(total_VD: Tensor | None, grad_logits_tV: Tensor, hidden_tD: Tensor) -> Tensor:
+def _add_weight_gradient(
+    total_VD: Tensor | None, grad_logits_tV: Tensor, hidden_tD: Tensor
+) -> Tensor:
+    """Add one tile's weight gradient to the sum over tiles, which is in at least fp32."""
     if total_VD is None:
         return (grad_logits_tV.T @ hidden_tD).to(_wide(hidden_tD))
     if total_VD.dtype == hidden_tD.dtype:

@@ -1,4 +1,4 @@
-"""The blocks alone: hidden states in, hidden states out, no embedding, last norm, head or loss.
+"""Training of the blocks alone: hidden states in and out, no embedding, last norm, head or loss.
 
 B batch, S tokens of a method's stream, D width.
 """
@@ -21,12 +21,12 @@ from odysseus.training.trainer import Trainer, build_unsharded, shard_and_compil
 
 @dataclass(frozen=True)
 class Stream:
-    """What one rank's blocks run on, forward and backward.
+    """Inputs of one rank's blocks, forward and backward.
 
     Attributes:
-        x: What goes into the first block, [B, S, D] in the compute dtype, a leaf of autograd.
-        position_ids: Of the tokens that attention sees, [1, S'] int64.
-        gradient: Of what comes out of the last block, like x.
+        x: Input of the first block, [B, S, D] in the compute dtype, a leaf of autograd.
+        position_ids: Position ids of the S' tokens that attention sees, [1, S'] int64.
+        gradient: Gradient of the last block's output, with the shape and dtype of x.
     """
 
     x: Tensor
@@ -39,12 +39,12 @@ class Stream:
 
 
 class BlockStack(nn.Module):
-    """A decoder's blocks under the names that they have in it."""
+    """A decoder's blocks, with the parameter names that they have in the decoder."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.model = decoder
-        # So that neither has weights here.
+        # Only the blocks have weights here.
         decoder.embed_tokens = decoder.norm = nn.Identity()  # pyright: ignore
 
     def forward(self, x_BSD: Tensor, position_ids: Tensor) -> Tensor:
@@ -54,25 +54,28 @@ class BlockStack(nn.Module):
 def build_blocks(
     run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
 ) -> BlockStack:
-    """As :func:`odysseus.training.trainer.build_model`, the blocks alone."""
+    """Build this rank's shards of a run's blocks, on the meta device, without values.
+
+    Arguments are those of :func:`odysseus.training.trainer.build_model`.
+    """
     stack = BlockStack(build_unsharded(run, method, mesh, host, kernels).model)
     shard_and_compile(stack, zero.Units(None, stack.model.layers, []), run, method, mesh)
     return stack
 
 
 class BlockTrainer(Trainer):
-    """Trains the blocks alone, towards whatever gradient comes from above."""
+    """Trains the blocks alone, given the gradient of their output."""
 
     def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
         super().__init__(run, method, mesh, build=build_blocks)
 
     def step(self, batches: list[Stream]) -> None:  # pyright: ignore
-        """Forward, backward and update."""
+        """Run forward, backward and update on one stream."""
         self.forward_backward(batches)
         self.optimizer.update()
 
     def forward_backward(self, batches: list[Stream]) -> Tensor:  # pyright: ignore
-        """Gradients of weights, and of the input of the one stream; its output, [B, S, D]."""
+        """Compute gradients of weights and of the one stream's input; return its output [B, S, D]."""
         (stream,) = batches
         stream.x.grad = None
         y_BSD = self.model(stream.x, stream.position_ids)

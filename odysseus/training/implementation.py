@@ -1,4 +1,4 @@
-"""Whether a run's model is this project's or Transformers', of which the latter may be missing."""
+"""The check of ``model.implementation``: the package transformers may not be installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from odysseus.config.run import RunConfig
 
 
 def check(run: RunConfig) -> None:
-    """Raise ValueError if a run wants Transformers' model where that cannot be."""
+    """Raise ValueError if a run asks for Transformers' model and cannot have it."""
     if run.model.implementation == "native":
         return
     if importlib.util.find_spec("transformers") is None:
@@ -18,6 +18,6 @@ def check(run: RunConfig) -> None:
         )
     if run.dry_run:
         raise ValueError("dry_run = true counts model.implementation = native only; valid: native")
-    from odysseus import hf  # takes seconds
+    from odysseus import hf  # imports for seconds
 
     hf.check_toggles(run)

@@ -1,7 +1,7 @@
 """AdamW on the plain local shards: on the device, or in host memory.
 
-It is elementwise and needs no DTensor arithmetic. Offloaded, host memory holds the moments, a copy
-of the weights and a buffer for gradients; the device's shards are what the next step gathers from.
+AdamW is elementwise and needs no DTensor arithmetic. When it is offloaded, host memory holds the
+moments, a copy of the weights and a buffer for gradients; ZeRO gathers from the device's shards.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from odysseus.parallel import sharding
 class ShardedAdamW:
     """AdamW with PyTorch's default betas and weight decay over one rank's shards.
 
-    Make it after the first forward: FSDP2 may move a shard into a padded buffer before that.
+    Make it after the first forward: FSDP2 may move a shard into a padded buffer until then.
 
     Attributes:
-        torch: The optimizer itself; its parameters are the shards, or their copies on the host.
+        torch: PyTorch's optimizer; its parameters are the shards, or their copies on the host.
+
+    Raises:
+        HostMemoryError: the states are offloaded and do not fit in host memory.
     """
 
     def __init__(
@@ -31,27 +34,27 @@ class ShardedAdamW:
         self.parameters = list(parameters)
         self.shards = [sharding.local_shard(p)[0] for p in self.parameters]
         self.copies = run.optimizer_on_host and run.parameter_offload == "none"
-        held = self.shards
+        updated = self.shards
         if self.copies:
-            self.gradients = [host.empty(shard) for shard in held]
-            held = [host.empty(shard).copy_(shard) for shard in held]
+            self.gradients = [host.empty(shard) for shard in self.shards]
+            updated = [host.empty(shard).copy_(shard) for shard in self.shards]
         if run.optimizer_on_host:
-            host.claim(2 * sum(shard.nbytes for shard in held))  # two moments
-        own = [nn.Parameter(tensor) for tensor in held]
-        self.torch = torch.optim.AdamW(own, lr=run.optimizer.learning_rate, fused=True)
+            host.claim(2 * sum(shard.nbytes for shard in updated))  # two moments
+        parameters = [nn.Parameter(tensor) for tensor in updated]
+        self.torch = torch.optim.AdamW(parameters, lr=run.optimizer.learning_rate, fused=True)
 
     def update(self) -> None:
-        """Apply the parameters' gradients and let go of them."""
-        own = self.torch.param_groups[0]["params"]
+        """Apply the parameters' gradients and free them."""
+        updated = self.torch.param_groups[0]["params"]
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
             gradient = sharding.local_shard(parameter.grad)[0]
             if self.copies:
                 gradient = self.gradients[index].copy_(gradient)
-            own[index].grad, parameter.grad = gradient, None
+            updated[index].grad, parameter.grad = gradient, None
         self.torch.step()
         self.torch.zero_grad(set_to_none=True)
         if self.copies:
-            for shard, copy in zip(self.shards, own, strict=True):
+            for shard, copy in zip(self.shards, updated, strict=True):
                 shard.copy_(copy.detach(), non_blocking=True)

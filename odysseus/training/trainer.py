@@ -1,4 +1,4 @@
-"""A trainer: the model of a run on this rank, and one optimizer step at a time."""
+"""The trainer: a run's model on this rank, and its optimizer steps."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from odysseus.training.optimizer import ShardedAdamW
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step reports, the same numbers on every rank.
+    """Results of one step, the same numbers on every rank.
 
     Attributes:
-        loss: Sum of token losses over the step's tokens, all ranks. Scalar, fp64.
+        loss: Sum of token losses / tokens of the step, over all ranks. Scalar, fp64.
         grad_norm: Euclidean norm of the whole gradient. Scalar, fp64.
     """
 
@@ -40,17 +40,25 @@ class StepResult:
 
 
 Build = Callable[[RunConfig, Method, Mesh, HostMemory, Kernels], nn.Module]
-"""As :func:`build_model`."""
+"""A function with the arguments of :func:`build_model`."""
 
 
 def build_model(
     run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
 ) -> CausalLM:
-    """This rank's shards of the run's model, on the meta device, without values.
+    """Build this rank's shards of a run's model, on the meta device, without values.
+
+    The order is always the same: ring attention takes the place of the attention kernel; the method
+    makes attention and MLP of the kernels, with its collectives around them; each block gets its
+    tricks (tiles, inside recomputation, inside offload), or is taken in chunks of tokens; the head
+    gets its loss; ZeRO-3 shards all weights, one unit per block; last, blocks are compiled.
 
     Args:
+        run: The run, which decides all of these.
+        method: The method that builds attention and MLP.
+        mesh: The mesh that this rank belongs to.
         host: The account of what goes to host memory.
-        kernels: What one rank computes with, but for a ring's attention.
+        kernels: The kernels of one rank; a ring replaces their attention.
     """
     model = build_unsharded(run, method, mesh, host, kernels)
     decoder = model.model
@@ -62,8 +70,7 @@ def build_model(
 def build_unsharded(
     run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
 ) -> CausalLM:
-    """As :func:`build_model`, before ZeRO."""
-    architecture = run.architecture
+    """Build the model that :func:`build_model` then shards: kernels, method, tricks and loss."""
     if mesh.ring.size > 1:
         kernels = choose_ring(run, mesh.ring, kernels)
     edges = Edges(
@@ -73,21 +80,21 @@ def build_unsharded(
     )
     with torch.device("meta"), _default_dtype(run.master_dtype):
         return CausalLM(
-            architecture,
+            run.architecture,
+            kernels=kernels,
             attention=lambda: method.attention(run, mesh, kernels),
             mlp=lambda: method.mlp(run, mesh, kernels),
-            kernels=kernels,
             edges=edges,
-            tricks=choose_tricks(run, mesh.device, host),
-            loss=choose_loss(run, architecture.vocab_size),
             block=OverlappedBlock if run.overlap_chunks > 1 else Block,
+            tricks=choose_tricks(run, mesh.device, host),
+            loss=choose_loss(run, run.architecture.vocab_size),
         )
 
 
 def shard_and_compile(
     model: nn.Module, units: zero.Units, run: RunConfig, method: Method, mesh: Mesh
 ) -> None:
-    """Leave this rank's shards of a model, its blocks compiled if the run's are."""
+    """Shard a model with ZeRO-3, in place; then compile its blocks if the run says so."""
     zero.shard(model, units, mesh, method.split, run)
     if run.compile:
         for block in units.blocks:
@@ -97,7 +104,7 @@ def shard_and_compile(
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New tensors have this dtype."""
+    """Make this the dtype of new tensors."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -107,7 +114,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tricks:
-    """The memory tricks of a run's blocks."""
+    """Choose the memory tricks of a run's blocks."""
     in_chunks = run.ulysses_head_chunks > 1
     tricks = Tricks(
         tile_mlp=run.tiled_mlp_compute and not in_chunks,
@@ -122,7 +129,7 @@ def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tri
 
 
 def _token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """The sum of a batch's token losses on this rank, a scalar."""
+    """Return the sum of a batch's token losses on this rank, a scalar."""
     return model(batch.input_ids, batch.position_ids, batch.labels, batch.documents)
 
 
@@ -130,8 +137,8 @@ class Trainer:
     """Model, optimizer and step of one run on one rank.
 
     Args:
-        kernels: What to compute with; by default what the run's model options mean here.
-        build: Makes the model, if it is this project's own.
+        kernels: The kernels; by default those of the run's model options on this device.
+        build: Builds the model, unless Transformers does.
     """
 
     def __init__(
@@ -159,42 +166,43 @@ class Trainer:
             self._losses = partial(_token_losses, self.model)
 
     def _fill(self) -> None:
-        """Allocate the shards, and initialise them or read them from the run's checkpoint: no rank
-        ever holds a whole weight that it does not keep.
+        """Allocate the shards, and initialise them or read them from the run's checkpoint.
+
+        No rank ever holds more of a weight than its shard.
 
         Raises:
-            HostMemoryError: they are to live in host memory, and there is too little.
+            HostMemoryError: shards are offloaded and do not fit in host memory.
         """
         run, device = self.run, self.mesh.device
         if run.parameter_offload == "cpu":  # the shards, and later their gradients
             shards = (sharding.local_shard(p)[0] for p in self.model.parameters())
             self.host.claim(2 * sum(shard.nbytes for shard in shards))
-        if device.type == "meta":  # a dry run's weights stay without values
+        if device.type == "meta":  # a dry run's weights have no values
             return
         self.model.to_empty(device="cpu" if run.parameter_offload == "cpu" else device)
         checkpoint.load_or_initialize(self.local_pieces(), run)
 
     @cached_property
     def optimizer(self) -> ShardedAdamW:
-        """Made at the first update."""
+        """Return the optimizer, made at the first update."""
         return ShardedAdamW(self.model.parameters(), self.run, self.host)
 
     def step(self, batches: list[Batch]) -> StepResult:
-        """Forward, backward and update over the micro batches of one step."""
+        """Run forward, backward and update over the micro batches of one step."""
         loss = self.forward_backward(batches)
         grad_norm = self.grad_norm()
         self.optimizer.update()
         return StepResult(loss, grad_norm)
 
     def forward_backward(self, batches: list[Batch]) -> Tensor:
-        """Accumulate the step's gradients; the step's loss, a scalar in fp64.
+        """Accumulate the step's gradients; return the step's loss, a scalar in fp64.
 
         Raises:
             ValueError: no token of the step has a label, on any rank.
         """
         count = sum((batch.labels != IGNORED_LABEL).sum() for batch in batches)
         tokens = self._world_sum(torch.as_tensor(count, dtype=torch.float64))
-        if not tokens.is_meta and tokens == 0:  # a dry run's have no value
+        if not tokens.is_meta and tokens == 0:  # in a dry run, tokens has no value
             raise ValueError(
                 f"all labels of a step are {IGNORED_LABEL}, on every rank; its loss is undefined"
             )
@@ -206,7 +214,7 @@ class Trainer:
         return self._world_sum(loss) / tokens
 
     def grad_norm(self) -> Tensor:
-        """Norm of the whole gradient, each element counted on the one rank that owns it."""
+        """Return the norm of the whole gradient; one rank owns and counts each element."""
         square = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for piece, gradient in self.gradients():
             if piece.owned:
@@ -214,21 +222,21 @@ class Trainer:
         return self._world_sum(square).sqrt()
 
     def local_pieces(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
-        """(piece, view of the weight) for everything that this rank's shards hold."""
+        """Yield (piece, view of the weight) for everything that this rank's shards hold."""
         axis, architecture = self.mesh.sequence, self.run.architecture
         return sharding.local_pieces(
             self.model, architecture, self.method.split, axis.size, axis.rank
         )
 
-    def gradients(self):
-        """(piece, view of the gradient) for everything that this rank's shards hold."""
+    def gradients(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
+        """Yield (piece, view of the gradient) for everything that this rank's shards hold."""
         axis = self.mesh.sequence
         for name, parameter in self.model.named_parameters():
-            of = sharding.pieces(
+            pieces = sharding.pieces(
                 name, self.run.architecture, self.method.split, axis.size, axis.rank
             )
             if parameter.grad is not None:
-                yield from sharding.cut_rows(parameter.grad, of)
+                yield from sharding.cut_rows(parameter.grad, pieces)
 
     def _world_sum(self, value: Tensor) -> Tensor:
         transfers.all_reduce_plain(value, self.mesh.world)
@@ -236,10 +244,11 @@ class Trainer:
 
 
 def euclidean_norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of x, a scalar in fp64.
+    """Return the Euclidean norm of x, a scalar in fp64.
 
-    Rows are added up in fp32 (or fp64, if x is), for which kernels are vectorised: on a CPU in half
-    the time of a sum in fp64, and to 1e-7, because rows are short.
+    Each row is summed in fp32 (in fp64 if x is fp64), for which kernels are vectorised. On a CPU
+    that takes half the time of a sum in fp64, and is exact to 1e-7 because rows are short.
     """
-    of_rows = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
-    return torch.linalg.vector_norm(of_rows, dtype=torch.float64)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    row_norms = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
+    return torch.linalg.vector_norm(row_norms, dtype=torch.float64)

@@ -132,8 +132,10 @@ def test_kernels_without_a_log_sum_exp_are_refused() -> None:
     ring = replace(in_chunks, ring_parallel_size=2, ring_backend="yunchang")
     with pytest.raises(ValueError, match="ring_backend = yunchang does not know"):
         ulysses_chunks.check(ring, torch.device("cpu"))
-    with pytest.raises(ValueError, match="dtype = fp64 is none that ulysses_head_chunks's kernels"):
+    with pytest.raises(ValueError, match="dtype = fp64 has no CUDA kernel for ulysses_head_chunks"):
         ulysses_chunks.check(in_chunks, torch.device("cuda"))
     odd = replace(in_chunks, model=replace(BASE.model, head_dim=12), dtype="bf16")
-    with pytest.raises(ValueError, match="head_dim = 12 is none that hardware = h100-80g's"):
+    with pytest.raises(
+        ValueError, match="head_dim = 12 has no CUDA kernel for hardware = h100-80g"
+    ):
         dry_run.check(replace(odd, dry_run=True, hardware="h100-80g"))
