@@ -75,7 +75,7 @@ class BlockTrainer(Trainer):
         self.optimizer.update()
 
     def forward_backward(self, batches: list[Stream]) -> Tensor:  # pyright: ignore
-        """Compute gradients of weights and of the one stream's input; return its output [B, S, D]."""
+        """Compute gradients of weights and of the stream's input; return its output [B, S, D]."""
         (stream,) = batches
         stream.x.grad = None
         y_BSD = self.model(stream.x, stream.position_ids)

@@ -32,7 +32,7 @@ Kernel = tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]
 
 
 def rotation(heads: int, turned: int, batch: int = 2) -> Kernel:
-    """Liger's rotary embedding, ours, and a packed tensor of which the first heads are turned."""
+    """Return Liger's and the project's rotary embedding, and a packed tensor to rotate in part."""
     angles_BS1k = 6 * random(batch, 5, 1, 3)
     table = torch.stack([angles_BS1k.cos(), angles_BS1k.sin()])
 
@@ -47,7 +47,7 @@ def rotation(heads: int, turned: int, batch: int = 2) -> Kernel:
 
 
 def losses(labels: Tensor) -> Kernel:
-    """Liger's loss, ours, and 11 tokens of 8 elements and 19 classes: tiles of 4, 4 and 3."""
+    """Return Liger's and the project's loss, and 11 tokens, width 8, 19 classes: tiles 4, 4, 3."""
 
     def of(engine: Loss) -> Callable[..., Tensor]:
         return lambda hidden, weight: engine(hidden, weight, labels.to(hidden.device))
@@ -102,7 +102,7 @@ def interpret() -> None:
 
 @contextmanager
 def interpreting(count: int) -> Iterator[ProcessPoolExecutor]:
-    """So many processes in which Liger computes on the CPU."""
+    """Start `count` processes in which Liger computes on the CPU."""
     with ProcessPoolExecutor(count, get_context("spawn"), initializer=interpret) as pool:
         with patch.dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"):
             started = [pool.submit(os.getpid) for _ in range(count)]
@@ -111,7 +111,7 @@ def interpreting(count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def largest_errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
-    """Of each tensor, relative to its largest element."""
+    """Return each tensor's largest error, relative to its largest element."""
     return [
         ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
         for a, b in zip(found, exact, strict=True)
@@ -119,7 +119,7 @@ def largest_errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 
 def kernel_errors(name: str, dtype: torch.dtype, device: torch.device) -> list[float]:
-    """Of Liger's output and gradients against ours in fp64, on the very same numbers."""
+    """Return errors of Liger's output and gradients against the project's in fp64, same inputs."""
     lent, ours, inputs = KERNELS[name]
     inputs = [x.to(device, dtype) for x in inputs]
     found = values_and_gradients(lent, inputs)

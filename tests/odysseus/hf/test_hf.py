@@ -1,5 +1,8 @@
-"""Unmodified Transformers models on a split sequence: the loss and every gradient are those of the
-one-process model, with Transformers' own attention and mask, in fp64 to 1e-10."""
+"""Unmodified Transformers models on a split sequence equal the same model in one process.
+
+The loss and every gradient are compared with Transformers' own attention and mask, in fp64 at
+1e-10.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def test_prepare_undoes_itself(name: str) -> None:
 
 
 def test_what_is_refused() -> None:
-    """By name; each message says what is valid."""
+    """Mistakes and the messages that refuse them; each says what is valid."""
     expected = {
         "ring mesh": "attn_implementation = ulysses, but the mesh's ring axis has 2 ranks; valid: "
         "ulysses_ring",

@@ -154,7 +154,7 @@ def test_a_rank_reads_what_it_keeps(folders: dict[str, Path]) -> None:
 
 
 def test_a_run_trains_on_and_saves(folders: dict[str, Path], tmp_path: Path) -> None:
-    """From a checkpoint in fp64, two steps, to one in bf16 that Transformers loads and goes on."""
+    """Two steps from a checkpoint in fp64; Transformers loads the saved bf16 one and trains on."""
     out = tmp_path / "trained"
     flags = f"--model.name_or_path {folders['qwen3']} --world_size 2 --seq_len 64 --dtype bf16"
     flags += f" --steps 1 --warmup_steps 1 --out {tmp_path / 'rows.csv'} --save {out}"

@@ -1,4 +1,4 @@
-"""What loading a checkpoint of 1.1 billion parameters takes: host memory and time."""
+"""Host memory and time of loading a checkpoint of 1.1 billion parameters."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TINY_LLAMA = ModelOptions(
 
 
 def most_bytes() -> int:
-    """The most memory of this process since it was reset, files that it has mapped included."""
+    """Return this process's peak memory since it was reset, mapped files included."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024
 
 
 def loaded(run: RunConfig) -> tuple[int, int, float]:
-    """On this rank: the most memory, the shard's bytes, the seconds."""
+    """Load on this rank; return peak memory, the shard's bytes, and seconds."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the most
     mesh, started = make_mesh(torch.device("cpu"), run), time.perf_counter()
     trainer = Trainer(run, METHODS[run.method], mesh)

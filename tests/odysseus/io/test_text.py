@@ -1,4 +1,4 @@
-"""The order of samples, who reads which part of them, and what a bad text is told.
+"""The order of samples, the part of them that each rank reads, and errors of bad texts.
 
 Sample k is tokens [k·L, (k+1)·L] of the text, wrapping at its end: L inputs and, one later, L
 labels. Step t, micro step g, replica p, element b reads sample ((t·GAS + g)·DP + p)·MBS + b.

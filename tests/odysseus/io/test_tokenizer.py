@@ -49,7 +49,7 @@ def test_a_text_too_short_in_tokens(run: RunConfig) -> None:
 
 
 def test_a_tokenizer_of_another_model(run: RunConfig) -> None:
-    """What counts is the largest id."""
+    """Only the largest id counts."""
     check_tokens(replace(run, model=replace(run.model, vocab_size=307)))
     few = replace(run, model=replace(run.model, vocab_size=306))
     with pytest.raises(ValueError, match=r"has tokens up to 306, but model\.vocab_size is 306"):

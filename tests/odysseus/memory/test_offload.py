@@ -137,7 +137,7 @@ PLACES: dict[str, dict[str, Any]] = {
 
 
 def bytes_held(runs: list[RunConfig]) -> list[dict[str, int]]:
-    """Of the second step of each run on this rank: peaks on the host and of the device's kinds."""
+    """Return peaks of each run's second step on this rank: on the host, and per kind of tensor."""
     found = []
     for run in runs:
         mesh = make_mesh(CPU, run)

@@ -176,7 +176,7 @@ def test_the_dry_run_counts_it(text: DataOptions) -> None:
 
 
 def test_attention_of_each_document_in_turn() -> None:
-    """What CUDA without FlashAttention does."""
+    """CUDA without FlashAttention computes documents one after another."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 12, h, 8, dtype=torch.double, requires_grad=True) for h in (4, 2, 2))
     documents = Documents(((0, 5), (0, 1, 9)))

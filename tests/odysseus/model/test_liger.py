@@ -1,8 +1,8 @@
 """Liger's kernels equal this project's: each alone, in the whole model, and in two ranks of it.
 
-Triton's interpreter runs them here, in fp32, in two processes of their own: it must be asked for
-before triton is imported, and the other tests' fork server has imported it. B batch, S tokens,
-H heads, K elements of a head.
+Triton's interpreter runs them here, in fp32, in two separate processes: it must be chosen before
+triton is imported, and the fork server of the other tests has imported triton already. B batch,
+S tokens, H heads, K elements per head.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def interpreters() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels_equal_ours(interpreters: ProcessPoolExecutor, name: str) -> None:
+def test_kernels_equal_the_projects(interpreters: ProcessPoolExecutor, name: str) -> None:
     errors = interpreters.submit(kernel_errors, name, torch.float32, CPU).result()
     assert max(errors) < ROUNDINGS * torch.finfo(torch.float32).eps / 2
 
 
 def changed_and_kept(name: str) -> tuple[list[bool], int]:
-    """Which inputs a kernel wrote over, and how many elements it kept for backward."""
+    """Return which inputs a kernel overwrote, and how many elements it saved for backward."""
     lent, _, inputs = KERNELS[name]
     given = [x.float().requires_grad_() for x in inputs]
     before = [x.detach().clone() for x in given]
@@ -110,7 +110,7 @@ def model_results(variant: str, lent: Kernels, loss: Loss, tricks: Tricks) -> li
 
 
 def model_errors(variant: str, recompute: bool, tile_mlp: bool) -> list[float]:
-    """Of the loss and gradients with all of Liger's kernels, against plain ones in fp64."""
+    """Return errors of loss and gradients with all of Liger's kernels against plain fp64 ones."""
     lent = choose_kernels(ModelOptions(type="liger"), CPU, torch.float32)
     loss = partial(liger.fused_linear_cross_entropy, tile=3)
     found = model_results(variant, lent, loss, Tricks(tile_mlp=tile_mlp, recompute=recompute))

@@ -27,9 +27,10 @@ from tests.support.toggles import ALL_ON, TOGGLES
 def on_rank(
     rank: int, store: str, function: Callable[[RunConfig], Any], runs: list[RunConfig]
 ) -> list[Any]:
-    """What this rank finds of each run.
+    """Return the function's result for each run on this rank.
 
-    One process group serves all: PyTorch's meshes do not outlive theirs, but are kept by shape.
+    All runs share one process group: PyTorch caches meshes by shape, and a mesh cannot be used
+    after its group is destroyed.
     """
     world_size = runs[0].world_size
     dist.init_process_group(
@@ -67,7 +68,7 @@ def history(run: RunConfig) -> list[list[float]]:
 def on_ranks(
     folder: Path, function: Callable[[RunConfig], Any], runs: list[RunConfig]
 ) -> list[list[Any]]:
-    """What each rank finds of each run."""
+    """Return the function's results, per rank and run."""
     world_size, store = runs[0].world_size, str(folder / "store")
     with interpreting(world_size) as pool:
         ranks = [pool.submit(on_rank, rank, store, function, runs) for rank in range(world_size)]
@@ -80,7 +81,7 @@ def check_steps(folder: Path, runs: list[RunConfig]) -> None:
 
 
 def test_two_ranks_equal_the_reference(tmp_path: Path) -> None:
-    """By two methods that share no linear layer, and a few heads at a time."""
+    """Two methods that share no linear layer, and attention in head chunks."""
     runs = [replace(RUN, method=m) for m in ("ulysses", "tp_sp")]
     normed = replace(RUN, model=replace(RUN.model, use_qk_norm=True))
     check_steps(tmp_path, [*runs, replace(normed, method="ulysses", ulysses_head_chunks=2)])
@@ -89,7 +90,7 @@ def test_two_ranks_equal_the_reference(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_liger_with_every_trick(tmp_path: Path, world_size: int) -> None:
-    """By every method, with each trick, all of them, and across a ring."""
+    """Every method, with each trick, with all tricks, and across a ring."""
     off = {"activation_checkpointing": False, "tiled_mlp_compute": False}
     base = replace(RUN, world_size=world_size, seq_len=16, **off)
     base = replace(base, model=replace(RUN.model, intermediate_size=8))
@@ -104,7 +105,7 @@ def test_liger_with_every_trick(tmp_path: Path, world_size: int) -> None:
 
 @pytest.mark.slow
 def test_training_with_liger_and_every_trick(tmp_path: Path) -> None:
-    """As ``python -m bench verify`` does it, on four ranks, with Liger's kernels on top."""
+    """Train like ``python -m bench verify``, on four ranks, with Liger's kernels too."""
     model = replace(RUN.model, intermediate_size=8)
     base = replace(RUN, world_size=4, seq_len=16, steps=5, model=model, **ALL_ON)
     runs = [replace(base, method=method) for method in METHODS]

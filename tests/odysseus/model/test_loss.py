@@ -166,9 +166,10 @@ def test_a_tile_is_what_its_bytes_hold(asked: int, local_tokens: int, tile: int)
 
 
 def masked_steps(runs: list[RunConfig]) -> list[str | tuple[float, float]]:
-    """Of each run: what a step without any label says; the errors of one that rank 0 has none of.
+    """Return, per run, the error message of a step without labels, and two errors of another step.
 
-    The reference counts the second half of every sample only, which is rank 1's.
+    In that other step rank 0 has no labels. The reference counts only the second half of every
+    sample, which rank 1 holds.
     """
     found: list[Any] = []
     run = runs[0]
