@@ -25,16 +25,24 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     """
     if not _is_claimed(run):
         return None
-    moments = [_at_mlp(run), _at_loss(run)]
-    if run.recomputes or run.tiled_mlp_compute:
-        moments += [_at_norm(run), _at_attention(run)]
     batch = 8 * (2 * run.local_tokens + run.seq_len // run.shards)
     table_tokens = run.seq_len
     if run.method == "ulysses":
         table_tokens //= run.sequence_size
     table = table_tokens * run.architecture.head_dim * run.compute_dtype.itemsize
     scalars = 3 * 8 + 3 * _wide(run)  # token counts and loss in fp64, the micro step's losses
-    return max(moments) + batch + table + scalars
+    return max(moments(run).values()) + batch + table + scalars
+
+
+def moments(run: RunConfig) -> dict[str, int]:
+    """Bytes of a rank's activations at each moment of a step that can be its peak, by name.
+
+    Without the batch, the table of angles and a few scalars, which are there all the time.
+    """
+    found = {"loss": _at_loss(run), "MLP": _at_mlp(run)}
+    if run.recomputes or run.tiled_mlp_compute:
+        found |= {"norm": _at_norm(run), "attention": _at_attention(run)}
+    return found
 
 
 def block_saved_bytes(run: RunConfig) -> int:

@@ -1,4 +1,4 @@
-"""docs/figures/METHOD.svg: what every rank holds on the way through a block, and what is sent.
+"""Draw docs/figures: what every rank holds on the way through a block, and the worked examples.
 
 python -m scripts.written.diagrams
 """
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
+
+from scripts.written import worked_examples
+from scripts.written.svg import document, text
 
 FOLDER = Path(__file__).parents[2] / "docs" / "figures"
 RANKS = 4
@@ -105,24 +108,6 @@ _PLACES = tuple(_LEFT + rank * _PITCH for rank in range(RANKS))
 _SPAN = _PLACES[-1] + _WIDTH - _LEFT
 _ROW = {Tensor: _HEIGHT + 10, Compute: 24, Send: 32}
 _TOP, _LEGEND = 34, 30
-_CSS = """
-  svg { --paper: #ffffff; --ink: #1b1b1b; --faint: #b5b5b5; --held: #0072b2; --sent: #b34700; }
-  @media (prefers-color-scheme: dark) {
-    svg { --paper: #1e2129; --ink: #e6e6e6; --faint: #60646e; --held: #56b4e9; --sent: #f0a24b; }
-  }
-  text { font: 13px system-ui, sans-serif; fill: var(--ink); }
-  .small { font-size: 12px; }
-  .middle { text-anchor: middle; }
-  .paper { fill: var(--paper); }
-  .frame { fill: none; stroke: var(--faint); }
-  .held { fill: var(--held); }
-  .part { fill: url(#part); stroke: var(--held); }
-  .stroke { stroke: var(--held); stroke-width: 3; }
-  .sent { fill: none; stroke: var(--sent); stroke-width: 1.5; }
-  .zero { stroke-dasharray: 5 3; }
-  .name { fill: var(--sent); font-weight: 600; }
-  .residual { fill: none; stroke: var(--ink); }
-"""
 
 
 def svg(steps: tuple[Step, ...], title: str) -> str:
@@ -130,17 +115,7 @@ def svg(steps: tuple[Step, ...], title: str) -> str:
     width = _LEFT + RANKS * _PITCH + _RIGHT
     height = _TOP + sum(_ROW[type(step)] for step in steps) + _LEGEND
     middle = _LEFT + _SPAN / 2
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-        f"<title>{title}</title><style>{_CSS}</style>",
-        '<defs><pattern id="part" width="7" height="7" patternUnits="userSpaceOnUse" '
-        'patternTransform="rotate(45)"><path d="M0 0V7" class="stroke"/></pattern></defs>',
-        f'<rect class="paper" width="{width}" height="{height}" rx="6"/>',
-        *(
-            f'<text x="{x + _WIDTH / 2}" y="22" class="middle">rank {rank}</text>'
-            for rank, x in enumerate(_PLACES)
-        ),
-    ]
+    lines = [text(x + _WIDTH / 2, 22, f"rank {rank}", "middle") for rank, x in enumerate(_PLACES)]
     y, streams = _TOP, []
     for step in steps:
         if isinstance(step, Tensor):
@@ -148,17 +123,14 @@ def svg(steps: tuple[Step, ...], title: str) -> str:
             streams += [y + _HEIGHT / 2] * (step.name == "stream")
         elif isinstance(step, Compute):
             weights = f" ({step.weights} weights)" if step.weights else ""
-            text = f"↓ {step.what}{weights}"
-            lines.append(f'<text x="{middle}" y="{y + 13}" class="middle small">{text}</text>')
+            lines.append(text(middle, y + 13, f"↓ {step.what}{weights}", "middle small"))
         else:
             lines += _send(step, y, middle)
         y += _ROW[type(step)]
     lines += [_residual(*ends) for ends in pairwise(streams)]
-    lines.append(
-        f'<text x="{middle}" y="{y + 14}" class="middle small">'
-        "down: tokens, across: width or heads; filled: held, hatched: a part of a sum</text>"
-    )
-    return "\n".join([*lines, "</svg>", ""])
+    legend = "down: tokens, across: width or heads; filled: held, hatched: a part of a sum"
+    lines.append(text(middle, y + 14, legend, "middle small"))
+    return document(width, height, title, lines)
 
 
 def _tensor(tensor: Tensor, y: float) -> Iterator[str]:
@@ -194,6 +166,8 @@ def main(folder: Path = FOLDER) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, steps in METHODS.items():
         (folder / f"{name}.svg").write_text(svg(steps, f"A block of {name} on {RANKS} ranks"))
+    for name, draw in worked_examples.DRAWINGS.items():
+        (folder / f"{name}.svg").write_text(draw())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import methods
 from bench.theory import traffic as theory_traffic
 from odysseus.method import unchanged
-from scripts.written import diagrams
+from scripts.written import diagrams, worked_examples
 from tests.support.runs import RUN
 
 
@@ -20,7 +20,8 @@ def test_the_files_are_up_to_date(tmp_path: Path) -> None:
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     shipped = {path.name: path.read_text() for path in diagrams.FOLDER.iterdir()}
     assert drawn == shipped, "python -m scripts.written.diagrams"
-    assert drawn.keys() == {f"{name}.svg" for name in methods.METHODS}
+    names = [*methods.METHODS, *worked_examples.DRAWINGS]
+    assert drawn.keys() == {f"{name}.svg" for name in names}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
