@@ -24,6 +24,7 @@ from bench.hardware import profile_file
 from bench.meters.memory import KINDS
 from bench.meters.traffic import COLLECTIVES, PURPOSES
 from bench.simulator import target
+from methods import label_of
 from odysseus.config.architecture import ARCHITECTURE_FIELDS
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import choose_attention
@@ -95,7 +96,7 @@ def _has_ring(run: RunConfig) -> bool:
 
 
 IDENTITY: dict[str, Column] = {
-    "method": _column("method"),
+    "method": _column("method", lambda run: label_of(run.method)),
     "model": Column(
         attrgetter("model.label"),
         ("model.name_or_path", *(f"model.{name}" for name in ARCHITECTURE_FIELDS)),

@@ -20,7 +20,8 @@ from bench.report import draw_matplotlib
 from bench.report.charts import method_map as map_chart
 from bench.runner import launch
 from bench.simulator import dry_run, fit, predict, target
-from methods import METHODS
+from methods import label_of
+from methods.from_file import is_file
 from odysseus.config.run import RunConfig
 
 GIB = 2**30
@@ -71,6 +72,8 @@ def main(arguments: list[str]) -> int:
     parser.set_defaults(dry_run=True, hardware="h100-80g", dtype="bf16", world_size=8)
     parsed = options.parse(parser, arguments)
     base = replace(options.run_config(parsed), dry_run=True)
+    if parsed.map and is_file(base.method):
+        raise ValueError(f"method = {base.method} is not for a map; valid: a map without a file")
     if parsed.map:
         if parsed.out:
             raise ValueError(f"out = {parsed.out} is not for a map, which has a CSV; valid: none")
@@ -84,14 +87,14 @@ def main(arguments: list[str]) -> int:
 
 def _longest(base: RunConfig, out: str) -> int:
     """Every method at one layout."""
-    runs = [longest.by_method(name, base) for name in METHODS]
+    runs = [longest.by_method(name, base) for name in longest.planned_methods(base)]
     refusals = [checks.refusal(run) for run in runs]
     if all(refusals):
         raise ValueError(refusals[0])
     lines, fitting = [], 0
     for run, refusal in zip(runs, refusals, strict=True):
         if refusal:
-            lines.append({"method": run.method, "fits": f"invalid: {refusal}"})
+            lines.append({"method": label_of(run.method), "fits": f"invalid: {refusal}"})
             continue
         started = time.monotonic()
         row = _row(run, predict.count(run), started, out)
@@ -165,7 +168,7 @@ def _choice(choice: ranking.Choice) -> dict[str, Any]:
         )
     }
     return {
-        "method": run.method if run.sequence_size > 1 else "-",
+        "method": label_of(run.method) if run.sequence_size > 1 else "-",
         "sequence": run.sequence_size,
         "ring": run.ring_parallel_size,
         "replicas": run.data_parallel_size,
@@ -205,6 +208,6 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
 
 def _teller(run: RunConfig) -> Callable[[int, fit.Need], None]:
     def tell(length: int, need: fit.Need) -> None:
-        print(f"{run.method}: {length} tokens take {need.share:.1%}", file=sys.stderr)
+        print(f"{label_of(run.method)}: {length} tokens take {need.share:.1%}", file=sys.stderr)
 
     return tell

@@ -11,6 +11,7 @@ from bench.config.launched import launched_world_size
 from bench.report import draw_matplotlib
 from bench.report.charts import verify as verify_chart
 from bench.runner import verify
+from methods import label_of
 from odysseus.config.run import RunConfig
 
 
@@ -60,8 +61,9 @@ def title(run: RunConfig) -> str:
     """Which run was compared with which."""
     n, accumulated = run.sequence_size, verify.candidate_of(run).gradient_accumulation_steps
     ring = f" x ring {run.ring_parallel_size}" if run.ring_parallel_size > 1 else ""
+    method = label_of(run.method)
     return (
-        f"{run.method}, DP {run.data_parallel_size}{ring} x SP {n} x GAS {accumulated}, against "
+        f"{method}, DP {run.data_parallel_size}{ring} x SP {n} x GAS {accumulated}, against "
         f"DP {run.world_size} x SP 1 x GAS {run.gradient_accumulation_steps}: "
         f"{run.model.label}, {run.seq_len} tokens, {run.dtype}"
     )

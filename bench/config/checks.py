@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bench.simulator import dry_run, target
-from methods import METHODS
+from methods import METHODS, method_of
 from methods.peers import as_method, name_of
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
@@ -35,7 +35,7 @@ def check(run: RunConfig) -> None:
         as_method.check(run)
         run = as_method.ours(run)
     implementation.check(run)
-    METHODS[run.method].check(run)
+    method_of(run.method).check(run)
     chunked_block.check(run)
     dry_run.check(run)
     if run.dry_run:

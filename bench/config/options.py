@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from bench.config import arctic, shipped
 from bench.config.checks import check_method
 from bench.config.command import command
-from methods import METHODS
+from methods import METHODS, from_file, method_of
 from methods.peers import as_method
 from methods.peers.checks import PREFIX, check_package, name_of
 from methods.peers.registry import PEERS
@@ -103,8 +103,13 @@ def _inherited(group: type, own: list[Field[Any]]) -> set[str]:
 def _settled(run: RunConfig, peers: bool) -> RunConfig:
     """The cell, of a peer with what that always does."""
     known = [*METHODS, *(f"{PREFIX}{name}" for name in PEERS)]
-    if run.method not in known:
-        raise ValueError(f"method = {run.method!r} is none; valid: {str(known)[1:-1]}")
+    if from_file.is_file(run.method):
+        method_of(run.method)
+    elif run.method not in known:
+        raise ValueError(
+            f"method = {run.method!r} is none; valid: {str(known)[1:-1]}, or a file FILE.py "
+            "with a METHOD"
+        )
     if not peers:
         check_method(run, "this verb")
     if name := name_of(run.method):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bench.simulator import dry_run, fit, shallow
+from methods import METHODS
+from methods.from_file import is_file
 from odysseus.config.run import RunConfig
 
 _PRECISION = 256
@@ -29,6 +31,11 @@ class Longest:
     seq_len: int
     limit: str
     counted: dry_run.Counted | None
+
+
+def planned_methods(base: RunConfig) -> list[str]:
+    """Return the methods that a plan compares: this project's, and the file that the run names."""
+    return [*METHODS, *([base.method] if is_file(base.method) else [])]
 
 
 def by_method(method: str, base: RunConfig) -> RunConfig:

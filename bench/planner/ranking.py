@@ -13,7 +13,7 @@ from typing import Any
 from bench.config import checks
 from bench.planner import longest
 from bench.simulator import fit, predict, shallow
-from methods import METHODS
+from methods import label_of
 from odysseus.config.run import RunConfig
 
 PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
@@ -70,7 +70,9 @@ def ranked(runs: Iterable[RunConfig], tell: Callable[[str], None]) -> list[Choic
     found = []
     for run in runs:
         choice = fitting(run)
-        name = f"{run.method}, sequence {run.sequence_size}, ring {run.ring_parallel_size}"
+        name = (
+            f"{label_of(run.method)}, sequence {run.sequence_size}, ring {run.ring_parallel_size}"
+        )
         tell(f"{name}: {choice.tricks if choice else 'does not fit'}")
         found += [choice] if choice else []
     return sorted(found, key=lambda choice: -choice.tokens_per_s_per_gpu)
@@ -84,7 +86,7 @@ def layouts(base: RunConfig) -> Iterator[RunConfig]:
         divisors = [n for n in range(1, base.world_size + 1) if base.world_size % n == 0]
         sizes = [(s, r) for s in divisors for r in divisors if base.world_size % (s * r) == 0]
     for sequence, ring in sizes:
-        for method in METHODS if sequence > 1 else ("ulysses",):
+        for method in longest.planned_methods(base) if sequence > 1 else ("ulysses",):
             run = replace(
                 longest.by_method(method, base),
                 sequence_parallel_size=sequence,

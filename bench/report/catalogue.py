@@ -27,7 +27,6 @@ from bench.report.charts import (
 from bench.report.charts import method_map as map_chart
 from bench.report.charts import verify as verify_chart
 from bench.report.inputs import Given
-from methods import METHODS
 
 _MOST = 6
 """Charts of one figure."""
@@ -104,7 +103,7 @@ def _predictions(given: Given, data: pd.DataFrame) -> Card:
     if len(both := accuracy.of_rows(data)):
         found["these rows"] = both
     sets = [
-        (name, errors[errors["method"].isin(list(METHODS))].dropna(subset=_TIMES))
+        (name, errors[errors["method"].isin(labels.methods_of(errors))].dropna(subset=_TIMES))
         for name, errors in found.items()
     ]
     known = [(name, errors) for name, errors in sets if len(errors)]

@@ -19,7 +19,7 @@ import pandas as pd
 from bench import rows
 from bench.hardware.profiles import PROFILES, Hardware
 from bench.report.charts import compare
-from bench.report.labels import TRICKS, layout, peer_methods, tricks
+from bench.report.labels import TRICKS, is_outside, layout, peer_methods, tricks
 from methods import METHODS
 
 _AXES = ("sequence_parallel_size", "ring_parallel_size", "data_parallel_size")
@@ -215,11 +215,17 @@ def drawable(given: Given, profiles: Mapping[str, Hardware] = PROFILES) -> pd.Da
     data = _numbers(cells[(cells["status"] == "ok") | counted], _COUNTS)
     for name in (*_AXES, *_BATCH):
         data[name] = data[name].where(cells.loc[data.index, name] != "", 1)  # as older rows mean
-    known = data["method"].isin([*METHODS, *peer_methods()])
+    outside = {name for name in data["method"] if is_outside(name)}
+    known = data["method"].isin([*METHODS, *peer_methods(), *outside])
     sound = known & (data[[*_COUNTS]] >= 1).all(axis=1)
     if left := int((~sound).sum()):
         given.notes.append(f"{left} rows in no figure: their method or a size is none")
     data = data[sound].copy()
+    given.notes += [
+        f"{name} is a method from outside this project: no closed forms, so its theory columns are "
+        "empty and its bars have no formula line"
+        for name in sorted(outside & set(data["method"]))
+    ]
     usable = {os.path.abspath(name): of.usable_bytes for name, of in profiles.items()}
     paths = {name: os.path.abspath(name) for name in data["hardware"].unique()}
     return data.assign(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from zlib import crc32
 
 import pandas as pd
 
 from methods import METHODS
+from methods.from_file import is_name
 from methods.peers.checks import PREFIX, name_of
 from methods.peers.registry import PEERS
 
@@ -20,6 +22,12 @@ _METHOD_STYLE: dict[str, dict[str, Any]] = {
 }
 _PURE_RING = {"color": "#CC79A7", "marker": "*", "linestyle": (0, (3, 1, 1, 1, 1, 1))}
 _PEER_MARKERS = "v<>phX"
+_OUTSIDE_STYLES: list[dict[str, Any]] = [
+    {"color": color, "marker": marker, "linestyle": (0, (5, 1))}
+    for marker in "PXd8"
+    for color in ("black", "#56B4E9", "#7F7F7F", "#8C564B")
+]
+"""Of methods from outside this project."""
 STACK_STYLE: list[dict[str, Any]] = [
     {"facecolor": "#0072B2", "hatch": ""},
     {"facecolor": "#E69F00", "hatch": "//"},
@@ -55,13 +63,13 @@ def layout(row: Mapping[Any, Any]) -> str:
 
 
 def layouts_of(data: pd.DataFrame) -> list[str]:
-    """The layouts that rows are of: by ring size, then in the order of the methods, peers after
-    ours, pure rings last."""
-    order = [*METHODS, *peer_methods(), ""]
+    """Return the layouts of rows: by ring size, then in the order of the methods, then methods from
+    outside this project by name, peers, and pure rings last."""
+    order = [*METHODS, None, *peer_methods(), ""]
 
-    def place(name: str) -> tuple[int, int, str]:
+    def place(name: str) -> tuple[int, int, str, str]:
         method, size, how = _parts(name)
-        return size, order.index(method), how
+        return size, order.index(None if is_outside(method) else method), method, how
 
     return sorted(dict.fromkeys(data["layout"]), key=place)
 
@@ -71,16 +79,25 @@ def peer_methods() -> list[str]:
     return [f"{PREFIX}{name}" for name in PEERS]
 
 
+def is_outside(method: str) -> bool:
+    """Whether a row's method is neither this project's nor a peer, but came from a file: it has no
+    closed forms."""
+    return method not in METHODS and not name_of(method) and is_name(method)
+
+
 def style_of(name: str) -> dict[str, Any]:
     """The method's own; with a ring across it hollow, the larger the ring the smaller; other
     orders and backends of the ring in lines and markers of their own. A peer is in the colour of
-    our method, hollow, each with its marker."""
+    our method, hollow, each with its marker. A method from outside this project always has the
+    style that follows from its name."""
     if peer := PEERS.get(name_of(name)):
         alike = [other for other in PEERS if PEERS[other].method == peer.method]
         marker = _PEER_MARKERS[alike.index(name_of(name)) % len(_PEER_MARKERS)]
         return _METHOD_STYLE[peer.method] | {"marker": marker, "markerfacecolor": "white"}
     method, size, how = _parts(name)
     style = _METHOD_STYLE.get(method, _PURE_RING)
+    if is_outside(method):
+        style = _OUTSIDE_STYLES[crc32(method.encode()) % len(_OUTSIDE_STYLES)]
     if size == 1:
         return style
     if "contiguous" in how:
@@ -93,14 +110,18 @@ def style_of(name: str) -> dict[str, Any]:
 
 def _parts(name: str) -> tuple[str, int, str]:
     """Method (empty in a pure ring), places of the ring, and how they go round, of a layout."""
-    method, ring, rest = name.partition("ring ")
+    method, ring, rest = name.rpartition("ring ")
+    if not ring:
+        return name, 1, ""
     size, _, how = rest.partition(" ")
-    return method.removesuffix(" x "), int(size) if ring else 1, how
+    return method.removesuffix(" x "), int(size), how
 
 
 def methods_of(data: pd.DataFrame) -> list[str]:
-    """The methods that rows are of, in the order of the table."""
-    return [name for name in METHODS if (data["method"] == name).any()]
+    """Return the methods of rows, peers left out: this project's in the order of the table, then
+    those from outside by name."""
+    of = set(data["method"])
+    return [*(name for name in METHODS if name in of), *sorted(filter(is_outside, of))]
 
 
 def tricks(data: pd.DataFrame) -> list[str]:

@@ -26,6 +26,7 @@ from bench.runner import host_limit, peer_worker, worker
 from bench.simulator import predict
 from bench.theory import memory as theory_memory
 from bench.theory import traffic as theory_traffic
+from methods import METHODS
 from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
 
@@ -94,9 +95,12 @@ def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
 
 
 def finish_row(run: RunConfig, outcome: dict[str, Any], wall_s: float) -> dict[str, Any]:
-    """The row of a cell's outcome, with identity, provenance and, unless it is a peer's, theory."""
+    """Return a row from a cell's outcome, with identity, provenance and the theory's columns.
+
+    The theory knows this project's own methods. For all others its columns stay empty.
+    """
     row = rows.identity(run) | rows.provenance() | outcome | {"wall_s": round(wall_s, 2)}
-    if "comm_bytes_total" in row and not name_of(run.method):
+    if "comm_bytes_total" in row and run.method in METHODS:
         row |= {
             "theory_comm_bytes_total": theory_traffic.step_traffic(run).total,
             "theory_peak_activation_bytes": theory_memory.peak_activation_bytes(run),

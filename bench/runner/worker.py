@@ -23,7 +23,7 @@ from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
 from bench.runner.allocator import allocator_settings, configure_allocator
 from bench.theory import model_flops
-from methods import METHODS
+from methods import method_of
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch, Samples
@@ -70,7 +70,7 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
 def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
     """The run's trainer on this rank, and the samples that it reads."""
     mesh = make_mesh(device, run)
-    trainer = Trainer(run, METHODS[run.method], mesh)
+    trainer = Trainer(run, method_of(run.method), mesh)
     return trainer, Samples(run, mesh.replica, mesh.shard, device)
 
 

@@ -24,7 +24,7 @@ from bench.simulator.fake_world import META, cpu_kernels, few_tiles, only_rank
 from bench.simulator.program import Program
 from bench.simulator.recorder import Recorder
 from bench.simulator.target import attention_of, clock, on_gpu
-from methods import METHODS
+from methods import method_of
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
 from odysseus.model.kernels import check_flash
@@ -196,7 +196,7 @@ def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
     run = replace(run, host_memory_limit_bytes=2**62)
     with only_rank(rank, run.world_size, gpu) as device:
         mesh = make_mesh(META, run)
-        trainer = Trainer(run, METHODS[run.method], mesh, kernels)
+        trainer = Trainer(run, method_of(run.method), mesh, kernels)
         samples = Samples(run, mesh.replica, mesh.shard, META)
         with few_tiles():
             trainer.step(samples.step(0))

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.simulator.program import HOST
 from bench.simulator.timeline import Timeline
+from methods import label_of
 from odysseus.config.run import RunConfig
 
 
@@ -55,5 +56,5 @@ def write_trace(found: Timeline, path: Path, run: RunConfig) -> None:
             }
         )
     of = f"{run.model.label}, {run.seq_len} tokens, {run.world_size} x {run.hardware}, {run.dtype}"
-    whole = {"otherData": {"method": run.method, "of": of}, "displayTimeUnit": "ms"}
+    whole = {"otherData": {"method": label_of(run.method), "of": of}, "displayTimeUnit": "ms"}
     path.write_text(json.dumps(whole | {"traceEvents": events}))

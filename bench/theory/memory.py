@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 
 from bench.theory.traffic import shard_elements
+from methods import method_of
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
+from odysseus.method import unchanged
 from odysseus.model.loss import loss_tile_tokens
 
 
@@ -196,7 +198,8 @@ def _heads_bytes(run: RunConfig, heads: int) -> int:
 
 
 def _stream_tokens(run: RunConfig) -> int:
-    return run.local_tokens * (run.sequence_size if run.method == "tp" else 1)
+    is_whole = method_of(run.method).enter is not unchanged
+    return run.local_tokens * (run.sequence_size if is_whole else 1)
 
 
 def _scales(run: RunConfig) -> int:

@@ -17,7 +17,7 @@ from math import inf
 import torch
 
 from bench.meters.traffic import COLLECTIVES, PURPOSES, bytes_sent
-from methods import METHODS
+from methods import method_of
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
 from odysseus.parallel.sharding import is_cut, pieces
@@ -202,7 +202,7 @@ def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
     """One block's all-reduce of k and v rows that n/G ranks hold copies of, where n > G."""
     a = run.architecture
     copies = max(1, run.sequence_size // a.num_key_value_heads)
-    if "self_attn.k_proj" not in METHODS[run.method].split:
+    if "self_attn.k_proj" not in method_of(run.method).split:
         return
     row = 2 * a.head_dim * run.reduce_dtype.itemsize
     yield Term("all_reduce", "gradient", 1, row * a.hidden_size, copies)
@@ -278,7 +278,7 @@ def _zero_ranks(run: RunConfig, is_cut: bool) -> int:
 
 
 def _is_cut(run: RunConfig, parameter: str) -> bool:
-    return run.sequence_size > 1 and is_cut(parameter, METHODS[run.method].split)
+    return run.sequence_size > 1 and is_cut(parameter, method_of(run.method).split)
 
 
 def _block_names(run: RunConfig) -> list[str]:
@@ -308,7 +308,7 @@ def shard_elements(run: RunConfig) -> list[int]:
 
 def _padded(run: RunConfig, parameter: str, ranks: int) -> int:
     """Elements of a rank's parameter before ZeRO, its rows padded to a multiple of the ranks."""
-    method = METHODS[run.method]
+    method = method_of(run.method)
     of = pieces(parameter, run.architecture, method.split, run.sequence_size, 0)
     rows = sum(piece.height for piece in of)
     return -(-rows // ranks) * ranks * (of[0].columns[1] - of[0].columns[0])

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from bench.theory import traffic as theory_traffic
-from methods import METHODS
 from odysseus.config.run import RunConfig
-from tests.support.example_method import METHOD
-from tests.support.parity import assert_parity, compare
+from tests.support.parity import assert_parity
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
 from tests.support.runs import RUN, VARIANTS
 from tests.support.traffic import measured_columns
 
 PAGE = ROOT / "docs" / "adding-a-method.md"
-EXAMPLE: Any = METHOD.name
-CELL = replace(RUN, method=EXAMPLE)
-
-
-def compare_example(run: RunConfig) -> tuple[float, dict[str, float]]:
-    """As :func:`compare`, in a process that knows the example."""
-    METHODS[METHOD.name] = METHOD
-    return compare(run)
-
-
-def columns_of_example(run: RunConfig) -> dict[str, int]:
-    """What this rank sends in a step."""
-    METHODS[METHOD.name] = METHOD
-    return measured_columns([run])[0]
+SOURCE = ROOT / "tests" / "support" / "example_method.py"
+CELL = replace(RUN, method=str(SOURCE))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +31,7 @@ def columns_of_example(run: RunConfig) -> dict[str, int]:
     ids=["2", "fewer kv heads", "replicas", "ring", "kept gathers"],
 )
 def test_it_equals_one_process(run: RunConfig) -> None:
-    assert_parity(run, compare_example)
+    assert_parity(run)
 
 
 def test_it_sends_half_of_each() -> None:
@@ -55,11 +40,11 @@ def test_it_sends_half_of_each() -> None:
         theory_traffic.step_traffic(replace(run, method=name)).bytes(purpose="activation")
         for name in ("ulysses", "tp_sp")
     )
-    for columns in run_ranks(columns_of_example, 4, run):
-        assert columns["comm_bytes_activation"] == ulysses + tp_sp // 2
+    for columns in run_ranks(measured_columns, 4, [run]):
+        assert columns[0]["comm_bytes_activation"] == ulysses + tp_sp // 2
 
 
 def test_the_page_shows_this_method() -> None:
-    source = (ROOT / "tests/support/example_method.py").read_text()
+    source = SOURCE.read_text()
     assert f"```python\n{source}```" in PAGE.read_text()
     assert len(source.splitlines()) <= 60

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from methods import METHODS
+from methods import method_of
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch, Samples
 from odysseus.model.decoder import CausalLM, reference_model
@@ -86,7 +86,7 @@ def compare(run: RunConfig) -> tuple[float, dict[str, float]]:
     """One step on this rank against the reference: loss error, largest gradient error by tensor."""
     torch.set_num_threads(1)
     mesh = make_mesh(torch.device("cpu"), run)
-    trainer = Trainer(run, METHODS[run.method], mesh)
+    trainer = Trainer(run, method_of(run.method), mesh)
     expected_loss, expected_norm, expected = reference_gradients(run)
     samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
     loss = trainer.forward_backward(samples.step(0)).item()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.meters.traffic import TrafficMeter
-from methods import METHODS
+from methods import method_of
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
@@ -20,7 +20,7 @@ def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
         shape = (run.ring_parallel_size, run.sequence_size, run.architecture.num_key_value_heads)
         mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), run)
         meshes[shape] = mesh
-        trainer = Trainer(run, METHODS[run.method], mesh)
+        trainer = Trainer(run, method_of(run.method), mesh)
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         with TrafficMeter() as meter:
             trainer.step(samples.step(0))

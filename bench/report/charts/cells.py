@@ -20,6 +20,7 @@ from bench.report.labels import (
     RULE,
     STACK_STYLE,
     bytes_unit,
+    is_outside,
     layouts_of,
     length_label,
     lengths_ticks,
@@ -136,7 +137,10 @@ def _stacked(
 ) -> Chart | Left:
     """A panel for each number of ranks; groups of bars by length, a bar for each layout."""
     columns = list(stack.values())
-    data = data[data[[*columns, *filter(None, [formula])]].notna().all(axis=1)]
+    usable = data[columns].notna().all(axis=1)
+    if formula:  # a method from outside has none
+        usable &= data[formula].notna() | data["method"].map(is_outside)
+    data = data[usable]
     if data.empty:
         return f"no row has {', '.join(filter(None, [*columns, formula]))}"
     totals = data[columns].sum(axis=1)
@@ -161,7 +165,7 @@ def _stacked(
             ]
             marks.append(Bars(label=part, at=at, size=size, base=below, style=style, about=about))
             below = [b + s for b, s in zip(below, size, strict=True)]
-        if formula:
+        if formula and any(not pd.isna(row[formula]) for _, row in places):
             heights = [row[formula] / divisor for _, row in places]
             marks.append(rule_across("formula (total)", at, heights))
         if misfit := [i for i, (_, row) in enumerate(places) if row["status"] != "ok"]:

@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report.chart import Axis, Chart, Line, Panel
-from bench.report.labels import few, source_of
-from methods import METHODS
+from bench.report.labels import few, methods_of, source_of
 
 _ORDER_STYLE: dict[str, dict[str, Any]] = {
     "contiguous": {"color": "#D55E00", "marker": "o", "linestyle": "--"},
@@ -22,7 +21,7 @@ def chart(rows: pd.DataFrame) -> Chart | str:
 
     Contiguous chunks give place r of R 2r+1 of R² parts, so the last one (2R-1)/R of the mean.
     """
-    ours = rows["method"].isin(list(METHODS))
+    ours = rows["method"].isin(methods_of(rows))
     rings = rows[ours & (rows["ring_parallel_size"] > 1) & rows[COLUMNS].notna().all(axis=1)]
     if set(rings["ring_order"]) < set(_ORDER_STYLE):
         return "these rows are no rings of both orders"
