@@ -1,4 +1,4 @@
-"""The streams and events of a device without values, which remember what was queued where."""
+"""A device without values: its streams and events record the program that the host issues."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FakeWork
 
 from bench.simulator.program import HOOKS, HOST, Op, Program, Wait
 
 
 class Stream:
-    """Operations one after another; what the next one waits for besides."""
+    """Stream of operations in order, like ``torch.cuda.Stream``.
+
+    Attributes:
+        waits: Indices of operations of other streams that the next operation waits for.
+        last: Index of the operation queued last; empty before the first.
+    """
 
     def __init__(self, device: Device, priority: int = 0) -> None:
         self.device, self.name = device, f"stream {next(device.numbers)}"
@@ -37,7 +40,11 @@ class Stream:
 
 
 class Event:
-    """All that was queued on a stream when it was recorded."""
+    """Event, like ``torch.cuda.Event``.
+
+    Attributes:
+        after: Indices of the operations that it waits for.
+    """
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -52,11 +59,12 @@ class Event:
 
 
 class Device:
-    """A device without values, and what its host has told it to do since :meth:`start`.
+    """Device without values, which records its host's program.
 
     Attributes:
         has_streams: Whether it computes beside the host, as GPUs do.
-        program: What was issued; an operation's index is its place here.
+        program: Operations issued so far; an operation is named by its index here.
+        recording: Whether the host's waits are recorded.
     """
 
     def __init__(self, has_streams: bool) -> None:
@@ -69,13 +77,13 @@ class Device:
         self._works: dict[int, tuple[dist.Work, set[int]]] = {}
 
     def module(self) -> SimpleNamespace:
-        """What ``torch.cuda`` is to a GPU."""
-        found = SimpleNamespace(**vars(torch.cpu) | {"current_device": lambda: 0})
+        """Return the counterpart of ``torch.cuda`` for this device."""
+        module = SimpleNamespace(**vars(torch.cpu) | {"current_device": lambda: 0})
         if self.has_streams:
-            found.Stream, found.Event = partial(Stream, self), partial(Event, self)
-            found.current_stream = lambda device=None: self.current
-            found.stream = self._on
-        return found
+            module.Stream, module.Event = partial(Stream, self), partial(Event, self)
+            module.current_stream = lambda device=None: self.current
+            module.stream = self._on
+        return module
 
     @contextmanager
     def _on(self, stream: Stream) -> Iterator[None]:
@@ -86,7 +94,7 @@ class Device:
             self.current = before
 
     def queue(self, stream: Stream | None, **of_op: Any) -> int:
-        """Add an operation to a stream, or to what the host does; its index."""
+        """Add an operation to a stream, or to the host's own work; return its index."""
         index = len(self.program)
         after, name = (), HOST
         if stream is not None:
@@ -96,8 +104,11 @@ class Device:
         return index
 
     def collective(self, work: dist.Work | None, is_async: bool, **of_op: Any) -> None:
-        """Add a collective: to its group's own stream if the caller goes on meanwhile, else where
-        the caller is, as NCCL's process groups do (ProcessGroupNCCL.cpp). A CPU has threads."""
+        """Add a collective to its stream.
+
+        That is its group's own stream if the caller continues meanwhile, else the current stream,
+        like NCCL's process groups (ProcessGroupNCCL.cpp). On a CPU every group has its own threads.
+        """
         stream = self.current
         if is_async or not self.has_streams:
             ranks = of_op["ranks"]
@@ -108,11 +119,11 @@ class Device:
             self._works[id(work)] = work, {index}
 
     def hooks(self, unit: str) -> None:
-        """What ZeRO's engine does before a collective of a unit: Python, no operation."""
+        """Add the Python that ZeRO's engine runs on the host before a collective of a unit."""
         self.queue(None, name=HOOKS, kind=HOOKS, unit=unit)
 
     def waited(self, work: dist.Work) -> None:
-        """A collective was waited for: by the current stream, or by a host that computes itself."""
+        """Note that the current stream, or a host that computes, waits for a collective."""
         _, after = self._works.pop(id(work), (None, set()))
         if self.has_streams:
             self.current.waits |= after
@@ -120,18 +131,6 @@ class Device:
             self.host_waits(after)
 
     def host_waits(self, after: set[int]) -> None:
-        """The host waits for these."""
+        """Note that the host waits for these operations."""
         if self.recording and after:
             self.program.append(Wait(tuple(after)))
-
-    @contextmanager
-    def works(self) -> Iterator[None]:
-        """While the fake process group's handles tell when they are waited for."""
-        wait = FakeWork.wait
-
-        def told(work: FakeWork) -> bool:
-            self.waited(work)
-            return wait(work)
-
-        with patch.object(FakeWork, "wait", told):
-            yield

@@ -1,13 +1,17 @@
-"""A world of which only one rank is there, on PyTorch's meta device: shapes without values.
+"""A world with only one rank, on PyTorch's meta device: shapes without values.
 
-PyTorch's fake process group moves nothing. FSDP2 and AdamW refuse meta tensors, because they would
-be a mistake in training; here they are what is meant, so three of their checks are set aside. The
-host has no device of its own here, so FSDP2's copies to and from it are made by hand.
+PyTorch's fake process group moves nothing. FSDP2 and AdamW refuse meta tensors, which would be a
+mistake in training; here they are wanted, so three of their checks are turned off. The meta device
+has no host beside it, so FSDP2's copies between device and host are made here.
+
+This file is the one home of the dry run's patches of PyTorch. `PATCHED` names each attribute, and
+tests/bench/simulator/test_fake_world.py fails where a new version of PyTorch lacks one.
 """
 
 from __future__ import annotations
 
 import gc
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -18,7 +22,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor, _refs
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch._C._distributed_c10d import FakeWork
 from torch.profiler import record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -29,12 +33,43 @@ from odysseus.model.attention import differentiable
 from odysseus.model.kernels import Kernels, choose_kernels
 
 META = torch.device("meta")
+_FSDP = "torch.distributed.fsdp._fully_shard"
+_REFUSALS_OF_META = (
+    f"{_FSDP}._fsdp_param_group.FSDPParamGroup._validate_no_meta_params",
+    f"{_FSDP}._fsdp_param_group.FSDPParamGroup._validate_cpu_offload_params",
+)
 _FUSED_ON = "torch.optim.optimizer._get_fused_kernels_supported_devices"
-_CHUNKS = "torch.distributed.fsdp._fully_shard._fsdp_param._chunk_with_empty"
+_CHUNKS = f"{_FSDP}._fsdp_param._chunk_with_empty"
+_FORGET_MESHES = "torch.distributed.tensor.debug._clear_sharding_prop_cache"
+PATCHED = {
+    _REFUSALS_OF_META[0]: ("self",),
+    _REFUSALS_OF_META[1]: ("self",),
+    _FUSED_ON: (),
+    _CHUNKS: ("tensor", "num_chunks", "dim"),
+    _FORGET_MESHES: (),
+    "torch.testing._internal.distributed.fake_pg.FakeStore": None,
+    "torch._C._distributed_c10d.FakeWork.wait": None,
+    "torch._refs.mul": None,
+    "torch.distributed.Backend.backend_capability": None,
+    "torch.library.Library.impl": (
+        "self",
+        "op_name",
+        "fn",
+        "dispatch_key",
+        "with_keyset",
+        "allow_override",
+    ),
+    "torch.library.Library._destroy": ("self",),
+    "torch.Tensor.to": None,
+    "torch.Tensor.pin_memory": None,
+    "torch.Tensor.is_pinned": None,
+}
+"""Attributes of PyTorch that a dry run replaces or calls although they are private, with the names
+of their parameters; None where PyTorch does not say them."""
 
 
 def _in_order(x: Tensor) -> bool:
-    """Whether what is computed element by element of x is contiguous, though x may be a slice."""
+    """Whether an elementwise result of x is contiguous, though x itself may be a slice."""
     strides = x.stride()
     return strides[-1:] == (1,) and all(a >= b for a, b in pairwise(strides))
 
@@ -50,8 +85,8 @@ def _product(x: Tensor, y: Any) -> Tensor:
     return _refs.mul(x, y)
 
 
-# What tiles do most. PyTorch's own functions for meta tensors check shapes and types, for 0.03 to
-# 0.9 ms each.
+# The most frequent operations of tiles. PyTorch's own functions for meta tensors check shapes and
+# types, which takes 0.03 to 0.9 ms per call.
 _SHORTCUTS: dict[str, Callable[..., Tensor]] = {
     "mm": lambda x, y: x.new_empty(x.shape[0], y.shape[1]),
     "mul.Tensor": _product,
@@ -63,7 +98,7 @@ _SHORTCUTS: dict[str, Callable[..., Tensor]] = {
 
 
 class _Chunks:
-    """A parameter in FSDP2's chunks, each made when it is asked for: of thousands, two are."""
+    """A parameter in FSDP2's chunks, each made when it is read: FSDP2 reads two of thousands."""
 
     def __init__(self, tensor: Tensor, num_chunks: int, dim: int) -> None:
         self.tensor, self.dim = tensor, dim
@@ -82,17 +117,17 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
     """Be one rank of a process group whose collectives move nothing, on the meta device.
 
     Args:
-        on_gpu: Whether host and device are two, so that what moves between them is copied, and the
-            device has streams.
+        on_gpu: Whether the device is a GPU: it has streams, and tensors are copied between it and
+            the host.
     """
     device = Device(has_streams=on_gpu)
     with ExitStack() as stack:
-        stack.enter_context(_no_collector())
+        stack.enter_context(_no_garbage_collection())
         stack.enter_context(patch.object(torch, "meta", device.module(), create=True))
-        stack.enter_context(device.works())
+        stack.enter_context(_report_waits(device))
         stack.enter_context(patch(_CHUNKS, _Chunks))
-        for check in ("_validate_no_meta_params", "_validate_cpu_offload_params"):
-            stack.enter_context(patch.object(FSDPParamGroup, check))
+        for check in _REFUSALS_OF_META:
+            stack.enter_context(patch(check))
         stack.enter_context(patch(_FUSED_ON, lambda: [META.type]))
         stack.enter_context(patch.object(Tensor, "to", _copying(device) if on_gpu else _move_to))
         stack.enter_context(patch.object(Tensor, "pin_memory", lambda x: x))
@@ -107,15 +142,30 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
             yield device
         finally:
             dist.destroy_process_group()
-            from torch.distributed.tensor.debug import _clear_sharding_prop_cache  # a second
-
-            _clear_sharding_prop_cache()  # DTensor keeps meshes by shape; their groups are gone
+            # DTensor caches meshes by shape; their groups do not exist any more.
+            pkgutil.resolve_name(_FORGET_MESHES)()  # imported late: it takes a second
 
 
 @contextmanager
-def _no_collector() -> Iterator[None]:
-    """While nobody looks for cyclic garbage: of a long step's records there is none, and looking
-    through them again and again takes a tenth of its time."""
+def _report_waits(device: Device) -> Iterator[None]:
+    """Tell the device whenever the fake process group's handles are waited for."""
+    wait = FakeWork.wait
+
+    def reported_wait(work: FakeWork) -> bool:
+        device.waited(work)
+        return wait(work)
+
+    with patch.object(FakeWork, "wait", reported_wait):
+        yield
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Turn the cyclic garbage collector off.
+
+    The records of a long step hold no cycles, and searching them again and again takes a tenth of
+    the step's time.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -126,8 +176,10 @@ def _no_collector() -> Iterator[None]:
 
 
 def few_tiles() -> AbstractContextManager[object]:
-    """While of a tiled MLP's tiles only the first two and the last are computed: one between them
-    holds and leaves what the second does."""
+    """Compute only the first two tiles and the last one of a tiled MLP.
+
+    A tile between them allocates and keeps the same as the second.
+    """
 
     def cut(count: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         tiles = list(_cut(count, *tensors))
@@ -141,12 +193,12 @@ _to = Tensor.to
 
 
 def _move_to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Tensor.to; FSDP2's offloading, alone in asking not to block, finds all where it should be."""
+    """Replace Tensor.to: return x for FSDP2's offloading, the only caller with `non_blocking`."""
     return x if "non_blocking" in kwargs else _to(x, *args, **kwargs)
 
 
 def _copying(device: Device) -> Callable[..., Tensor]:
-    """Tensor.to; what FSDP2's offloading moves is copied, and counted where it goes."""
+    """Replace Tensor.to: copy for FSDP2's offloading, so that meters count the copy."""
 
     def copy_to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if "non_blocking" not in kwargs:
@@ -162,7 +214,7 @@ def _copying(device: Device) -> Callable[..., Tensor]:
 
 
 def cpu_kernels(run: RunConfig) -> Kernels:
-    """The kernels of a real CPU rank: attention's is named, as nothing is chosen by device here."""
+    """Return the kernels of a real CPU rank; the meta device would choose other attention."""
     cpu = torch.device("cpu")
     chosen = choose_kernels(run.model, cpu, run.compute_dtype)
     assert chosen.attention_with_lse is not None, "the CPU has one"

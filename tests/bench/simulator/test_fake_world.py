@@ -1,8 +1,10 @@
-"""What a world of one rank leaves out leaves no trace: layouts and peaks are the real ones."""
+"""A world of one rank: its shortcuts keep layouts and peaks, and PyTorch has what it patches."""
 
 from __future__ import annotations
 
 import gc
+import inspect
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.simulator import dry_run
-from bench.simulator.fake_world import META, few_tiles, only_rank
+from bench.simulator.fake_world import META, PATCHED, few_tiles, only_rank
 from odysseus.config.run import RunConfig
 
 _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -32,6 +34,17 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("name", PATCHED)
+def test_pytorch_has_what_a_dry_run_patches(name: str) -> None:
+    look_here = f"torch changed: look at {name} in bench/simulator/fake_world.py"
+    try:
+        attribute = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        pytest.fail(look_here)
+    if (parameters := PATCHED[name]) is not None:
+        assert tuple(inspect.signature(attribute).parameters) == parameters, look_here
+
+
 @pytest.mark.parametrize("function", _FUNCTIONS)
 @pytest.mark.parametrize("of_y", _LAYOUTS)
 @pytest.mark.parametrize("of_x", _LAYOUTS)
@@ -42,8 +55,8 @@ def test_results_look_as_on_a_cpu(of_x: str, of_y: str, function: str) -> None:
         return found.shape, found.stride(), found.dtype
 
     with only_rank(0, 1, on_gpu=True):
-        foretold = result(META)
-    assert foretold == result(torch.device("cpu"))
+        predicted = result(META)
+    assert predicted == result(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("tokens", [256, 513, 1100, 2000])
