@@ -9,7 +9,7 @@ if has_gpu; then
     source scripts/setup_env.sh requirements.txt requirements-gpu.txt
     gpus=$(nvidia-smi -L | wc -l)
     config=(--config scripts/sweeps/example_gpu.yml --world_size "$gpus")
-    # An odd number has no ring of two: the same cells again, which are skipped.
+    # An odd number of GPUs has no ring of two: then these are the same cells, which are skipped.
     rings=("${config[@]}" --ring_parallel_size $((gpus % 2 ? 1 : 2)))
 else
     source scripts/setup_env.sh requirements.txt

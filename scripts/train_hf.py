@@ -20,7 +20,7 @@ from odysseus.parallel.mesh import make_mesh, pick_device, start_process_group
 
 
 def packed(tokenizer, text, seq_len):
-    """Samples of seq_len tokens; position_ids begin anew with every document."""
+    """Samples of seq_len tokens; position_ids restart at every document."""
     ids, positions = [], []
     for document in text.split("\n\n"):
         found = tokenizer(document + "\n\n", add_special_tokens=False)["input_ids"]

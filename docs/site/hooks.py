@@ -48,5 +48,5 @@ def _resolved(page: str, link: str) -> str:
 
 
 def _in_site(name: str) -> str:
-    """Where a file of the repository is in the site."""
+    """Path in the site of a file of the repository."""
     return "index.md" if name == "README.md" else name.removeprefix("docs/")

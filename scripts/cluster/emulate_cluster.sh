@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Run a cell on several hosts that are network namespaces of this one, each behind a throttled link.
+# Run a cell on several emulated hosts: network namespaces of this machine, each behind a throttled link.
 #
 #   sudo scripts/cluster/emulate_cluster.sh --hosts 2 --ranks 2 --rate 200mbit -- run --method ulysses …
 #
 #   --hosts H      namespaces, one torchrun agent each (default 2)
-#   --ranks R      ranks of each (default 2)
-#   --rate RATE    of each host's link, each way, as tc writes it: 50mbit, 1gbit; none is not throttled
+#   --ranks R      ranks per host (default 2)
+#   --rate RATE    rate of each host's link in each direction, as tc writes it: 50mbit, 1gbit; none is not throttled
 #                  (default none)
-#   --             what follows is for python -m bench on every rank
+#   --             arguments after it go to python -m bench on every rank
 #
 # Needs root, iproute2 (ip, tc) and the active Python environment. Ranks are pinned to the cores that
-# this shell may use, in turn. Hosts are 10.77.0.1 and on, behind a bridge in a namespace of its own: nothing
-# outside the namespaces is touched, and all of them are gone at the end, on Ctrl-C too.
+# this shell may use, in turn. Hosts are 10.77.0.1 and up, behind a bridge in its own namespace. Nothing
+# outside the namespaces is changed, and all of them are removed at the end, also on Ctrl-C.
 set -euo pipefail
 
 fail() {
@@ -43,10 +43,10 @@ done
 name=odysseus-$$
 # shellcheck disable=SC2317,SC2329 # the traps call it
 clean() {
-    trap '' INT TERM # whoever asks twice
+    trap '' INT TERM # ignore a second Ctrl-C
     trap - EXIT
     for host in $(seq "$hosts"); do
-        # Agents end their workers when they are told to; whoever has not in 10 s is killed.
+        # Agents end their workers on TERM; processes left after 10 s are killed.
         ip netns pids "$name-$host" 2>/dev/null | xargs -r kill -TERM 2>/dev/null || true
     done
     for _ in $(seq 100); do
@@ -63,8 +63,8 @@ trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# TCP finds out a throttled link's rate and keeps its queue short where the kernel has BBR. A link that is not
-# throttled has no rate: BBR takes for one what the hosts' computing left, and paces what they send by it.
+# With BBR in the kernel, TCP measures a throttled link's rate and keeps its queue short. A link that is not
+# throttled has no rate: BBR would measure the pace of the hosts' computing and send at that pace.
 control=reno
 [ "$rate" = none ] || ! grep -qw bbr /proc/sys/net/ipv4/tcp_available_congestion_control || control=bbr
 
@@ -81,7 +81,7 @@ for host in $(seq "$hosts"); do
     ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_congestion_control <<<"$control" >/dev/null
     ip netns exec "$name-$host" tee /proc/sys/net/ipv4/tcp_slow_start_after_idle <<<0 >/dev/null
     if [ "$rate" != none ]; then
-        # Sent at the rate, both from the host and to it; 64 KiB at once, as large as a packet gets.
+        # The rate holds in both directions; bursts of 64 KiB, the largest packet.
         tc -n "$name-$host" qdisc add dev eth0 root tbf rate "$rate" burst 64kb latency 1s
         tc -n "$name" qdisc add dev "to-$host" root tbf rate "$rate" burst 64kb latency 1s
     fi
@@ -89,16 +89,16 @@ done
 
 mapfile -t cores < <(python -c "import os; print(*sorted(os.sched_getaffinity(0)), sep='\n')")
 export GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1
-# glibc keeps freed memory for the next tensor, as CUDA's caching allocator does: pages that the kernel
-# has to clear again take up to a tenth of a step.
+# Let glibc keep freed memory for the next tensor, as CUDA's caching allocator does. Pages that the kernel
+# has to clear again cost up to a tenth of a step.
 export MALLOC_MMAP_THRESHOLD_=$((2 ** 25)) MALLOC_TRIM_THRESHOLD_=$((2 ** 32)) MALLOC_TOP_PAD_=$((2 ** 26))
 agents=()
 for host in $(seq "$hosts"); do
-    mine=()
+    host_cores=()
     for rank in $(seq $(((host - 1) * ranks)) $((host * ranks - 1))); do
-        mine+=("${cores[rank % ${#cores[@]}]}")
+        host_cores+=("${cores[rank % ${#cores[@]}]}")
     done
-    ip netns exec "$name-$host" taskset -c "$(IFS=,; echo "${mine[*]}")" python -m torch.distributed.run \
+    ip netns exec "$name-$host" taskset -c "$(IFS=,; echo "${host_cores[*]}")" python -m torch.distributed.run \
         --nnodes "$hosts" --nproc_per_node "$ranks" --rdzv_backend c10d --rdzv_id "$name" \
         --rdzv_endpoint 10.77.0.1:29500 --rdzv_conf "is_host=$((host == 1))" --local_addr "10.77.0.$host" -m bench "$@" &
     agents+=($!)

@@ -1,12 +1,11 @@
-"""What ALST's own code holds at its peak, for docs/validation.md.
+"""Measure the peak memory of ALST's own code, for docs/validation.md.
 
 Three blocks of Llama-8B's size run a step on tensors without values, in a process group without
 peers: DeepSpeed's UlyssesSPAttentionHF and TiledMLP, Transformers' decoder layer, Liger's functions
-with no Triton kernel launched, and reentrant checkpointing with a block's input on the host, as
-ArcticTraining's monkey patch has it. FlashAttention-2 is that of bench/simulator/cuda_kernels.py.
-Weights and their gradients are not counted. Two lengths give a slope in units of one rank's stream
-(U, 2 bytes x tokens x width) and what does not grow; every block more adds 1 U where nothing is
-offloaded.
+with no Triton kernel launched, and reentrant checkpointing with a block's input on the host, as in
+ArcticTraining's monkey patch. FlashAttention-2 is that of bench/simulator/cuda_kernels.py. Weights
+and their gradients are not counted. Two lengths give a slope in units of one rank's stream (U,
+2 bytes x tokens x width) and a constant part. Without offloading, each further block adds 1 U.
 
 python -m scripts.validation.alst    needs DeepSpeed, einops and liger_kernel; 15 s
 """
@@ -55,7 +54,7 @@ _THEIRS = re.compile(r"/(deepspeed|transformers|liger_kernel|cuda_kernels)\b")
 
 
 class Meter(MemoryMeter):
-    """Says in which line of theirs a tensor was made; what autograd made itself has none."""
+    """Record the line of ALST's code that made a tensor; autograd's own tensors have none."""
 
     def _add(self, storage: torch.UntypedStorage, kind: str, made_by: str) -> None:
         frame = sys._getframe(1)
@@ -67,14 +66,14 @@ class Meter(MemoryMeter):
 
 
 class _NotLaunched:
-    """In a Triton kernel's place."""
+    """Replacement of a Triton kernel that launches nothing."""
 
     def __getitem__(self, grid: Any) -> Any:
         return lambda *_, **__: None
 
 
 class OffloadedCheckpoint(torch.autograd.Function):
-    """Reentrant checkpointing, the first input on the host: what it holds, and for how long."""
+    """Reentrant checkpointing with the first input on the host: the tensors it holds, as long."""
 
     @staticmethod
     def forward(ctx: Any, run: Any, preserve_rng_state: bool, x: Tensor, *rest: Any) -> Tensor:
@@ -94,7 +93,7 @@ class OffloadedCheckpoint(torch.autograd.Function):
 
 
 class Loss(torch.autograd.Function):
-    """As Liger's: its input's gradient is there before backward."""
+    """Loss that, like Liger's, has its input's gradient before backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -107,14 +106,14 @@ class Loss(torch.autograd.Function):
 
 
 def flash(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
-    """As Transformers' flash_attention_forward."""
+    """Do the work of Transformers' flash_attention_forward."""
     return kernels("flash_attention_2").attend(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     ), None
 
 
 def tiled_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
-    """As ArcticTraining's tiled_mlp_forward_common."""
+    """Do the work of ArcticTraining's tiled_mlp_forward_common."""
 
     def of_tile(mlp: Any, x: Tensor) -> Tensor:
         return mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
@@ -125,7 +124,7 @@ def tiled_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def patched(ranks: int, liger: bool, tiled: bool, offload: bool) -> Iterator[None]:
-    """Their monkey patches."""
+    """Apply ALST's monkey patches."""
     changes: list[tuple[Any, str, Any]] = [(ulysses_sp, "dist", dist), (layer, "dist", dist)]
     changes += [(llama, "create_causal_mask", lambda **_: None)]
     for module in (rms_norm, rope, swiglu):
@@ -155,7 +154,7 @@ def patched(ranks: int, liger: bool, tiled: bool, offload: bool) -> Iterator[Non
 def peak(
     tokens: int, ranks: int = 8, liger: bool = True, tiled: bool = True, offload: bool = True
 ) -> Peak:
-    """Of one rank's second step, on so many tokens a rank."""
+    """Peak of one rank's second step, with this number of tokens per rank."""
     config = LlamaConfig(
         hidden_size=WIDTH, intermediate_size=14336, num_hidden_layers=BLOCKS, vocab_size=8,
         num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=tokens * ranks,

@@ -1,4 +1,4 @@
-"""Dry runs of what others have published, for the table in docs/validation.md.
+"""Run published configurations as dry runs, for the table in docs/validation.md.
 
 python -m scripts.validation.longest    about 15 minutes
 """
@@ -42,14 +42,14 @@ LONGEST = {
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """As Transformers' LlamaRMSNorm: keeps x in fp32 and, before the weight, what is normed."""
+    """Normalize like Transformers' LlamaRMSNorm: keep x in fp32 and the unweighted result."""
     wide = x.to(torch.float32)
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * wide.to(x.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """As Transformers' LlamaMLP: keeps silu(gate) too."""
+    """Compute SwiGLU like Transformers' LlamaMLP, which also keeps silu(gate)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 

@@ -1,10 +1,11 @@
-"""What the Odysseus repository keeps from forward to backward, for docs/validation.md.
+"""Measure what the Odysseus repository keeps for backward, for docs/validation.md.
 
 Llama2-7B without checkpointing, 32K tokens on 8 ranks, on tensors without values: Transformers'
-modules, and of that repository's (feifeibear/Odysseus-Transformer, April 2024) what its TP-SP
-attention and MLP save: linear maps that keep only their shard of the gathered input, q, k and v
-sliced out of one packed projection, gate and up chunks of another, cos and sin made by every layer,
-logits in fp32. Odysseus's MLP is of the rank's own tokens, with weights that are gathered.
+modules, with the tensors that the TP-SP attention and MLP of that repository save
+(feifeibear/Odysseus-Transformer, April 2024). Linear maps keep only their shard of the gathered
+input. q, k and v are sliced out of one packed projection, gate and up are chunks of another. Every
+layer makes its own cos and sin; logits are in fp32. Odysseus's MLP computes on the rank's own
+tokens, with gathered weights.
 
 python -m scripts.validation.odysseus    a few seconds
 """
@@ -47,7 +48,7 @@ class Gathered(torch.autograd.Function):
 
 
 class Scattered(torch.autograd.Function):
-    """What follows a row's linear map: the sum's shard, which keeps nothing."""
+    """Reduce-scatter after a row-parallel linear map; it keeps nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class GatheredWeight(torch.autograd.Function):
 
 
 class Block(nn.Module):
-    """As their TP-SP, with the same MLP or Odysseus's."""
+    """Block of that repository's TP-SP, with the same MLP or Odysseus's."""
 
     def __init__(self, method: str) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class Block(nn.Module):
 
 
 def held(method: str) -> dict[str, int]:
-    """Bytes between forward and backward, by what they are."""
+    """Bytes held between forward and backward, by kind."""
     with META:
         blocks = nn.ModuleList(Block(method) for _ in range(LAYERS)).to(torch.bfloat16)
         norm = LlamaRMSNorm(WIDTH).to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Dry runs of published step times, for the table in docs/validation.md.
+"""Predict published step times by dry runs, for the table in docs/validation.md.
 
 python -m scripts.validation.times    2 minutes
 """
@@ -43,7 +43,7 @@ STEPS = {
 
 
 def copied_in_turn_s(run: RunConfig, found: Timeline) -> float:
-    """The step if, as in ALST's own code, block inputs were copied while nothing else runs
+    """Seconds of a step that, like ALST's own code, copies block inputs while nothing else runs
     (``.cpu()`` and ``.to(device)`` in its CheckpointFunctionWithCPUOffload)."""
     size = run.local_tokens * run.architecture.hidden_size * run.compute_dtype.itemsize
     copies = [s for s in found.spans if s.op.kind in (TO_HOST, TO_DEVICE) and s.op.bytes == size]
@@ -51,7 +51,7 @@ def copied_in_turn_s(run: RunConfig, found: Timeline) -> float:
 
 
 def as_on_h100(clock: Clock) -> Clock:
-    """With FlashAttention at the share of peak FLOP/s that it reaches on H100, on any GPU."""
+    """Clock with FlashAttention at the share of peak FLOP/s that it reaches on H100, on any GPU."""
     h100 = PROFILES["h100-80g"].speeds
     assert h100 is not None
     share = clock.speeds.peak_flops_per_s / h100.peak_flops_per_s

@@ -1,13 +1,16 @@
-"""What Untied Ulysses' own code holds at its peak, for docs/validation.md.
+"""Measure the peak memory of Untied Ulysses' own code, for docs/validation.md.
 
-All of Llama-8B takes a step on tensors without values, as one of 8 ranks without peers, the way
-that repository (ghadiaravi13/untied-ulysses, its fork of torchtitan) takes it: FSDP2 with a unit
-for each block and the rest in the root, which stays gathered until backward ends; block inputs on
-the host, but for the first block's, which its stride of offloaded layers leaves out; norms and MLPs
-in tiles that are joined; a table of angles made for the whole sequence, of which the rank's part is
-used; the head's gradient made in forward, by Liger's loss. FlashAttention-3 is that of
-bench/simulator/cuda_kernels.py. Attention is either Ulysses, which keeps what it had before the
-exchange, or theirs, four times eight heads.
+All of Llama-8B runs a step on tensors without values, as one of 8 ranks without peers, like that
+repository (ghadiaravi13/untied-ulysses, its fork of torchtitan):
+
+- FSDP2 has one unit per block, and the rest in the root, which stays gathered until backward ends.
+- Block inputs are on the host, except the first, which its stride of offloaded layers leaves out.
+- Norms and MLPs run in tiles that are joined.
+- A table of angles is made for the whole sequence; a rank uses its part.
+- Liger's loss computes the head's gradient in forward.
+
+FlashAttention-3 is that of bench/simulator/cuda_kernels.py. Attention is either Ulysses, which
+keeps its tensors from before the exchange, or Untied Ulysses, four times eight heads.
 
 python -m scripts.validation.untied    about a minute
 """
@@ -45,7 +48,7 @@ PUBLISHED = {"Ulysses": 15.0 + 33.0 + 16.6, "by heads": 15.0 + 19.5 + 16.6}
 
 
 class Tiled(torch.autograd.Function):
-    """A module on tiles of as many tokens as the model is wide, joined; computed twice."""
+    """A module on tiles of as many tokens as the model is wide, joined; it computes twice."""
 
     @staticmethod
     def forward(ctx: Any, of_tile: Any, x: Tensor, *weights: Tensor) -> Tensor:
@@ -82,13 +85,13 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 def rotated(x: Tensor, angles: Tensor) -> Tensor:
-    """By complex numbers in fp32."""
+    """Rotate pairs of a head's elements, as complex numbers in fp32."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * angles[None, :, None]).flatten(3).type_as(x)
 
 
 class Ulysses(torch.autograd.Function):
-    """Exchange, attention and exchange as one operation; it keeps what it had before each."""
+    """Exchange, attention and exchange as one operation; it keeps the tensors before each."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ class Ulysses(torch.autograd.Function):
 
 
 class ByHeads(torch.autograd.Function):
-    """From the normed stream to attention's output, a head of each rank at a time."""
+    """Normed stream to attention's output, one head of each rank at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -134,10 +137,12 @@ class ByHeads(torch.autograd.Function):
             zip(q.split(RANKS * HEAD), grad_q.split(RANKS * HEAD), strict=True)
         ):
             query = to_heads(by_head(x, weight))
-            mine = slice(number * RANKS, (number + 1) * RANKS)
-            theirs = to_heads(o[:, :, mine]), to_heads(grads[0][:, :, mine])
-            found = flash_3_backward(theirs[1], query, key, value, theirs[0], kept[number], True)
-            del query, theirs
+            own = slice(number * RANKS, (number + 1) * RANKS)
+            exchanged = to_heads(o[:, :, own]), to_heads(grads[0][:, :, own])
+            found = flash_3_backward(
+                exchanged[1], query, key, value, exchanged[0], kept[number], True
+            )
+            del query, exchanged
             for total, part in zip(sums, found[1:], strict=False):
                 total.add_(part)
             sums = sums or found[1:]
@@ -155,7 +160,7 @@ class ByHeads(torch.autograd.Function):
 
 
 def by_head(x: Tensor, weight: Tensor) -> Tensor:
-    """A projection; by heads it is rotated in place."""
+    """Project; by heads the result is rotated in place."""
     return F.linear(x, weight).unflatten(-1, (-1, HEAD))
 
 
@@ -200,7 +205,7 @@ class Block(nn.Module):
 
 
 class Loss(torch.autograd.Function):
-    """As Liger's: the gradients of its input and of the head are there before backward."""
+    """Loss that, like Liger's, has the gradients of its input and the head before backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -233,7 +238,7 @@ def _to_host(x: Tensor) -> Tensor:
 
 
 def peak(heads_at_a_time: bool) -> Peak:
-    """Of one rank's second step."""
+    """Peak of one rank's second step."""
     with only_rank(0, RANKS, True):
         with META:
             model = Model(heads_at_a_time)

@@ -24,7 +24,7 @@ Held = Literal["tokens", "whole", "heads", "part"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """What every rank holds of a tensor."""
+    """A tensor, with the share of it that every rank holds."""
 
     name: str
     held: Held
@@ -32,7 +32,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Compute:
-    """Something that a rank computes by itself, and whether its weights are cut by the method."""
+    """A computation on one rank, and whether the method cuts its weights."""
 
     what: str
     weights: Literal["", "cut", "whole"] = ""

@@ -1,4 +1,4 @@
-"""What all drawings of docs/figures share: colours for light and dark pages, text, the frame."""
+"""Draw an SVG file in the style of docs/figures: colours for light and dark pages, text, boxes."""
 
 from __future__ import annotations
 

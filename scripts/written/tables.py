@@ -1,8 +1,8 @@
-"""The tables of README.md and docs/ that are of measured rows, written where they stand.
+"""Fill in the tables of measured rows in README.md and docs/.
 
 python -m scripts.written.tables
 
-A comment before a table says what it is and of which files, as in
+A comment before a table names its kind and its files, as in
 <!-- exponents of results/growth.csv -->.
 """
 
@@ -28,7 +28,7 @@ _PLACE = re.compile(
 
 
 def filled(page: str) -> str:
-    """A page's text with its tables as the files have them."""
+    """Text of a page with its tables filled in from the files."""
 
     def written(place: re.Match[str]) -> str:
         files = [ROOT / file for file in place["files"].split()]
@@ -43,8 +43,11 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 def ratios(*files: Path, with_spread: bool) -> pd.DataFrame:
-    """Ours over each peer's, of `bench compare`: steps, with 20 % to 80 % of the pairs in brackets;
-    bytes and memory from the least to the most."""
+    """Values of this project's methods over those of each peer, from rows of `bench compare`.
+
+    Steps have the 20 % and 80 % quantiles of the pairs in brackets if asked for; bytes and memory
+    are the least and the most of the rows.
+    """
     rows = pd.concat([pd.read_csv(file) for file in files])
     rows = rows[rows["status"] == "ok"]
     rows = rows.sort_values(["world_size", "dtype"], ascending=[True, False])  # fp32 first
@@ -55,7 +58,7 @@ def ratios(*files: Path, with_spread: bool) -> pd.DataFrame:
         of_peer = rows[rows["peer"] == peer]
         if of_peer.empty:
             continue
-        row = {"ours": f"`{of_peer['method'].iloc[0]}`", "peer": f"`{peer}`"}
+        row = {"method": f"`{of_peer['method'].iloc[0]}`", "peer": f"`{peer}`"}
         row |= dict.fromkeys(rows["cell"].unique(), "")
         row |= {cell["cell"]: _ratio(cell, with_spread) for cell in of_peer.to_dict("records")}
         row["bytes sent"] = _range(of_peer["ours_comm_bytes"] / of_peer["peer_comm_bytes"])
@@ -75,7 +78,7 @@ def _range(numbers: pd.Series) -> str:
 
 
 def hidden(file: Path) -> pd.DataFrame:
-    """Steps over the longer of compute and communication."""
+    """Steps divided by the longer of compute and communication."""
     cells = pd.read_csv(file)
     links = cells["link"].str.removesuffix("mbit") + " Mbit/s"
     cells = cells.assign(links=links, method="`" + cells["method"] + "`")
@@ -85,7 +88,7 @@ def hidden(file: Path) -> pd.DataFrame:
 
 
 def exponents(file: Path) -> pd.DataFrame:
-    """Of each quantity over tokens and over blocks, those of the last doubling in brackets."""
+    """Exponents of each quantity over tokens and blocks, with the last doubling in brackets."""
     found = []
     names = {"step_ms_p50": "step time", "flops": "model FLOPs"}
     names |= {"comm_bytes_total": "bytes sent", "peak_memory_bytes": "peak memory"}
@@ -100,7 +103,7 @@ def exponents(file: Path) -> pd.DataFrame:
 
 
 def errors(file: Path) -> pd.DataFrame:
-    """Of predicted steps, by the speed of links and in all."""
+    """Errors of predicted steps, by the speed of links and in all."""
     rounds = pd.read_csv(file)
     found = [_of_errors(links, group) for links, group in rounds.groupby("cluster", sort=False)]
     return pd.DataFrame([*found, _of_errors("all", rounds)])
@@ -122,7 +125,7 @@ def _of_errors(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
 
 
 def _once(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column's value where it is another than in the row before."""
+    """The table with a column's value left out where it repeats the row above."""
     return table.assign(**{column: table[column].where(table[column] != table[column].shift(), "")})
 
 
