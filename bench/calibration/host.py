@@ -50,7 +50,7 @@ class _Inside(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if DTensor in types:
-            return NotImplemented  # its own operations come by afterwards, one by one
+            return NotImplemented  # its own operations arrive afterwards, one by one
         start = time.perf_counter()
         result = func(*args, **(kwargs or {}))
         if func.name().startswith("profiler::"):

@@ -1,4 +1,4 @@
-"""Read and write a hardware profile as YAML."""
+"""Hardware profiles by name or from a YAML file: read, check and write."""
 
 from __future__ import annotations
 
@@ -16,94 +16,21 @@ from bench.hardware.speeds import Attention, Link, Points, Speeds
 from bench.meters.traffic import COLLECTIVES
 from odysseus.config.groups import DTYPES
 
-
-def _speeds(given: dict[str, Any]) -> Speeds:
-    """Speeds from plain lists and numbers.
-
-    Raises:
-        TypeError, ValueError, KeyError: what is given is not that.
-    """
-    given = dict(given)
-    given["matmul"] = tuple(_row(row, 4) for row in given["matmul"])
-    given["attention"] = {
-        name: Attention(
-            forward=_points(a["forward"]),
-            backward=_points(a["backward"]),
-            **{whole: _points(a[whole]) for whole in _WHOLE if a.get(whole)},
-        )
-        for name, a in _attentions(given["attention"])
-    }
-    given["memory"] = _points(given["memory"])
-    for name in ("network_bytes_per_s", "silu", "skew"):
-        given[name] = _points(given[name]) if given.get(name) else ()
-    given["links"] = tuple(_link(link) for link in given.get("links", ()))
-    if not given.get("hooks_s"):
-        given.pop("hooks_s", None)
-    for name in _NUMBERS & given.keys():
-        given[name] = _row([given[name]], 1)[0]
-    rounds = given.get("multiprocessors", 0)
-    if not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f"multiprocessors is {rounds!r}; it must be a whole number")
-    if not given["matmul"] or not given["attention"]:
-        raise ValueError("matmul and attention must have at least one rate")
-    return Speeds(**given)
-
-
 _WHOLE = "whole_forward", "whole_backward"
-
-
-_WAYS = {field.name for field in fields(Attention)}
-
-
+_RATES = {field.name for field in fields(Attention)}
 _NUMBERS = {
     *("peak_flops_per_s", "issue_s", "hooks_s", "host_memory_bytes_per_s"),
     *("to_host_bytes_per_s", "to_device_bytes_per_s"),
 }
-
-
-def _attentions(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, ways in given.items():
-        if unknown := ways.keys() - _WAYS:
-            listed = ", ".join(sorted(map(str, unknown)))
-            raise ValueError(f"{name} has unknown {listed}; valid: {', '.join(sorted(_WAYS))}")
-        yield name, ways
-
-
-def _link(given: dict[str, Any]) -> Link:
-    of_link: dict[str, Any] = given | {"points": _points(given["points"])}
-    link = Link(**of_link)
-    known = link.collective in ("", *COLLECTIVES)
-    sizes = link.ranks, link.nodes, link.stride
-    whole = all(type(size) is int for size in sizes)
-    if not known or not whole or link.ranks < 0 or link.nodes < 1 or link.stride < 0:
-        raise ValueError(
-            f"a link of {link.collective!r}, {link.ranks!r} ranks, {link.nodes!r} nodes, stride "
-            f"{link.stride!r} is none; valid: {', '.join(COLLECTIVES)} or '', 0 ranks or more, "
-            "1 node or more, stride 0 or more"
-        )
-    return link
-
-
-def _row(given: Any, length: int) -> tuple[Any, ...]:
-    """So many finite numbers above 0."""
-    numbers = tuple(float(x) for x in given)
-    if len(numbers) != length or not all(0 < x < inf for x in numbers):
-        raise ValueError(f"{given} must be {length} finite numbers above 0")
-    return numbers
-
-
-def _points(given: Any) -> Points:
-    points = tuple(_row(point, 2) for point in given)
-    if not points or list(points) != sorted(points):
-        raise ValueError(f"{given} is no curve: points (x, y), x ascending")
-    return points
+_OLD_KEYS = {"gpus_a_node": "gpus_per_node"}
+"""Keys that earlier versions wrote, by the keys of today; files with them are still read."""
 
 
 def find(name: str) -> Hardware:
-    """A profile by its name, or from a YAML file.
+    """Return a built-in profile by its name, or one from a YAML file.
 
     Raises:
-        ValueError: there is no such profile, or the file lacks a field or has one too many.
+        ValueError: no profile has this name, or the file lacks a field or has an unknown one.
     """
     if name in PROFILES:
         return PROFILES[name]
@@ -119,33 +46,29 @@ def find(name: str) -> Hardware:
 
 
 def digest(name: str) -> str:
-    """The first 12 digits of a profile file's SHA-256; empty for a built-in one, and for none."""
+    """Return the first 12 digits of a profile file's SHA-256; empty if there is no file."""
     if not name or name in PROFILES:
         return ""
     return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
 
 
 def write(hardware: Hardware, path: Path) -> None:
-    """A profile as a file that :func:`find` reads, whole or not at all."""
+    """Write a profile as a file that :func:`find` reads; an interrupted write leaves no file."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(as_yaml(asdict(hardware)))
     partial.replace(path)
 
 
 def as_yaml(fields_of: dict[str, Any]) -> str:
-    """A profile's fields as text."""
+    """Return a profile's fields as YAML."""
     return yaml.safe_dump(_plain(fields_of), sort_keys=False)
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
+    """Turn tuples into lists, for YAML."""
     if isinstance(value, dict):
         return {key: _plain(of) for key, of in value.items()}
     return [_plain(of) for of in value] if isinstance(value, list | tuple) else value
-
-
-_OLD_KEYS = {"gpus_a_node": "gpus_per_node"}
-"""Keys that profile files once had; files with them are still read."""
 
 
 def _checked(name: str, given: dict[str, Any]) -> Hardware:
@@ -188,3 +111,73 @@ def _checked(name: str, given: dict[str, Any]) -> Hardware:
             f"{found.memory_bytes - found.usable_bytes} that context, nccl and workspace take"
         )
     return found
+
+
+def _speeds(given: dict[str, Any]) -> Speeds:
+    """Speeds from plain lists and numbers.
+
+    Raises:
+        TypeError, ValueError, KeyError: a speed is missing, or is no list or number in range.
+    """
+    given = dict(given)
+    given["matmul"] = tuple(_row(row, 4) for row in given["matmul"])
+    given["attention"] = {
+        name: Attention(
+            forward=_points(a["forward"]),
+            backward=_points(a["backward"]),
+            **{whole: _points(a[whole]) for whole in _WHOLE if a.get(whole)},
+        )
+        for name, a in _attentions(given["attention"])
+    }
+    given["memory"] = _points(given["memory"])
+    for name in ("network_bytes_per_s", "silu", "skew"):
+        given[name] = _points(given[name]) if given.get(name) else ()
+    given["links"] = tuple(_link(link) for link in given.get("links", ()))
+    if not given.get("hooks_s"):
+        given.pop("hooks_s", None)
+    for name in _NUMBERS & given.keys():
+        given[name] = _row([given[name]], 1)[0]
+    rounds = given.get("multiprocessors", 0)
+    if not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"multiprocessors is {rounds!r}; it must be a whole number")
+    if not given["matmul"] or not given["attention"]:
+        raise ValueError("matmul and attention must have at least one rate")
+    return Speeds(**given)
+
+
+def _attentions(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, rates in given.items():
+        if unknown := rates.keys() - _RATES:
+            listed = ", ".join(sorted(map(str, unknown)))
+            raise ValueError(f"{name} has unknown {listed}; valid: {', '.join(sorted(_RATES))}")
+        yield name, rates
+
+
+def _link(given: dict[str, Any]) -> Link:
+    of_link: dict[str, Any] = given | {"points": _points(given["points"])}
+    link = Link(**of_link)
+    known = link.collective in ("", *COLLECTIVES)
+    sizes = link.ranks, link.nodes, link.stride
+    whole = all(type(size) is int for size in sizes)
+    if not known or not whole or link.ranks < 0 or link.nodes < 1 or link.stride < 0:
+        raise ValueError(
+            f"a link of {link.collective!r}, {link.ranks!r} ranks, {link.nodes!r} nodes, stride "
+            f"{link.stride!r} is none; valid: {', '.join(COLLECTIVES)} or '', 0 ranks or more, "
+            "1 node or more, stride 0 or more"
+        )
+    return link
+
+
+def _row(given: Any, length: int) -> tuple[Any, ...]:
+    """Return the given numbers, checked: this many, finite and above 0."""
+    numbers = tuple(float(x) for x in given)
+    if len(numbers) != length or not all(0 < x < inf for x in numbers):
+        raise ValueError(f"{given} must be {length} finite numbers above 0")
+    return numbers
+
+
+def _points(given: Any) -> Points:
+    points = tuple(_row(point, 2) for point in given)
+    if not points or list(points) != sorted(points):
+        raise ValueError(f"{given} is no curve: points (x, y), x ascending")
+    return points

@@ -1,8 +1,7 @@
-"""How fast one rank's device, its host and its links are, and what an operation takes by that.
+"""Speeds of one rank's device, of its host and of its links, and the curves through their points.
 
-Roofline for compute (Williams et al., doi 10.1145/1498765.1498785): an operation takes as long as
-its FLOPs or its bytes, whichever is longer. A collective takes the bytes that a rank sends over a
-bus bandwidth that depends on the message's size, as NVIDIA's nccl-tests define both.
+bench/simulator/cost_model.py turns them into the time of an operation. Bus bandwidth and message
+sizes are those of NVIDIA's nccl-tests.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from math import log
 
 Points = tuple[tuple[float, float], ...]
-"""(x, y) of a curve, x ascending; what is between them, :func:`curve` and :func:`bandwidth` say."""
+"""Points (x, y) of a curve, x ascending; :func:`curve` and :func:`bandwidth` interpolate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +19,12 @@ class Attention:
     """FLOP/s of one attention kernel by the number of keys.
 
     Attributes:
-        forward: Of causal attention; `backward` too.
-        whole_forward: Of a block of keys that every query sees, as most of a ring's are, and
-            `whole_backward`; as causal ones if empty. A kernel masks whole tiles of keys: where
-            one is as long as the sequence, causal attention takes as long as the whole.
+        forward: Forward of causal attention.
+        backward: Backward of causal attention.
+        whole_forward: Forward over a block of keys that every query sees, like most blocks of a
+            ring; the causal rate if empty. A kernel masks whole tiles of keys, so where a tile is
+            as long as the sequence, causal attention takes as long as attention without a mask.
+        whole_backward: Backward over such a block.
     """
 
     forward: Points
@@ -37,12 +38,12 @@ class Link:
     """The bus bandwidth of collectives by the size of their messages.
 
     Attributes:
-        collective: Which one; empty for all.
-        ranks: Of the group it was measured on; 0 for any.
-        nodes: That the group spans: 1, or more.
-        stride: From one of its ranks to the next; 0 for any.
-        points: (size in bytes, bytes/s), sizes as :func:`bench.meters.traffic.bytes_sent` defines
-            them.
+        collective: Name of the collective; empty for all.
+        ranks: Size of the group it was measured on; 0 for any.
+        nodes: Number of nodes that the group spans.
+        stride: Distance from one rank of the group to the next; 0 for any.
+        points: (size in bytes, bytes/s), with the sizes of
+            :func:`bench.meters.traffic.bytes_sent`.
     """
 
     collective: str = ""
@@ -54,25 +55,27 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """Of one rank's device, unless said otherwise.
+    """Speeds of one rank: of its device, unless an attribute names another part.
 
     Attributes:
-        peak_flops_per_s: What MFU is a fraction of.
-        issue_s: Seconds that the host takes for one operation, besides computing.
-        hooks_s: And for each of ZeRO's gathers and reductions, in its engine's hooks.
-        multiprocessors: That share the tiles of a matmul in whole rounds; 0 if its shapes say all.
-        matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest ones count.
-        attention: By implementation.
-        memory: Bytes/s of operations that read and write, by the bytes they do.
-        silu: Of SiLU and its backward, which take an exponential for every element; as the others
-            if empty.
-        host_memory_bytes_per_s: One rank's share of what its host computes with.
-        to_host_bytes_per_s: Of copies from device to host; `to_device_bytes_per_s` back.
-        network_bytes_per_s: Of one rank's share of the network, by the size of messages; used where
+        peak_flops_per_s: Peak rate; MFU is a fraction of it.
+        issue_s: Seconds of the host per operation, without computing.
+        hooks_s: Seconds of the host per gather or reduction of ZeRO's, in its engine's hooks.
+        multiprocessors: Multiprocessors that share the tiles of a matmul in whole rounds; 0 if the
+            rates of `matmul` include that.
+        matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest shapes count.
+        attention: Rates by implementation.
+        memory: Bytes/s of elementwise operations, by the bytes that they read and write.
+        silu: The same for SiLU and its backward, which compute an exponential per element; the
+            rates of `memory` if empty.
+        host_memory_bytes_per_s: One rank's share of its host's memory bandwidth.
+        to_host_bytes_per_s: Copies from device to host.
+        to_device_bytes_per_s: Copies from host to device.
+        network_bytes_per_s: One rank's share of the network, by the size of messages; used where
             no link was measured between nodes.
-        links: Measured, after little computing; or published.
-        skew: Seconds that a collective takes more, by the seconds since the ranks last met in one;
-            empty where that is nothing.
+        links: Bandwidth of collectives, measured after little computing, or published.
+        skew: Seconds that a collective takes more, by the seconds since the ranks last waited for
+            each other; empty for none.
     """
 
     peak_flops_per_s: float
@@ -92,8 +95,10 @@ class Speeds:
 
 
 def curve(points: Points, x: float) -> float:
-    """y at x: a power law between two points, as at the last one beyond it. Below the first of
-    several, y falls with x, as a rate does where time is all latency."""
+    """Interpolate log-log between points; constant above the last one.
+
+    Below the first of several points y is proportional to x, like a rate where time is all latency.
+    """
     (lowest, y), (_, highest_y) = points[0], points[-1]
     at = bisect_left(points, (x,))
     if at == len(points):
@@ -105,8 +110,11 @@ def curve(points: Points, x: float) -> float:
 
 
 def bandwidth(points: Points, size: float) -> float:
-    """Bytes/s of a message: time is linear in its size between two points, a latency and a rate
-    (Hockney, doi 10.1016/S0167-8191(06)80021-9); beyond the ends as :func:`curve`."""
+    """Return the bytes/s of a message of a size.
+
+    Between two points time is linear in the size, a latency and a rate (Hockney, doi
+    10.1016/S0167-8191(06)80021-9); beyond the ends it is :func:`curve`.
+    """
     at = bisect_left(points, (size,))
     if at in (0, len(points)):
         return curve(points, size)

@@ -1,4 +1,4 @@
-"""What a device is: its peak rate and how to wait for it."""
+"""A device's peak rate, and waiting for a device."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import time
 
 import torch
 
-# Dense bf16 FLOP/s by the vendors' data sheets (NVIDIA A100, H100, H200, B200 SXM).
-_DATA_SHEET_BF16 = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12}
+from bench.meters.data_sheet import PEAK_BF16_FLOPS_PER_S
 
 
 def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """What this rank's MFU is a fraction of, and where the number is from.
+    """Return the peak rate that this rank's MFU is a fraction of, in FLOP/s, and its source.
 
-    A GPU computing in bf16 is held against its data sheet; anything else against the rate of a
-    quarter second of large matmuls, timed here while every other rank does the same.
+    For a GPU in bf16 that is its data sheet's rate. For everything else it is the rate of large
+    matmuls, measured here for a quarter of a second while every other rank measures too.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
-        for gpu, flops in _DATA_SHEET_BF16.items():
+        for gpu, flops in PEAK_BF16_FLOPS_PER_S.items():
             if gpu in name:
                 return flops, "data sheet"
     size = 4096 if device.type == "cuda" else 512
@@ -34,6 +33,6 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, s
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all work that was issued to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
-"""The FLOP meter: what one rank's attention kernels and matmuls do in a step, by their shapes.
+"""The FLOP meter: FLOPs of one rank's attention kernels and matmuls in a step, by their shapes.
 
-Unlike the model FLOPs of bench/theory/model_flops.py, these are one rank's and count what really
-runs: they show how evenly the causal mask's work is spread, and what is recomputed.
+Unlike the model FLOPs of bench/theory/model_flops.py, they are one rank's and count the operations
+that really run: they show how evenly the causal mask's work is spread, and what is recomputed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 
 from bench.meters.watcher import Watcher
 
-# Kernel: (argument of the query, of the key, of is_causal, place of heads, of tokens, matmuls).
+# Kernel: (argument of the query, of the key, of is_causal; dimension of heads, of tokens; matmuls).
 _FORWARD, _BACKWARD = 2, 5
 _KERNELS = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": (0, 1, 4, 1, 2, _FORWARD),
@@ -38,11 +38,11 @@ _MATMULS = {
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What multiplies matrices.
+    """A kernel that multiplies matrices.
 
     Attributes:
         kind: matmul, attention_forward or attention_backward.
-        sizes: Of a matmul (rows, columns, inner size), rows of a batch together; of attention
+        sizes: For a matmul (rows, columns, inner size), the rows of a batch together; for attention
             (heads of all samples, queries, keys, elements of a head, 1 if causal).
     """
 
@@ -54,7 +54,7 @@ class Kernel:
 def attention_flops(
     batch: int, heads: int, queries: int, keys: int, head_dim: int, causal: bool, matmuls: int
 ) -> int:
-    """FLOPs of one kernel: 2 a multiplication, half of them where the mask is causal.
+    """FLOPs of one kernel: 2 per multiplication, half of them if the mask is causal.
 
     Two matmuls forward; five backward, which computes the scores again (Dao, arXiv 2307.08691
     §3.1.2).
@@ -64,7 +64,7 @@ def attention_flops(
 
 
 def kernel_of(name: str, args: tuple[Any, ...]) -> Kernel | None:
-    """What an operation multiplies; None for every other operation."""
+    """Return the kernel that an operation is; None if it multiplies no matrices."""
     if matrices := _MATMULS.get(name):
         left, right = (args[at] for at in matrices)
         inner, columns = right.shape[-2:]
@@ -85,8 +85,8 @@ def kernel_of(name: str, args: tuple[Any, ...]) -> Kernel | None:
 class FlopMeter(Watcher):
     """Sums the FLOPs of every attention kernel and every matmul that runs while it is entered.
 
-    Kernels that it does not know count nothing; attention that PyTorch composes of matmuls for want
-    of a kernel counts as those.
+    Unknown kernels count nothing. Attention that PyTorch composes of matmuls, for lack of a kernel,
+    counts as matmuls.
     """
 
     def __init__(self) -> None:

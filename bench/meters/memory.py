@@ -1,8 +1,8 @@
 """The memory meter: live tensor storage over a step, its peak, and what was alive at it.
 
-A dispatch mode sees every tensor that is made; a weak reference sees it go. The life of each
-storage is logged with its kind, which may be learned later (a tensor turns out to be a gradient
-when the optimizer takes it), and the peak is found by replaying the log.
+A dispatch mode sees every new tensor; a weak reference sees it freed. Every storage is logged with
+its kind, which may be learned later (a tensor turns out to be a gradient when the optimizer takes
+it). The peak is found by replaying the log.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from bench.meters.watcher import Watcher
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
 HOST = "host"
-"""What offloading holds: host memory, so no part of a device's peak."""
+"""Kind of tensors that offloading holds: host memory, so no part of a device's peak."""
 
 
 @dataclass
 class Allocation:
-    """One storage's life: bytes, what for, and the operation that made it, in which ZeRO unit."""
+    """One storage: its bytes, its kind, the operation that made it and the ZeRO unit of that."""
 
     bytes: int
     kind: str
@@ -45,7 +45,7 @@ class Peak:
     """The most bytes alive at once, by kind, and the allocations alive then, largest first.
 
     Attributes:
-        last: The allocation that made it the most; None if there was none.
+        last: The allocation that reached the peak; None if nothing was allocated.
     """
 
     bytes: int
@@ -57,15 +57,19 @@ class Peak:
 class MemoryMeter(Watcher):
     """Follows tensor storage while it is entered.
 
-    Kinds: *parameters*, *optimizer* and inputs are told by :meth:`watch`; *communication* is what
-    FSDP2 gathers and reduces, and inside blocks what a method has gathered (also where it keeps
-    it, ``--regather false``) or is about to reduce-scatter, and what goes round a ring; *gradients*
-    are the parameters' whole
-    and sharded ones; everything else is *activations*. Kernels' own workspace and gloo's buffers
-    are not counted.
+    Kinds:
+
+    - *parameters*, *optimizer* and inputs: named by :meth:`watch`;
+    - *communication*: tensors that FSDP2 gathers and reduces; inside blocks, tensors that a method
+      gathered (also those it keeps, ``--regather false``) or is about to reduce-scatter, and
+      tensors sent around a ring;
+    - *gradients*: those of parameters, whole and sharded;
+    - *activations*: everything else.
+
+    The kernels' own workspace and gloo's buffers are not counted.
 
     Args:
-        rounding_bytes: What the device's allocator rounds every size up to a multiple of.
+        rounding_bytes: The device's allocator rounds every size up to a multiple of this.
     """
 
     def __init__(self, rounding_bytes: int = 1) -> None:
@@ -76,7 +80,7 @@ class MemoryMeter(Watcher):
         self._live: dict[int, tuple[int, Any]] = {}
 
     def watch(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count these from now on as this kind, whether new to the meter or not."""
+        """Count these tensors as this kind from now on, also tensors new to the meter."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             index = self._index(storage)
@@ -86,7 +90,7 @@ class MemoryMeter(Watcher):
                 self._allocations[index].kind = kind
 
     def peak(self, *kinds: str) -> Peak:
-        """Replay the log; with kinds, as if there were no others. The default is all but HOST."""
+        """Replay the log and return the peak of these kinds; by default of all but HOST."""
         alive: set[int] = set()
         best: set[int] = set()
         now = most = 0
@@ -110,7 +114,7 @@ class MemoryMeter(Watcher):
         return Peak(most, {kind: by_kind[kind] for kind in KINDS}, held, last)
 
     def peak_by_unit(self) -> dict[str, int]:
-        """The most bytes alive while each ZeRO unit was the one that began last."""
+        """Return the most bytes alive in each ZeRO unit: while it was the unit that began last."""
         peaks: dict[str, int] = {}
         now = 0
         for index, made in self._log:
@@ -123,7 +127,7 @@ class MemoryMeter(Watcher):
         return peaks
 
     def before_backward(self) -> dict[str, int]:
-        """Bytes by kind that are alive when the step's first backward begins."""
+        """Return bytes by kind that are alive when the step's first backward begins."""
         by_kind: Counter[str] = Counter()
         for index, made in self._log:
             allocation = self._allocations[index]
@@ -133,12 +137,12 @@ class MemoryMeter(Watcher):
         return dict(by_kind)
 
     def on_host(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in host memory, as far as the meter knows."""
+        """Whether a tensor is in host memory, as far as the meter knows."""
         index = self._index(tensor.untyped_storage())
         return index is not None and self._allocations[index].kind == HOST
 
     def _bytes(self, index: int) -> int:
-        """What an allocation takes: on the device, rounded up."""
+        """Bytes that an allocation takes: rounded up on the device."""
         size = self._allocations[index].bytes
         if self._allocations[index].kind == HOST:
             return size
@@ -155,7 +159,7 @@ class MemoryMeter(Watcher):
             self._add(storage, kind or "communication", "resize_")
 
         setattr(torch.UntypedStorage, "resize_", resize)  # noqa: B010
-        # Gloo's threads hold what a collective used until a moment after it is done.
+        # Gloo's threads hold a collective's tensors until a moment after it is done.
         wait = self._wait = dist.Work.wait
 
         def wait_and_settle(work: dist.Work, *timeout: Any) -> Any:
@@ -177,7 +181,7 @@ class MemoryMeter(Watcher):
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         name, kind = func.name(), self._kind_here()
-        if not func.is_view:  # a view of what is not known shows a buffer of gloo's
+        if not func.is_view:  # a view of an unknown storage is one of a buffer of gloo's
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor) and self._index(leaf.untyped_storage()) is None:
                     self._add(leaf.untyped_storage(), kind, name)
@@ -208,12 +212,12 @@ class MemoryMeter(Watcher):
         self._allocations.append(Allocation(storage.nbytes(), kind, made_by, self.unit))
         self._log.append((index, True))
 
-        def gone(_: Any) -> None:
+        def freed(_: Any) -> None:
             if self._live.get(key, (None,))[0] == index:
                 del self._live[key]
                 self._log.append((index, False))
 
-        self._live[key] = (index, weakref.ref(storage, gone))
+        self._live[key] = (index, weakref.ref(storage, freed))
 
     def _forget(self, storage: torch.UntypedStorage) -> str | None:
         known = self._live.pop(storage._cdata, None)
@@ -224,8 +228,9 @@ class MemoryMeter(Watcher):
 
 
 def _settle() -> None:
-    """Wait until no other thread of this process runs, for as long as it takes where cores are
-    shared, but not for one that spins.
+    """Wait until no other thread of this process runs.
+
+    It may take long where cores are shared. The wait ends after 0.2 s, as a thread may spin.
     """
     time.sleep(2e-4)
     for _ in range(200):
@@ -235,9 +240,9 @@ def _settle() -> None:
 
 
 def _other_threads_run() -> bool:
-    """Whether a thread of this process but this one has something to do (proc(5), state R)."""
+    """Whether another thread of this process is running or ready to run (proc(5), state R)."""
     for task in os.scandir("/proc/self/task"):
-        # It may have ended; and the plainest way to read, since there are dozens.
+        # A thread may have ended. Unbuffered reads are the fastest; there are dozens of threads.
         with suppress(OSError), open(f"{task.path}/stat", "rb", buffering=0) as file:
             state = file.read().rpartition(b")")[2].split()[0]
             if state == b"R" and int(task.name) != get_native_id():

@@ -1,4 +1,4 @@
-"""Meter one optimizer step: its memory, and the columns of a row that meters fill."""
+"""Meter the memory of one optimizer step, and turn meters into columns of a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from odysseus.training.trainer import Trainer
 
 
 def memory_columns(meter: MemoryMeter) -> dict[str, int]:
-    """The row's columns of what a meter has seen of a step."""
+    """Return the row's columns of memory from a meter that watched a step."""
     peak = meter.peak()
     kinds = {f"peak_memory_{kind}_bytes": peak.by_kind[kind] for kind in KINDS}
     activations = {"peak_activation_bytes": meter.peak("activations").bytes}
@@ -27,12 +27,13 @@ def memory_of_step(
     meter: MemoryMeter | None = None,
     beside: AbstractContextManager[Any] | None = None,
 ) -> MemoryMeter:
-    """One more step under a meter that knows the trainer's parameters, gradients and optimizer.
+    """Take one step under a meter that knows the trainer's parameters, gradients and optimizer.
 
-    The trainer has made a step before, so that its optimizer is there.
+    The trainer must have taken a step before: that makes the optimizer's state.
 
     Args:
-        beside: Entered once the meter is, for the same step.
+        meter: By default a new one.
+        beside: Another context for the same step, entered after the meter.
     """
     meter, run = meter or MemoryMeter(), trainer.run
     shards = HOST if run.parameter_offload == "cpu" else "parameters"
@@ -53,7 +54,7 @@ def memory_of_step(
 
 
 def flop_columns(of_ranks: list[dict[str, int]]) -> dict[str, float]:
-    """FLOPs of attention kernels and of matmuls: the rank with the most, and the mean."""
+    """Return the row's columns of FLOPs: those of the rank with the most, and the mean."""
     columns = {}
     for name in of_ranks[0]:
         flops_done = [rank[name] for rank in of_ranks]

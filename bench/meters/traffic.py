@@ -1,7 +1,7 @@
-"""The traffic meter: every collective of a step, its bytes and what they were for.
+"""The traffic meter: every collective of a step, its bytes and its purpose.
 
-It watches from outside. A dispatch mode sees each c10d operation, this project's and FSDP2's,
-forward and backward alike; the profiler regions they run in say what for.
+It watches from outside. A dispatch mode sees each c10d operation, this project's and FSDP2's, in
+forward and in backward; the profiler region of an operation names its purpose.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _FUNCTIONAL = {
 
 
 def bytes_sent(collective: str, size_bytes: int, ranks: int) -> Fraction:
-    """Bytes that one rank sends, by the convention of the field.
+    """Return the bytes that one rank sends, by the usual convention.
 
     Args:
         collective: One of COLLECTIVES.
-        size_bytes: The whole (gathered) tensor's; for all_to_all and p2p, this rank's.
+        size_bytes: Bytes of the whole (gathered) tensor; for all_to_all and p2p, of this rank's.
         ranks: Size of the group, n.
 
     Returns:
@@ -63,12 +63,12 @@ def bytes_sent(collective: str, size_bytes: int, ranks: int) -> Fraction:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One collective as one rank saw it.
+    """One collective, seen by one rank.
 
     Attributes:
-        size_bytes: As :func:`bytes_sent` means it.
-        ranks: Of the group, by their numbers in the world.
-        is_async: Whether the caller goes on and waits for it later.
+        size_bytes: Size in the sense of :func:`bytes_sent`.
+        ranks: The group's ranks, by their numbers in the world.
+        is_async: Whether the caller continues and waits for it later.
     """
 
     collective: str
@@ -83,10 +83,10 @@ class Call:
 
 
 def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None:
-    """The collective that an operation in a profiler region is; None if it sends nothing.
+    """Return the collective that an operation is; None if it sends nothing.
 
     Raises:
-        RuntimeError: for a c10d operation without a formula, rather than miss it.
+        RuntimeError: the c10d operation has no formula here. It must not be missed silently.
     """
     name = func.name()
     if name in _FUNCTIONAL:
@@ -131,7 +131,7 @@ class TrafficMeter(Watcher):
     """Records every collective issued while it is entered.
 
     Raises:
-        RuntimeError: as :func:`call_of`.
+        RuntimeError: see :func:`call_of`.
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class TrafficMeter(Watcher):
             self.calls.append(call)
 
     def totals(self) -> dict[str, int]:
-        """The row's columns: bytes by collective, by purpose and in all, rounded; calls."""
+        """Return the row's columns: calls, and bytes by collective, by purpose and in total."""
         by: Counter[str] = Counter()
         for call in self.calls:
             for column in ("total", call.collective, call.purpose):

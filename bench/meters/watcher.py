@@ -1,4 +1,4 @@
-"""Watching a step from outside: every operation, and the profiler region it ran in."""
+"""Watch a step from outside: every operation, and the profiler region it runs in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Watcher(TorchDispatchMode, ABC):
     """Calls :meth:`observe` after every operation, forward and backward, while it is entered.
 
     This project's collectives, FSDP2 and optimizers name their regions with
-    ``torch.profiler.record_function``; `region` is the innermost name. Watchers entered inside
-    another's time look through its eyes: a mode of their own would cost as much again.
+    ``torch.profiler.record_function``; `region` is the innermost name. A watcher entered while
+    another is active is called by that one: a second dispatch mode would cost as much again.
 
     Attributes:
-        unit: The ZeRO unit that began last, as ``forward model.layers.0``.
+        unit: The ZeRO unit that began last, such as ``forward model.layers.0``.
     """
 
     _first: ClassVar[Watcher | None] = None
@@ -40,13 +40,13 @@ class Watcher(TorchDispatchMode, ABC):
     def observe(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """One operation, its arguments and its result."""
+        """Handle one operation, with its arguments and its result."""
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if DTensor in types:
-            return NotImplemented  # DTensor's own operations come by afterwards, one by one
+            return NotImplemented  # DTensor's own operations arrive afterwards, one by one
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.name()
