@@ -1,8 +1,9 @@
-"""How long one operation of a program takes on a profile's device, host and links.
+"""The cost model: seconds of one operation of a program on a profile's device, host and links.
 
-A roofline for compute (Williams et al., doi 10.1145/1498765.1498785): the time of an operation is
-that of its FLOPs or that of its bytes, whichever is longer. The time of a collective is the bytes
-that a rank sends over the bus bandwidth, which depends on the message's size as in nccl-tests.
+Compute follows a roofline (Williams et al., doi 10.1145/1498765.1498785): the time of an operation
+is that of its FLOPs or that of its bytes, whichever is longer. The time of a collective is the
+bytes that a rank sends over the bus bandwidth, which depends on the message's size as in
+nccl-tests.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from bench.simulator.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op
 
 @dataclass(frozen=True)
 class Clock:
-    """What the operations of a program take.
+    """Clock of a program's operations on one profile.
 
     Args:
-        attention: The implementation of attention.
-        ranks_per_node: Ranks that are neighbours in one node.
+        speeds: Speeds of the profile.
+        attention: Name of the attention kernel.
+        ranks_per_node: Ranks of one node; nodes are filled in order.
     """
 
     speeds: Speeds
@@ -29,7 +31,7 @@ class Clock:
     ranks_per_node: int
 
     def seconds(self, op: Op) -> float:
-        """How long an operation takes if nobody else is in its way."""
+        """Return the seconds of an operation that shares no link with another."""
         s = self.speeds
         if op.ranks:
             return self._collective_s(op)
@@ -45,11 +47,11 @@ class Clock:
         return max(self._flops_s(op), op.bytes / curve(memory, op.bytes))
 
     def skew_s(self, op: Op, apart_s: float) -> float:
-        """What a collective takes more because its ranks met so long ago."""
+        """Return a collective's extra seconds, `apart_s` after its ranks last waited for each other."""
         return curve(self.speeds.skew, apart_s) if op.ranks and self.speeds.skew else 0.0
 
     def bus(self, op: Op) -> str:
-        """What an operation shares with others that run at the same time; empty if nothing."""
+        """Name the bus that an operation shares with simultaneous ones; empty if none."""
         if op.ranks:
             return "network" if self._nodes(op.ranks) > 1 else "links"
         return op.kind if op.kind in (TO_HOST, TO_DEVICE) else ""
@@ -63,8 +65,8 @@ class Clock:
         return 0.0
 
     def _matmul_rate(self, *sizes: int) -> float:
-        """By the distance of shapes in log space (Shepard's interpolation, doi
-        10.1145/800186.810616); of what rounds of tiles leave idle the rest."""
+        """Return FLOP/s by interpolation between measured shapes, by their distance in log space
+        (Shepard, doi 10.1145/800186.810616), less the idle part of the last round of tiles."""
         weights = rates = 0.0
         for *known, rate in self.speeds.matmul:
             distance = sum(log(a / b) ** 2 for a, b in zip(sizes, known, strict=True))
@@ -86,10 +88,10 @@ class Clock:
         inside = self._fewest_per_node(op.ranks)
         network = bandwidth(self.speeds.network_bytes_per_s, size)
         if op.kind in ("all_to_all", "p2p"):
-            # What leaves the node does so through each rank's own share of the network.
+            # Bytes to other nodes go through each rank's own share of the network.
             outside = (len(op.ranks) - inside) / (len(op.ranks) - 1)
             return op.bytes * (outside if op.kind == "all_to_all" else 1) / network
-        # NCCL's rings pass a node through the network cards of all its members at once.
+        # NCCL's rings use the network cards of all members in a node at once.
         together = inside * network
         within = [link for link in self.speeds.links if _suits(link, op, 1)]
         if within and inside > 1:
@@ -97,21 +99,21 @@ class Clock:
         return op.bytes / together
 
     def knows(self, ranks: int) -> bool:
-        """Whether collectives of a world of so many ranks have a speed."""
+        """Whether the speeds of collectives are known for a world of this size."""
         nodes = -(-ranks // self.ranks_per_node)
         of_link = {link.nodes > 1 for link in self.speeds.links}
         across = True in of_link or bool(self.speeds.network_bytes_per_s)
         return ranks == 1 or (across if nodes > 1 else False in of_link)
 
     def _nearest(self, links: list[Link], op: Op) -> Link:
-        """Of the very collective if there is one, then of the most alike group."""
+        """Return the link of the same collective if there is one, and of the most similar group."""
         ranks, stride = len(op.ranks), op.ranks[1] - op.ranks[0]
 
-        def unlike(link: Link) -> tuple[bool, float, float]:
-            as_many, as_far = (link.ranks or ranks) / ranks, (link.stride or stride) / stride
-            return not link.collective, abs(log(as_many)), abs(log(as_far))
+        def distance(link: Link) -> tuple[bool, float, float]:
+            sizes, strides = (link.ranks or ranks) / ranks, (link.stride or stride) / stride
+            return not link.collective, abs(log(sizes)), abs(log(strides))
 
-        return min(links, key=unlike)
+        return min(links, key=distance)
 
     def _nodes(self, ranks: tuple[int, ...]) -> int:
         return len({rank // self.ranks_per_node for rank in ranks})
@@ -131,7 +133,7 @@ _TILE = 128, 256
 
 
 def _attention_rate(attention: Attention, op: Op) -> float:
-    """FLOP/s at which a kernel computes an attention operation."""
+    """Return the FLOP/s of a kernel at an attention operation."""
     _, _, keys, _, causal = op.sizes
     if op.kind == "attention_forward":
         points = attention.forward if causal else attention.whole_forward or attention.forward

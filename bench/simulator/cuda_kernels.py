@@ -1,7 +1,7 @@
-"""What CUDA's kernels allocate, on tensors that have no values: for dry runs on any machine.
+"""Stand-ins for CUDA's kernels that allocate the same, on tensors without values, for dry runs.
 
-Every other operation of a step allocates on CUDA what it allocates here. B batch, S tokens of
-queries, T of keys, H query heads, G kv heads, K elements of a head.
+All other operations of a step allocate the same on CUDA as here. B batch, S tokens of queries, T of
+keys, H query heads, G kv heads, K elements of a head.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ _ROW_BLOCK = 128
 def flash_backward(
     grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """FlashAttention-2's, and what it allocates besides the gradients: an fp32 sum of dq and of
-    rows, tokens rounded up to blocks, and with grouped queries gradients of k and v for every query
-    head (flash_api.cpp, mha_bwd)."""
+    """Allocate like FlashAttention-2's backward (flash_api.cpp, mha_bwd).
+
+    Beside the gradients it allocates fp32 sums of dq and of rows, with tokens rounded up to blocks,
+    and with grouped queries gradients of k and v for every query head.
+    """
     (batch, tokens, heads, width), (keys, groups) = q.shape, k.shape[1:3]
     rounded = -(-tokens // _ROW_BLOCK) * _ROW_BLOCK
     block = 32 if width <= 128 else 64
@@ -42,8 +44,11 @@ def flash_backward(
 def flash_3_backward(
     grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """FlashAttention-3's, and what it allocates besides the gradients: fp32 sums of dq and, of two
-    kinds, of rows; with grouped queries fp32 sums of dk and dv (hopper/flash_api.cpp, mha_bwd)."""
+    """Allocate like FlashAttention-3's backward (hopper/flash_api.cpp, mha_bwd).
+
+    Beside the gradients it allocates fp32 sums of dq and two kinds of sums of rows; with grouped
+    queries fp32 sums of dk and dv too.
+    """
     (batch, tokens, heads, width), (keys, groups) = q.shape, k.shape[1:3]
     shapes = [(batch, heads, tokens)] * 2 + [(batch, heads, tokens, width)]
     if groups != heads:
@@ -55,8 +60,11 @@ def flash_3_backward(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """PyTorch's fused kernel, forward and backward: keeps x and one number a row in fp32, and makes
-    nothing else of its size (layer_norm_kernel.cu). What stands for it reads what it reads."""
+    """Allocate like PyTorch's fused kernel, forward and backward (layer_norm_kernel.cu).
+
+    It keeps x and one fp32 number per row, and allocates nothing else of that size. The stand-in
+    reads the same tensors.
+    """
     return _RMSNorm.apply(x, weight)
 
 
@@ -65,7 +73,7 @@ _BACKWARD = {"flash_attention_2": flash_backward, "flash_attention_3": flash_3_b
 
 @cache
 def kernels(attention: str) -> Kernels:
-    """What a GPU computes with, attention by a version of FlashAttention."""
+    """Return the kernels of a GPU, with attention by a version of FlashAttention."""
     blocks = BlockAttention(CUDA_FLASH.forward, _BACKWARD[attention])
     with_lse = local_attention(blocks)
     return Kernels(

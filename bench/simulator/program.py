@@ -1,8 +1,8 @@
-"""One rank's step as its host issues it: operations, their streams, and who waits for whom.
+"""A program: one rank's step in the order its host issues it, with streams and waits.
 
-A dry run on the meta device has the streams and events that FSDP2, rings and offloading ask a GPU
-for; here they remember what was queued where. On a CPU the host computes by itself, and only
-collectives run beside it.
+In a dry run FSDP2, rings and offloading ask the meta device for streams and events, like a GPU;
+bench/simulator/device.py records them. On a CPU the host itself computes, and only collectives run
+beside it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ class Op(NamedTuple):
     """One operation.
 
     Attributes:
-        name: As PyTorch's dispatcher has it.
-        kind: matmul, attention_forward, attention_backward, elementwise (all else that a device
-            computes), host (the same on the host), hooks (what ZeRO's engine does on the host for
-            the collective that follows), to_host, to_device, or a collective.
-        stream: Where it is queued; HOST if the host itself does it.
-        after: Indices of operations that must have ended before, besides those of its stream.
-        flops: Of a matmul or attention.
-        bytes: Read and written; of a collective, sent.
-        sizes: As :class:`bench.meters.flops.Kernel`; of a collective, its size in bytes.
-        ranks: Of a collective's group.
+        name: Name in PyTorch's dispatcher.
+        kind: One of matmul, attention_forward, attention_backward, elementwise (everything else
+            that a device computes), host (the same on the host), hooks (work of ZeRO's engine on
+            the host, for the collective that follows), to_host, to_device, or a collective's name.
+        stream: Stream that it is queued on; HOST for the host's own work.
+        after: Indices of operations of other streams that must have ended before.
+        flops: FLOPs of a matmul or of attention.
+        bytes: Bytes read and written; for a collective, bytes sent.
+        sizes: Sizes like in :class:`bench.meters.flops.Kernel`; for a collective, its size in
+            bytes.
+        ranks: Ranks of a collective's group.
         unit: The ZeRO unit that it belongs to.
-        purpose: Of a collective.
+        purpose: Purpose of a collective.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Op(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """The host goes on when these operations have ended."""
+    """Wait of the host until these operations have ended."""
 
     after: tuple[int, ...]
 

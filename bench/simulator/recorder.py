@@ -1,4 +1,4 @@
-"""Write one rank's program while its step runs."""
+"""The recorder: writes one rank's program while its step runs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from bench.simulator.device import Device
 from bench.simulator.program import HOST, TO_DEVICE, TO_HOST
 
 _COPIES = ("aten::copy_", "aten::clone", "aten::_to_copy")
-
-
-# Operations that only allocate or look at tensors.
+# Operations that only allocate or view tensors.
 _FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::resize_", "c10d::")
 
 
@@ -27,7 +25,7 @@ class Recorder(Watcher):
     """Writes a device's program while it is entered.
 
     Args:
-        memory: A meter that has been entered before, to tell what lies in host memory.
+        memory: A meter entered before, which knows the tensors in host memory.
     """
 
     def __init__(self, device: Device, memory: MemoryMeter) -> None:
@@ -78,7 +76,7 @@ class Recorder(Watcher):
     def _compute(
         self, of_op: dict[str, Any], read: list[Tensor], written: list[Tensor], blocking: bool
     ) -> None:
-        """What is no collective: on the device, on the host, or a copy between the two."""
+        """Queue an operation that is no collective: on the device, the host, or as a copy."""
         device, on_host = self.device, self.memory.on_host
         from_host = device.has_streams and any(map(on_host, read))
         to_host = device.has_streams and any(map(on_host, written))
@@ -95,7 +93,7 @@ class Recorder(Watcher):
 
 
 def _work(result: Any) -> dist.Work | None:
-    """The handle in a c10d operation's result."""
+    """Return the handle in a c10d operation's result."""
     boxed = result[1] if isinstance(result, tuple) else result
     return dist.Work.unbox(boxed) if boxed is not None else None
 
@@ -103,40 +101,43 @@ def _work(result: Any) -> dist.Work | None:
 def _tensors(
     func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What an operation reads, and what it writes."""
+    """Return the tensors that an operation reads, and those that it writes."""
     if func.name() == "fsdp::all_gather_copy_in":  # its schema does not say what it writes
         return _flat([args[0]]), [result[0]]
-    places, names, overwritten, makes = _effects(func)
-    written = _flat([args[at] for at in places] + [kwargs[n] for n in names if n in kwargs])
-    read = args if not overwritten else [a for at, a in enumerate(args) if at not in places]
+    positions, names, overwritten, makes = _effects(func)
+    written = _flat([args[at] for at in positions] + [kwargs[n] for n in names if n in kwargs])
+    read = args if not overwritten else [a for at, a in enumerate(args) if at not in positions]
     return _flat(read), written + (_flat([result]) if makes else [])
 
 
 @cache
 def _effects(func: OpOverload) -> tuple[tuple[int, ...], tuple[str, ...], bool, bool]:
-    """The arguments that an operation writes, by place and by name; whether it does so without
-    reading them; whether its results are new."""
+    """Return the effects of an operation.
+
+    They are the arguments that it writes, by position and by name; whether it writes them without
+    reading them; and whether its results are new tensors.
+    """
     written = [
         (at, argument)
         for at, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    places = tuple(at for at, argument in written if not argument.kwarg_only)
+    positions = tuple(at for at, argument in written if not argument.kwarg_only)
     names = tuple(argument.name for _, argument in written if argument.kwarg_only)
     overwrites = func.name() in ("aten::copy_", "aten::zero_", "aten::fill_.Scalar")
-    return places, names, overwrites, not written
+    return positions, names, overwrites, not written
 
 
 def _flat(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, list | tuple):
-            found += _flat(value)
-    return found
+            tensors += _flat(value)
+    return tensors
 
 
 def _bytes(x: Tensor) -> int:
-    """What is read of a tensor: of an expanded one, what there is."""
+    """Bytes that are read of a tensor: of an expanded one, those of its storage."""
     return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())

@@ -1,8 +1,8 @@
-"""When each operation of a step begins and ends: a discrete-event simulation of one rank's program.
+"""The timeline: when each operation of a step begins and ends, by discrete-event simulation.
 
-The host goes through the program in order. Each stream does its operations one after another, each
-once what it waits for has ended; operations that run at the same time on one bus share it equally.
-All ranks are taken to keep this one's pace.
+The host issues the program in order. Each stream runs its operations one after another; each starts
+when the operations that it waits for have ended. Operations that run at the same time on one bus
+share it equally. One rank is simulated, and all ranks are assumed to run at its pace.
 """
 
 from __future__ import annotations
@@ -34,30 +34,33 @@ class Timeline:
 
     @property
     def step_s(self) -> float:
-        """From the first operation's beginning to the last one's end."""
+        """Seconds from the first operation's beginning to the last one's end."""
         return max((span.end_s for span in self.spans), default=0.0)
 
     def split_s(self) -> dict[str, float]:
-        """The step divided: seconds in which something computes; of the rest, those in which a
-        collective runs, else a copy between host and device or the host's own work; and idle,
-        where the host at most does what ZeRO's hooks do."""
+        """Divide the step into seconds of compute, communication, offload and idle time.
+
+        Each moment counts once: for compute if anything computes, else for communication if a
+        collective runs, else for offload if a copy or the host's own work runs. It is idle if
+        nothing runs, or only the hooks of ZeRO.
+        """
         edges: list[tuple[float, int, str]] = []
         for span in self.spans:
-            if (what := _what(span.op)) == "idle":
+            if (part := _part(span.op)) == "idle":
                 continue
-            edges += [(span.start_s, 1, what), (span.end_s, -1, what)]
-        found: dict[str, float] = dict.fromkeys(_PARTS, 0.0)
+            edges += [(span.start_s, 1, part), (span.end_s, -1, part)]
+        split: dict[str, float] = dict.fromkeys(_PARTS, 0.0)
         running: Counter[str] = Counter()
         before = 0.0
-        for at, change, what in sorted(edges):
-            doing = next((name for name in found if running[name]), "idle")
-            found[doing] += at - before
-            running[what] += change
+        for at, change, part in sorted(edges):
+            counted = next((name for name in split if running[name]), "idle")
+            split[counted] += at - before
+            running[part] += change
             before = at
-        return found
+        return split
 
 
-def _what(op: Op) -> str:
+def _part(op: Op) -> str:
     if op.ranks:
         return "communication"
     if op.kind == HOOKS:
@@ -79,42 +82,42 @@ class _Simulation:
     def __init__(self, program: Program, clock: Clock) -> None:
         self.program, self.clock = program, clock
         self.now_s = 0.0
-        self.place = 0  # of the host in the program
+        self.next_action = 0  # the host's index in the program
         self.host_is_free_s = 0.0
-        self.met_s = 0.0  # when the ranks last waited for each other; taken to be as a step begins
+        self.met_s = 0.0  # when the ranks last waited for each other; a step begins so
         self.queues: dict[str, deque[int]] = defaultdict(deque)
         self.running: dict[str, _Running] = {}
         self.ended: set[int] = set()
         self.spans: list[Span] = []
 
     def run(self) -> list[Span]:
-        while self.place < len(self.program) or self.running or any(self.queues.values()):
+        while self.next_action < len(self.program) or self.running or any(self.queues.values()):
             self._host()
             self._start()
             self._advance()
         return self.spans
 
     def _host(self) -> None:
-        """Let the host issue what it can at this moment."""
-        while self.place < len(self.program) and HOST not in self.running:
+        """Let the host issue every operation that it can at this moment."""
+        while self.next_action < len(self.program) and HOST not in self.running:
             if self.host_is_free_s > self.now_s:
                 break
-            action = self.program[self.place]
+            action = self.program[self.next_action]
             if isinstance(action, Wait):
                 if not self.ended.issuperset(action.after):
                     break
                 if any(self._op(index).ranks for index in action.after):
                     self.met_s = self.now_s
             else:
-                self.queues[action.stream].append(self.place)
+                self.queues[action.stream].append(self.next_action)
                 if action.stream != HOST:
                     self.host_is_free_s = self.now_s + self.clock.speeds.issue_s
-            self.place += 1
+            self.next_action += 1
             if self.queues[HOST]:
                 self._begin(HOST)
 
     def _start(self) -> None:
-        """Begin what has come to the front of its stream and waits for nothing."""
+        """Begin the first operation of each stream if it has nothing left to wait for."""
         for stream, queue in self.queues.items():
             if queue and stream not in self.running:
                 op = self._op(queue[0])
@@ -135,13 +138,13 @@ class _Simulation:
         return op
 
     def _advance(self) -> None:
-        """Go on to the moment when something ends, or the host is free."""
+        """Advance to the next moment at which an operation ends, or the host is free."""
         sharing = Counter(r.bus for r in self.running.values() if r.bus)
         slower = {stream: max(1, sharing[r.bus]) for stream, r in self.running.items()}
         waits = [r.left_s * slower[stream] for stream, r in self.running.items()]
         if self.host_is_free_s > self.now_s:
             waits.append(self.host_is_free_s - self.now_s)
-        assert waits, "a program waits only for what comes before"
+        assert waits, "a program waits only for earlier operations"
         passed = min(waits)
         self.now_s += passed
         for stream, running in list(self.running.items()):
@@ -153,9 +156,9 @@ class _Simulation:
 
 
 def simulate(program: Program, clock: Clock) -> Timeline:
-    """A program in time.
+    """Simulate a program.
 
     Args:
-        clock: What each operation takes by itself.
+        clock: Gives the seconds of each operation by itself.
     """
     return Timeline(_Simulation(program, clock).run())

@@ -14,17 +14,22 @@ from odysseus.config.run import RunConfig
 
 
 def _exact_us(seconds: float) -> float:
-    """Microseconds in steps of 2^-10, which add up exactly: viewers nest what overlaps, and what
-    takes no time."""
+    """Round to microseconds in steps of 2^-10, which add up exactly.
+
+    Viewers draw events that overlap, or that take no time, inside each other.
+    """
     return round(seconds * 1e6 * 1024) / 1024
 
 
-def write_trace(found: Timeline, path: Path, run: RunConfig) -> None:
-    """A timeline in Chrome's trace format (a JSON object with traceEvents, times in microseconds),
-    which Perfetto and chrome://tracing open: a row a stream, named after where most of
-    its time goes, without what takes none; the run is in otherData."""
+def write_trace(timeline: Timeline, path: Path, run: RunConfig) -> None:
+    """Write a timeline in Chrome's trace format, which Perfetto and chrome://tracing open.
+
+    It is a JSON object with traceEvents, times in microseconds; otherData describes the run. Each
+    stream is a row, named after the kind of operation that takes most of its time. Operations that
+    take no time are left out.
+    """
     seconds: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    drawn = [s for s in found.spans if _exact_us(s.start_s) < _exact_us(s.end_s)]
+    drawn = [s for s in timeline.spans if _exact_us(s.start_s) < _exact_us(s.end_s)]
     for span in drawn:
         seconds[span.op.stream][span.op.kind] += span.end_s - span.start_s
     rows = {stream: row for row, stream in enumerate(sorted(seconds, key=lambda s: (s != HOST, s)))}
