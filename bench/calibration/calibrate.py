@@ -1,7 +1,7 @@
-"""Measuring what a profile says of this machine or cluster: every rank at once, as in a step.
+"""Measure a hardware profile of this machine or cluster, on every rank at once, as in a step.
 
-Ranks that share cores or links slow each other down, so all do the same at the same time, and the
-slowest counts. No step of a cell is measured that a prediction could be held against.
+Ranks that share cores or links slow each other down, so all ranks measure the same at the same
+time, and the slowest counts. No cell is measured, so predictions can be compared with cells.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from odysseus.parallel.mesh import Axis
 from odysseus.parallel.transfers import start_hop
 
 _LONGEST_S = 0.5
-"""No message is measured beyond the first that takes so long."""
+"""The first message that takes longer than these seconds is the largest one measured."""
 _OPERANDS = 2**26
-"""Bytes of operands that go through a core before it comes to the same ones again, as in a step."""
+"""Bytes of other operands between two uses of the same operand, as in a step."""
 _TOKENS = {"cpu": (128, 512, 1024, 2048, 4096, 8192), "cuda": (512, 2048, 8192, 32768)}
 """Lengths at which attention is measured."""
 _LITTLE = 64
 """Rows of the matmul that ranks compute between two collectives."""
 _MORE = (128, 256, 512, 1536)
-"""And of those after which they are measured to wait for each other longer."""
+"""Rows of the larger matmuls, after which skew is measured."""
 _TURNS = 15
-"""Times that each is measured, all of them in turn."""
+"""Number of times that each is measured, in turn."""
 
 
 def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) -> Hardware:
-    """The profile of the ranks that are started, in a run's dtype; the same on every rank.
+    """Measure the profile of the ranks of this job, in a run's dtype; the same on every rank.
 
     Args:
-        links: As measured before; measured if empty.
+        links: Links that were measured before; measured now if empty.
     """
     local = ranks_per_node(run.world_size)
     on_gpu = device.type == "cuda"
@@ -74,7 +74,7 @@ def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link,
     peak, _ = peak_flops_per_s(device, dtype)
     name, attention = _attention(run, device)
     pinned = torch.empty(2**26, dtype=torch.uint8, pin_memory=on_gpu)
-    there = torch.empty_like(pinned, device=device)
+    on_device = torch.empty_like(pinned, device=device)
     issue_s, hooks_s = host.measure(device)
     return Speeds(
         peak_flops_per_s=of_ranks(peak, min),
@@ -85,8 +85,8 @@ def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link,
         memory=_memory(torch.add, 2, device),
         silu=_memory(silu, 1, device),
         host_memory_bytes_per_s=_memory(torch.add, 2, torch.device("cpu"))[-1][1],
-        to_host_bytes_per_s=pinned.nbytes / seconds(lambda: pinned.copy_(there), device),
-        to_device_bytes_per_s=pinned.nbytes / seconds(lambda: there.copy_(pinned), device),
+        to_host_bytes_per_s=pinned.nbytes / seconds(lambda: pinned.copy_(on_device), device),
+        to_device_bytes_per_s=pinned.nbytes / seconds(lambda: on_device.copy_(pinned), device),
         skew=() if on_gpu or run.world_size == 1 else tuple(sorted(_skew(device))),
         links=links or tuple(_links(run.world_size, local, device)),
     )
@@ -107,7 +107,7 @@ def _matmuls(
 
 
 def _memory(operation: Callable[..., Tensor], reads: int, device: torch.device) -> Points:
-    """Bytes/s of an operation that reads so many tensors and writes one."""
+    """Measure the bytes/s of an operation that reads `reads` tensors and writes one."""
     found = []
     largest = 24 if device.type == "cpu" else 30
     for size in (2**power for power in range(12, largest + 1, 2)):
@@ -119,7 +119,7 @@ def _memory(operation: Callable[..., Tensor], reads: int, device: torch.device) 
 
 
 def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
-    """The run's own kernel with a rank's heads: causal, and where a ring could use it, whole."""
+    """Measure the run's kernel with one rank's heads: causal, and without a mask for rings."""
     kernels = choose_kernels(run.model, device, run.compute_dtype)
     found = defaultdict[str, list[tuple[float, float]]](list)
     for tokens in _TOKENS[device.type]:
@@ -149,21 +149,24 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
             work = attention_flops(*size, not name.startswith("whole"), matmuls)
             found[name].append((float(tokens), work / seconds(action, device)))
     name = "sdpa"
-    if device.type == "cuda":  # as dry runs name it, where PyTorch's is FlashAttention-2 too
+    if device.type == "cuda":  # the name in dry runs; PyTorch's kernel is FlashAttention-2 too
         newest = run.model.attn_implementation == "flash_attention_3"
         name = "flash_attention_3" if newest else "flash_attention_2"
     return name, Attention(**{way: tuple(points) for way, points in found.items()})
 
 
 def _through(action: Callable[..., object], operands: Iterable[Any]) -> Callable[[], object]:
-    """The action with ever other operands, which no cache of a core has any more, as in a step."""
+    """Return the action on the next operands at each call, which no cache still has."""
     turns = itertools.cycle(operands)
     return lambda: action(*next(turns))
 
 
 def _qkv(run: RunConfig, tokens: int, device: torch.device) -> list[Tensor]:
-    """Of the heads that a rank has where all share them, at least one of k and v: in a tensor of
-    more, a head's rows lie further apart, which on CPU takes up to a sixth longer."""
+    """Make q, k and v of one rank's share of the heads, with at least one kv head.
+
+    With more heads the rows of a head are further apart in memory, which on CPU takes up to a sixth
+    longer.
+    """
     a = run.architecture
     of_kv = max(1, a.num_key_value_heads // run.world_size)
     heads = of_kv * a.num_attention_heads // a.num_key_value_heads, of_kv, of_kv
@@ -174,8 +177,10 @@ def _qkv(run: RunConfig, tokens: int, device: torch.device) -> list[Tensor]:
 
 
 def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
-    """Each collective over groups of every size that divides the world, of neighbours and of ranks
-    far apart; all groups at once."""
+    """Measure each collective over groups of every size that divides the world.
+
+    Groups are of neighbours and of distant ranks; all groups communicate at once.
+    """
     for ranks in (n for n in range(2, world + 1) if world % n == 0):
         grid = init_device_mesh(
             device.type, (world // ranks, ranks), mesh_dim_names=("far", "near")
@@ -193,7 +198,7 @@ def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
 
 
 def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> Points:
-    """After computing little, with ever other operands."""
+    """Measure one collective by size, after little computing, with new operands at each call."""
     compute = _compute(device, _LITTLE)
     found, largest = [], 24 if device.type == "cpu" else 30
     alone = seconds(compute, device)
@@ -213,11 +218,11 @@ def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> 
 
 
 def _skew(device: torch.device) -> Iterator[tuple[float, float]]:
-    """(seconds computed before, seconds that a small collective takes more than after little).
+    """Yield (seconds of compute, extra seconds of a small collective after it).
 
-    Ranks that share a core come to a collective one after another if they compute for less time
-    than its scheduler gives one of them: what the first one sends is there when the next one comes.
-    Else they come together, and all wait for what each has to do.
+    Ranks that share a core reach a collective one after another if they compute for less than a
+    time slice: the first rank's data is there when the next rank needs it. Otherwise they reach
+    it together, and all wait for the work of each.
     """
     group = dist.group.WORLD
     assert group is not None
@@ -239,7 +244,7 @@ def _skew(device: torch.device) -> Iterator[tuple[float, float]]:
 
 
 def _compute(device: torch.device, rows: int) -> Callable[[], object]:
-    """A matmul of so many rows."""
+    """Return a matmul with this number of rows."""
     a, b = torch.randn(rows, 1024, device=device), torch.randn(1024, 512, device=device)
     return lambda: torch.mm(a, b)
 

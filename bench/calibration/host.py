@@ -1,7 +1,7 @@
-"""Measuring what a host takes besides computing.
+"""Measure a host's overhead: its time without computing.
 
-That is Python and autograd for an operation, and the hooks of ZeRO's engine for a gather or
-reduction. Beside a GPU it is all of the host's time.
+Per operation that is Python and autograd; per gather or reduction it is the hooks of ZeRO's engine.
+Beside a GPU it is all of the host's time.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from odysseus.parallel.mesh import Axis, Mesh
 from odysseus.training.trainer import Build, Trainer, build_model, build_unsharded
 
 _TOKENS = 1024
-"""Of the step. Its tensors put Python out of a core's caches, as those of the cells do; in a step
-of 8 tokens it takes two thirds."""
+"""Tokens of the step. Its tensors evict Python from a core's caches, as cells do; in a step of
+8 tokens the overhead is two thirds."""
 _TURNS = 15
-"""Times that both steps are measured, in turn."""
+"""Number of times that both steps are measured, in turn."""
 _HOOKED = "FSDP::all_gather", "FSDP::post_backward_reduce"
-"""Regions of FSDP2 that gathers and reductions are in."""
+"""Regions of FSDP2 around gathers and reductions."""
 
 
 class _Inside(TorchDispatchMode):
-    """Seconds in operations, allocating too, and how many gathers and reductions ZeRO begins. A
-    watcher could not tell the first: it sees an operation when it has ended."""
+    """Measures seconds in operations, with their allocations, and counts ZeRO's collectives.
+
+    A watcher cannot time operations: it sees an operation only after its end.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,12 +64,11 @@ class _Inside(TorchDispatchMode):
 
 
 class _Step:
-    """A step of a small model; every rank has all the tokens.
+    """A step of a small model; every rank has all tokens, and sends nothing.
 
     Attributes:
-        ops: Operations that it issues, without hooks.
-        hooked: Gathers and reductions of ZeRO's; on one rank reductions only. Nothing moves between
-            ranks: that is for links to measure.
+        ops: Number of operations that it issues, without hooks.
+        hooked: Number of ZeRO's gathers and reductions; on one rank, of reductions only.
     """
 
     def __init__(self, mesh: Mesh, build: Build) -> None:
@@ -75,7 +76,7 @@ class _Step:
         self.device = mesh.device
         self.trainer = Trainer(run, METHODS[run.method], mesh, build=build)
         self.batches = Samples(run, 0, 0, mesh.device).step(0)
-        self.once()  # the first makes the optimizer's state
+        self.once()  # the first step makes the optimizer's state
         with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:
             self.once()
         ops = (op for op in recorder.device.program if isinstance(op, Op))
@@ -88,7 +89,7 @@ class _Step:
         self.trainer.step(self.batches)
 
     def host_s(self) -> float:
-        """What one takes on the host besides computing, of all ranks the mean."""
+        """Return a step's seconds on the host without computing, the mean over ranks."""
         taken_s = own_s(self.once, 1, self.device)
         if self.device.type == "cpu":
             with _Inside() as inside:
@@ -98,12 +99,12 @@ class _Step:
 
 
 def measure(device: torch.device) -> tuple[float, float]:
-    """Seconds for an operation, and for a gather or reduction of ZeRO's."""
+    """Return the host's seconds per operation, and per gather or reduction of ZeRO's."""
     return split(*_steps(device))
 
 
 def _steps(device: torch.device) -> tuple[_Step, _Step]:
-    """Without ZeRO, and with it over all ranks."""
+    """Return the steps without ZeRO, and with ZeRO over all ranks."""
     own, _ = dist.new_subgroups(1, backend="fake")
     assert isinstance(own, dist.ProcessGroup), "every rank is in one of them"
     everyone = dist.new_group(backend="fake")
@@ -114,7 +115,7 @@ def _steps(device: torch.device) -> tuple[_Step, _Step]:
 
 
 def split(plain: _Step, zero: _Step) -> tuple[float, float]:
-    """What the steps without and with ZeRO say of both, turn by turn."""
+    """Derive both overheads from the steps without and with ZeRO: medians over turns."""
     issue, hooks = [], []
     for _ in range(_TURNS):
         plain_s, zero_s = plain.host_s(), zero.host_s()

@@ -1,4 +1,4 @@
-"""Seconds of what all ranks do at once: rows of calls, of which the slowest rank's count."""
+"""Time an action on all ranks at once, in batches of calls; the slowest rank counts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ import torch.distributed as dist
 from bench.meters.device import synchronize
 
 _ROW_S = 0.2
-"""How long calls are repeated: longer than an operating system leaves a core to one process."""
+"""Seconds of a batch of calls: longer than a time slice of the operating system."""
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Of one call, of all ranks the slowest: of so many in a row that ranks that share a core have
-    each had their turns, the median of some such rows."""
+    """Return seconds per call on the slowest rank: the median over batches of calls.
+
+    A batch is so long that ranks that share a core all run in it.
+    """
     action()
     calls, rows = _rows_of(action, device)
     return median(_timed(action, calls, device) for _ in range(rows))
 
 
 def extra_s(more: Callable[[], object], less: Callable[[], object], device: torch.device) -> float:
-    """What one action takes beyond another, as :func:`seconds`, their rows in turn: a machine's
-    pace changes from row to row. Noise can make it negative."""
+    """Return the extra seconds per call of one action over another.
+
+    It is measured like :func:`seconds`, batches of both in turn, because a machine's speed changes
+    from batch to batch. Noise can make it negative.
+    """
     for action in (more, less):
         action()
     calls, rows = _rows_of(more, device)
@@ -35,24 +40,24 @@ def extra_s(more: Callable[[], object], less: Callable[[], object], device: torc
 def in_turn(
     actions: Sequence[Callable[[], object]], calls: int, rows: int, device: torch.device
 ) -> Iterator[list[float]]:
-    """Seconds a call of every action, a row of each after the other, so many times."""
+    """Yield the seconds per call of every action, from one batch of each at a time."""
     for _ in range(rows):
         yield [_timed(action, calls, device) for action in actions]
 
 
 def _rows_of(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """The calls of a row, and how many rows; a call that takes longer is a row, of two."""
+    """Return the calls per batch and the number of batches; a longer call is a batch itself."""
     once = _timed(action, 1, device)
     return (1, 2) if once > _ROW_S else (min(10_000, int(_ROW_S / once)), 3)
 
 
 def _timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds a call, of the slowest rank; the same on every rank."""
+    """Return the seconds per call of the slowest rank; the same on every rank."""
     return of_ranks(own_s(action, calls, device), max)
 
 
 def own_s(action: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds a call on this rank, while all ranks do it."""
+    """Return the seconds per call on this rank, while all ranks call it."""
     dist.barrier()
     synchronize(device)
     start = time.perf_counter()
@@ -62,8 +67,8 @@ def own_s(action: Callable[[], object], calls: int, device: torch.device) -> flo
     return (time.perf_counter() - start) / calls
 
 
-def of_ranks(mine: float, which: Callable[[list[float]], float]) -> float:
-    """The rank's number that counts."""
+def of_ranks(own: float, which: Callable[[list[float]], float]) -> float:
+    """Reduce a number over all ranks, such as by max; the same on every rank."""
     ranks = [0.0] * dist.get_world_size()
-    dist.all_gather_object(ranks, mine)
+    dist.all_gather_object(ranks, own)
     return which(ranks)

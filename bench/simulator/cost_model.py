@@ -47,7 +47,7 @@ class Clock:
         return max(self._flops_s(op), op.bytes / curve(memory, op.bytes))
 
     def skew_s(self, op: Op, apart_s: float) -> float:
-        """Return a collective's extra seconds, `apart_s` after its ranks last waited for each other."""
+        """Return a collective's extra seconds, given the seconds since its ranks last met."""
         return curve(self.speeds.skew, apart_s) if op.ranks and self.speeds.skew else 0.0
 
     def bus(self, op: Op) -> str:

@@ -1,7 +1,7 @@
-"""Closed forms of memory: what a block keeps for backward, a step's most, what the host gets.
+"""Closed forms of memory: bytes kept for backward, the peak of a step, host memory.
 
-Symbols as in bench/theory/traffic.py; t = T/n tokens of a shard. Activations are what the meter
-counts as such: not gathered weights or sequences, and not what becomes a parameter's gradient.
+Symbols as in bench/theory/traffic.py; t = T/n tokens of a shard. Activations are those of the
+memory meter: without gathered weights or sequences, and without gradients of parameters.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from odysseus.model.loss import loss_tile_tokens
 
 
 def peak_activation_bytes(run: RunConfig) -> int | None:
-    """The most bytes of activations in a step; None where no closed form is claimed.
+    """Return the peak of activations in a step, in bytes; None where no closed form is claimed.
 
-    The peak is in the last block's backward, when all other blocks' savings are still there: at
-    its MLP, at the norm before it, or at its attention; or it is at the loss. Claimed for fp32 and
-    fp64 with this project's own kernels and loss, without biases and q/k norms, and in bf16 for
-    what is neither `tp` nor tiled nor recomputed (a norm's fp32 work may be the moment there).
-    Not claimed for a ring or packed documents.
+    The peak is in the last block's backward, while the tensors that all other blocks saved are
+    alive: at its MLP, at the norm before that, or at its attention. Or it is at the loss.
+
+    Claimed for fp32 and fp64 with this project's own kernels and loss, without biases and q/k
+    norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with them a norm's
+    fp32 work may be the peak. It is not claimed for a ring or packed documents.
     """
     if not _is_claimed(run):
         return None
@@ -48,11 +49,11 @@ def moments(run: RunConfig) -> dict[str, int]:
 
 
 def block_saved_bytes(run: RunConfig) -> int:
-    """Bytes that one block of one micro step keeps from forward to backward on one rank.
+    """Return the bytes that one block saves in forward for backward, per micro step and rank.
 
-    Two residual streams and two normed inputs with one scale a row, q, k, v and the attention
-    output with a log-sum-exp a head and row, gate and up, and their product (Korthikanti et al.,
-    arXiv 2205.05198 table 2, for this block); with a tiled MLP, not those three.
+    They are two residual streams; two normed inputs with one scale per row; q, k, v and the
+    attention output, with a log-sum-exp per head and row; gate, up and their product, unless the
+    MLP is tiled (Korthikanti et al., arXiv 2205.05198 table 2, for this block).
     """
     if run.recomputes:
         return stream_bytes(run)
@@ -61,22 +62,22 @@ def block_saved_bytes(run: RunConfig) -> int:
 
 
 def stream_bytes(run: RunConfig) -> int:
-    """Bytes of the stream between blocks on one rank: whole for `tp`, a shard for the others."""
+    """Return the bytes of the stream between blocks on one rank: for `tp` whole, else a shard."""
     width = run.architecture.hidden_size * run.compute_dtype.itemsize
     return _stream_tokens(run) * width
 
 
 def mlp_unit_bytes(run: RunConfig) -> int:
-    """Bytes of one rank's [tokens, intermediate] tensor: the whole over n for every method."""
+    """Return the bytes of one rank's [tokens, intermediate] tensor: the whole over n."""
     return run.local_tokens * run.architecture.intermediate_size * run.compute_dtype.itemsize
 
 
 def host_bytes(run: RunConfig) -> int:
-    """Host memory that offloading takes on one rank.
+    """Return the bytes of host memory that offloading takes on one rank.
 
-    Every block's input but the last one's (arXiv 2506.13996 §3.3 counts that too), and four tensors
-    of a shard's size: the weights, their gradients and AdamW's two moments, with AdamW's step
-    count of 4 bytes a tensor.
+    Checkpoint offload takes the inputs of all blocks but the last (arXiv 2506.13996 §3.3 counts the
+    last too). The optimizer takes four tensors of a shard's size (the weights, their gradients and
+    AdamW's two moments), and 4 bytes per tensor for AdamW's step count.
     """
     total = 0
     if run.activation_checkpoint_cpu_offload:
@@ -101,10 +102,11 @@ def _is_claimed(run: RunConfig) -> bool:
 
 
 def _at_loss(run: RunConfig) -> int:
-    """All blocks' savings, the last stream and its normed shard, and the logits.
+    """Bytes at the loss: saved tensors of all blocks, the last stream, its normed shard, logits.
 
-    Whole: log-softmax and two gradients in fp32. Tiled: one tile's logits, softmax in their place,
-    and the gradient of the normed shard. Or after them the norm's backward.
+    Without tiles the logits are log-softmax and two gradients in fp32. With tiles they are one
+    tile's logits, overwritten by softmax, and the gradient of the normed shard. The norm's backward
+    after the loss may need more.
     """
     a, scales = run.architecture, run.local_tokens * _wide(run)
     shard = run.local_tokens * a.hidden_size * run.compute_dtype.itemsize
@@ -116,7 +118,7 @@ def _at_loss(run: RunConfig) -> int:
 
 
 def _at_mlp(run: RunConfig) -> int:
-    """SwiGLU's backward: its input and four tensors of its width (the product is gone)."""
+    """Bytes in SwiGLU's backward: its input and four tensors of its width, without the product."""
     held = _before(run) + _attention_part(run) + 2 * stream_bytes(run) + _scales(run)
     held += stream_bytes(run)  # the gradient
     if not run.tiled_mlp_compute:
@@ -125,7 +127,7 @@ def _at_mlp(run: RunConfig) -> int:
     tokens, batch = _stream_tokens(run) // run.micro_batch_size, run.micro_batch_size
     tiles = tile_count(batch, tokens, a.hidden_size)
     tile = -(-tokens // tiles)
-    # The gradient of the whole input, a tile's output, and the down projection's gradient.
+    # The gradient of the whole input, one tile's output, and the down projection's gradient.
     held += stream_bytes(run) + batch * tile * a.hidden_size * width
     cut = run.sequence_size if run.method in ("tp", "tp_sp") else 1
     held += a.hidden_size * a.intermediate_size // cut * width
@@ -133,14 +135,17 @@ def _at_mlp(run: RunConfig) -> int:
 
 
 def _at_norm(run: RunConfig) -> int:
-    """Backward of the norm before the MLP: two gradients, three tensors of its width."""
+    """Bytes in backward of the norm before the MLP: two gradients, three tensors of its width."""
     held = _before(run) + _attention_part(run) + stream_bytes(run) + _scales(run)
     return held + 5 * stream_bytes(run) + _scales(run)
 
 
 def _at_attention(run: RunConfig) -> int:
-    """The attention's backward: gradients of its output and of q, k and v. For `ulysses` already
-    its forward in the recomputation: the projection, what was exchanged, and the output thrice."""
+    """Bytes in attention's backward: gradients of its output and of q, k and v.
+
+    For `ulysses` the peak is already in the recomputed forward: the projection, the exchanged
+    tensors, and three times the output.
+    """
     attention, output = (
         _attention_part(run),
         _heads_bytes(run, run.architecture.num_attention_heads),
@@ -154,9 +159,9 @@ def _at_attention(run: RunConfig) -> int:
 
 
 def _before(run: RunConfig) -> int:
-    """What is there of all blocks when the last one's backward begins, but for its own insides.
+    """Bytes alive when the last block's backward begins, without that block's saved tensors.
 
-    Offloaded inputs are in host memory, but for the last and the one that is fetched ahead.
+    Offloaded inputs are in host memory, except the last one and the prefetched one.
     """
     layers = run.architecture.num_hidden_layers
     own = stream_bytes(run)
@@ -166,20 +171,22 @@ def _before(run: RunConfig) -> int:
 
 
 def _inputs(run: RunConfig) -> int:
-    """What blocks keep when the last one's forward is over."""
+    """Bytes that blocks keep after the last one's forward."""
     if run.activation_checkpoint_cpu_offload:
         return stream_bytes(run)
     return run.architecture.num_hidden_layers * block_saved_bytes(run)
 
 
 def _attention_part(run: RunConfig) -> int:
-    """What the attention half of a block keeps beside its input."""
+    """Bytes that the attention half of a block saves beside its input."""
     return stream_bytes(run) + _scales(run) + _attention_saved(run)
 
 
 def _attention_saved(run: RunConfig) -> int:
-    """q, k, v, output, log-sum-exp. In `ulysses` the output stays twice: by heads for attention, by
-    tokens for the output projection."""
+    """Bytes of q, k, v, output and log-sum-exp.
+
+    `ulysses` keeps the output twice: by heads for attention, by tokens for the output projection.
+    """
     output = _heads_bytes(run, run.architecture.num_attention_heads)
     logsumexp = run.local_tokens * run.architecture.num_attention_heads * _wide(run)
     twice = run.method == "ulysses" and run.sequence_size > 1
@@ -187,13 +194,13 @@ def _attention_saved(run: RunConfig) -> int:
 
 
 def _qkv_bytes(run: RunConfig) -> int:
-    """q, k and v of one rank's heads over the whole sequence, kv heads' copies counted."""
+    """Bytes of one rank's q, k and v over the whole sequence, with copies of kv heads."""
     a, n = run.architecture, run.sequence_size
     return _heads_bytes(run, a.num_attention_heads + 2 * max(a.num_key_value_heads, n))
 
 
 def _heads_bytes(run: RunConfig, heads: int) -> int:
-    """So many heads over a shard of the tokens: the same bytes as 1/n of them over all."""
+    """Bytes of this many heads over a shard of the tokens, or of 1/n of them over all tokens."""
     return run.local_tokens * heads * run.architecture.head_dim * run.compute_dtype.itemsize
 
 
@@ -203,7 +210,7 @@ def _stream_tokens(run: RunConfig) -> int:
 
 
 def _scales(run: RunConfig) -> int:
-    """One number a row of the stream, kept by a norm."""
+    """Bytes of one number per row of the stream, which a norm saves."""
     return _stream_tokens(run) * _wide(run)
 
 

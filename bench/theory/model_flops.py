@@ -1,4 +1,4 @@
-"""Model FLOPs of a step: what the mathematics needs, however often a method computes it."""
+"""Model FLOPs of a step: those of the mathematics, whatever a method recomputes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ CONVENTION = "causal"
 def step_flops(run: RunConfig) -> int:
     """FLOPs of one optimizer step over all ranks, forward and backward, causal attention.
 
-    6 per matmul parameter and token, and 6·L²·(H·K) a layer and sample for attention: forward is
-    2 matmuls of 2·L²·H·K, halved by the causal mask, and backward twice forward (Korthikanti et
-    al., arXiv 2205.05198 appendix A, with the mask counted). The embedding lookup counts nothing.
+    They are 6 per matmul parameter and token, and 6·L²·(H·K) per layer and sample for attention:
+    forward is 2 matmuls of 2·L²·H·K, halved by the causal mask, and backward is twice forward
+    (Korthikanti et al., arXiv 2205.05198 appendix A, with the mask counted). The embedding lookup
+    counts nothing.
     """
     a = run.architecture
     attention = 6 * run.seq_len**2 * a.query_width * a.num_hidden_layers * run.samples_per_step
@@ -25,9 +26,9 @@ def step_flops(run: RunConfig) -> int:
 
 
 def speed_columns(run: RunConfig, step_ms: float, peak_flops_per_s: float) -> dict[str, Any]:
-    """The row's columns of a step that takes so long, on ranks with such a peak.
+    """Return the row's columns of speed, from a step's time and a rank's peak rate.
 
-    Of packed documents no FLOPs are told: attention's depend on every sample's documents.
+    FLOPs are left out for packed documents: those of attention depend on each sample's documents.
     """
     tokens_per_s = run.tokens_per_step / (step_ms / 1e3)
     speed = {"tokens_per_s": tokens_per_s, "tokens_per_s_per_gpu": tokens_per_s / run.world_size}
@@ -42,7 +43,7 @@ def speed_columns(run: RunConfig, step_ms: float, peak_flops_per_s: float) -> di
 
 
 def matmul_parameters(architecture: Architecture) -> int:
-    """Elements of all weight matrices that multiply activations, the head included."""
+    """Count the elements of all weight matrices that multiply activations, with the head."""
     shapes = huggingface_shapes(architecture)
     count = sum(shape[0] * shape[1] for shape in shapes.values() if len(shape) == 2)
     if not architecture.tie_word_embeddings:

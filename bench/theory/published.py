@@ -1,4 +1,4 @@
-"""Cost tables as others published them, and what a count of the real collectives says instead."""
+"""Published cost tables, and the table that a count of the real collectives gives instead."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Closed forms: what every method sends in a step, to the byte.
+"""Closed forms of traffic: the bytes that every method sends in a step, exactly.
 
-Symbols: L sequence length, B micro batch, R places of the ring, T = B·L/R tokens of a micro step
-that one sequence axis has, d hidden size, i intermediate size, H query heads, G kv heads, K
+Symbols: L sequence length, B micro batch, R ranks of the ring, T = B·L/R tokens of a micro step
+on one sequence axis, d hidden size, i intermediate size, H query heads, G kv heads, K
 head_dim, n ranks of the sequence axis, DP replicas, w bytes of the compute dtype, r bytes of the
 reduction dtype.
 """
@@ -29,7 +29,7 @@ class Term:
     """`count` collectives of one size on one group, in one optimizer step.
 
     Attributes:
-        size_bytes: The whole (gathered) tensor's bytes; of all_to_all and p2p, this rank's.
+        size_bytes: Bytes of the whole (gathered) tensor; for all_to_all and p2p, of this rank's.
         ranks: Size of the group.
     """
 
@@ -46,12 +46,12 @@ class Term:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one rank sends in one optimizer step."""
+    """Traffic of one rank in one optimizer step."""
 
     terms: tuple[Term, ...]
 
     def bytes(self, *, collective: str = "", purpose: str = "") -> int:
-        """Bytes of the matching terms, rounded once."""
+        """Return the bytes of the matching terms, rounded once."""
         return round(
             sum(
                 term.bytes
@@ -76,7 +76,7 @@ class Traffic:
 
 
 def step_traffic(run: RunConfig) -> Traffic:
-    """Every collective of one optimizer step of a run, on each rank (all send the same)."""
+    """Return every collective of one optimizer step, of any rank: all send the same."""
     micro, layers = run.gradient_accumulation_steps, run.architecture.num_hidden_layers
     terms = [*_edge(run)]
     for repeat, part in (
@@ -88,7 +88,7 @@ def step_traffic(run: RunConfig) -> Traffic:
 
 
 def line(run: RunConfig) -> tuple[Fraction, Fraction]:
-    """Bytes of a step as slope·L + fixed."""
+    """Return (slope, fixed) of a step's bytes slope·L + fixed."""
     unit = run.seq_len_unit
     lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
     low, high = (sum((t.bytes for t in step_traffic(of).terms), Fraction()) for of in lengths)
@@ -96,16 +96,16 @@ def line(run: RunConfig) -> tuple[Fraction, Fraction]:
 
 
 def crossing(one: tuple[Fraction, Fraction], other: tuple[Fraction, Fraction]) -> float:
-    """The length at which two lines meet; infinite if they never do."""
+    """Return the length at which two lines meet; infinite if they never do."""
     return inf if one[0] == other[0] else float((other[1] - one[1]) / (one[0] - other[0]))
 
 
 def block_activations(run: RunConfig) -> Iterator[Term]:
-    """One block's forward and backward of one micro step.
+    """Yield the collectives of activations of one block in one micro step, forward and backward.
 
     With activation checkpointing the block's forward runs again in backward, up to the last
-    tensor that backward needs: not its closing all-reduce or reduce-scatter (the last chunk's, if
-    it is taken in chunks), nor a tiled MLP.
+    tensor that backward needs. So its last all-reduce or reduce-scatter is not repeated (with
+    chunks, only the last chunk's), nor is a tiled MLP.
     """
     again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
     if run.method == "ulysses":
@@ -140,7 +140,7 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
 
 
 def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
-    """(bytes of the stream, how many such) that the MLP works on at once, all tiles."""
+    """Return (bytes, count) of the parts of the stream that the MLP computes at a time."""
     tokens = run.ring_seq_len // (1 if run.method == "tp" else run.sequence_size)
     if not run.tiled_mlp_compute:
         return [(stream, 1)]
@@ -151,7 +151,7 @@ def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
 
 
 def _ulysses_exchanges(run: RunConfig) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """(bytes of a rank's tensor, calls) of one forward: each of q, k and v in, the output out.
+    """Return (bytes of a rank's tensor, calls) of one forward: of q, k and v, and of the output.
 
     Jacobs et al. (arXiv 2309.14509 §3.2), with grouped-query attention; kv heads fewer than ranks
     are sent once to every rank that needs them.
@@ -169,18 +169,18 @@ def _ulysses_exchanges(run: RunConfig) -> tuple[list[tuple[int, int]], tuple[int
 
 
 def _kv_chunks(run: RunConfig) -> int:
-    """Chunks of a rank's kv heads; each serves as many chunks of its query heads."""
+    """Return the chunks of a rank's kv heads; each serves equally many chunks of query heads."""
     kv_heads = max(1, run.architecture.num_key_value_heads // run.sequence_size)
     return min(run.ulysses_head_chunks, kv_heads)
 
 
 def _ring(run: RunConfig) -> Iterator[Term]:
-    """One block's keys and values going round the ring, forward (twice with checkpointing) and
-    backward, and their gradients in at least fp32.
+    """Yield one block's ring traffic.
 
-    Liu et al. (arXiv 2310.01889 §3), with grouped-query attention. yunchang sends k and v apart,
-    and gradients all the way round: R hops instead of R - 1. Every chunk of query heads has its
-    kv heads go round.
+    Keys and values are sent around the ring in forward (twice with checkpointing) and in backward,
+    their gradients in at least fp32 (Liu et al., arXiv 2310.01889 §3, with grouped-query
+    attention). yunchang sends k and v separately, and gradients around the whole ring: R hops
+    instead of R - 1. The kv heads are sent around once for every chunk of query heads.
     """
     a, ring = run.architecture, run.ring_parallel_size
     heads = max(1, a.num_key_value_heads // run.sequence_size)
@@ -199,7 +199,7 @@ def _ring(run: RunConfig) -> Iterator[Term]:
 
 
 def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
-    """One block's all-reduce of k and v rows that n/G ranks hold copies of, where n > G."""
+    """Yield one block's all-reduce of k and v rows, which n/G ranks hold copies of if n > G."""
     a = run.architecture
     copies = max(1, run.sequence_size // a.num_key_value_heads)
     if "self_attn.k_proj" not in method_of(run.method).split:
@@ -211,10 +211,12 @@ def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
 
 
 def _zero(run: RunConfig) -> Iterator[Term]:
-    """ZeRO-3 in one micro step (Rajbhandari et al., arXiv 1910.02054 §7): a block's weights are
-    gathered forward and, unless they are kept (the overlapping engine: the last block's), again
-    backward, the embedding's and the head's once; gradients scattered once. Norms alone are one
-    unit for all blocks.
+    """Yield ZeRO-3's collectives of one micro step (Rajbhandari et al., arXiv 1910.02054 §7).
+
+    A block's weights are gathered in forward, and again in backward unless they are kept (the
+    overlapping engine keeps the last block's). The weights of the embedding and of the head are
+    gathered once. Gradients are reduce-scattered once. Norms that are the only uncut weights form
+    one unit for all blocks.
     """
     a = run.architecture
     layers = a.num_hidden_layers
@@ -245,7 +247,7 @@ def _zero(run: RunConfig) -> Iterator[Term]:
 
 
 def _reductions(run: RunConfig, elements: int, ranks: int) -> list[tuple[int, int]]:
-    """(elements, how many) of the reductions of a unit's gradients."""
+    """Return (elements, count) of the reductions of a unit's gradients."""
     if not run.reduce_bucket_size or ranks == 1:
         return [(elements, 1)]
     widths = bucket_widths(elements // ranks, run.reduce_bucket_size, ranks)
@@ -253,7 +255,7 @@ def _reductions(run: RunConfig, elements: int, ranks: int) -> list[tuple[int, in
 
 
 def _stream_edge(run: RunConfig) -> Iterator[Term]:
-    """One micro step outside the blocks: position ids, and the replicated stream of `tp`."""
+    """Yield a micro step's collectives outside blocks: position ids, and the stream of `tp`."""
     n, positions = run.sequence_size, run.ring_seq_len * 8
     if run.method != "ulysses":
         yield Term("all_gather", "edge", 1, positions, n)
@@ -264,7 +266,7 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
 
 
 def _edge(run: RunConfig) -> Iterator[Term]:
-    """Once a step: the token count, the loss and the gradient norm, 8 bytes each."""
+    """Yield a step's sums of the token count, the loss and the gradient norm, 8 bytes each."""
     yield Term("all_reduce", "edge", 3, 8, run.world_size)
 
 
@@ -273,7 +275,7 @@ def _tokens(run: RunConfig) -> int:
 
 
 def _zero_ranks(run: RunConfig, is_cut: bool) -> int:
-    """Ranks over which ZeRO shards what the method cuts, or does not cut."""
+    """Return the number of ranks over which ZeRO shards cut or uncut parameters."""
     return run.world_size // run.sequence_size if is_cut else run.world_size
 
 
@@ -282,7 +284,7 @@ def _is_cut(run: RunConfig, parameter: str) -> bool:
 
 
 def _block_names(run: RunConfig) -> list[str]:
-    """The parameters of one block, by their names in the first."""
+    """Return the names of one block's parameters, as in the first block."""
     a = run.architecture
     names = ["input_layernorm.weight", "post_attention_layernorm.weight"]
     names += ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]
@@ -294,7 +296,7 @@ def _block_names(run: RunConfig) -> list[str]:
 
 
 def shard_elements(run: RunConfig) -> list[int]:
-    """Elements of each parameter that a rank keeps of it, ZeRO's padding counted."""
+    """Return the elements of each parameter's shard on one rank, with ZeRO's padding."""
     a = run.architecture
     names = _block_names(run) * a.num_hidden_layers
     names += ["model.norm.weight", "model.embed_tokens.weight"]
@@ -307,7 +309,7 @@ def shard_elements(run: RunConfig) -> list[int]:
 
 
 def _padded(run: RunConfig, parameter: str, ranks: int) -> int:
-    """Elements of a rank's parameter before ZeRO, its rows padded to a multiple of the ranks."""
+    """Return the elements of a rank's parameter before ZeRO, rows padded for its ranks."""
     method = method_of(run.method)
     of = pieces(parameter, run.architecture, method.split, run.sequence_size, 0)
     rows = sum(piece.height for piece in of)
