@@ -7,6 +7,7 @@ Modules are read, not run: also imports inside functions count.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -166,6 +167,14 @@ def test_no_test_imports_another_tests_file() -> None:
     line = ast.parse("from tests.methods.test_parity import test_parity")
     found = imports_of_test_files(MODULES | {"tests.bench.test_rows": line})
     assert found == ["tests.bench.test_rows imports tests.methods.test_parity"]
+
+
+def test_the_order_is_drawn_in_the_architecture() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    (drawn,) = re.findall(r"^odysseus/ +bench/\n\n((?:.+\n)+)```", page, re.MULTILINE)
+    for top, columns in (("odysseus", slice(0, 32)), ("bench", slice(32, None))):
+        levels = [set(line[columns].split()) for line in reversed(drawn.splitlines())]
+        assert [level for level in levels if level] == list(LEVELS[top])
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("odysseus.model.")])
