@@ -65,9 +65,10 @@ def test_parity_across_a_ring(backend: str) -> None:
 def dtypes_of_sums(run: RunConfig) -> list[torch.dtype]:
     """The dtypes in which a step of this rank sums the gradients of k and v."""
     trainer, samples = worker.start(run, torch.device("cpu"))
-    with patch.object(ulysses_chunks, "_add", wraps=ulysses_chunks._add) as add:
+    accumulate = ulysses_chunks._accumulate
+    with patch.object(ulysses_chunks, "_accumulate", wraps=accumulate) as sums:
         trainer.forward_backward(samples.step(0))
-    return [call.args[2] for call in add.call_args_list]
+    return [call.args[2] for call in sums.call_args_list]
 
 
 def test_gradients_of_a_shared_key_add_up_in_fp32() -> None:
