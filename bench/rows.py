@@ -33,7 +33,7 @@ from odysseus.parallel.mesh import pick_device
 
 @dataclass(frozen=True)
 class Column:
-    """How a run fills a column, and how the column's text sets options of a run.
+    """A column of a row: its value for a run, and the options of a run that its text determines.
 
     Attributes:
         value: A run's value in this column; None leaves it empty.

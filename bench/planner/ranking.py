@@ -1,6 +1,6 @@
-"""Which method, parallel sizes and memory tricks are fastest of those that fit, by dry runs.
+"""Rank methods, parallel sizes and memory tricks that fit by predicted speed, with dry runs.
 
-Time and memory grow with every block alike, so two shallow dry runs say what the whole model takes
+Every block adds the same time and memory, so two shallow dry runs predict the whole model
 (`bench/simulator/shallow.py`).
 """
 
@@ -20,9 +20,11 @@ PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "
 
 
 def ladder(run: RunConfig) -> list[RunConfig]:
-    """The run with ever more memory tricks, in the order that they are added in until it fits. Each
-    costs time, the later the more: an MLP's forward again, a block's forward again, copies that
-    hide, an optimizer on the host."""
+    """The run with more and more memory tricks, in the order in which they are tried until it fits.
+
+    Each costs time, later ones more: a second forward of the MLP, a second forward of the block,
+    copies that run beside computation, an optimizer on the host.
+    """
     tiled: dict[str, Any] = {"tiled_mlp_compute": True}
     recomputed: dict[str, Any] = {"activation_checkpointing": True}
     offloaded = tiled | {"activation_checkpoint_cpu_offload": True}
@@ -33,10 +35,11 @@ def ladder(run: RunConfig) -> list[RunConfig]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A run that fits, and what it is predicted to take.
+    """A run that fits, with its predicted memory and time.
 
     Attributes:
-        parts_ms: By the row's column: the step, and what it consists of.
+        need: Memory on the GPU and on the host.
+        parts_ms: Milliseconds by column of a row, see PARTS: the step and its parts.
     """
 
     run: RunConfig
@@ -49,7 +52,7 @@ class Choice:
 
     @property
     def tricks(self) -> str:
-        """The memory tricks that are on."""
+        """The names of the memory tricks that are on."""
         run = self.run
         on = {
             "checkpoint offload": run.activation_checkpoint_cpu_offload,
@@ -62,10 +65,10 @@ class Choice:
 
 
 def ranked(runs: Iterable[RunConfig], tell: Callable[[str], None]) -> list[Choice]:
-    """Those runs that fit, fastest first, each with the fewest tricks besides those that are on.
+    """The runs that fit, fastest first, each with the fewest further tricks that make it fit.
 
     Args:
-        tell: Called with a line for everything that was tried.
+        tell: Called with one line for each run that was tried.
     """
     found = []
     for run in runs:
@@ -79,8 +82,8 @@ def ranked(runs: Iterable[RunConfig], tell: Callable[[str], None]) -> list[Choic
 
 
 def layouts(base: RunConfig) -> Iterator[RunConfig]:
-    """A run by every method at every size of its axes, unless it sets one itself; where the
-    sequence axis is 1, methods are one."""
+    """Yield the run with every method at every size of the axes, or at the sizes that it sets. With
+    a sequence axis of 1 all methods are the same, and only one is tried."""
     sizes = [(base.sequence_size, base.ring_parallel_size)]
     if base.sequence_parallel_size == 0 and base.ring_parallel_size == 1:
         divisors = [n for n in range(1, base.world_size + 1) if base.world_size % n == 0]
@@ -101,7 +104,7 @@ def fitting(run: RunConfig) -> Choice | None:
     first, *between, last = ladder(run)
     if choice := _if_it_fits(first):
         return choice
-    # All tricks leave the least on the GPU; if the host is what they lack, fewer may do.
+    # All tricks together need the least GPU memory; if the host is full, fewer tricks may fit.
     most = predicted(last)
     if most.need.limit == "GPU":
         return None
@@ -111,33 +114,38 @@ def fitting(run: RunConfig) -> Choice | None:
 
 def _if_it_fits(run: RunConfig) -> Choice | None:
     few = _counted(run, _depths(run)[0])
-    if fit.need(run, max(few.peaks.values())).limit:  # and more blocks take more
+    if fit.need(run, max(few.peaks.values())).limit:  # more blocks need more
         return None
     choice = _at_depth(run, few)
     return None if choice.need.limit else choice
 
 
 def predicted(run: RunConfig) -> Choice:
-    """What a run of any depth takes."""
+    """Memory and time of a run of any depth, predicted from two shallow runs."""
     return _at_depth(run, _counted(run, _depths(run)[0]))
 
 
 @dataclass(frozen=True)
 class _Shallow:
-    """A shallow run: memory of the heaviest rank by unit, and times of the slowest."""
+    """Result of a shallow run.
+
+    Attributes:
+        peaks: Peak bytes of the heaviest rank, by unit of the model.
+        parts_ms: Milliseconds of the slowest rank, by column of a row.
+    """
 
     peaks: dict[str, int]
     parts_ms: dict[str, float]
 
 
 def _depths(run: RunConfig) -> tuple[int, int]:
-    """Blocks of the two shallow runs."""
+    """The numbers of blocks of the two shallow runs."""
     few, more = (min(run.architecture.num_hidden_layers, n) for n in shallow.SHALLOW)
     return few, more
 
 
 def _at_depth(run: RunConfig, few: _Shallow) -> Choice:
-    """The whole run, of what the shallower of its two runs takes."""
+    """The run with all blocks, predicted from the shallower run and a second, deeper one."""
     layers, more = run.architecture.num_hidden_layers, _counted(run, _depths(run)[1])
     further = max(0, layers - shallow.SHALLOW[1])
     return Choice(

@@ -1,4 +1,4 @@
-"""Predicted step times held against measured ones, cell by cell, and the order of methods."""
+"""Compare predicted step times with measured ones, cell by cell, and the order of the methods."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from bench.report import labels
 
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
 HOW = "measured", "predicted"
-"""Columns of times are these and `_ms`."""
+"""The columns of times are named after these, with the suffix `_ms`."""
 CLEARLY = 0.10
-"""A difference of measured times from which on a prediction must have the same order."""
+"""Relative difference of measured times above which a prediction must have the same order."""
 
 
 def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd.DataFrame:
-    """One row a cell that has both: its times in ms and the error, predicted / measured - 1.
+    """One row per cell: measured and predicted milliseconds, and predicted / measured - 1.
 
     Args:
-        measured: Rows of cells, numbers as numbers; `predicted` those of their dry runs.
-        cluster: What both ran on, for the column of that name.
+        measured: Measured rows, numbers as numbers.
+        predicted: Rows of the dry runs of the same cells.
+        cluster: Name of the cluster, for the column of that name.
 
     Raises:
-        ValueError: a cell is in one of the two only.
+        ValueError: a cell is in only one of the two tables.
     """
     same = [column for column in rows.IDENTITY if column in measured and column in predicted]
     both = measured.merge(predicted, on=same, how="outer", suffixes=("_measured", "_predicted"))
@@ -44,8 +45,8 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
 
 
 def of_rows(data: pd.DataFrame) -> pd.DataFrame:
-    """As :func:`matched`, of those cells among rows that are both measured and predicted; the
-    cluster says by which profile and on what."""
+    """The times of the cells that are both measured and predicted, in the columns of
+    :func:`matched`; the cluster is the profile and the hardware that was measured."""
     timed = data[(data["status"] == "ok") & data["step_ms_p50"].notna()]
     same = [*rows.IDENTITY, "device", "layout"]
     both = timed[timed["mode"] == "measured"].merge(
@@ -59,25 +60,30 @@ def of_rows(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def medians(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Each cell over its rounds: the medians of its times and of each round's error, which need not
-    be the error of the medians, as the pace of a machine changes; the least and greatest error.
+    """One row per cell: over its rounds the medians of times and error, and the least and greatest
+    error.
+
+    The median of the errors need not be the error of the medians, because the speed of the machine
+    changes between rounds.
 
     Args:
-        rounds: Rows as :func:`matched` has them, and the round in a column of that name.
+        rounds: Rows of :func:`matched` with a column `round`.
     """
     cells = rounds.groupby(["cluster", *_CELL, "layout"], sort=False)
     found = cells[["measured_ms", "predicted_ms", "error"]].median().reset_index()
-    for name, of in (("error_min", "min"), ("error_max", "max"), ("rounds", "count")):
-        found[name] = cells["error"].agg(of).to_numpy()
+    for name, statistic in (("error_min", "min"), ("error_max", "max"), ("rounds", "count")):
+        found[name] = cells["error"].agg(statistic).to_numpy()
     return found
 
 
 def misordered(rounds: pd.DataFrame) -> list[str]:
-    """Pairs of layouts on one cluster at one length that clearly differ, and are predicted the
-    other way round: by the median, over rounds that have both, of what one takes over the other.
+    """Pairs of layouts, on one cluster at one length, whose measured times clearly differ and whose
+    predicted times have the opposite order.
+
+    The difference is the median ratio of the two times over the rounds that have both.
 
     Args:
-        rounds: As of :func:`medians`.
+        rounds: Rows of :func:`matched` with a column `round`.
     """
     wrong = []
     for (cluster, length), cells in rounds.groupby(["cluster", "seq_len"], sort=False):
@@ -85,18 +91,19 @@ def misordered(rounds: pd.DataFrame) -> list[str]:
             cells.pivot(index="round", columns="layout", values=f"{how}_ms") for how in HOW
         )
         for one, other in combinations(measured, 2):
-            in_fact, foretold = (
+            measured_ratio, predicted_ratio = (
                 np.log((ms[other] / ms[one]).median()) for ms in (measured, predicted)
             )
-            if abs(in_fact) > np.log1p(CLEARLY) and in_fact * foretold <= 0:
-                fast, slow = (one, other) if in_fact > 0 else (other, one)
+            clear = abs(measured_ratio) > np.log1p(CLEARLY)
+            if clear and measured_ratio * predicted_ratio <= 0:
+                fast, slow = (one, other) if measured_ratio > 0 else (other, one)
                 wrong.append(f"{cluster}, {length} tokens: {fast} before {slow}")
     return wrong
 
 
 def off_over_on(cells: pd.DataFrame) -> pd.Series:
-    """Step times without ZeRO-3's prefetch over those with it, by method and length."""
-    off = cells["zero_prefetch"].notna()  # a row says False, or nothing
+    """Step time without ZeRO-3's prefetch divided by that with it, by method and length."""
+    off = cells["zero_prefetch"].notna()  # a row has False if it is off, else nothing
     times = cells.assign(off=off).pivot(
         index=["method", "seq_len"], columns="off", values="step_ms_p50"
     )
@@ -104,12 +111,12 @@ def off_over_on(cells: pd.DataFrame) -> pd.Series:
 
 
 def crossings(found: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd.DataFrame:
-    """Lengths at which two methods change places: as measured, as predicted, and where theory has
-    them send the same bytes.
+    """Lengths in tokens at which the faster of two methods changes: measured, predicted, and where
+    both send the same bytes in theory.
 
     Args:
         found: Cells of one cluster.
-        by_theory: The length of two methods at which their bytes are the same.
+        by_theory: Returns the length at which two methods send the same bytes.
     """
     changes = []
     plain = found[found["ring_parallel_size"] == 1]
@@ -125,7 +132,7 @@ def crossings(found: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd
 
 
 def _crossing(cells: pd.DataFrame, one: str, other: str, column: str) -> float | None:
-    """Where the times of two methods cross, by power laws between lengths."""
+    """The length at which the times of two methods cross, interpolated log-log; None if nowhere."""
     times = cells.pivot_table(index="seq_len", columns="method", values=column)
     ahead = np.log(times[one] / times[other])
     lengths = np.log(times.index.to_numpy(dtype=float))

@@ -1,4 +1,4 @@
-"""The report: which figures there are, and what each shows of the rows that were given."""
+"""The figures of a report, and the rows that each of them shows."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from bench.report.charts import (
 )
 from bench.report.charts import method_map as map_chart
 from bench.report.charts import verify as verify_chart
-from bench.report.inputs import Given
+from bench.report.inputs import ReportInputs
 
 _MOST = 6
-"""Charts of one figure."""
+"""Most charts of one figure."""
 _TIMES = ["seq_len", "measured_ms", "predicted_ms"]
 Drawer = Callable[[pd.DataFrame], Chart | str]
 
 
 @dataclass
 class Card:
-    """One figure: a chart for each set of rows that are alike, or why there is none."""
+    """One figure: a chart for each set of similar rows, and notes on what is left out."""
 
     name: str
     title: str
@@ -60,16 +60,16 @@ _OF_STUDIES: dict[str, tuple[str, Drawer]] = {
 
 
 def cards(
-    given: Given, data: pd.DataFrame, profiles: Mapping[str, Hardware] = PROFILES
+    given: ReportInputs, data: pd.DataFrame, profiles: Mapping[str, Hardware] = PROFILES
 ) -> list[Card]:
-    """Every figure.
+    """All figures of a report.
 
     Args:
-        data: The drawable cells of what is given.
-        profiles: The hardware that is known, by its name in the files.
+        data: The cells that can be drawn, see :func:`inputs.drawable`.
+        profiles: The known hardware, by its name in the files.
     """
     settings = [(of, _fewer(rows)) for of, rows in inputs.settings(data)]
-    settings = [one for one in settings if len(one[1]) > 1] or settings  # one cell makes no line
+    settings = [one for one in settings if len(one[1]) > 1] or settings  # one cell is no line
     found = [_card(name, *how, settings) for name, how in _OF_SETTINGS.items()]
     found += [_card(name, *how, inputs.studies(data)) for name, how in _OF_STUDIES.items()]
     compared = given.compared.items()
@@ -79,7 +79,7 @@ def cards(
 
 
 def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.DataFrame]]) -> Card:
-    """A chart for each set of rows that has one, up to the most that a page should have."""
+    """The figure with a chart for each set of rows that can be drawn, six at most."""
     card, reasons, more = Card(name, title), [], 0
     for of, rows in sets:
         if len(card.charts) == _MOST:
@@ -97,8 +97,8 @@ def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.Data
     return card
 
 
-def _predictions(given: Given, data: pd.DataFrame) -> Card:
-    """Of files of errors, and of cells that are both measured and predicted."""
+def _predictions(given: ReportInputs, data: pd.DataFrame) -> Card:
+    """The figure of files of errors, and of cells that are both measured and predicted."""
     found = dict(given.errors)
     if len(both := accuracy.of_rows(data)):
         found["these rows"] = both
@@ -113,14 +113,14 @@ def _predictions(given: Given, data: pd.DataFrame) -> Card:
     return card
 
 
-def _verified(given: Given) -> Card:
+def _verified(given: ReportInputs) -> Card:
     sets = given.steps.items()
     return _card(
         "verify", "Training, split and not", lambda rows: verify_chart.overlay(rows, ""), sets
     )
 
 
-def _maps(given: Given, profiles: Mapping[str, Hardware]) -> Card:
+def _maps(given: ReportInputs, profiles: Mapping[str, Hardware]) -> Card:
     card = Card("map", "Fastest method")
     for name, data in given.maps.items():
         sound = data.dropna(subset=["seq_len", "world_size"])
@@ -139,7 +139,7 @@ def _maps(given: Given, profiles: Mapping[str, Hardware]) -> Card:
     return card
 
 
-def _timeline(given: Given) -> Card:
+def _timeline(given: ReportInputs) -> Card:
     return _card(
         "timeline",
         "A block in time",
@@ -149,14 +149,14 @@ def _timeline(given: Given) -> Card:
 
 
 def _fewer(data: pd.DataFrame) -> pd.DataFrame:
-    """At most so many ranks, lengths and layouts as a figure has room for."""
+    """The rows of as many numbers of ranks, lengths and layouts as a figure has room for."""
     for name, most in (("world_size", 4), ("seq_len", 6)):
         data = data[data[name].isin(labels.few(data[name], most))]
     return data[data["layout"].isin(labels.layouts_of(data)[:12])]
 
 
 def write_figures(found: list[Card], folder: Path) -> Iterator[str]:
-    """Write every chart as files, on all cores; a line for each written or left out, and why."""
+    """Write every chart as files, on all cores. Yield a line for each chart and each note."""
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
         written = {

@@ -1,7 +1,7 @@
-"""A chart as data: panels of lines and bars on axes with units, for files and for the page alike.
+"""A chart as data: panels of lines and bars on axes with units.
 
-Styles are matplotlib's keywords; bench/report/draw_matplotlib.py draws a chart with matplotlib, and
-bench/report/draw_plotly.py with plotly.
+Styles are matplotlib's keywords. bench/report/draw_matplotlib.py draws a chart for files, and
+bench/report/draw_plotly.py for the page.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ Style = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One direction of a panel.
+    """The x or y axis of a panel.
 
     Attributes:
-        label: What is along it, with its unit.
-        ticks: Text by place; empty leaves places and numbers to who draws.
+        label: Quantity and unit.
+        ticks: Text by position; if empty, the drawing library chooses ticks.
         log: Base of a logarithmic axis; 0 for a linear one.
-        limits: Where it begins and ends; None leaves that to who draws.
-        upright: Whether the ticks' text stands on end.
+        limits: First and last value; if None, the drawing library chooses them.
+        upright: Whether the text of the ticks is turned by 90 degrees.
     """
 
     label: str = ""
@@ -34,12 +34,13 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Points, joined unless their style has the line style "".
+    """Points, connected unless the line style is "".
 
     Attributes:
-        label: In the legend; marks with one label share an entry.
-        x: Places; a NaN in `y` interrupts the line.
-        text: How to write each y above its point, as a format; empty for not at all.
+        label: Entry in the legend; marks with the same label share it.
+        x: Positions of the points.
+        y: Values of the points; NaN interrupts the line.
+        text: Format of the value written above each point; empty for no text.
     """
 
     label: str
@@ -51,11 +52,14 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Rectangles that begin at `base` and are `size` long, standing or lying.
+    """Vertical or horizontal bars from `base` to `base + size`.
 
     Attributes:
-        text: In each, if it is to have any.
-        about: Of each, for who points at it.
+        label: Entry in the legend.
+        at: Positions of the bars along the other axis.
+        lying: Whether the bars are horizontal.
+        text: Text inside each bar; empty for none.
+        about: Text that the page shows when the pointer is over a bar.
     """
 
     label: str
@@ -77,9 +81,9 @@ class Panel:
     """Marks on one pair of axes.
 
     Attributes:
-        headings: Text at the panel's upper edge, by place.
-        width: Relative to the other panels'.
-        height: Likewise.
+        headings: Text at the panel's upper edge, by x position.
+        width: Width relative to that of other panels.
+        height: Height relative to that of other panels.
     """
 
     title: str = ""
@@ -96,10 +100,10 @@ class Chart:
     """Panels with one legend.
 
     Attributes:
-        of: Which rows it shows, to tell it from others of the same figure.
-        source: What the numbers are of and how they came about.
-        columns: Panels side by side; 0 for all of them.
-        share_y: Whether the panels of a line have one y axis.
+        of: The rows that it shows, to distinguish it from other charts of the same figure.
+        source: Origin of the numbers: model, dtype, measured or dry run, hardware.
+        columns: Number of panels side by side; 0 for all of them.
+        share_y: Whether panels side by side share one y axis.
     """
 
     panels: Sequence[Panel]
@@ -110,7 +114,7 @@ class Chart:
 
     @property
     def legend(self) -> dict[str, Mark]:
-        """A mark for each label, in the order of their first use."""
+        """The first mark of each label, in the order of first use."""
         found: dict[str, Mark] = {}
         for panel in self.panels:
             for mark in panel.marks:
@@ -120,5 +124,5 @@ class Chart:
 
 
 def shortened(text: str, most: int) -> str:
-    """Text of at most so many letters."""
+    """The text, cut to at most `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

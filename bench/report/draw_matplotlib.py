@@ -1,4 +1,4 @@
-"""Charts as files: one style, by matplotlib."""
+"""Draw charts with matplotlib, all in one style, and save them as files."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ _PANEL_INCHES = 3.4, 2.7
 
 
 def styled() -> AbstractContextManager[None]:
-    """The one style, for whatever is drawn inside."""
+    """A context in which everything is drawn in the style of all figures."""
     return mpl.rc_context(_STYLE)
 
 
 def save(figure: Figure, path: Path, formats: tuple[str, ...] = FORMATS[:2]) -> None:
-    """Write a figure in each format, whose suffixes are added to the path."""
+    """Write a figure in each format, as `path` with the format's suffix."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with styled(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)  # a name in another script
-        ConstrainedLayoutEngine().execute(figure)  # once: with an engine, each format would
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)  # names in other scripts
+        ConstrainedLayoutEngine().execute(figure)  # once, not again for each format
         for name in formats:
             figure.savefig(f"{path}.{name}", metadata=dates.get(name))
 
 
 def draw(chart: Chart) -> Figure:
-    """A chart as a figure."""
+    """The chart as a figure of matplotlib."""
     columns = min(chart.columns or len(chart.panels), len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     widths = [max(panel.width for panel in chart.panels[at::columns]) for at in range(columns)]
@@ -102,13 +102,13 @@ def draw(chart: Chart) -> Figure:
 
 
 def plain(text: str, most: int = 300) -> str:
-    """Text that matplotlib takes as it is: no formulas, no control characters, not too long."""
+    """Text that matplotlib shows unchanged: no formulas or control characters, and not too long."""
     shown = "".join(letter if letter.isprintable() else " " for letter in str(text))
     return shortened(shown, most).replace("$", r"\$")
 
 
 def _wrapped(text: str, letters: int) -> str:
-    """Lines no longer than so many letters, broken after commas."""
+    """The text in lines of at most `letters` characters, broken after commas."""
     lines = [""]
     for part in text.split(", "):
         if lines[-1] and len(lines[-1]) + len(part) > letters:
@@ -119,7 +119,7 @@ def _wrapped(text: str, letters: int) -> str:
 
 
 def _legend_columns(labels: list[str], inches: float) -> int:
-    """How many entries of a legend stand side by side: all, or as many as the longest allows."""
+    """The number of legend entries side by side: all, or as many as the longest one allows."""
     widths = [0.55 + 0.065 * len(label) for label in labels]
     if sum(widths) < inches:
         return max(1, len(labels))
@@ -147,7 +147,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
                 va="center",
                 fontsize=6,
                 color=_readable_on(ground),
-                bbox={"facecolor": ground, "edgecolor": "none", "pad": 0.8},  # over hatches, lines
+                bbox={"facecolor": ground, "edgecolor": "none", "pad": 0.8},  # over hatches
             )
     for x, text in panel.headings.items():
         axes.annotate(
@@ -162,7 +162,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def _readable_on(color: str) -> str:
-    """Black or white, whichever has the higher contrast."""
+    """Black or white, whichever has the higher contrast with the colour."""
     # Relative luminance and contrast: WCAG 2.1, https://www.w3.org/TR/WCAG21.
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
@@ -170,7 +170,7 @@ def _readable_on(color: str) -> str:
 
 
 def log_ticks(drawn: MplAxis) -> None:
-    """Ticks of a logarithmic axis as numbers, the closer the less it spans; once all is drawn."""
+    """Set numeric ticks on a logarithmic axis, denser if it spans less. Call it after drawing."""
     low, high = sorted(drawn.get_view_interval())
     decades = log10(high / low)
     for most, multiples in ((1, (1, 1.5, 2, 3, 5, 7)), (3, (1, 2, 5)), (inf, (1,))):
@@ -197,7 +197,7 @@ def _draw_axis(axes: Axes, name: str, axis: Axis) -> None:
 
 
 def _handle(label: str, mark: Mark) -> Any:
-    """A mark's entry in the legend."""
+    """The legend entry of a mark."""
     if isinstance(mark, Bars):
         return Patch(label=plain(label, 60), **{"edgecolor": "white", **mark.style})
     return Line2D([], [], label=plain(label, 60), **mark.style)

@@ -1,4 +1,4 @@
-"""Charts on the page: what plotly is to draw, panel by panel, and the legend."""
+"""Convert charts for the page: plotly's JSON for each panel, and the legend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel, Style, shortened
 
-# matplotlib's words in plotly's.
+# plotly's names of matplotlib's markers.
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "*": "star"}
 _SYMBOLS |= {"x": "x-thin", ".": "circle", "|": "line-ns", "P": "cross"}
 _SYMBOLS |= {"v": "triangle-down", "<": "triangle-left", ">": "triangle-right"}
@@ -23,7 +23,7 @@ _HATCHES = {"": "", "//": "/", "..": ".", "xx": "x", "--": "-", "||": "|", "///"
 
 
 def drawn(chart: Chart) -> dict[str, Any]:
-    """A chart as JSON: its panels for plotly, its legend for the page."""
+    """The chart as JSON: panels for plotly, and a legend for the page's script."""
     return {
         "of": chart.of,
         "source": chart.source,
@@ -111,7 +111,7 @@ def _bars(mark: Bars) -> dict[str, Any]:
     }
     if mark.text:
         texts = [_lines(text) for text in mark.text]
-        place = "outside" if mark.style.get("hatch") else "inside"  # nobody reads through hatches
+        place = "outside" if mark.style.get("hatch") else "inside"  # text on hatches is unreadable
         found |= {"text": texts, "textposition": place, "insidetextanchor": "middle"}
         found |= {"textangle": 0, "cliponaxis": False}
     if mark.about:
@@ -143,7 +143,7 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
-    """Plain numbers to five digits or whole; null for what is none."""
+    """JSON numbers: integers, or floats of six digits; None for NaN and infinity."""
     return [_number(float(value)) for value in values]
 
 
@@ -154,7 +154,7 @@ def _number(value: float) -> float | None:
 
 
 def _safe(text: str) -> str:
-    """Text that plotly shows as it is; of its markup it undoes these three letters only."""
+    """Text that plotly shows unchanged: it decodes only these three entities of its markup."""
     return escape(text, quote=False)
 
 
@@ -172,7 +172,7 @@ def _fill(style: Style) -> str:
 
 
 def _grey(color: str) -> str:
-    """Black is the page's ink, white its paper, and a share of white a grey."""
+    """The page's name of a colour: ink for black, paper for white; a number is a level of grey."""
     known = {"black": "ink", "white": "paper"}
     try:
         level = round(255 * float(color))

@@ -1,6 +1,6 @@
-"""What a report is made of: files told apart by their columns, and cells fit to be drawn.
+"""The inputs of a report: files recognised by their columns, and the cells that can be drawn.
 
-Nothing that a file says is trusted: cells are text until they have been checked.
+No content of a file is trusted: cells are text until they have been checked.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _STUDY = ("model", "model_implementation", "dtype", "mode", "device", "hardware"
 _DRAWN = ("method", "world_size", *_AXES, "seq_len", "ring_order", "ring_backend")
 _SETTING = tuple(name for name in rows.IDENTITY if name not in (*_STUDY, *_DRAWN))
 _MOST = 40
-"""Studies, and settings of one: the largest."""
+"""Most studies, and most settings per study; the largest are kept."""
 MOST_ROWS = 1_000_000
-"""Of all files of cells; some 3 GB."""
+"""Most rows of all files of cells together; they take about 3 GB."""
 _CHUNK = 100_000
-"""Rows of a file whose numbers are text at a time."""
+"""Rows of a file that are read at a time."""
 _VALID = (
     "CSV files of run, sweep, verify, compare, plan --map and the study of predictions, "
     "or JSON traces"
@@ -52,16 +52,16 @@ _VALID = (
 
 
 @dataclass
-class Given:
-    """All that the files of a report hold.
+class ReportInputs:
+    """The contents of a report's files.
 
     Attributes:
-        cells: Rows of cells, those of earlier versions too; of a cell measured twice the last.
-            What was measured as numbers, all else as text.
+        cells: Rows of cells, also those written by earlier versions; if a cell was measured twice,
+            the last row. Results are numbers, all other columns text.
         maps: Maps of methods by file, numbers as numbers.
-        steps: Steps of verify by file, likewise.
-        compared: Ours beside peers', likewise.
-        errors: Predicted and measured cells, likewise.
+        steps: Steps of verify by file, numbers as numbers.
+        compared: Rows of compare by file, numbers as numbers.
+        errors: Predicted and measured times by file, numbers as numbers.
         traces: Chrome traces by file.
         notes: What was left out, and why.
     """
@@ -75,16 +75,16 @@ class Given:
     notes: list[str] = field(default_factory=list)
 
 
-def read(paths: list[Path]) -> Given:
-    """Every file, each as what its columns say that it is.
+def read(paths: list[Path]) -> ReportInputs:
+    """Read every file as the kind that its columns show.
 
     Raises:
-        ValueError: a file is missing or is none of those; names it.
+        ValueError: a file is missing or of no known kind; the message names it.
     """
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise ValueError(f"rows: no such file: {', '.join(missing)}; valid: {_VALID}")
-    given, cells = Given(pd.DataFrame()), []
+    given, cells = ReportInputs(pd.DataFrame()), []
     for path in paths:
         if path.suffix == ".json":
             given.traces[path.stem] = _trace(path)
@@ -110,7 +110,7 @@ def read(paths: list[Path]) -> Given:
 
 
 def _table(path: Path, notes: list[str]) -> pd.DataFrame:
-    """A CSV; lines that are too long are left out with a note."""
+    """The rows of a CSV file; lines with too many cells are left out with a note."""
     try:
         try:
             return _rows(path, notes, "error")
@@ -124,17 +124,18 @@ def _table(path: Path, notes: list[str]) -> pd.DataFrame:
 
 
 def _rows(path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
-    """A CSV's rows as :attr:`Given.cells` has them."""
+    """The rows of a CSV file, results as numbers, see :attr:`ReportInputs.cells`."""
     try:
         return _as(float, path, notes, on_bad_lines)
     except pd.errors.ParserError:
         raise
-    except ValueError:  # a measure that is no number
+    except ValueError:  # a result that is no number
         return _as(str, path, notes, on_bad_lines)
 
 
 def _as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
-    """That, measures read as one type. As numbers is twice as fast; all of them have to be."""
+    """The rows, with results first read as one type. Reading as float takes half the time of
+    reading as str, but fails if any result is no number."""
     dtypes = defaultdict(lambda: str, dict.fromkeys(_MEASURES, dtype))
     missing = dict.fromkeys(_MEASURES, ("", "nan", "NaN"))
     how: dict[str, Any] = {"dtype": dtypes, "na_values": missing, "keep_default_na": False}
@@ -144,7 +145,7 @@ def _as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.Data
     with pd.read_csv(path, **how) as chunks:
         for chunk in chunks:
             measures = [name for name in _MEASURES if name in chunk]
-            texts = chunk.drop(columns=measures).fillna("")  # of lines that are short
+            texts = chunk.drop(columns=measures).fillna("")  # for lines with too few cells
             pieces.append(pd.concat([texts, _numbers(chunk[measures], measures)], axis=1))
             total += len(chunk)
             while sum(map(len, pieces[1:])) >= MOST_ROWS:
@@ -153,7 +154,7 @@ def _as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.Data
 
 
 def _last(table: pd.DataFrame, total: int, of: str, notes: list[str]) -> pd.DataFrame:
-    """At most so many rows, and a note where there were more."""
+    """The last MOST_ROWS rows, and a note if there were more."""
     if total > MOST_ROWS:
         notes.append(f"{of}: {total} rows, of which only the last {MOST_ROWS} are shown")
     return table.tail(MOST_ROWS)
@@ -170,7 +171,7 @@ def _trace(path: Path) -> dict[str, Any]:
 
 
 def _last_of_each(tables: list[pd.DataFrame], notes: list[str]) -> pd.DataFrame:
-    """All rows under the present columns; of those of one cell that ended alike the last."""
+    """All rows with the current columns; of the rows of one cell with the same outcome the last."""
     names = [*rows.COLUMNS, "file"]
     texts = [name for name in names if name not in _MEASURES]
     if not tables:
@@ -189,12 +190,12 @@ def _last_of_each(tables: list[pd.DataFrame], notes: list[str]) -> pd.DataFrame:
 
 
 def _differs(values: pd.Series) -> bool:
-    """Whether not all are the same."""
+    """Whether the values are not all equal."""
     return bool(len(values) and (values != values.iloc[0]).any())
 
 
 def _numbers(table: pd.DataFrame, columns: Any) -> pd.DataFrame:
-    """The columns as numbers; what is none, or is past all measure, is missing."""
+    """The table with these columns as numbers; texts, infinities and sizes over 1e30 are NaN."""
     found = {}
     for name in columns:
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
@@ -202,13 +203,14 @@ def _numbers(table: pd.DataFrame, columns: Any) -> pd.DataFrame:
     return pd.concat([table.drop(columns=[*found]), pd.DataFrame(found)], axis=1)
 
 
-def drawable(given: Given, profiles: Mapping[str, Hardware] = PROFILES) -> pd.DataFrame:
-    """Cells that charts may show: ok, or counted in a dry run though they do not fit; numbers as
-    numbers, with `layout`, `step_tokens` and `usable_bytes`; rows of unknown methods and sizes left
-    out.
+def drawable(given: ReportInputs, profiles: Mapping[str, Hardware] = PROFILES) -> pd.DataFrame:
+    """The cells that charts may show: ok, or counted in a dry run although they do not fit.
+
+    Numbers are numbers, and the columns `layout`, `step_tokens` and `usable_bytes` are added. Rows
+    with an unknown method or an impossible size are left out with a note.
 
     Args:
-        profiles: What rows' hardware has for tensors, by name or by the file of a user's profile.
+        profiles: Hardware by its name in the rows or by the file of a user's profile.
     """
     cells = given.cells
     counted = cells["status"].str.startswith("oom") & (cells["mode"] == "dry_run")
@@ -239,7 +241,7 @@ def drawable(given: Given, profiles: Mapping[str, Hardware] = PROFILES) -> pd.Da
 
 
 def _layouts(data: pd.DataFrame) -> pd.Series:
-    """Each row's layout, worked out once for rows that are alike."""
+    """The layout of each row, computed once for rows with the same values."""
     names = ["method", "ring_parallel_size", "ring_order", "ring_backend", "sequence_parallel_size"]
     alike = data.groupby(names, sort=False).ngroup()
     firsts = data.loc[~alike.duplicated(), names]
@@ -248,7 +250,7 @@ def _layouts(data: pd.DataFrame) -> pd.Series:
 
 
 def studies(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Rows of one model, dtype, mode and hardware, with their label, most rows first."""
+    """Yield label and rows for each model, dtype, mode and hardware, most rows first."""
     group = _alike(data, _STUDY)
     for number in group.value_counts().index[:_MOST]:
         of = data[group == number]
@@ -258,8 +260,8 @@ def studies(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def settings(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Rows of a study that are alike in all but layout, ranks and length, most first; of each
-    study its first ones before any study's second ones."""
+    """Yield label and rows for each setting: rows of a study that differ only in layout, ranks and
+    length. The largest settings of all studies come first, then the second largest."""
     found = []
     cells = ["layout", "world_size", "seq_len"]
     for label, of in studies(data):
@@ -267,16 +269,16 @@ def settings(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         differ = [name for name in _SETTING if _differs(of[name])]
         for place, number in enumerate(group.value_counts().index[:_MOST]):
             alike = of.loc[group == number, cells]
-            setting = _told(of.loc[alike.index[0], differ].to_dict()) or "none of the toggles"
-            told = f"{label}; {setting}" if differ else label
+            setting = _in_words(of.loc[alike.index[0], differ].to_dict()) or "none of the toggles"
+            name = f"{label}; {setting}" if differ else label
             shown = alike.drop_duplicates(keep="last").sort_values(cells)
-            found.append((place, told, shown.index))
+            found.append((place, name, shown.index))
     for _, label, shown in sorted(found, key=lambda one: (one[0], -len(one[2]))):
         yield label, data.loc[shown]
 
 
 def _alike(data: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
-    """A number for each row, the same for rows that are alike in these columns."""
+    """A group number for each row, the same for rows with equal values in these columns."""
     differ = [name for name in names if _differs(data[name])]
     if not differ:
         return pd.Series(0, index=data.index)
@@ -284,16 +286,16 @@ def _alike(data: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
 
 
 def toggles(data: pd.DataFrame) -> list[str]:
-    """What tells rows' settings apart, in words."""
+    """The settings of each row in words, as far as they differ between the rows."""
     of_tricks = (*TRICKS, "tiled_loss_engine", "tiled_loss_bytes")
     differ = [name for name in _SETTING if name not in of_tricks and _differs(data[name])]
     others = data[differ].to_dict("records")
-    told = zip(tricks(data), map(_told, others), strict=True)
-    return ["; ".join(filter(None, both)) or "no trick" for both in told]
+    words = zip(tricks(data), map(_in_words, others), strict=True)
+    return ["; ".join(filter(None, both)) or "no trick" for both in words]
 
 
-def _told(setting: Mapping[Any, Any]) -> str:
-    """What is set, in words; empty for nothing."""
-    told = {str(name): str(value) for name, value in setting.items()}
-    parts = [n if v == "True" else f"{n} {v}" for n, v in told.items() if v not in ("", "False")]
+def _in_words(setting: Mapping[Any, Any]) -> str:
+    """The options that are set, with their values unless True; empty if there are none."""
+    texts = {str(name): str(value) for name, value in setting.items()}
+    parts = [n if v == "True" else f"{n} {v}" for n, v in texts.items() if v not in ("", "False")]
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""What rows are called and how they look: layouts, lengths, colours that any eye can tell apart."""
+"""Names and styles of rows in charts: layouts, lengths, colours that are distinct to everybody."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STACK_STYLE: list[dict[str, Any]] = [
     {"facecolor": "#56B4E9", "hatch": "--"},
 ]
 RULE: dict[str, Any] = {"color": "black", "lw": 1.2}
-"""What is held against what was measured: a closed form, a limit."""
+"""Style of lines that measured bars are compared with: a formula, a limit."""
 _TRICKS = {
     "activation_checkpoint_cpu_offload": "checkpoint offload",
     "activation_checkpointing": "checkpointing",
@@ -45,14 +45,14 @@ _TRICKS = {
     "compile": "compile",
 }
 TRICKS = tuple(_TRICKS)
-"""Columns of toggles that have a name of their own."""
+"""Columns of options that have a name in charts."""
 MIB, GIB = 2**20, 2**30
 
 
 def layout(row: Mapping[Any, Any]) -> str:
-    """A row's method and the ring that crosses it; all methods are one in a pure ring, but not a
-    peer."""
-    ring = int(row.get("ring_parallel_size") or 1)  # rows from before there were rings have none
+    """The name of a row's method and ring. In a pure ring all methods but peers are the same and
+    share one name."""
+    ring = int(row.get("ring_parallel_size") or 1)  # rows of versions without rings have none
     if ring == 1 or name_of(row["method"]):
         return row["method"]
     name = f"ring {ring}"
@@ -75,7 +75,7 @@ def layouts_of(data: pd.DataFrame) -> list[str]:
 
 
 def peer_methods() -> list[str]:
-    """The methods that are peers."""
+    """The names of all peers as methods."""
     return [f"{PREFIX}{name}" for name in PEERS]
 
 
@@ -125,7 +125,7 @@ def methods_of(data: pd.DataFrame) -> list[str]:
 
 
 def tricks(data: pd.DataFrame) -> list[str]:
-    """Of each row, the names of the toggles that are on."""
+    """The names of the memory tricks that are on, for each row."""
     on = {label: (data[name] == "True").tolist() for name, label in _TRICKS.items()}
     return [
         ", ".join(label for label, is_on in zip(on, row, strict=True) if is_on)
@@ -134,7 +134,7 @@ def tricks(data: pd.DataFrame) -> list[str]:
 
 
 def length_label(tokens: float) -> str:
-    """A sequence length for an axis: 4K, 1M, 1000."""
+    """The text of a sequence length on an axis: 4K, 1M, 1000."""
     for size, letter in ((2**20, "M"), (2**10, "K")):
         if tokens >= size and tokens % size == 0:
             return f"{tokens / size:g}{letter}"
@@ -142,12 +142,12 @@ def length_label(tokens: float) -> str:
 
 
 def lengths_ticks(lengths: Any) -> dict[float, str]:
-    """Ticks at lengths, at most nine of them."""
+    """Ticks at sequence lengths, nine at most."""
     return {float(n): length_label(n) for n in few(lengths, 9)}
 
 
 def few(values: Any, most: int) -> list[Any]:
-    """Distinct values in order; of more than `most`, that many spread over them with both ends."""
+    """The distinct values in order, or `most` of them, evenly spread and with both ends."""
     found = sorted(set(values))
     if len(found) <= most:
         return found
@@ -155,11 +155,11 @@ def few(values: Any, most: int) -> list[Any]:
 
 
 def bytes_unit(largest: float) -> tuple[int, str]:
-    """What to divide bytes by for an axis that goes so far, and its name."""
+    """Bytes per unit, and the unit's name, for an axis that ends at `largest` bytes."""
     return (GIB, "GiB") if largest >= 10 * GIB else (MIB, "MiB")
 
 
 def source_of(data: pd.DataFrame) -> str:
-    """What the numbers are of: model, dtype, how they came about and where."""
+    """The origin of the numbers: model, dtype, mode (measured or dry run) and hardware."""
     columns = [c for c in ("model", "dtype", "mode", "hardware") if c in data]
     return ", ".join(" / ".join(dict.fromkeys(map(str, data[c]))) for c in columns)

@@ -1,5 +1,5 @@
-"""The page of a sweep while it runs: written anew as each row lands, between cells, so that drawing
-takes no time from what is measured."""
+"""The page of a running sweep, written again after each row, between cells, so that drawing takes
+no time from what is measured."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from bench.report import catalogue, inputs, page
 
 RELOAD_S = 5
-"""How often a browser reads the page again."""
+"""Seconds after which a browser reloads the page."""
 
 
 class LivePage:
-    """`report.html` of a sweep's rows so far.
+    """`report.html` with the rows that a sweep has so far.
 
     Args:
         out: The sweep's CSV file.
-        folder: Where the page goes; empty for no page.
+        folder: Folder of the page; empty for no page.
+        cells: Number of cells of the whole sweep.
 
     Raises:
-        ValueError: the folder cannot be made.
+        ValueError: the folder cannot be created.
     """
 
     def __init__(self, out: Path, folder: str, cells: int) -> None:
@@ -31,21 +32,21 @@ class LivePage:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
-                f"watch is {folder!r}: {error.strerror}; valid: a folder that can be made"
+                f"watch is {folder!r}: {error.strerror}; valid: a folder that can be created"
             ) from None
 
     def write(self, done: int, ended: bool = False) -> None:
-        """Write the page; a sweep goes on without one that cannot be written.
+        """Write the page. If that fails print why, and let the sweep go on.
 
         Args:
-            done: Cells that have a row.
-            ended: Whether the sweep is over, so that browsers need not read it again.
+            done: Number of cells that have a row.
+            ended: Whether the sweep is over, so that browsers need not reload the page.
         """
         if self.path is None:
             return
         given = inputs.read([self.out] if self.out.exists() else [])
         cards = catalogue.cards(given, inputs.drawable(given))
-        state = "ended" if ended else f"running, read again every {RELOAD_S} s"
+        state = "ended" if ended else f"running, reloaded every {RELOAD_S} s"
         heading = f"{done} of {self.cells} cells of {self.out.name}; {state}"
         text = page.html(given, cards, 0 if ended else RELOAD_S, heading)
         try:

@@ -1,6 +1,6 @@
 """The page of a report: one HTML file with its scripts, charts and rows inside.
 
-Names and numbers from files reach it as JSON only, and the script puts them there as text.
+Names and numbers from files enter the page only as JSON, and the script inserts them as text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from plotly.offline import get_plotlyjs
 
 from bench.report import draw_plotly, labels
 from bench.report.catalogue import Card
-from bench.report.inputs import Given
+from bench.report.inputs import ReportInputs
 
 MOST_ROWS = 10_000
-"""In the page's table; a browser stays quick with so many."""
+"""Most rows in the page's table; browsers stay fast up to this number."""
 _MIB = 1 / 2**20
 # Column of a row: (heading, factor of a number; 0 for text).
 _TABLE: dict[str, tuple[str, float]] = {
@@ -49,20 +49,20 @@ _TABLE: dict[str, tuple[str, float]] = {
     "file": ("file", 0),
 }
 _LONGEST = 200
-"""Letters of a cell."""
+"""Most characters of a table cell."""
 
 
-def html(given: Given, cards: list[Card], reload_s: int = 0, heading: str = "") -> str:
-    """The whole page.
+def html(given: ReportInputs, cards: list[Card], reload_s: int = 0, heading: str = "") -> str:
+    """The text of the page.
 
     Args:
-        reload_s: After how many seconds it reads itself again; 0 for never.
-        heading: What it says of its state.
+        reload_s: Seconds after which the page reloads itself; 0 for never.
+        heading: Text below the title, such as the progress of a sweep.
     """
     cells = given.cells
     notes = list(given.notes)
     if len(cells) > MOST_ROWS:
-        notes.append(f"the table has the last {MOST_ROWS} of {len(cells)} rows; their files all")
+        notes.append(f"the table has the last {MOST_ROWS} of {len(cells)} rows; the files have all")
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     content = {
         "heading": heading or f"{len(cells)} rows, {made}",
@@ -81,7 +81,7 @@ def html(given: Given, cards: list[Card], reload_s: int = 0, heading: str = "") 
     }
     folder = files("bench.report") / "page"
     filled = (folder / "page.html").read_text(encoding="utf-8")
-    # The data come last, so that nothing in them is taken for a place to fill.
+    # The data come last, so that no text in them is taken for a placeholder.
     for name, text in (
         ("STYLE", (folder / "page.css").read_text(encoding="utf-8")),
         ("PLOTLY", get_plotlyjs()),
@@ -93,13 +93,13 @@ def html(given: Given, cards: list[Card], reload_s: int = 0, heading: str = "") 
 
 
 def as_json(content: Any) -> str:
-    """JSON that may stand inside a script element, whatever its texts say."""
+    """JSON that is safe inside a script element, whatever text it contains."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def write(text: str, path: Path) -> None:
-    """Write the page whole, so that a browser never reads half of it."""
+    """Write the page to a draft and rename it, so that a browser never reads half a page."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.partial")
     draft.write_text(text, encoding="utf-8")
@@ -107,7 +107,8 @@ def write(text: str, path: Path) -> None:
 
 
 def table(cells: pd.DataFrame) -> dict[str, Any]:
-    """Headings, which columns are numbers, and the columns' values, missing ones null."""
+    """The table as JSON: headings, whether each column is numeric, and values by column (missing
+    ones null)."""
     cells = cells.assign(tricks=labels.tricks(cells))
     columns = []
     for name, (_, factor) in _TABLE.items():

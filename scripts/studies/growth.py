@@ -1,4 +1,4 @@
-"""How a step's time, bytes and memory grow with the sequence and with the blocks.
+"""Growth of a step's time, bytes and memory with the sequence length and the number of blocks.
 
 python -m bench sweep --config scripts/sweeps/growth_lengths.yml --out results/growth.csv
 python -m bench sweep --config scripts/sweeps/growth_layers.yml --out results/growth.csv
@@ -27,7 +27,7 @@ AXES = {"seq_len": "tokens", "layers": "blocks"}
 
 
 def read(path: Path) -> dict[str, pd.DataFrame]:
-    """The rows that grow in `seq_len`, and those that grow in `layers`."""
+    """The rows with growing `seq_len`, and those with growing `layers`."""
     rows = pd.read_csv(path)
     rows = rows[rows["status"] == "ok"]
     layers = rows["model"].map(lambda label: int(re.findall(r"num_hidden_layers=(\d+)", label)[0]))
@@ -38,8 +38,8 @@ def read(path: Path) -> dict[str, pd.DataFrame]:
 
 
 def exponents(rows: pd.DataFrame, over: str) -> pd.DataFrame:
-    """Of each quantity, by method: over all lengths or depths (least squares in logarithms), and
-    over the last doubling."""
+    """Exponents of each quantity by method: over all lengths or depths (least squares of the
+    logarithms), and over the last doubling."""
     found = []
     for method, group in rows.groupby("method", sort=False):
         ordered = group.sort_values(over)
@@ -54,7 +54,7 @@ def exponents(rows: pd.DataFrame, over: str) -> pd.DataFrame:
 
 
 def figure(parts: dict[str, pd.DataFrame]) -> Figure:
-    """A row of panels for each way to grow, a panel for each quantity but FLOPs."""
+    """A row of panels per axis of growth, and a panel per quantity except FLOPs."""
     shown = [name for name in QUANTITIES if name != "flops"]
     drawn = Figure(figsize=(7.2, 4.4))
     panels = drawn.subplots(len(parts), len(shown), squeeze=False)

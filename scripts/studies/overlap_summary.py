@@ -1,4 +1,4 @@
-"""Measured steps over the longer of compute and communication of scripts/studies/overlap_study.sh.
+"""Measured steps of scripts/studies/overlap_study.sh, relative to compute and communication.
 
 python -m scripts.studies.overlap_summary [FOLDER]    default results/overlap
 """
@@ -23,11 +23,11 @@ WAYS = {
 
 
 def summary(folder: Path) -> pd.DataFrame:
-    """A row for each cell of each speed.
+    """One row per cell and speed of the links; `ratio` is step / max(compute, communication).
 
-    Compute is the step of the same method with nothing hidden on links that are not throttled,
-    communication what throttling adds to it: gloo sends a reduce-scatter as an all-reduce, so that
-    the bytes of the convention over the speed of the link, `sent_s`, are less.
+    Compute is the step of the same method with nothing hidden on links that are not throttled.
+    Communication is the time that throttling adds to it. `sent_s`, the counted bytes divided by the
+    speed of the link, is less, because gloo sends a reduce-scatter as an all-reduce.
     """
     compute_s = _nothing_hidden(_cells(folder / "none.csv"))
     found = []
@@ -47,7 +47,7 @@ def summary(folder: Path) -> pd.DataFrame:
 
 
 def _nothing_hidden(cells: pd.DataFrame) -> pd.Series:
-    """Seconds of a step by method."""
+    """Seconds per step by method, with nothing hidden."""
     return cells[cells["way"] == "nothing hidden"].set_index("method")["step_ms_p50"] / 1e3
 
 
@@ -60,7 +60,7 @@ def _cells(path: Path) -> pd.DataFrame:
 
 
 def figure(cells: pd.DataFrame) -> Figure:
-    """A panel for each speed: bars of a method's ways, from 1, which is perfect."""
+    """One panel per speed of the links, with a bar per method and way; 1 is perfect overlap."""
     links, methods = cells["link"].unique(), labels.methods_of(cells)
     drawn = Figure(figsize=(6.4, 3.2))
     panels = drawn.subplots(1, len(links), sharey=True, squeeze=False)[0]

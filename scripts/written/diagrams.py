@@ -1,4 +1,4 @@
-"""Draw docs/figures: what every rank holds on the way through a block, and the worked examples.
+"""Draw docs/figures: the tensors that every rank holds in a block, and the worked examples.
 
 python -m scripts.written.diagrams
 """
@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parents[2] / "docs" / "figures"
 RANKS = 4
 
 Held = Literal["tokens", "whole", "heads", "part"]
-"""A rank's share of a tensor: some tokens of all its width, all, all tokens of some of its width
-(of heads), or its part of a sum of all of it."""
+"""A rank's share of a tensor: some tokens with the whole width, the whole tensor, all tokens of
+some heads, or a partial sum of the whole tensor."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Send:
-    """A collective of all ranks; of weights if ZeRO-3 sends it."""
+    """A collective of all ranks; `of` names the weights if it is one of ZeRO-3."""
 
     collective: str
     of: str = ""
@@ -100,7 +100,7 @@ METHODS: dict[str, tuple[Step, ...]] = {
         *MLP["local"],
     ),
 }
-"""A block's forward, step by step."""
+"""The forward of a block, step by step."""
 
 # Sizes in pixels: of a tensor's picture, and from the left edge of one rank to the next.
 _WIDTH, _HEIGHT, _PITCH, _LEFT, _RIGHT = 84, 36, 108, 100, 44
@@ -111,7 +111,7 @@ _TOP, _LEGEND = 34, 30
 
 
 def svg(steps: tuple[Step, ...], title: str) -> str:
-    """The picture of a block."""
+    """The text of the SVG picture of a block."""
     width = _LEFT + RANKS * _PITCH + _RIGHT
     height = _TOP + sum(_ROW[type(step)] for step in steps) + _LEGEND
     middle = _LEFT + _SPAN / 2
@@ -162,7 +162,7 @@ def _residual(start: float, end: float) -> str:
 
 
 def main(folder: Path = FOLDER) -> None:
-    """Write the diagrams."""
+    """Write all diagrams."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, steps in METHODS.items():
         (folder / f"{name}.svg").write_text(svg(steps, f"A block of {name} on {RANKS} ranks"))

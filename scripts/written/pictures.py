@@ -1,9 +1,9 @@
-"""Every shipped figure again, from the files that results/README.md gives the commands of.
+"""Draw every shipped figure again, with the commands of results/README.md.
 
 python -m scripts.written.pictures
 
-What those commands measure is not measured again: their figures are drawn from the rows that are
-there. So are the diagrams of docs/.
+Nothing is measured again: the figures are drawn from the rows in results/. The diagrams of docs/
+are drawn too.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ STUDIES = {
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The Python modules that a text's commands run, with their arguments; loops over words
-    spelled out."""
+    """Yield module and arguments of every `python -m` command in a text, with loops over words
+    expanded."""
     name, words = "", [""]
     for line in text.splitlines():
         if loop := re.fullmatch(r"for (\w+) in (.+); do", line):
@@ -43,12 +43,12 @@ def commands(text: str) -> Iterator[list[str]]:
             name, words = "", [""]
         elif line.lstrip().startswith("python -m "):
             for word in words:
-                told = line.replace(f"${name}", word) if name else line
-                yield shlex.split(told, comments=True)[2:]
+                command = line.replace(f"${name}", word) if name else line
+                yield shlex.split(command, comments=True)[2:]
 
 
 def draw(command: list[str]) -> None:
-    """Draw the figures of one command, if it has any."""
+    """Draw the figures of one command, if it draws any."""
     module, *arguments = command
     if module in STUDIES:
         sys.argv = command
@@ -67,7 +67,7 @@ def draw(command: list[str]) -> None:
 
 
 def _overlay(flags: list[str]) -> None:
-    """The figure of a correctness experiment, whose title is its run's."""
+    """Draw the figure of a correctness experiment, titled after its run."""
     parser = options.parser("verify", "")
     options.add_run_options(parser)
     parser.add_argument("--out", type=str)
@@ -79,12 +79,12 @@ def _overlay(flags: list[str]) -> None:
 
 
 def main() -> None:
-    """Draw all; of what a report draws on top of what ships, nothing is left."""
-    before = set(RESULTS.rglob("*"))
+    """Draw all figures, then delete the files of reports that are not shipped."""
+    shipped = set(RESULTS.rglob("*"))
     for command in commands((RESULTS / "README.md").read_text()):
         draw(command)
-    for more in set(RESULTS.rglob("*")) - before:
-        more.unlink()
+    for extra in set(RESULTS.rglob("*")) - shipped:
+        extra.unlink()
     diagrams.main()
 
 

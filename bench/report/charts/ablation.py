@@ -1,4 +1,4 @@
-"""The ablation figure: what is left of a rank's activations as tricks are switched on in turn."""
+"""The ablation figure: a rank's peak activations as memory tricks are switched on one by one."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ LADDER: dict[str, dict[str, bool]] = {
     "+ tiled MLP": {"tiled_mlp_compute": True},
     "+ checkpoint offload": {"activation_checkpoint_cpu_offload": True},
 }
-"""Each rung adds to those before it."""
+"""Options by name of the rung; each rung adds its own to those before it."""
 _IN_HOST = {"fill": False, "edgecolor": "black", "linestyle": ":", "linewidth": 0.8}
 COLUMNS = ["theory_peak_activation_bytes", *(trick for rung in LADDER.values() for trick in rung)]
 
 
 def ladder(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are rungs of the ladder, with their place on it in column `rung`."""
+    """The rows that are rungs of the ladder, with the rung's number in column `rung`."""
     tricks = [next(iter(added)) for added in LADDER.values() if added]
-    told = rows[tricks].astype(str)
+    texts = rows[tricks].astype(str)
     found = []
     for rung in range(len(LADDER)):
-        fits = (told == [str(number < rung) for number in range(len(tricks))]).all(axis=1)
+        fits = (texts == [str(number < rung) for number in range(len(tricks))]).all(axis=1)
         found.append(rows[fits].assign(rung=rung))
     return pd.concat(found)
 
 
 def chart(rows: pd.DataFrame) -> Chart | str:
-    """A panel for each method, a group of bars for each length; why not without a whole ladder."""
+    """A panel per method with a group of bars per length; the reason if a rung is missing."""
     needed = [*COLUMNS, "peak_activation_bytes", "peak_host_bytes"]
     rungs = ladder(rows[(rows["status"] == "ok") & rows[needed].notna().all(axis=1)])
     if rungs["rung"].nunique() < len(LADDER):
@@ -58,7 +58,8 @@ def chart(rows: pd.DataFrame) -> Chart | str:
 
 
 def _marks(rungs: pd.DataFrame, lengths: list[float]) -> list[Mark]:
-    """Each rung's bars over the lengths, what waits in host memory on them, the formula across."""
+    """The bars of each rung over the lengths, host memory on top of them, and the formula's
+    lines."""
     marks: list[Mark] = []
     divisor, unit = bytes_unit((rungs["peak_activation_bytes"] + rungs["peak_host_bytes"]).max())
     place = rungs["seq_len"].map(lengths.index) * (len(LADDER) + 1) + rungs["rung"]

@@ -1,6 +1,7 @@
-"""Charts of measured and dry-run cells that are alike in all but layout, ranks and length.
+"""Charts of measured and dry-run cells that differ only in layout, ranks and length.
 
-Each takes rows with numbers as numbers and a column `layout`, and has the columns that it needs.
+Each function takes rows with numbers as numbers and a column `layout`. It returns a chart, or the
+reason why these rows have none.
 """
 
 from __future__ import annotations
@@ -28,21 +29,23 @@ from bench.report.labels import (
     style_of,
 )
 
+_Place = tuple[float, dict[Any, Any]]
+"""Position of a bar, and values of its row by column."""
 Left = str
-"""Why there is no chart."""
+"""The reason why there is no chart."""
 _MISFIT = {"color": "black", "marker": "x", "linestyle": "", "markersize": 5}
 _FAR = 5
-"""Times the highest bar at which a limit is told instead of drawn."""
+"""A limit over this many times the highest bar is written below the chart instead of drawn."""
 _IDEAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
 
 
 def throughput(data: pd.DataFrame) -> Chart | Left:
-    """Tokens per second over sequence length, a panel for each number of ranks."""
+    """Tokens per second over sequence length, one panel per number of ranks."""
     return _over_lengths(_timed(data), "tokens_per_s", 1, "throughput (tokens/s)")
 
 
 def mfu(data: pd.DataFrame) -> Chart | Left:
-    """Model FLOPs utilization over sequence length, likewise."""
+    """Model FLOPs utilization over sequence length, one panel per number of ranks."""
     return _over_lengths(_timed(data), "mfu", 100, "MFU (% of peak FLOP/s)")
 
 
@@ -63,7 +66,7 @@ def _over_lengths(data: pd.DataFrame, column: str, times: float, unit: str) -> C
 
 
 def strong_scaling(data: pd.DataFrame) -> Chart | Left:
-    """Throughput over ranks with the tokens of a step the same, a panel for each length."""
+    """Throughput over ranks at a constant number of tokens per step, one panel per length."""
     data = _timed(data)
     return _over_ranks(
         data,
@@ -76,7 +79,8 @@ def strong_scaling(data: pd.DataFrame) -> Chart | Left:
 
 
 def weak_scaling(data: pd.DataFrame) -> Chart | Left:
-    """Throughput of a rank over ranks with its tokens the same: longer samples, or more."""
+    """Throughput per rank over ranks at a constant number of tokens per rank, by longer or more
+    samples."""
     data = _timed(data)
     return _over_ranks(
         data.assign(rank_tokens=data["step_tokens"] / data["world_size"]),
@@ -91,7 +95,11 @@ def weak_scaling(data: pd.DataFrame) -> Chart | Left:
 def _over_ranks(
     data: pd.DataFrame, same: list[str], column: str, unit: str, title: Any, grows: bool
 ) -> Chart | Left:
-    """Lines over ranks where what must be the same is; with the slope of perfect scaling."""
+    """A line per layout over ranks, one panel for each set of equal values in the columns `same`.
+
+    Args:
+        grows: Whether `column` should grow with the ranks; then a line shows perfect scaling.
+    """
     data = data[data[column].notna()].sort_values("data_parallel_size")
     data = data.drop_duplicates([*same, "layout", "world_size"])  # longer samples before more
     spans = data.groupby([*same, "layout"])["world_size"].transform("nunique")
@@ -119,15 +127,15 @@ def _over_ranks(
 
 
 def traffic(data: pd.DataFrame) -> Chart | Left:
-    """Bytes that one rank sends in a step by purpose, and the closed form as a line across."""
+    """Bytes that one rank sends per step by purpose, with the formula as a line across each bar."""
     stack = {purpose: f"comm_bytes_{purpose}" for purpose in PURPOSES}
     label = "sent by a rank in a step"
     return _stacked(data[data["status"] == "ok"], stack, label, "theory_comm_bytes_total")
 
 
 def memory(data: pd.DataFrame) -> Chart | Left:
-    """Peak memory of the highest rank over a step by kind, a bar for each cell, and what the
-    hardware has for it where that is known."""
+    """Peak memory in one step by kind, on the rank with the most, and the hardware's memory if it
+    is known."""
     stack = {kind: f"peak_memory_{kind}_bytes" for kind in KINDS}
     return _stacked(data, stack, "peak memory of a rank")
 
@@ -135,62 +143,88 @@ def memory(data: pd.DataFrame) -> Chart | Left:
 def _stacked(
     data: pd.DataFrame, stack: dict[str, str], label: str, formula: str = ""
 ) -> Chart | Left:
-    """A panel for each number of ranks; groups of bars by length, a bar for each layout."""
+    """A panel per number of ranks, with a group of bars per length and a bar per layout.
+
+    Args:
+        stack: Column in bytes of each part of a bar, by the part's name.
+        formula: Column in bytes of a line across each bar; without one, the line is the hardware's
+            memory.
+    """
     columns = list(stack.values())
+    needed = [*columns, *filter(None, [formula])]
     usable = data[columns].notna().all(axis=1)
     if formula:  # a method from outside has none
         usable &= data[formula].notna() | data["method"].map(is_outside)
     data = data[usable]
     if data.empty:
-        return f"no row has {', '.join(filter(None, [*columns, formula]))}"
+        return f"no row has {', '.join(needed)}"
     totals = data[columns].sum(axis=1)
     limit, name = _limit(data) if not formula else (0, "")
     source = source_of(data)
-    if limit > _FAR * totals.max():  # its line would leave the bars no height
+    if limit > _FAR * totals.max():  # with its line the bars would have no height
         source += f", {name} has {limit / GIB:.4g} GiB for tensors"
         limit = 0
-    divisor, unit = bytes_unit(max(totals.max(), limit))
-    y = Axis(label=f"{label} ({unit})", limits=(0, 1.18 * max(totals.max(), limit, 1) / divisor))
+    highest = max(totals.max(), limit)
+    divisor, unit = bytes_unit(highest)
+    y = Axis(label=f"{label} ({unit})", limits=(0, 1.18 * max(highest, 1) / divisor))
     panels = []
     for ranks, rows in data.groupby("world_size"):
-        places = list(_places(rows, ["status", *columns, *filter(None, [formula])]))
+        places = list(_places(rows, ["status", *needed]))
+        marks: list[Mark] = [*_parts_of_bars(places, stack, divisor, unit)]
         at = [place for place, _ in places]
-        marks: list[Mark] = []
-        below = [0.0] * len(at)
-        for style, (part, column) in zip(STACK_STYLE, stack.items(), strict=False):
-            size = [row[column] / divisor for _, row in places]
-            about = [
-                f"{row['layout']}, {length_label(row['seq_len'])} tokens: {part} {s:.4g} {unit}"
-                for (_, row), s in zip(places, size, strict=True)
-            ]
-            marks.append(Bars(label=part, at=at, size=size, base=below, style=style, about=about))
-            below = [b + s for b, s in zip(below, size, strict=True)]
         if formula and any(not pd.isna(row[formula]) for _, row in places):
             heights = [row[formula] / divisor for _, row in places]
             marks.append(rule_across("formula (total)", at, heights))
-        if misfit := [i for i, (_, row) in enumerate(places) if row["status"] != "ok"]:
-            x, top = [at[i] for i in misfit], [below[i] for i in misfit]
-            marks.append(Line(label="does not fit (GPU or host)", x=x, y=top, style=_MISFIT))
+        marks += _crosses(places, columns, divisor)
         if limit:
             ends = [at[0] - 0.8, at[-1] + 0.8]
             text = f"{name} has for tensors: {limit / divisor:.4g} {unit}"
             marks.append(Line(label=text, x=ends, y=[limit / divisor] * 2, style=RULE))
-        panels.append(
-            Panel(
-                title=_ranks(ranks),
-                x=Axis(
-                    label="layout, by sequence length (tokens)",
-                    ticks={place: row["layout"] for place, row in places},
-                    upright=True,
-                ),
-                y=y,
-                marks=marks,
-                headings=_headings(places),
-                width=max(0.45, 0.055 * (at[-1] + 2)),
-            )
-        )
+        panels.append(_bar_panel(_ranks(ranks), places, y, marks))
     wide = sum(panel.width for panel in panels) > 4
     return Chart(panels=panels, source=source, columns=1 if wide else 0)
+
+
+def _parts_of_bars(
+    places: list[_Place], stack: dict[str, str], divisor: int, unit: str
+) -> Iterator[Bars]:
+    """Yield the bars of each part of a stack, each on top of the parts before it."""
+    at = [place for place, _ in places]
+    below = [0.0] * len(at)
+    for style, (part, column) in zip(STACK_STYLE, stack.items(), strict=False):
+        size = [row[column] / divisor for _, row in places]
+        about = [
+            f"{row['layout']}, {length_label(row['seq_len'])} tokens: {part} {s:.4g} {unit}"
+            for (_, row), s in zip(places, size, strict=True)
+        ]
+        yield Bars(label=part, at=at, size=size, base=below, style=style, about=about)
+        below = [b + s for b, s in zip(below, size, strict=True)]
+
+
+def _crosses(places: list[_Place], columns: list[str], divisor: int) -> list[Mark]:
+    """Crosses on top of the bars of cells that do not fit; no mark if all fit."""
+    misfits = [(place, row) for place, row in places if row["status"] != "ok"]
+    if not misfits:
+        return []
+    tops = [sum(row[column] / divisor for column in columns) for _, row in misfits]
+    x = [place for place, _ in misfits]
+    return [Line(label="does not fit (GPU or host)", x=x, y=tops, style=_MISFIT)]
+
+
+def _bar_panel(title: str, places: list[_Place], y: Axis, marks: list[Mark]) -> Panel:
+    """A panel with the layout below each bar and the length above each group."""
+    return Panel(
+        title=title,
+        x=Axis(
+            label="layout, by sequence length (tokens)",
+            ticks={place: row["layout"] for place, row in places},
+            upright=True,
+        ),
+        y=y,
+        marks=marks,
+        headings=_headings(places),
+        width=max(0.45, 0.055 * (places[-1][0] + 2)),
+    )
 
 
 def rule_across(label: str, at: Sequence[float], heights: Sequence[float]) -> Line:
@@ -201,15 +235,15 @@ def rule_across(label: str, at: Sequence[float], heights: Sequence[float]) -> Li
 
 
 def _limit(data: pd.DataFrame) -> tuple[int, str]:
-    """What the tensors of a step may take on these rows' hardware, where it is a profile, and its
-    name without folders."""
+    """Bytes that the hardware of these rows has for tensors, and its name without folders; 0 and
+    empty if it is no profile."""
     name, limit = data[["hardware", "usable_bytes"]].iloc[0]
     return (0, "") if pd.isna(limit) else (int(limit), Path(name).name)
 
 
-def _places(rows: pd.DataFrame, columns: list[str]) -> Iterator[tuple[float, dict[Any, Any]]]:
-    """(place, what a row has in these columns, its layout and length): lengths as groups of bars,
-    layouts within."""
+def _places(rows: pd.DataFrame, columns: list[str]) -> Iterator[_Place]:
+    """Yield position and values of the bar of each row: a group of bars per length, and in it one
+    bar per layout. The values are those in `columns`, the layout and the length."""
     at, order = 0.0, layouts_of(rows)
     for _, group in rows[["layout", "seq_len", *columns]].groupby("seq_len"):
         for row in sorted(group.to_dict("records"), key=lambda row: order.index(row["layout"])):
@@ -218,8 +252,8 @@ def _places(rows: pd.DataFrame, columns: list[str]) -> Iterator[tuple[float, dic
         at += 1
 
 
-def _headings(places: list[tuple[float, dict[Any, Any]]]) -> dict[float, str]:
-    """Each length over the middle of its bars."""
+def _headings(places: list[_Place]) -> dict[float, str]:
+    """The text of each length, at the middle of its bars."""
     groups: dict[float, list[float]] = {}
     for place, row in places:
         groups.setdefault(row["seq_len"], []).append(place)

@@ -1,4 +1,4 @@
-"""The figure of a comparison: ours over each peer's, time, bytes and memory."""
+"""The figure of a comparison: this project's time, bytes and memory divided by each peer's."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ NUMBERS = (
     *("world_size", "seq_len", "pairs", "ratio_p20", "ratio_p50", "ratio_p80"),
     *("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"),
 )
-"""Columns that a row needs as numbers."""
+"""Columns that must be numbers in a row."""
 _SPREAD = {"color": "black", "marker": "|", "linestyle": "-", "linewidth": 0.8, "markersize": 4}
 
 
 def chart(rows: pd.DataFrame) -> Chart | str:
-    """A panel for each number of ranks and length, a bar for each peer and quantity, below 1 where
-    ours takes less; whiskers 20 % to 80 % of the pairs. Why not, without a comparison."""
+    """A panel per number of ranks and length, with a bar per peer and quantity, below 1 where this
+    project takes less. Whiskers span 20 % to 80 % of the pairs. The reason if there are no rows."""
     rows = rows[(rows["status"] == "ok") & (rows[[*NUMBERS]] > 0).all(axis=1)]
     if rows.empty:
         return "no comparison that ended well"
-    if "part" not in rows:  # older files have the whole model's alone
+    if "part" not in rows:  # older files have only whole models
         rows = rows.assign(part="model")
     ratios = pd.DataFrame(
         {
@@ -58,7 +58,7 @@ def chart(rows: pd.DataFrame) -> Chart | str:
 
 
 def _marks(cells: pd.DataFrame, ratios: pd.DataFrame, names: list[str]) -> list[Mark]:
-    """Each quantity's bars, the spread of times on them, and the line of no difference."""
+    """The bars of each quantity, the spread of the times, and the line at a ratio of 1."""
     marks: list[Mark] = []
     for index, (label, style) in enumerate(zip(ratios, STACK_STYLE, strict=False)):
         size = [*ratios[label]]

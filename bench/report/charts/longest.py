@@ -1,4 +1,4 @@
-"""The figure of the longest sequences that fit, which ``plan --objective longest --out`` found."""
+"""The figure of the longest sequences that fit, from rows of ``plan --objective longest --out``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LIMITS = {
         "markerfacecolor": "white",
     },
 }
-"""What is short of more; markers."""
+"""Marker by the memory that a longer sequence lacks."""
 _UNIT = 1024
 
 
 def chart(rows: pd.DataFrame) -> Chart | str:
-    """A panel for each number of ranks, a group of bars for each layout, a bar for each set of
-    toggles, a marker for what limits it; why not without such rows."""
+    """A panel per number of ranks, a group of bars per layout and a bar per set of options, with a
+    marker for the memory that limits it. The reason if there are no such rows."""
     found = rows[(rows["status"] == "ok") & rows["longest_limit"].isin(list(_LIMITS))]
     if found.empty:
         return "no row of plan --objective longest --out"

@@ -1,4 +1,4 @@
-"""Charts of predicted times against measured ones."""
+"""Charts of predicted step times against measured ones."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from bench.report import draw_matplotlib, labels
 from bench.report.chart import Axis, Chart, Line, Panel
 
 _DIAGONAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
-
-
 _BAND = {"color": "0.6", "linestyle": ":", "linewidth": 0.8}
 
 
 def scatter(found: pd.DataFrame) -> Chart:
-    """Predicted against measured times of all cells, and a band of 15 % around the diagonal."""
+    """Predicted over measured time of each cell, with a band of 15 % around the diagonal."""
     ends = [found["measured_ms"].min() * 0.7, found["measured_ms"].max() * 1.4]
     lines = [Line(label="as measured", x=ends, y=ends, style=_DIAGONAL)]
     for share in (0.85, 1.15):
@@ -37,7 +35,7 @@ def scatter(found: pd.DataFrame) -> Chart:
 
 
 def over_lengths(found: pd.DataFrame) -> Chart:
-    """Measured (markers) and predicted (lines) times over the length, a panel a cluster."""
+    """Measured (markers) and predicted (lines) times over the length, one panel per cluster."""
     panels = []
     x = Axis(label="sequence length (tokens)", log=2, ticks=labels.lengths_ticks(found["seq_len"]))
     for cluster, of in found.groupby("cluster", sort=False):
@@ -60,7 +58,8 @@ def over_lengths(found: pd.DataFrame) -> Chart:
 
 
 def crossing_figure(changes: pd.DataFrame, title: str) -> Figure:
-    """A line a pair of methods: where they change places as measured, predicted and by bytes."""
+    """One line per pair of methods, with the lengths at which the faster one changes: measured,
+    predicted, and where both send the same bytes."""
     figure = Figure(figsize=(5.6, 1.2 + 0.4 * len(changes)))
     axes = figure.subplots()
     marks = {"measured": ("o", "#0072B2"), "predicted": ("x", "#D55E00"), "bytes": ("|", "black")}

@@ -1,4 +1,4 @@
-"""The balance figure: how much more attention the busiest rank of a ring has than the mean."""
+"""The balance figure: attention FLOPs of the busiest rank of a ring, divided by the mean."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ COLUMNS = ["attention_flops_max", "attention_flops_mean"]
 
 
 def chart(rows: pd.DataFrame) -> Chart | str:
-    """A line for each order over the size of the ring; why not without both orders.
+    """A line per ring order over the size of the ring; the reason if rows lack one of the orders.
 
-    Contiguous chunks give place r of R 2r+1 of R² parts, so the last one (2R-1)/R of the mean.
+    With contiguous chunks rank r of R computes 2r+1 of R² parts, so the last one (2R-1)/R times the
+    mean.
     """
-    ours = rows["method"].isin(methods_of(rows))
-    rings = rows[ours & (rows["ring_parallel_size"] > 1) & rows[COLUMNS].notna().all(axis=1)]
+    no_peer = rows["method"].isin(methods_of(rows))
+    rings = rows[no_peer & (rows["ring_parallel_size"] > 1) & rows[COLUMNS].notna().all(axis=1)]
     if set(rings["ring_order"]) < set(_ORDER_STYLE):
         return "these rows are no rings of both orders"
     lines = []

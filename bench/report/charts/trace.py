@@ -12,7 +12,7 @@ from bench.report.labels import STACK_STYLE
 from methods import METHODS
 
 _BLOCK = re.compile(r"(forward|backward) model\.layers\.(\d+)")
-_WHAT: dict[str, dict[str, Any]] = {
+_STYLES: dict[str, dict[str, Any]] = {
     "attention": STACK_STYLE[0],
     "matmul": STACK_STYLE[4],
     "other compute": {"facecolor": "#F0E442", "hatch": ""},
@@ -22,21 +22,22 @@ _WHAT: dict[str, dict[str, Any]] = {
 }
 _LANES = ("compute", "links", "copies")
 _Event = tuple[str, str, float, float, str]
-"""What, unit, begin and length in ms, name."""
+"""Group of operations (a key of _STYLES), unit of the model, begin and length in ms, name."""
 _MOST = 8
-"""Traces."""
+"""Most traces in the figure."""
 
 
 def chart(traces: Mapping[str, Mapping[str, Any]]) -> Chart | str:
-    """Forward and backward of a middle block, a lane for each of what can overlap; or why not."""
+    """Forward and backward of a middle block, a lane each for compute, links and copies, which can
+    overlap; the reason if there is no trace."""
     strips: dict[str, list[_Event]] = {}
-    told = set()
+    sources = set()
     for file, trace in traces.items():
         about = trace.get("otherData")
         about = about if isinstance(about, dict) else {}
         name = about.get("method")
         strips[name if name in METHODS else file] = list(_events(trace))
-        told.add(str(about.get("of", file)))
+        sources.add(str(about.get("of", file)))
     if not strips:
         return "no trace (JSON) among the files; run --dry_run true --hardware … --trace FILE.json"
     order = sorted(strips, key=lambda name: [*METHODS, name].index(name))[:_MOST]
@@ -44,11 +45,11 @@ def chart(traces: Mapping[str, Mapping[str, Any]]) -> Chart | str:
     panels = [_panel(way, shown) for way in ("forward", "backward")]
     if not any(panel.marks for panel in panels):
         return "the traces have no blocks"
-    return Chart(panels=panels, source="; ".join(sorted(told)), columns=2)
+    return Chart(panels=panels, source="; ".join(sorted(sources)), columns=2)
 
 
 def _events(trace: Mapping[str, Any]) -> Iterator[_Event]:
-    """Each operation that is whole."""
+    """Yield each operation that has all its fields."""
     for event in trace["traceEvents"]:
         try:
             begin, length = float(event["ts"]) / 1e3, float(event["dur"]) / 1e3
@@ -81,8 +82,8 @@ def _lane(what: str) -> str:
 
 
 def _panel(way: str, strips: Mapping[str, list[_Event]]) -> Panel:
-    """One pass of the block, each method's from its own beginning."""
-    found: dict[str, list[tuple[float, float, float, str]]] = {what: [] for what in _WHAT}
+    """One pass of a block; each method's begins at time 0."""
+    found: dict[str, list[tuple[float, float, float, str]]] = {what: [] for what in _STYLES}
     ticks, place = {}, 0.0
     for method, events in strips.items():
         begin, end = _window(way, events)
@@ -109,7 +110,7 @@ def _panel(way: str, strips: Mapping[str, list[_Event]]) -> Panel:
                     base=base,
                     size=size,
                     about=about,
-                    style=_WHAT[what],
+                    style=_STYLES[what],
                     lying=True,
                     thickness=0.9,
                 )
@@ -125,7 +126,7 @@ def _panel(way: str, strips: Mapping[str, list[_Event]]) -> Panel:
 
 
 def _window(way: str, events: list[_Event]) -> tuple[float, float]:
-    """When a middle block computes and sends; nothing where there is none."""
+    """Begin and end (ms) of a middle block's computation and collectives; 0, 0 without blocks."""
     blocks: dict[int, list[tuple[float, float]]] = {}
     for what, unit, begin, length, _ in events:
         match = _BLOCK.fullmatch(unit)

@@ -117,7 +117,7 @@ def test_a_map_of_an_unknown_run_has_no_lines(column: str, value: str | None, to
 
 
 def map_card(cells: pd.DataFrame) -> catalogue.Card:
-    given = inputs.Given(pd.DataFrame(), maps={"name": cells})
+    given = inputs.ReportInputs(pd.DataFrame(), maps={"name": cells})
     return catalogue._maps(given, profiles.PROFILES)
 
 

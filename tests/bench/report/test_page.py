@@ -143,7 +143,7 @@ def test_a_sweep_writes_its_page_as_rows_land(
     ]
     flags += ["--out", str(tmp_path / "rows.csv"), "--watch", str(tmp_path / "live")]
     assert main(flags) == 0
-    running = f"running, read again every {live_page.RELOAD_S} s"
+    running = f"running, reloaded every {live_page.RELOAD_S} s"
     assert headings == [
         (f"0 of 2 cells of rows.csv; {running}", live_page.RELOAD_S, 0),
         (f"1 of 2 cells of rows.csv; {running}", live_page.RELOAD_S, 1),

@@ -75,7 +75,7 @@ def test_the_page_says_that_its_table_has_the_last_rows(
     monkeypatch.setattr(page, "MOST_ROWS", 5)
     given = inputs.read([written(shipped(), tmp_path / "rows.csv")])
     text = page.html(given, [])
-    assert f"the table has the last 5 of {len(shipped())} rows; their files all" in text
+    assert f"the table has the last 5 of {len(shipped())} rows; the files have all" in text
 
 
 def test_settings_that_differ_nowhere_are_one_set(tmp_path: Path) -> None:
