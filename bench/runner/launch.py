@@ -181,7 +181,7 @@ def _failure(failed: ChildFailedError, run: RunConfig) -> dict[str, Any]:
 
 
 def failed_outcome(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
-    """Status and error of a cell of which this rank failed first."""
+    """Status and error of a cell whose first failure was on this rank."""
     status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
     if message.startswith("HostMemoryError") and host_limit.longest(run) not in message:
         message += f"; {host_limit.longest(run)}"

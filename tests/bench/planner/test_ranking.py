@@ -31,7 +31,7 @@ def test_shallow_runs_say_what_a_deep_one_takes(method: str, step: int) -> None:
 
 
 def test_every_trick_takes_less_memory_and_more_time_than_the_one_before() -> None:
-    """Of a run that computes more than it moves."""
+    """Compare tricks on a run whose computation takes longer than its copies."""
     choices = [
         ranking.predicted(run) for run in ranking.ladder(replace(LLAMA3_ON_4_GPUS, seq_len=2**19))
     ]

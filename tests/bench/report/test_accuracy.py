@@ -22,7 +22,7 @@ def rows(*times_ms: float) -> pd.DataFrame:
 
 
 def in_rounds(*rounds: tuple[tuple[float, ...], tuple[float, ...]]) -> pd.DataFrame:
-    """Of measured and predicted times of each."""
+    """Rows of several rounds, from the measured and predicted times of each round."""
     both = enumerate(rounds)
     cells = [accuracy.matched(rows(*m), rows(*p), "here").assign(round=i) for i, (m, p) in both]
     return pd.concat(cells, ignore_index=True)
@@ -68,7 +68,7 @@ def test_cells_of_one_file_only() -> None:
 
 
 def test_the_medians_of_rounds() -> None:
-    """At a third of the pace the error is what it was."""
+    """A round at a third of the speed has the same error."""
     rounds = [
         ((t, 200.0, 105.0), (p, 180.0, 100.0)) for t, p in ((100, 110), (300, 330), (101, 90))
     ]

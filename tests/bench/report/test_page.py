@@ -68,7 +68,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromi
 
 
 def shown(folder: Path, *paths: Path, width: int = 1280) -> dict[str, Any]:
-    """What a reader of these files' page sees, and that nothing is said on the console."""
+    """The contents of these files' page in a browser; fails if the console has any message."""
     given = inputs.read([*paths])
     text = page.html(given, catalogue.cards(given, inputs.drawable(given)))
     file = folder / "page.html"

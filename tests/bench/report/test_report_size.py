@@ -1,4 +1,4 @@
-"""Reports of very many rows: in seconds, in bounded memory, and what is left out is told."""
+"""Reports of very many rows: in seconds, in bounded memory, with a note on what is left out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROWS = 100_000
 
 
 def cpu_s() -> float:
-    """Of this process and those that it has started."""
+    """CPU seconds of this process and its finished children."""
     return sum(os.times()[:4])
 
 
 def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
-    """In units of what pandas takes to read the file and matplotlib for one chart of it, taken
-    before and after: a busy machine slows down both alike."""
+    """Times are relative to reading the file with pandas and drawing one chart with matplotlib,
+    before and after: a busy machine slows down both."""
     random, table = np.random.default_rng(0), shipped()
     table = pd.concat([table] * (ROWS // len(table) + 1), ignore_index=True)[:ROWS]
     table["seq_len"] = random.integers(1, 5000, ROWS).astype(str)

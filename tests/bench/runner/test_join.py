@@ -76,7 +76,7 @@ def test_another_rank_that_fails_is_the_row(tmp_path: Path, verb: str, meanwhile
 
 
 def test_a_job_that_is_ended_leaves_no_row(tmp_path: Path) -> None:
-    """So that it goes on there when it is started again."""
+    """A sweep that is started again then runs this cell again."""
     out, begun = tmp_path / "rows.csv", tmp_path / "begun"
     job = [*TORCHRUN, "-m", "tests.support.joined_job", f"waits:{begun}", "run", *SMALL.split()]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What the hardware has for tensors, in the figure of peak memory."""
+"""The hardware's memory for tensors, in the figure of peak memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training is judged by: the coarsest dtype in which its numbers are rounded."""
+"""The tolerance of a training: that of the coarsest dtype to which its numbers are rounded."""
 
 from __future__ import annotations
 
