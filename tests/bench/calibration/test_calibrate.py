@@ -23,7 +23,7 @@ from tests.support.ranks import run_ranks
 
 
 def profile(run: RunConfig, links: tuple[Link, ...] = ()) -> dict[str, Any]:
-    """Of this rank, from short rows."""
+    """Measure this rank's profile, from short batches."""
     torch.set_num_threads(1)
     with (
         patch.object(stopwatch, "_ROW_S", 1e-4),
@@ -62,15 +62,15 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     assert known.attention == "sdpa"
 
 
-def with_links_of_before(run: RunConfig) -> dict[str, Any]:
+def with_earlier_links(run: RunConfig) -> dict[str, Any]:
     """A profile with links that nobody measured now."""
     before = Link(collective="all_reduce", ranks=1, points=((4096.0, 1.0),))
     with patch.object(calibrate, "_links", None):
         return profile(run, (before,))
 
 
-def test_links_can_be_of_before_and_all_else_is_measured() -> None:
-    (one,) = run_ranks(with_links_of_before, 1, RunConfig())
+def test_links_can_be_earlier_ones_and_all_else_is_measured() -> None:
+    (one,) = run_ranks(with_earlier_links, 1, RunConfig())
     assert [link["points"] for link in one["speeds"]["links"]] == [((4096.0, 1.0),)]
     assert one["speeds"]["issue_s"] > 0
     assert one["speeds"]["skew"] == ()  # of one rank
@@ -84,7 +84,7 @@ def test_links_are_of_as_many_ranks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not Path(out).exists()
 
 
-def test_links_without_skew_are_of_a_calibration_of_before(
+def test_links_without_skew_are_of_an_older_calibration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = profile_file.find(str(RESULTS / "emulated" / "50mbit-1" / "profile.yml"))
@@ -112,7 +112,7 @@ def test_links_are_of_the_same_device(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_memory_is_measured_with_other_operands_each_time() -> None:
-    """Those of the largest sums, of 32 MiB, come round after 64 MiB of each."""
+    """Operands of the largest sums, of 32 MiB, are used again after 64 MiB of each."""
     seen: list[int] = []
 
     def add(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -133,7 +133,7 @@ def test_memory_is_measured_with_other_operands_each_time() -> None:
 
 
 def test_a_matmul_is_measured_with_another_operand_each_time() -> None:
-    """As a step's are: weights or a saved activation, which no cache has any more."""
+    """A step's are new too: weights or a saved activation, which no cache has any more."""
     seen: dict[tuple[int, ...], set[int]] = defaultdict(set)
 
     def seconds(action: Callable[[], object], device: torch.device) -> float:
@@ -237,7 +237,7 @@ def test_links_are_measured_after_little_computing_with_other_operands() -> None
 
 
 def skew_after_known_computing(_: RunConfig) -> list[tuple[float, float]]:
-    """On a machine that is three times slower now and then."""
+    """Measure skew on a machine that is three times slower now and then."""
     known = Computing()
 
     def in_turn(

@@ -1,4 +1,4 @@
-"""Calibrating the host: what a step takes besides its operations, with and without ZeRO."""
+"""Calibrating the host: the time of a step outside its operations, with and without ZeRO."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def hooks_of_small_steps(_: RunConfig) -> tuple[int, int]:
 
 
 def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
-    """As a dry run of two blocks says of ranks that gather from each other."""
+    """Compared with a dry run of two blocks, whose ranks gather from each other."""
     found = run_ranks(hooks_of_small_steps, 2, RunConfig(world_size=2))
     run = RunConfig(
         method="ulysses",
@@ -54,7 +54,7 @@ def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
 
 
 def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
-    """Of a step, and of one whose host sleeps for 50 ms and multiplies for longer besides."""
+    """Seconds of a step, and of one whose host also sleeps for 50 ms and multiplies for longer."""
     with patch.object(host, "_TOKENS", 64):
         _, step = _steps(torch.device("cpu"))
     x, once = torch.randn(256, 256), step.once

@@ -13,7 +13,7 @@ from bench.calibration import stopwatch
 
 
 def test_a_difference_is_measured_in_turn() -> None:
-    """On a machine that is 1 % slower at every row: one after the other they differ by 0.06."""
+    """The machine is 1 % slower at every batch: one after the other they would differ by 0.06."""
     rows = itertools.count()
 
     def timed(action: Callable[[], float], calls: int, device: torch.device) -> float:

@@ -67,7 +67,7 @@ def test_silu_has_a_rate_of_its_own_where_it_was_measured() -> None:
 
 @pytest.mark.parametrize(("mib", "bus_gb_per_s"), [(16, 71.80), (256, 283.23), (16384, 376.71)])
 def test_an_all_reduce_over_nodes_is_priced_as_a_ring(mib: int, bus_gb_per_s: float) -> None:
-    """Of 32 ranks on four nodes; a card sends 4/31 of the bus bandwidth, not 3/31."""
+    """32 ranks on four nodes: a card sends 4/31 of the bus bandwidth, not 3/31."""
     sent = 2 * 31 / 32 * mib * 2**20
     ranks = tuple(range(32))
     op = Op("", "all_reduce", "", (), 0, sent, (mib * 2**20,), ranks, "", "")

@@ -59,7 +59,7 @@ def measured(runs: list[RunConfig]) -> list[tuple[int, int]]:
 
 
 def whole(run: RunConfig) -> int:
-    """Of all ranks: causal, forward and backward, with the forward again under checkpointing."""
+    """FLOPs of all ranks: causal, forward and backward, forward again under checkpointing."""
     a, matmuls = run.architecture, 7 + 2 * run.recomputes
     of_block = matmuls * 2 * run.micro_batch_size * run.seq_len**2 * a.query_width // 2
     return of_block * a.num_hidden_layers
@@ -67,7 +67,7 @@ def whole(run: RunConfig) -> int:
 
 @pytest.mark.parametrize("backend", ["native", "allgather"])
 def test_zigzag_is_balanced_and_contiguous_is_not(backend: str) -> None:
-    """Place r of 8: every one the same, or 2r+1 of 64 parts: the last 1.875 times the mean."""
+    """Ring rank r of 8: all the same, or 2r+1 of 64 parts: the last 1.875 times the mean."""
     zigzag = replace(
         RUN, method="ulysses", world_size=8, ring_parallel_size=8, ring_backend=backend, seq_len=128
     )

@@ -1,4 +1,4 @@
-"""Which axes cross nodes, by the numbers, and whom NCCL connects then."""
+"""Placement: the axes that cross nodes, and the GPUs that NCCL connects then."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_gpu_is_connected_to_those_of_its_node_that_it_sends_to(
 @pytest.mark.parametrize("backend", ["native", "allgather"])
 @pytest.mark.parametrize("method", METHODS)
 def test_only_sends_and_all_to_alls_connect(method: str, backend: str, ring: int) -> None:
-    """As the traffic of the same run has it."""
+    """Compared with the traffic of the same run."""
     run = RunConfig(method=method, world_size=4, ring_parallel_size=ring, ring_backend=backend)
     traffic = dry_run.count(replace(run, dry_run=True), 0).traffic
     sends = traffic["comm_bytes_all_to_all"] + traffic["comm_bytes_p2p"]

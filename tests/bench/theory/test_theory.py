@@ -20,7 +20,7 @@ RUN = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), world_size=8, seq_
 
 
 def block_elements(run: RunConfig) -> float:
-    """What one block's activations send, in elements, over (n-1)/n."""
+    """Elements that one block's activations send, over (n-1)/n."""
     n = run.sequence_size
     sent = sum(term.bytes for term in theory_traffic.block_activations(run))
     return float(sent / run.compute_dtype.itemsize / bytes_sent("all_gather", n, n) * n)
