@@ -1,5 +1,8 @@
 """What the fork server imports once, so that ranks start in milliseconds."""
 
+import hypothesis  # noqa: F401
+import pandas  # noqa: F401
+import pytest  # noqa: F401
 import torch._dynamo
 import torch.distributed.fsdp
 import torch.utils.checkpoint  # noqa: F401
@@ -7,4 +10,7 @@ import torch.utils.checkpoint  # noqa: F401
 import methods  # noqa: F401
 import odysseus.hf
 import odysseus.training.trainer  # noqa: F401
-import tests.support.hf_models  # noqa: F401
+import tests.support.dry_run
+import tests.support.hf_models
+import tests.support.toggles
+import tests.support.traffic  # noqa: F401

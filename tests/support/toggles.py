@@ -99,7 +99,9 @@ def largest(held: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def check_all(runs: list[RunConfig]) -> None:
     """Runs that share their reference and their mesh equal it on every rank."""
-    for rank in run_ranks(errors, runs[0].world_size, runs):
+    # A process stops compiling again after a few shapes, and would run what follows uncompiled.
+    fresh = any(run.compile for run in runs)
+    for rank in run_ranks(errors, runs[0].world_size, runs, fresh=fresh):
         for run, worst in zip(runs, rank, strict=True):
             # AdamW divides by the root of a gradient's square: weights are off by as much as the
             # gradients are in relation to the smallest ones, about 1e-6.

@@ -37,7 +37,7 @@ def profile(run: RunConfig, links: tuple[Link, ...] = ()) -> dict[str, Any]:
 
 
 def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
-    one, *others = run_ranks(profile, 4, RunConfig(world_size=4))
+    one, *others = run_ranks(profile, 4, RunConfig(world_size=4), fresh=True)
     assert all(other == one for other in others)  # the slowest rank's, on every rank
     links = one["speeds"]["links"]
     assert one["speeds"]["hooks_s"] > 0
@@ -70,7 +70,7 @@ def with_earlier_links(run: RunConfig) -> dict[str, Any]:
 
 
 def test_links_can_be_earlier_ones_and_all_else_is_measured() -> None:
-    (one,) = run_ranks(with_earlier_links, 1, RunConfig())
+    (one,) = run_ranks(with_earlier_links, 1, RunConfig(), fresh=True)
     assert [link["points"] for link in one["speeds"]["links"]] == [((4096.0, 1.0),)]
     assert one["speeds"]["issue_s"] > 0
     assert one["speeds"]["skew"] == ()  # of one rank
@@ -230,7 +230,7 @@ def link_after_known_computing(_: RunConfig) -> tuple[list[float], list[int]]:
 
 
 def test_links_are_measured_after_little_computing_with_other_operands() -> None:
-    one, other = run_ranks(link_after_known_computing, 2, RunConfig(world_size=2))
+    one, other = run_ranks(link_after_known_computing, 2, RunConfig(world_size=2), fresh=True)
     assert one == other
     assert one[0] == pytest.approx([1.064e-3] * 7)
     assert one[1] == [8] * 6 + [4]
@@ -255,7 +255,7 @@ def skew_after_known_computing(_: RunConfig) -> list[tuple[float, float]]:
 
 
 def test_skew_is_what_a_collective_takes_more_after_more_computing() -> None:
-    (found,) = run_ranks(skew_after_known_computing, 1, RunConfig())
+    (found,) = run_ranks(skew_after_known_computing, 1, RunConfig(), fresh=True)
     for (computed_s, longer_s), rows in zip(found, (128, 256, 512, 1536), strict=True):
         assert computed_s == pytest.approx(1e-5 * rows)
         assert longer_s == pytest.approx(1e-6 * (rows - 64))

@@ -38,7 +38,7 @@ def hooks_of_small_steps(_: RunConfig) -> tuple[int, int]:
 
 def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
     """Compared with a dry run of two blocks, whose ranks gather from each other."""
-    found = run_ranks(hooks_of_small_steps, 2, RunConfig(world_size=2))
+    found = run_ranks(hooks_of_small_steps, 2, RunConfig(world_size=2), fresh=True)
     run = RunConfig(
         method="ulysses",
         model=ModelOptions(num_hidden_layers=2),
@@ -72,6 +72,6 @@ def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
 
 @pytest.mark.alone
 def test_what_operations_compute_is_not_the_hosts() -> None:
-    ((before_s, after_s),) = run_ranks(host_s_of_a_slow_host, 1, RunConfig())
+    ((before_s, after_s),) = run_ranks(host_s_of_a_slow_host, 1, RunConfig(), fresh=True)
     assert before_s > 0
     assert after_s - before_s == pytest.approx(0.05, rel=0.4)

@@ -216,7 +216,7 @@ def of_wrong_ones(run: RunConfig) -> dict[str, dict[str, Any]]:
 def test_what_is_not_the_same_is_not_timed() -> None:
     """On no rank, though one rank alone may see it."""
     run = as_method.settled(replace(RUN, method="peer:dtensor_tp", world_size=2, steps=1))
-    for found in run_ranks(of_wrong_ones, 2, run):
+    for found in run_ranks(of_wrong_ones, 2, run, fresh=True):
         assert found.pop("none").get("status", "ok") == "ok"
         for name, row in found.items():
             assert row.keys() == {"status", "error"}, name

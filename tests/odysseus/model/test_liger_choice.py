@@ -33,7 +33,7 @@ def imported_by_a_step() -> bool:
 
 
 def test_nothing_else_imports_liger() -> None:
-    assert run_ranks(imported_by_a_step, 1) == [False]
+    assert run_ranks(imported_by_a_step, 1, fresh=True) == [False]
 
 
 def test_model_type_liger_means_ligers_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
