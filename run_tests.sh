@@ -1,16 +1,28 @@
 #!/usr/bin/env bash
-# Sets everything up on a fresh machine, then runs every check. Extra arguments go to pytest.
+# Sets everything up on a fresh machine, then runs every check.
+#
+#   bash run_tests.sh            lint, types and tests
+#   bash run_tests.sh --all      the same with the tests marked slow: the whole matrix
+#   bash run_tests.sh ARGUMENTS  pytest with these arguments; after --all, slow tests included
 set -euo pipefail
 cd "$(dirname "$0")"
 source scripts/setup_env.sh requirements-dev.txt requirements-torchtitan.txt
 
 export OMP_NUM_THREADS=1
-if [ $# -eq 0 ]; then
-    ruff check .
-    ruff format --check .
-    pyright
-    python -m pytest -m alone
-    # Not more workers: a test has up to eight processes of its own.
-    set -- -n 2 --dist loadfile -m "not slow and not alone"
+chosen="not slow"
+if [ "${1:-}" = --all ]; then
+    chosen="slow or not slow"
+    shift
 fi
-python -m pytest "$@"
+if [ $# -gt 0 ]; then
+    exec python -m pytest -m "$chosen" "$@"
+fi
+ruff check .
+ruff format --check .
+python -m pytest -m "alone and ($chosen)"
+pyright &
+types=$!
+trap 'kill $types 2>/dev/null || true' EXIT
+# Not more workers: a test has up to eight processes of its own.
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and ($chosen)"
+wait $types

@@ -13,6 +13,16 @@ from typing import Any
 import pytest
 
 from methods import METHODS
+from tests.support.covering import (
+    FACTORS,
+    TRICKS,
+    allowed,
+    committed,
+    covering_array,
+    every_pair,
+    pairs_of,
+    tricks_of,
+)
 from tests.support.toggles import AHEAD, ALL_ON, BASE, TOGGLES, check_all
 
 
@@ -29,6 +39,30 @@ def combinations() -> list[dict[str, Any]]:
     return [*chosen, ALL_ON, *ways, *(ALL_ON | way for way in ways)]
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("world_size", ["2", "4"])
+def test_tricks_in_pairs(method: str, world_size: str) -> None:
+    """With each method, each two values of two tricks occur together in some run.
+
+    Two ranks also have each trick alone, so that no other hides it.
+    """
+    base = replace(BASE, method=method, world_size=int(world_size))
+    rows = [tricks_of(row) for row in committed() if row["world_size"] == world_size]
+    alone = [*TOGGLES.values(), *TRICKS["zero"].values()] if world_size == "2" else []
+    check_all([replace(base, **tricks) for tricks in (*rows, *alone, ALL_ON, ALL_ON | AHEAD)])
+
+
+def test_the_covering_array_covers() -> None:
+    """The committed rows are allowed and hold every allowed pair of values."""
+    rows = committed()
+    assert all(allowed(row) and row.keys() == FACTORS.keys() for row in rows)
+    pairs = every_pair(FACTORS, allowed)
+    assert set().union(*map(pairs_of, rows)) == pairs
+    assert set().union(*map(pairs_of, rows[1:])) != pairs
+    assert rows == covering_array(FACTORS, allowed)  # python -m tests.support.covering
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_pair_of_tricks(method: str, world_size: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import partial
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -38,9 +38,14 @@ BASE = replace(RUN, seq_len=80, tiled_loss_compute=False)
 """Two blocks, batch 2, two query heads per kv head; 10 tokens per rank at the most ranks."""
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("axes", [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
-def test_parity_of_every_hybrid(method: str, axes: tuple[int, int]) -> None:
+AXES = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
+WAYS = list(itertools.product(ORDERS, BACKENDS, ({}, ALL_ON)))
+HALF = [way for at, way in enumerate(WAYS) if at in (0, 3, 5, 6)]
+"""Four of the eight ways: each two values of order, backend and tricks occur together."""
+
+
+def hybrids(method: str, axes: tuple[int, int], ways: list[Any]) -> list[RunConfig]:
+    """Runs over a ring and a sequence axis of these sizes, one per way."""
     ring, sequence = axes
     base = replace(
         BASE,
@@ -49,12 +54,32 @@ def test_parity_of_every_hybrid(method: str, axes: tuple[int, int]) -> None:
         ring_parallel_size=ring,
         sequence_parallel_size=sequence,
     )
-    check_all(
-        [
-            replace(base, ring_order=order, ring_backend=backend, **tricks)
-            for order, backend, tricks in itertools.product(ORDERS, BACKENDS, ({}, ALL_ON))
-        ]
-    )
+    return [
+        replace(base, ring_order=order, ring_backend=backend, **tricks)
+        for order, backend, tricks in ways
+    ]
+
+
+def test_half_of_the_ways_hold_every_pair() -> None:
+    """Of order, backend and tricks."""
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        pairs = [(way[one], way[other]) for way in HALF]
+        assert all(pairs.count(pair) == 1 for pair in pairs), pairs
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("axes", AXES, ids=lambda axes: f"ring{axes[0]}x{axes[1]}")
+def test_parity_of_hybrids(method: str, axes: tuple[int, int]) -> None:
+    """Half of the ways with every other method, the other half with the rest."""
+    odd = [*METHODS].index(method) % 2
+    check_all(hybrids(method, axes, [way for way in WAYS if (way in HALF) != odd]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("axes", AXES, ids=lambda axes: f"ring{axes[0]}x{axes[1]}")
+def test_parity_of_every_hybrid(method: str, axes: tuple[int, int]) -> None:
+    check_all(hybrids(method, axes, WAYS))
 
 
 @pytest.mark.parametrize("method", ["tp_sp", "ulysses"])
