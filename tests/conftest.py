@@ -1,10 +1,11 @@
-"""Fixtures of every test, and the order of files."""
+"""Fixtures of every test, names of parametrised cases, and the order of files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.support.ranks import close_worlds
 
@@ -28,6 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; otherwise the order stays."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.nodeid[6:].split("::")[0], len(LONGEST)))
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Return a case's name from a tuple, list or dict of plain values; pytest names the others."""
+    if isinstance(val, dict):
+        return ",".join(f"{key}={value}" for key, value in val.items())[:60] or "none"
+    if isinstance(val, tuple | list) and all(isinstance(v, bool | int | float | str) for v in val):
+        return "x".join(map(str, val))[:60] or "none"
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None
 
 
 @pytest.fixture(scope="module", autouse=True)

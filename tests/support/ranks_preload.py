@@ -1,5 +1,7 @@
 """What the fork server imports once, so that ranks start in milliseconds."""
 
+import gc
+
 import hypothesis  # noqa: F401
 import pandas  # noqa: F401
 import pytest  # noqa: F401
@@ -14,3 +16,7 @@ import tests.support.dry_run
 import tests.support.hf_models
 import tests.support.toggles
 import tests.support.traffic  # noqa: F401
+
+# Ranks share these objects' memory until a collection writes to them.
+gc.collect()
+gc.freeze()
