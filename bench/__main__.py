@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
+from bench.commands import flags
+from bench.config import options
 from bench.config.command import command
 
 VERBS = {
@@ -21,7 +24,7 @@ VERBS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one verb; its exit status. 2 means bad input, and that nothing was started."""
+    """Run one verb and return its exit status; 2 means bad input, and that nothing was started."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {command()} VERB [options]\n")
         print("\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items()))
@@ -30,9 +33,11 @@ def main(arguments: list[str]) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _bad_input("VERB", f"unknown verb {verb!r}; valid: {', '.join(VERBS)}")
-    action: Callable[[list[str]], int] = import_module(f"bench.commands.{verb}").main
     try:
-        return action(rest)
+        parsed = options.parse(flags.PARSERS[verb](), rest)
+        # Only now, as it imports torch: help and mistyped flags must not wait for it.
+        action: Callable[[Any], int] = import_module(f"bench.commands.{verb}").main
+        return action(parsed)
     except ValueError as error:
         return _bad_input(verb, str(error))
     except KeyboardInterrupt:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.calibration import calibrate
-from bench.config import checks, options
-from bench.config.launched import launched_world_size
+from bench.config import checks, grid
+from bench.config.launched import is_first_rank, launched_world_size
 from bench.hardware import profile_file
 from bench.hardware.speeds import Link
 from bench.runner import launch, worker
@@ -19,30 +18,13 @@ from odysseus.memory.host_memory import ranks_per_node
 from odysseus.parallel.mesh import pick_device
 
 
-def main(arguments: list[str]) -> int:
+def main(parsed: Any) -> int:
     """Measure, and write a file for ``--hardware``; 0 when it is there.
 
     Raises:
         ValueError: the ranks cannot be started, or the file cannot be written.
     """
-    parser = options.parser(
-        "calibrate",
-        "Measure matmuls, attention, memory, copies, the host and every collective on all ranks at "
-        "once, and write a profile that --hardware takes. Of the other flags, world_size, dtype, "
-        "device and model matter (a rank's share of its heads, for attention).",
-    )
-    options.add_run_options(parser)
-    parser.add_argument(
-        "--links_of",
-        type=str,
-        default="",
-        help="A profile of these ranks that was calibrated before: its collectives are taken from "
-        "there, all else is measured anew, in less than half the time. What a machine computes in "
-        "a second changes sooner than its links.",
-    )
-    parser.add_argument("--out", type=str, default="profile.yml", help="YAML file to write.")
-    parsed = options.parse(parser, arguments)
-    run, launched = options.run_config(parsed), launched_world_size()
+    run, launched = grid.run_config(parsed), launched_world_size()
     checks.check(run)
     checks.check_gpus(run, launched)
     if pick_device(run.device).type == "cuda" and run.dtype != "bf16":
@@ -58,7 +40,7 @@ def main(arguments: list[str]) -> int:
     if found["status"] != "ok":
         print(f"{found['status']}: {found['error']}", file=sys.stderr)
         return 1
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         profile_file.write(found["profile"], out)
         print(f"{out}: {run.world_size} ranks, {len(found['profile'].speeds.links)} links")
     return 0

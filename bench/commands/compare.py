@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bench import rows
-from bench.config import checks, options
+from bench.config import checks, grid
 from bench.report import draw_matplotlib
 from bench.report.charts import compare as compare_chart
 from bench.runner import compare, launch
@@ -22,7 +23,7 @@ from odysseus.config.run import RunConfig
 from odysseus.parallel.mesh import pick_device
 
 _BESIDE = "peer", "part", "pairs"
-"""What makes a comparison the one it is, besides ours' cell."""
+"""Columns that identify a comparison, beside those that identify the method's own cell."""
 COLUMNS = (
     *(*_BESIDE, *rows.IDENTITY, "status", "error"),
     *("ratio_p50", "ratio_p20", "ratio_p80", "ours_ms_p50", "peer_ms_p50"),
@@ -30,74 +31,60 @@ COLUMNS = (
     *("largest_difference", "tensors_checked", "differs", "mode", "device", "hardware"),
     *("torch_version", "git_commit", "git_dirty", "utc"),
 )
-"""Those of ours' cell are as in a row of `run`."""
+"""Columns of a comparison; those of :data:`rows.IDENTITY` are of the method's own cell."""
 
 
-def main(arguments: list[str]) -> int:
-    """Compare with every peer asked for, in every cell of the grid that has no row yet; 1 if one
-    failed.
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison to make.
+
+    Attributes:
+        peer: Name of the peer.
+        run: The cell of this project's method.
+        pairs: Number of pairs of steps.
+        part: model or blocks.
+    """
+
+    peer: str
+    run: RunConfig
+    pairs: int
+    part: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The columns that identify the comparison."""
+        beside = {"peer": self.peer, "pairs": self.pairs, "part": self.part}
+        return rows.identity(self.run) | beside
+
+    def check(self) -> None:
+        """Raise ValueError unless both implementations can run the cell here."""
+        checks.check(self.run)
+        check_cell(self.peer, self.run)
+        checks.check_gpus(self.run, None)
+
+    def measure(self) -> dict[str, Any]:
+        """Run both implementations in new processes and return the row."""
+        measured = partial(compare.measured, peer=self.peer, pairs=self.pairs, part=self.part)
+        outcome = launch.run_workers(self.run, measured)
+        about = self.identity | {"differs": PEERS[self.peer].differs(self.part)}
+        return about | rows.provenance() | outcome
+
+
+def main(parsed: Any) -> int:
+    """Compare every chosen peer in every cell that has no row yet; return 1 if one failed, else 0.
 
     Raises:
-        ValueError: a peer that is unknown or not installed, or a cell that cannot be started.
+        ValueError: a peer is unknown or not installed, or a cell cannot be started.
     """
-    parser = options.parser(
-        "compare",
-        "Time a method and a peer's implementation of it, a step of one and a step of the other, "
-        "in the same processes, after checking that both compute the same loss and gradients. "
-        "The method is the peer's own.",
-    )
-    options.add_grid_options(parser)
-    parser.add_argument(
-        "--peers",
-        type=str,
-        default="all",
-        help=f"all that compute in a cell's dtype on its device, or of {', '.join(PEERS)}.",
-    )
-    parser.add_argument(
-        "--part",
-        type=str,
-        default="model",
-        help="model, or blocks: transformer blocks alone (attention, MLP, their norms and "
-        "residuals), without embedding, last norm, logits and loss, on the same random hidden "
-        "states and gradient from above; AdamW, of the blocks' weights, is in a step either way.",
-    )
-    parser.add_argument("--pairs", type=int, default=10, help="Pairs of steps.")
-    parser.add_argument(
-        "--out",
-        type=str,
-        default="results/compare.csv",
-        help="CSV file of ratios; the figure of all its rows goes beside it, as PNG and SVG.",
-    )
-    parser.add_argument(
-        "--retry_failed", type=bool, default=False, help="Compare again where a row is not ok."
-    )
-    parsed = options.parse(parser, arguments)
     out = Path(parsed.out)
-    if parsed.pairs < 1:
-        raise ValueError(f"pairs is {parsed.pairs}; it must be at least 1")
-    if parsed.part not in PARTS:
-        raise ValueError(f"part is {parsed.part!r}; valid: {', '.join(PARTS)}")
-    asked = list(options.expand(parsed))
-    for run in asked:
-        check_run(run)
-    cells = [(name, run) for run in asked for name in names_of(parsed.peers, run)]
-    for name in dict.fromkeys(name for name, _ in cells):
-        check(name)
-    cells = [(name, PEERS[name].ours(run)) for name, run in cells]
-    for name, run in cells:
-        checks.check(run)
-        check_cell(name, run)
-        checks.check_gpus(run, None)
+    comparisons = comparisons_of(parsed)
     rows.check_writable(out, ("peer", "method", "status"))
     known = rows.keys(out, parsed.retry_failed, _BESIDE)
-    by_key = {
-        rows.key(_identity(name, run, parsed.pairs, parsed.part), _BESIDE): (name, run)
-        for name, run in cells
-    }
-    left = [cell for key, cell in by_key.items() if key not in known]
+    by_key = {rows.key(one.identity, _BESIDE): one for one in comparisons}
+    left = [one for key, one in by_key.items() if key not in known]
     failed = 0
-    for name, run in tqdm(left, disable=None):
-        row = compared(name, run, parsed.pairs, parsed.part)
+    for one in tqdm(left, disable=None):
+        row = one.measure()
         rows.append(out, row, COLUMNS)
         print(line(row), flush=True)
         failed += row["status"] != "ok"
@@ -106,13 +93,36 @@ def main(arguments: list[str]) -> int:
     return int(failed > 0)
 
 
-def _identity(peer: str, run: RunConfig, pairs: int, part: str) -> dict[str, Any]:
-    return rows.identity(run) | {"peer": peer, "pairs": pairs, "part": part}
+def comparisons_of(parsed: Any) -> list[Comparison]:
+    """Return every comparison that the parsed options ask for.
+
+    Raises:
+        ValueError: a peer is unknown or not installed, or a cell cannot be started.
+    """
+    if parsed.pairs < 1:
+        raise ValueError(f"pairs is {parsed.pairs}; it must be at least 1")
+    if parsed.part not in PARTS:
+        raise ValueError(f"part is {parsed.part!r}; valid: {', '.join(PARTS)}")
+    runs = grid.expand(parsed)
+    for run in runs:
+        check_run(run)
+    chosen = [(name, run) for run in runs for name in names_of(parsed.peers, run)]
+    for name in dict.fromkeys(name for name, _ in chosen):
+        check(name)
+    comparisons = [
+        Comparison(name, PEERS[name].ours(run), parsed.pairs, parsed.part) for name, run in chosen
+    ]
+    for one in comparisons:
+        one.check()
+    return comparisons
 
 
 def names_of(peers: str, run: RunConfig) -> list[str]:
-    """The peers that are asked for: of all, those that compute in a run's dtype on its device, if
-    any does."""
+    """Return the names of the chosen peers.
+
+    all means those that compute in the run's dtype on its device; if none does, all peers, so that
+    the check of a peer can say what is valid.
+    """
     if peers != "all":
         return peers.split(",")
     device = pick_device(run.device).type
@@ -120,15 +130,9 @@ def names_of(peers: str, run: RunConfig) -> list[str]:
     return [*able] or [*PEERS]
 
 
-def save_figure(out: Path) -> None:
-    """Draw the ratios of a CSV, as PNG and SVG beside it."""
-    if not isinstance(chart := compare_chart.chart(pd.read_csv(out)), str):
-        draw_matplotlib.save(draw_matplotlib.draw(chart), out.with_suffix(""))
-
-
 def check_run(run: RunConfig) -> None:
-    """Raise ValueError unless the peers can do what the run asks for."""
-    for name, given, known in (
+    """Raise ValueError if the run has an option that no peer can have."""
+    for name, given, valid in (
         ("ring_parallel_size", run.ring_parallel_size, 1),
         ("sequence_parallel_size", run.sequence_size, run.world_size),
         ("gradient_accumulation_steps", run.gradient_accumulation_steps, 1),
@@ -136,28 +140,28 @@ def check_run(run: RunConfig) -> None:
         ("data.pack", run.data.pack, False),
         ("model.implementation", run.model.implementation, "native"),
     ):
-        if given != known:
-            raise ValueError(f"{name} = {given} is not for compare; valid: {known}")
+        if given != valid:
+            raise ValueError(f"{name} = {given} is not for compare; valid: {valid}")
     plain.check(run)
 
 
-def compared(name: str, run: RunConfig, pairs: int, part: str) -> dict[str, Any]:
-    """One row."""
-    measure = partial(compare.measured, peer=name, pairs=pairs, part=part)
-    outcome = launch.run_workers(run, measure)
-    about = _identity(name, run, pairs, part) | {"differs": PEERS[name].differs(part)}
-    return about | rows.provenance() | outcome
+def save_figure(out: Path) -> None:
+    """Draw the ratios of a CSV file, and save the figure beside it as PNG and SVG."""
+    if not isinstance(chart := compare_chart.chart(pd.read_csv(out)), str):
+        draw_matplotlib.save(draw_matplotlib.draw(chart), out.with_suffix(""))
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row in words."""
-    of = f"{row['method']} beside {row['peer']}, {row['world_size']} ranks, {row['seq_len']} tokens"
-    of += ", blocks alone" * (row["part"] == "blocks")
+    """Return a row in one line: ratios of time, bytes and peak memory, or the error."""
+    cell = (
+        f"{row['method']} beside {row['peer']}, {row['world_size']} ranks, {row['seq_len']} tokens"
+    )
+    cell += ", blocks alone" * (row["part"] == "blocks")
     if row["status"] != "ok":
-        return f"{of}: {row['status']}: {row['error']}"
+        return f"{cell}: {row['status']}: {row['error']}"
     spread = f"{row['ratio_p20']:.2f} to {row['ratio_p80']:.2f}"
     bytes_, peak = (row[f"ours_{x}_bytes"] / row[f"peer_{x}_bytes"] for x in ("comm", "peak"))
     return (
-        f"{of}: {row['ratio_p50']:.2f} x its time ({spread}), {bytes_:.2f} x its bytes, "
+        f"{cell}: {row['ratio_p50']:.2f} x its time ({spread}), {bytes_:.2f} x its bytes, "
         f"{peak:.2f} x its peak memory"
     )

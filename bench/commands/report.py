@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from bench.config import options
 from bench.hardware import profile_file
 from bench.hardware.profiles import PROFILES
 from bench.report import catalogue, inputs, page
@@ -28,39 +28,12 @@ _TABLE = {
 }
 
 
-def main(arguments: list[str]) -> int:
+def main(parsed: Any) -> int:
     """Write the page and every figure that the files allow, print the table.
 
     Raises:
         ValueError: a file is missing or is none that a report reads, or a profile is none.
     """
-    parser = options.parser(
-        "report",
-        "One HTML page with charts and a table, and each figure as PNG, SVG and PDF, from CSV "
-        "files of any verb.",
-    )
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        default=["results/runs.csv"],
-        help="CSV files of run, sweep, verify, compare, plan and "
-        "scripts/studies/emulated_errors.py, and "
-        "JSON traces of run --trace, told apart by what is in them.",
-    )
-    parser.add_argument(
-        "--out",
-        type=str,
-        default="results/report",
-        help="Folder of report.html and of the figures.",
-    )
-    parser.add_argument(
-        "--hardware",
-        nargs="*",
-        default=[],
-        help="YAML files of the profiles that dry runs in the rows name, for what they have of "
-        "memory; those that come with this project are known.",
-    )
-    parsed = options.parse(parser, arguments)
     gc.freeze()  # the imported stays: to look through it for garbage took a sixth of a report
     known = PROFILES | {name: profile_file.find(name) for name in parsed.hardware}
     given, out = inputs.read([Path(name) for name in parsed.rows]), Path(parsed.out)

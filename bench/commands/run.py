@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from functools import partial
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import rows
-from bench.config import checks, options
-from bench.config.launched import launched_world_size
+from bench.commands.summary import summary
+from bench.config import checks, grid
+from bench.config.launched import is_first_rank, launched_world_size
 from bench.hardware import profiles
 from bench.runner import join, launch
 from bench.runner.advice import advice
@@ -24,40 +24,17 @@ from odysseus.memory.host_memory import ranks_per_node
 from odysseus.parallel.mesh import pick_device
 
 
-def main(arguments: list[str]) -> int:
-    """Measure one cell and append its row; 0 when its status is ok, else 1.
+def main(parsed: Any) -> int:
+    """Measure or predict one cell and append its row; return 0 when its status is ok, else 1.
 
     Raises:
         ValueError: the cell cannot be started.
     """
-    parser = options.parser("run", "Measure one cell and append its row to a CSV file.")
-    options.add_run_options(parser)
-    parser.add_argument("--out", type=str, default="results/runs.csv", help="CSV file of rows.")
-    parser.add_argument(
-        "--explain_peak",
-        type=bool,
-        default=False,
-        help="dry_run: also print where the peak is, and the ten largest tensors alive then.",
-    )
-    parser.add_argument(
-        "--trace",
-        type=str,
-        default="",
-        help="dry_run with a hardware profile: JSON file for the step in time, as Chrome and "
-        "Perfetto read it.",
-    )
-    parser.add_argument(
-        "--save",
-        type=str,
-        default="",
-        help="Folder for the weights after the measured steps, as a Hugging Face checkpoint.",
-    )
-    parsed = options.parse(parser, arguments)
-    run, launched = options.run_config(parsed, peers=True), launched_world_size()
+    run, launched = grid.run_config(parsed, peers=True), launched_world_size()
+    out = Path(parsed.out)
     checks.check(run)
     checks.check_gpus(run, launched)
-    out = Path(parsed.out)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         rows.check_writable(out)
     if parsed.trace:
         _check_trace(run, Path(parsed.trace))
@@ -65,22 +42,14 @@ def main(arguments: list[str]) -> int:
         _check_save(run, Path(parsed.save))
     if run.dry_run:
         return _dry_run(run, out, parsed.explain_peak, parsed.trace)
-    local = ranks_per_node(run.world_size)
-    if os.environ.get("RANK", "0") == "0" and (
-        run.ring_parallel_size > 1 or local < run.world_size
-    ):
-        print(f"placement: {placement(run, local)}", file=sys.stderr)
+    _print_placement(run)
     if launched is None:
-        for line in advice(run, pick_device(run.device)):
-            print(f"advice: {line}", file=sys.stderr)
-        return _finish(out, launch.run_cell(run, partial(launch.measure, save=parsed.save)))
-    measure = partial(launch.measure, run, parsed.save)
-    status = join.run_cell(run, measure, partial(_finish, out))
-    return 1 if status != "ok" and os.environ["RANK"] == "0" else 0
+        return _start_workers(run, out, parsed.save)
+    return _join_workers(run, out, parsed.save)
 
 
 def _check_trace(run: RunConfig, path: Path) -> None:
-    """Raise ValueError unless there will be a timeline and a place for it."""
+    """Raise ValueError unless the run has a predicted timeline and its file can be written."""
     if not run.dry_run or target.clock(run) is None:
         raise ValueError(
             f"trace = {path} needs dry_run = true and a profile with speeds; "
@@ -90,55 +59,63 @@ def _check_trace(run: RunConfig, path: Path) -> None:
 
 
 def _check_save(run: RunConfig, folder: Path) -> None:
-    """Raise ValueError unless there will be weights and a place for them."""
+    """Raise ValueError unless the run has weights and they can be written to a new folder."""
     checks.check_method(run, "save")
     if run.dry_run:
         raise ValueError(f"save = {folder} needs weights; valid: dry_run = false")
     checkpoint.saved_config(run)
-    if os.environ.get("RANK", "0") != "0":
-        return  # the first one writes
+    if not is_first_rank():
+        return  # only the first rank writes
     taken = [path for path in (folder, Path(f"{folder}.partial")) if path.exists()]
     if taken:
-        raise ValueError(f"save = {folder}: {taken[0]} is there already; valid: a new folder")
+        raise ValueError(f"save = {folder}: {taken[0]} exists already; valid: a new folder")
     checks.check_file("save", folder)
 
 
 def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
+    """Count and predict one rank's step, append the row and return the exit status."""
     started = time.monotonic()
     counted = predict.count(run)
-    found = predict.timeline(run, counted)
-    outcome = predict.columns(run, counted, found)
+    timeline = predict.timeline(run, counted)
+    outcome = predict.columns(run, counted, timeline)
     row = launch.finish_row(run, outcome, time.monotonic() - started)
     if explain:
         print(dry_run.explain(counted))
     if trace:
-        assert found is not None, "as has been made sure"
-        write_trace(found, Path(trace), run)
+        assert timeline is not None, "checked before the start"
+        write_trace(timeline, Path(trace), run)
     return _finish(out, row)
 
 
+def _print_placement(run: RunConfig) -> None:
+    """Print which axes cross nodes, where there are a ring or several nodes."""
+    local = ranks_per_node(run.world_size)
+    if is_first_rank() and (run.ring_parallel_size > 1 or local < run.world_size):
+        print(f"placement: {placement(run, local)}", file=sys.stderr)
+
+
+def _start_workers(run: RunConfig, out: Path, save: str) -> int:
+    """Measure the cell with workers started here; return the exit status."""
+    for line in advice(run, pick_device(run.device)):
+        print(f"advice: {line}", file=sys.stderr)
+    return _finish(out, launch.run_cell(run, partial(launch.measure, save=save)))
+
+
+def _join_workers(run: RunConfig, out: Path, save: str) -> int:
+    """Measure the cell as one of the workers that torchrun or srun started.
+
+    Return the exit status, which is 0 on all ranks but the first.
+    """
+    measure = partial(launch.measure, run, save)
+    status = join.run_cell(run, measure, partial(_finish, out))
+    return 1 if status != "ok" and is_first_rank() else 0
+
+
 def _finish(out: Path, row: dict[str, Any]) -> int:
+    """Append a row, print it, and return the exit status."""
     rows.append(out, row)
     if row["status"] != "ok":
         print(f"{row['status']}: {row['error']}", file=sys.stderr)
         return 1
     print(summary(row))
     return 0
-
-
-def summary(row: dict[str, Any]) -> str:
-    """A row in one line."""
-    of, time_of, loss = row["hardware"] or row["device"], "", ""
-    if row["mode"] == "measured":
-        of = row["device"]
-    if row.get("step_ms_p50"):
-        how = " predicted" if row["mode"] == "dry_run" else ""
-        time_of = f"{row['step_ms_p50']:.1f} ms a step{how}, {row['tokens_per_s']:.0f} tokens/s, "
-    if row.get("loss_first") is not None:
-        loss = f", loss {row['loss_first']:.4f} -> {row['loss_last']:.4f}"
-    ring = f" x ring {row['ring_parallel_size']}" if row["ring_parallel_size"] > 1 else ""
-    return (
-        f"{row['method']}{ring} on {row['world_size']} x {of}, {row['seq_len']} tokens: {time_of}"
-        f"{row['comm_bytes_total'] / 2**20:.2f} MiB sent a rank, "
-        f"peak {row['peak_memory_bytes'] / 2**20:.1f} MiB{loss}"
-    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import pandas as pd
 
-from bench.config import checks, options
+from bench.config import checks, grid
 from bench.runner import launch
 from bench.theory import published
 from bench.theory import traffic as theory_traffic
@@ -17,20 +18,13 @@ from odysseus.config.run import RunConfig
 _COLUMNS = ("activation", "parameter", "gradient", "edge", "total")
 
 
-def main(arguments: list[str]) -> int:
+def main(parsed: Any) -> int:
     """Print the tables; 1 if a measured byte count differs from the formula, else 0.
 
     Raises:
         ValueError: some method cannot run the configuration.
     """
-    parser = options.parser("theory", "Communication of one optimizer step, byte by byte.")
-    options.add_run_options(parser)
-    parser.add_argument(
-        "--measure", type=bool, default=True, help="Also run a step of each method and count."
-    )
-    parser.set_defaults(world_size=4, steps=1, warmup_steps=1)
-    parsed = options.parse(parser, arguments)
-    base = options.run_config(parsed)
+    base = grid.run_config(parsed)
     runs = [replace(base, method=name) for name in METHODS]
     for run in runs:
         run.check()

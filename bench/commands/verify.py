@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench import rows
-from bench.config import checks, options
+from bench.config import checks, grid
 from bench.config.launched import launched_world_size
 from bench.report import draw_matplotlib
 from bench.report.charts import verify as verify_chart
@@ -15,28 +16,13 @@ from methods import label_of
 from odysseus.config.run import RunConfig
 
 
-def main(arguments: list[str]) -> int:
+def main(parsed: Any) -> int:
     """Compare a run with its reference; 0 when they agree, 1 when they part or one fails.
 
     Raises:
         ValueError: the run cannot be started.
     """
-    parser = options.parser(
-        "verify",
-        "Train a reference (DP=N, SP=1, GAS=1, every trick off) and the given run (DP=N/n, SP=n, "
-        "GAS=n) on the same text, and compare loss and gradient norm of every step. "
-        "warmup_steps is not used.",
-    )
-    options.add_run_options(parser)
-    parser.set_defaults({"steps": 50})
-    parser.add_argument(
-        "--out",
-        type=str,
-        default="results/verify.csv",
-        help="CSV file of the steps; the figure goes beside it, as PNG and SVG.",
-    )
-    parsed = options.parse(parser, arguments)
-    run, out = options.run_config(parsed), Path(parsed.out)
+    run, out = grid.run_config(parsed), Path(parsed.out)
     if run.dry_run:
         raise ValueError("dry_run = true has no losses to compare; valid: false")
     checks.check(run)

@@ -1,4 +1,4 @@
-"""Read what torchrun or srun tells the processes that they start."""
+"""Read what torchrun and srun tell the processes that they start."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 
 
 def launched_world_size() -> int | None:
-    """The number of processes that torchrun or srun started, this one among them; else None.
+    """Return the number of processes that torchrun or srun started; None if neither did.
 
-    Under srun the environment that torch expects is filled in from Slurm's.
+    Under srun, fill in the environment variables that torch expects from Slurm's.
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -27,8 +27,18 @@ def launched_world_size() -> int | None:
     return tasks
 
 
+def own_rank() -> int:
+    """Return this process's rank; 0 unless torchrun or srun started several processes."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the one that prints and writes files."""
+    return own_rank() == 0
+
+
 def _tasks_on_this_node(tasks: int) -> int:
-    """Slurm's list of tasks a node, like ``8(x2),4``, at this node's place."""
+    """Return this node's number of tasks, from Slurm's list per node, like ``8(x2),4``."""
     listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):

@@ -1,49 +1,46 @@
-"""Command line and YAML to checked configurations, by jsonargparse from the dataclasses.
+"""Parse the command line and YAML files, by jsonargparse from the dataclasses of the options.
 
-Whatever is wrong ends as one ValueError of one line before any process starts.
+Every error is one ValueError of one line, before any process starts. This module imports no torch:
+help and the errors of parsing appear at once. bench/config/grid.py makes runs of what it parsed.
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
-import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import Field, field, fields, is_dataclass, make_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from bench.config import arctic, shipped
-from bench.config.checks import check_method
 from bench.config.command import command
-from methods import METHODS, from_file, method_of
-from methods.peers import as_method
-from methods.peers.checks import PREFIX, check_package, name_of
-from methods.peers.registry import PEERS
-from odysseus.config.option_group import groups_of, ordered_fields
+from bench.config.launched import is_first_rank
+from odysseus.config.option_group import groups_of
 from odysseus.config.run import RunConfig
 
 
 def parser(verb: str, description: str) -> ArgumentParser:
-    """An empty parser of one verb, with ``--config``."""
+    """Return a verb's parser with only ``--config``."""
     made = ArgumentParser(prog=f"{command()} {verb}", description=description, exit_on_error=False)
     made.add_argument(
         "--config",
         action="config",
-        help="YAML file with the same keys, dots as nesting; a flag on the command line wins. "
-        "recipes/NAME.yml and sweeps/NAME.yml also name the files that come with the package.",
+        help="YAML file with the same keys, in which a dot is nesting; a flag on the command line "
+        "wins. recipes/NAME.yml and sweeps/NAME.yml are also names of files that come with the "
+        "package.",
     )
     return made
 
 
 def parse(made: ArgumentParser, arguments: Sequence[str]) -> Any:
-    """The parsed and instantiated arguments.
+    """Return the parsed and instantiated arguments, by name.
 
     Raises:
-        ValueError: an unknown key or a wrong type, named with what would be valid.
+        ValueError: a key is unknown or a value has a wrong type; the message says what is valid.
     """
     arguments, notes = arctic.translate(_config_first(arguments))
     try:
@@ -51,102 +48,51 @@ def parse(made: ArgumentParser, arguments: Sequence[str]) -> Any:
     except ArgumentError as error:
         message = " ".join(str(error).split()).replace("typing.", "").rstrip(".")
         raise ValueError(message + _suggestion(made, message)) from None
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         for note in notes:
             print(note, file=sys.stderr)
     return parsed
 
 
 def add_run_options(made: ArgumentParser) -> None:
-    """The flags of one cell, by group."""
-    for group, own in groups_of(RunConfig):
-        made.add_class_arguments(group, skip=_inherited(group, own))
+    """Add the flags of one cell, by group."""
+    for group, _ in groups_of(RunConfig):
+        made.add_class_arguments(_options_of(group))
 
 
 def add_grid_options(made: ArgumentParser) -> None:
-    """The flags of one cell, by group; each may also hold a list."""
-    for group, own in groups_of(RunConfig):
-        made.add_class_arguments(_grid_of(group), skip=_inherited(group, own))
+    """Add the flags of one cell, by group; each may also hold a list."""
+    for group, _ in groups_of(RunConfig):
+        made.add_class_arguments(_options_of(group, lists=True))
 
 
-def run_config(parsed: Any, peers: bool = False) -> RunConfig:
-    """The cell that was asked for.
+def _options_of(group: Any, lists: bool = False) -> type:
+    """Return a dataclass with the fields that a group declares itself, for jsonargparse to read.
+
+    jsonargparse must not see the group: it would import what the group's module imports for type
+    checkers alone, torch.
 
     Args:
-        peers: Whether its method may be a peer.
-
-    Raises:
-        ValueError: its method is none, is not for this verb, or lacks its package.
+        lists: Whether to widen every field `T` to `T | list[T]`, also in nested groups.
     """
-    return _settled(RunConfig(**_options(parsed)), peers)
-
-
-def expand(parsed: Any, peers: bool = False) -> list[RunConfig]:
-    """Every cell of a grid, the first key varying slowest; `peers` as :func:`run_config`.
-
-    Raises:
-        ValueError: as :func:`run_config`.
-    """
-    return [_settled(run, peers) for run in _expand(RunConfig, _options(parsed))]
-
-
-def _options(parsed: Any) -> dict[str, Any]:
-    """The fields of a run, in order, from all that was parsed."""
-    return {f.name: parsed[f.name] for f in ordered_fields(RunConfig)}
-
-
-def _inherited(group: type, own: list[Field[Any]]) -> set[str]:
-    """Names of the fields that a class has from its groups, which bring their own help."""
-    return {f.name for f in fields(group)} - {f.name for f in own}
-
-
-def _settled(run: RunConfig, peers: bool) -> RunConfig:
-    """The cell, of a peer with what that always does."""
-    known = [*METHODS, *(f"{PREFIX}{name}" for name in PEERS)]
-    if from_file.is_file(run.method):
-        method_of(run.method)
-    elif run.method not in known:
-        raise ValueError(
-            f"method = {run.method!r} is none; valid: {str(known)[1:-1]}, or a file FILE.py "
-            "with a METHOD"
-        )
-    if not peers:
-        check_method(run, "this verb")
-    if name := name_of(run.method):
-        check_package(name)
-    return as_method.settled(run)
-
-
-def _grid_of(config: type) -> type:
-    """The dataclass with every field `T` widened to `T | list[T]`, nested ones likewise."""
-    hints = get_type_hints(config)
-    widened = []
-    for f in fields(config):
+    hints: dict[str, Any] = get_type_hints(group)
+    made: list[tuple[str, Any, Any]] = []
+    for f in fields(group):
         hint = hints[f.name]
+        if f.name not in group.__annotations__:
+            continue
         if is_dataclass(hint):
-            grid = _grid_of(hint)  # pyright: ignore[reportArgumentType]
-            widened.append((f.name, grid, field(default_factory=grid)))
+            nested: Any = _options_of(hint, lists) if lists else hint
+            made.append((f.name, nested, field(default_factory=nested)))
         else:
-            widened.append((f.name, hint | list[hint], field(default=f.default)))
-    made = make_dataclass(f"{config.__name__}Grid", widened, frozen=True, kw_only=True)
-    made.__doc__ = config.__doc__
-    return made
-
-
-def _expand(config: type, values: dict[str, Any]) -> list[Any]:
-    axes = []
-    hints = get_type_hints(config)
-    for name, value in values.items():
-        if is_dataclass(hints[name]):
-            nested = {f.name: getattr(value, f.name) for f in fields(value)}
-            axes.append(_expand(hints[name], nested))
-        else:
-            axes.append(value if isinstance(value, list) else [value])
-    return [config(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*axes)]
+            made.append((f.name, hint | list[hint] if lists else hint, field(default=f.default)))
+    options = make_dataclass(f"{group.__name__}Flags", made, frozen=True, kw_only=True)
+    options.__doc__ = group.__doc__
+    return options
 
 
 def _config_first(arguments: Sequence[str]) -> list[str]:
-    """Files before flags, so that a flag wins wherever it stands."""
+    """Move the files before the flags, so that a flag wins wherever it stands."""
     files, flags = [], []
     rest = iter(arguments)
     for argument in rest:
@@ -161,6 +107,7 @@ def _config_first(arguments: Sequence[str]) -> list[str]:
 
 
 def _suggestion(made: ArgumentParser, message: str) -> str:
+    """Return the valid keys nearest to the unknown key of an error; empty for any other error."""
     unknown = re.search(
         r"unrecognized arguments: --([\w.]+)|option '([\w.]+)'", message, re.IGNORECASE
     )

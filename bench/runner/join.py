@@ -20,6 +20,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from bench.config.launched import is_first_rank, own_rank
 from bench.runner import host_limit, launch
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
@@ -64,7 +65,7 @@ def measured(run: RunConfig, measure: Measure, write: Write) -> str:
         Exception: this rank is not rank 0 and failed. The process ends, and the launcher stops the
             job.
     """
-    is_first = os.environ["RANK"] == "0"
+    is_first = is_first_rank()
     with _write_row_before_sigterm(run, write) if is_first else nullcontext(_ignore) as finish:
         outcome = _outcome(run, measure)
         finish(outcome)
@@ -77,7 +78,7 @@ def _ignore(outcome: Row) -> None:
 
 def _outcome(run: RunConfig, measure: Measure) -> Row:
     """This rank's columns with status and error, or those two alone; raises as :func:`measured`."""
-    rank = int(os.environ["RANK"])
+    rank = own_rank()
     try:
         return {"status": "ok", "error": ""} | measure()
     except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.config import options
+from bench.config import grid, options
 from bench.report import accuracy, draw_matplotlib
 from bench.report.charts import prediction
 from bench.theory import traffic as theory_traffic
@@ -37,7 +37,7 @@ def method_cells() -> dict[str, RunConfig]:
     parser = options.parser("sweep", "")
     options.add_grid_options(parser)
     parsed = options.parse(parser, ["--config", "scripts/sweeps/emulated.yml"])
-    return {run.method: run for run in options.expand(parsed)}
+    return {run.method: run for run in grid.expand(parsed)}
 
 
 def main() -> int:

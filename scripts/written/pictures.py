@@ -17,8 +17,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench.commands import compare, plan, report, verify
-from bench.config import options
+from bench.__main__ import main as bench_main
+from bench.commands import compare, flags, verify
+from bench.config import grid, options
 from bench.report import draw_matplotlib
 from bench.report.charts import verify as verify_chart
 from scripts.studies import emulated_errors, growth, overlap_summary
@@ -55,25 +56,20 @@ def draw(command: list[str]) -> None:
         STUDIES[module]()
     if module != "bench":
         return
-    verb, *flags = arguments
-    if verb == "report":
-        report.main(flags)
-    elif verb == "plan":
-        plan.main(flags)
+    verb, *rest = arguments
+    if verb in ("report", "plan"):
+        bench_main(arguments)
     elif verb == "verify":
-        _overlay(flags)
+        _overlay(rest)
     elif verb == "compare":
-        compare.save_figure(Path(flags[flags.index("--out") + 1]))
+        compare.save_figure(Path(rest[rest.index("--out") + 1]))
 
 
-def _overlay(flags: list[str]) -> None:
+def _overlay(arguments: list[str]) -> None:
     """Draw the figure of a correctness experiment, titled after its run."""
-    parser = options.parser("verify", "")
-    options.add_run_options(parser)
-    parser.add_argument("--out", type=str)
-    parsed: Any = options.parse(parser, flags)
+    parsed: Any = options.parse(flags.verify(), arguments)
     out = Path(parsed.out)
-    title = verify.title(options.run_config(parsed))
+    title = verify.title(grid.run_config(parsed))
     drawn = draw_matplotlib.draw(verify_chart.overlay(pd.read_csv(out), title))
     draw_matplotlib.save(drawn, out.with_suffix(""))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import checks, options
+from bench.config import checks, grid, options
 from bench.runner import launch
 from methods import METHODS
 from odysseus.config.run import RunConfig
@@ -24,13 +24,13 @@ def parsed(*files: Path) -> RunConfig:
     parser = options.parser("run", "")
     options.add_run_options(parser)
     arguments = [f"--config={file}" for file in files]
-    return options.run_config(options.parse(parser, arguments))
+    return grid.run_config(options.parse(parser, arguments))
 
 
 def expanded(*files: Path) -> list[RunConfig]:
     parser = options.parser("sweep", "")
     options.add_grid_options(parser)
-    return options.expand(options.parse(parser, [f"--config={file}" for file in files]))
+    return grid.expand(options.parse(parser, [f"--config={file}" for file in files]))
 
 
 def test_the_recipes_that_there_are() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
-from bench.config import arctic, options
+from bench.config import arctic, grid, options
 from odysseus.config import hf_config
 from odysseus.config.run import RunConfig
 from tests.support.arctic import LEAST, ZERO, built
@@ -87,7 +87,7 @@ checkpoint:
 def parsed(file: Path, *flags: str) -> RunConfig:
     parser = options.parser("run", "")
     options.add_run_options(parser)
-    return options.run_config(options.parse(parser, [*flags, "--config", str(file)]))
+    return grid.run_config(options.parse(parser, [*flags, "--config", str(file)]))
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_config_with_an_equals_sign_and_an_overlay(file: Path) -> None:
     parser = options.parser("sweep", "")
     options.add_grid_options(parser)
     arguments = [f"--config={file}", f"--config={overlay}", "--seed", "[1, 2]"]
-    runs = options.expand(options.parse(parser, arguments))
+    runs = grid.expand(options.parse(parser, arguments))
     assert [run.seed for run in runs] == [1, 2]
     assert {(run.world_size, run.seq_len, run.model.name_or_path) for run in runs} == {
         (2, 1024, "llama3-70b")

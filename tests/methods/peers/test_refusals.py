@@ -43,8 +43,8 @@ def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("run --method peer:none", "method = 'peer:none' is none; valid: 'tp', 'tp_sp', 'ulysses'"),
-        ("sweep --method [tp,peer:none]", "'peer:none' is none; valid: 'tp', "),
+        ("run --method peer:none", "method = 'peer:none' is unknown; valid: 'tp', 'tp_sp'"),
+        ("sweep --method [tp,peer:none]", "'peer:none' is unknown; valid: 'tp', "),
         (
             "run --method peer:dtensor_tp --tiled_mlp_compute true",
             "tiled_mlp_compute = true is not",

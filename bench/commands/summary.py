@@ -1,0 +1,23 @@
+"""Say a row in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def summary(row: dict[str, Any]) -> str:
+    """Return a row with status ok in one line: the cell, its times, bytes, memory and loss."""
+    predicted = row["mode"] == "dry_run"
+    device = (predicted and row["hardware"]) or row["device"]
+    ring = f" x ring {row['ring_parallel_size']}" if row["ring_parallel_size"] > 1 else ""
+    times, loss = "", ""
+    if row.get("step_ms_p50"):
+        step = f"{row['step_ms_p50']:.1f} ms per step{' predicted' * predicted}"
+        times = f"{step}, {row['tokens_per_s']:.0f} tokens/s, "
+    if row.get("loss_first") is not None:
+        loss = f", loss {row['loss_first']:.4f} -> {row['loss_last']:.4f}"
+    return (
+        f"{row['method']}{ring} on {row['world_size']} x {device}, {row['seq_len']} tokens: {times}"
+        f"{row['comm_bytes_total'] / 2**20:.2f} MiB sent per rank, "
+        f"peak {row['peak_memory_bytes'] / 2**20:.1f} MiB{loss}"
+    )

@@ -1,0 +1,74 @@
+"""Make runs of parsed options: one cell, or every cell of a grid."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from bench.config.checks import check_method
+from methods import METHODS, from_file, method_of
+from methods.peers import as_method
+from methods.peers.checks import PREFIX, check_package, name_of
+from methods.peers.registry import PEERS
+from odysseus.config.option_group import ordered_fields
+from odysseus.config.run import RunConfig
+
+
+def run_config(parsed: Any, peers: bool = False) -> RunConfig:
+    """Return the cell that the parsed options describe.
+
+    Args:
+        peers: Whether its method may be a peer.
+
+    Raises:
+        ValueError: its method is unknown, is not for this verb, or its package is not installed.
+    """
+    return _with_peer_defaults(RunConfig(**_options(parsed)), peers)
+
+
+def expand(parsed: Any, peers: bool = False) -> list[RunConfig]:
+    """Return every cell of a grid; the first key in the order of ``--help`` varies slowest.
+
+    Args:
+        peers: Whether methods may be peers.
+
+    Raises:
+        ValueError: as :func:`run_config`.
+    """
+    return [_with_peer_defaults(run, peers) for run in _expand(RunConfig, _options(parsed))]
+
+
+def _options(parsed: Any) -> dict[str, Any]:
+    """Return the fields of a run, in order, from all that was parsed."""
+    return {f.name: parsed[f.name] for f in ordered_fields(RunConfig)}
+
+
+def _with_peer_defaults(run: RunConfig, peers: bool) -> RunConfig:
+    """Return the cell; if its method is a peer, with the options that this peer always has."""
+    known = [*METHODS, *(f"{PREFIX}{name}" for name in PEERS)]
+    if from_file.is_file(run.method):
+        method_of(run.method)
+    elif run.method not in known:
+        raise ValueError(
+            f"method = {run.method!r} is unknown; valid: {str(known)[1:-1]}, or a file FILE.py "
+            "with a METHOD"
+        )
+    if not peers:
+        check_method(run, "this verb")
+    if name := name_of(run.method):
+        check_package(name)
+    return as_method.settled(run)
+
+
+def _expand(config: type, values: dict[str, Any]) -> list[Any]:
+    """Return one instance of a dataclass per combination of the values that are lists."""
+    axes = []
+    hints = get_type_hints(config)
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            nested = {f.name: getattr(value, f.name) for f in fields(value)}
+            axes.append(_expand(hints[name], nested))
+        else:
+            axes.append(value if isinstance(value, list) else [value])
+    return [config(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*axes)]
