@@ -53,8 +53,8 @@ class Comparison:
     @property
     def identity(self) -> dict[str, Any]:
         """The columns that identify the comparison."""
-        beside = {"peer": self.peer, "pairs": self.pairs, "part": self.part}
-        return rows.identity(self.run) | beside
+        cell = {name: value for name, value in rows.identity(self.run).items() if name in COLUMNS}
+        return cell | {"peer": self.peer, "pairs": self.pairs, "part": self.part}
 
     def check(self) -> None:
         """Raise ValueError unless both implementations can run the cell here."""
