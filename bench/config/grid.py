@@ -58,7 +58,7 @@ def _with_peer_defaults(run: RunConfig, peers: bool) -> RunConfig:
         check_method(run, "this verb")
     if name := name_of(run.method):
         check_package(name)
-    return as_method.settled(run)
+    return as_method.with_peer_defaults(run)
 
 
 def _expand(config: type, values: dict[str, Any]) -> list[Any]:

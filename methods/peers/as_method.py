@@ -25,8 +25,9 @@ _OF_ALL = {
 """What every peer can be told."""
 
 
-def settled(run: RunConfig) -> RunConfig:
-    """The run with what its peer always does where nothing else was asked for; ours as it is."""
+def with_peer_defaults(run: RunConfig) -> RunConfig:
+    """Return the run with the options that its peer always has, unless they are set; a run of this
+    project's own method is unchanged."""
     name = name_of(run.method)
     if not name:
         return run
@@ -70,13 +71,13 @@ def _own(peer: Peer) -> Iterator[str]:
     """What else this one can be told: the dtype of ZeRO's reductions, the size of its tiles."""
     if peer.method == "ulysses":
         yield "seq_parallel_communication_data_type"
-    if "tiled_loss_compute" in peer.tricks:
+    if "tiled_loss_compute" in peer.overrides:
         yield "tiled_loss_bytes"
 
 
 def _always(peer: Peer, run: RunConfig) -> dict[str, Any]:
     """Fields that have one value with a peer, which is not the default."""
-    return {"tiled_loss_compute": False, **peer.tricks, **peer.axes(run)}
+    return {"tiled_loss_compute": False, **peer.overrides, **peer.axes(run)}
 
 
 def _written(value: Any) -> str:

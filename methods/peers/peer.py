@@ -71,7 +71,7 @@ class Peer:
         build: Where its :class:`Build` is: ``module:function`` of this package.
         blocks: How its blocks' work differs from ours, in words.
         around: How that of its embedding, head and loss does.
-        tricks: Options of ours that make its work the peer's.
+        overrides: Options of this project's run that make its work equal to the peer's.
         dtypes: What it can compute in.
         install: What pip installs to have its packages.
         ring: Whether ours is on the ring axis, not on the sequence axis.
@@ -86,7 +86,7 @@ class Peer:
     build: str
     blocks: str
     around: str = ""
-    tricks: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     install: str = "-r requirements-peers.txt"
     ring: bool = False
@@ -97,7 +97,7 @@ class Peer:
 
     def ours(self, run: RunConfig) -> RunConfig:
         """What of ours a run compares with it."""
-        return replace(run, method=self.method, **self.tricks, **self.axes(run))
+        return replace(run, method=self.method, **self.overrides, **self.axes(run))
 
     def axes(self, run: RunConfig) -> dict[str, int]:
         """What its run's axes are, unless they are the run's own."""

@@ -36,7 +36,7 @@ PEERS = {
         "dtensor:sequence_parallel",
         _UNPACKED,
         _WHOLE_LOGITS,
-        tricks=_KEEPS,
+        overrides=_KEEPS,
     ),
     "dtensor_tp_sp_loss": Peer(
         "tp_sp",
@@ -44,7 +44,7 @@ PEERS = {
         "dtensor:sequence_and_loss_parallel",
         _UNPACKED,
         _BY_VOCABULARY,
-        tricks=_KEEPS,
+        overrides=_KEEPS,
     ),
     "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _FIVE, _WHOLE_LOGITS),
     "megatron_tp": Peer(
@@ -70,7 +70,7 @@ PEERS = {
         "torchtitan_llama:tensor_and_sequence_parallel",
         "gate and up not packed; rotary embedding in complex numbers",
         _BY_VOCABULARY,
-        tricks=_KEEPS,
+        overrides=_KEEPS,
         install="--no-deps -r requirements-torchtitan.txt",
     ),
     "yunchang_ulysses": Peer(
@@ -102,7 +102,7 @@ PEERS = {
         "deepspeed_zero3:ulysses",
         _EXCHANGED,
         _OF_SHARD,
-        tricks=_KEEPS_WEIGHTS,
+        overrides=_KEEPS_WEIGHTS,
         cuts=("num_key_value_heads",),
     ),
     "deepspeed_alst": Peer(
@@ -110,6 +110,6 @@ PEERS = {
         "deepspeed transformers",
         "deepspeed_zero3:alst",
         f"{_EXCHANGED}; position ids gathered in every block",
-        tricks=_KEEPS_WEIGHTS | {"tiled_mlp_compute": True, "tiled_loss_compute": True},
+        overrides=_KEEPS_WEIGHTS | {"tiled_mlp_compute": True, "tiled_loss_compute": True},
     ),
 }

@@ -80,7 +80,7 @@ def test_peers_train_as_ours_do() -> None:
     """Updates too, of each kind of optimizer and sharding: the loss after six of them."""
     run = replace(RUN, world_size=2, method="ulysses")
     names = ("yunchang_ulysses", "deepspeed_ulysses", "megatron_tp_sp")
-    peers = [as_method.settled(replace(run, method=f"peer:{name}")) for name in names]
+    peers = [as_method.with_peer_defaults(replace(run, method=f"peer:{name}")) for name in names]
     for ours, *theirs in run_ranks(last_losses, 2, [run, *peers]):
         assert theirs == pytest.approx([ours] * len(names), rel=1e-5)
 
@@ -215,7 +215,8 @@ def of_wrong_ones(run: RunConfig) -> dict[str, dict[str, Any]]:
 
 def test_what_is_not_the_same_is_not_timed() -> None:
     """On no rank, though one rank alone may see it."""
-    run = as_method.settled(replace(RUN, method="peer:dtensor_tp", world_size=2, steps=1))
+    asked = replace(RUN, method="peer:dtensor_tp", world_size=2, steps=1)
+    run = as_method.with_peer_defaults(asked)
     for found in run_ranks(of_wrong_ones, 2, run, fresh=True):
         assert found.pop("none").get("status", "ok") == "ok"
         for name, row in found.items():
@@ -287,7 +288,7 @@ def from_a_checkpoint(run: RunConfig, folder: str) -> dict[str, Any]:
         return timed_steps(*args)
 
     model = ModelOptions(name_or_path=folder)
-    theirs = as_method.settled(replace(run, method="peer:fairscale_tp", model=model))
+    theirs = as_method.with_peer_defaults(replace(run, method="peer:fairscale_tp", model=model))
     with patch.object(worker, "start", started), patch.object(worker, "timed_steps", timed):
         return launch.measure_in_group(theirs, CPU)
 

@@ -23,16 +23,16 @@ def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
     """By name; what it always does may be asked for."""
     (dtype, *_) = PEERS[name].dtypes
     asked = RunConfig(method=f"peer:{name}", model=MODEL, world_size=2)
-    run = as_method.settled(replace(asked, dtype=dtype))
+    run = as_method.with_peer_defaults(replace(asked, dtype=dtype))
     checks.check(run)
     lacking = [
         *({"activation_checkpointing": True}, {"compile": True}),
         *({"gradient_accumulation_steps": 2}, {"parameter_offload": "cpu"}, {"dry_run": True}),
         *({"overlap_chunks": 2}, {"zero_engine": "overlap"}, {"dtype": "fp64"}),
-        {"tiled_mlp_compute": "tiled_mlp_compute" not in PEERS[name].tricks},
-        {"tiled_loss_compute": "tiled_loss_compute" not in PEERS[name].tricks},
-        {"regather": "regather" in PEERS[name].tricks},
-        {"reshard_after_forward": "reshard_after_forward" in PEERS[name].tricks},
+        {"tiled_mlp_compute": "tiled_mlp_compute" not in PEERS[name].overrides},
+        {"tiled_loss_compute": "tiled_loss_compute" not in PEERS[name].overrides},
+        {"regather": "regather" in PEERS[name].overrides},
+        {"reshard_after_forward": "reshard_after_forward" in PEERS[name].overrides},
     ]
     for changed in lacking:
         (key,) = changed
