@@ -73,6 +73,6 @@ def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
 
 
 def _profile(run: RunConfig, links: tuple[Link, ...]) -> dict[str, Any]:
-    """What one rank has measured."""
+    """Measure on this rank; return status, error and profile."""
     with worker.process_group(run) as device:
         return {"status": "ok", "error": "", "profile": calibrate.measure(run, device, links)}

@@ -61,7 +61,7 @@ def describe(run: RunConfig) -> str:
 
 
 def crossovers(base: RunConfig) -> list[str]:
-    """In words, where in L the bytes of two methods cross; those of each are linear in L."""
+    """Lines that say at which L the bytes of two methods cross; each method's are linear in L."""
     lines = {name: theory_traffic.line(replace(base, method=name)) for name in METHODS}
     words = []
     for one, other in combinations(METHODS, 2):

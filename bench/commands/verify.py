@@ -44,7 +44,7 @@ def main(parsed: Any) -> int:
 
 
 def title(run: RunConfig) -> str:
-    """Which run was compared with which."""
+    """Title that names both runs of the comparison."""
     n, accumulated = run.sequence_size, verify.candidate_of(run).gradient_accumulation_steps
     ring = f" x ring {run.ring_parallel_size}" if run.ring_parallel_size > 1 else ""
     method = label_of(run.method)

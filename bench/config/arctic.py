@@ -145,7 +145,7 @@ def _completed(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _longest(model: str) -> int:
-    """What ArcticTraining takes as the length of a sample where a recipe has none."""
+    """Length of a sample, in tokens, that ArcticTraining takes where a recipe has none."""
     length = MAX_POSITION_EMBEDDINGS.get(model)
     if folder := ModelOptions(name_or_path=model).checkpoint:
         length = hf_config.read_object(folder / "config.json").get("max_position_embeddings")

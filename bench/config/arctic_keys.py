@@ -1,4 +1,4 @@
-"""What becomes of each key of an ArcticTraining recipe; docs/recipes.md says why.
+"""Rules for each key of an ArcticTraining recipe; docs/recipes.md says why.
 
 A rule maps a key to fields of a run, or refuses its value; None ignores the key. A key without a
 rule is unknown. Only a section's keys have rules, sections have none.

@@ -1,4 +1,4 @@
-"""What a model is: the sizes of a Llama-family decoder, under their Hugging Face names.
+"""Sizes of a Llama-family decoder, under their Hugging Face names.
 
 >>> PRESETS["llama3-8b"].num_key_value_heads
 8

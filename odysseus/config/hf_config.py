@@ -40,7 +40,7 @@ _LENGTH = "original_max_position_embeddings"
 
 
 def read(folder: Path) -> Architecture:
-    """What a checkpoint's ``config.json`` describes.
+    """Read the architecture that a checkpoint's ``config.json`` describes.
 
     Raises:
         ValueError: there is none, it is damaged, or it asks for what this decoder does not have.
