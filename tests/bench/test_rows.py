@@ -1,4 +1,4 @@
-"""Rows: appended whole by many at once, read back as written."""
+"""Rows: many writers append them whole, and they are read back as written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The diagrams of the methods are the methods': what is cut, what is sent, what they start from."""
+"""The diagrams of the methods agree with the methods: which weights are cut, what is sent, and the
+initial layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ships in results/: every file told of, every command right, no figure stale."""
+"""Files shipped in results/: each is described, each command is right, and no figure is stale."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shipped(*suffixes: str) -> list[str]:
 
 
 def section_of(name: str) -> str:
-    """What the README says of a file."""
+    """Return the README's section on a file."""
     (text,) = [text for names, text in SECTIONS.items() if any(fnmatch(name, n) for n in names)]
     return text
 
@@ -65,10 +65,10 @@ def test_every_csv_has_its_command_and_its_mode(name: str) -> None:
         "dry_runs_ring8.yml --seq_len 262144 --method ulysses",
     ],
 )
-def test_the_dry_runs_that_ship_are_what_is_counted(
+def test_the_shipped_dry_runs_are_counted_again(
     cells: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted again, rows of the presets are those that ship, to the last digit."""
+    """Rows of the presets, counted again, equal the shipped rows to the last digit."""
     monkeypatch.chdir(ROOT / "scripts/sweeps")
     out = tmp_path / "again.csv"
     arguments = ["--config", *cells.split(), "--model.name_or_path", "llama3-8b"]
@@ -81,10 +81,10 @@ def test_the_dry_runs_that_ship_are_what_is_counted(
 @pytest.mark.parametrize(
     ("speed", "profile"), [("50mbit-1", "profile.yml"), ("none-1", "profile-2048.yml")]
 )
-def test_the_predictions_that_ship_are_what_is_predicted(
+def test_the_shipped_predictions_are_predicted_again(
     speed: str, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the profiles that ship."""
+    """Predictions from the shipped profiles equal the shipped predictions."""
     monkeypatch.chdir(ROOT)
     folder, out = Path("results/emulated", speed), tmp_path / "again.csv"
     cells = [
@@ -108,13 +108,13 @@ def test_the_predictions_that_ship_are_what_is_predicted(
 
 
 def by_key(path: Path) -> dict[tuple[str, ...], dict[Any, Any]]:
-    """A file's rows without when and how long it took to make them."""
+    """Return a file's rows by key, without the columns of when and how long they were made."""
     found = rows.read(path).reindex(columns=rows.COLUMNS, fill_value="")  # newer columns too
     found = found.drop(columns=[*rows.provenance(), "wall_s"]).to_dict("records")
     return {rows.key(row): row for row in found}
 
 
-def test_every_picture_is_told_of() -> None:
+def test_every_picture_is_described() -> None:
     names = shipped(*PICTURES)
     assert len(names) > 50
     assert [name for name in names if not section_of(name)] == []
@@ -136,7 +136,7 @@ def test_every_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_figure_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn again from the files that ship, every figure is the one that ships."""
+    """Every figure, drawn again from the shipped files, equals the shipped figure."""
     shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "*.svg"))
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ def test_no_figure_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_no_table_of_measured_rows_is_stale() -> None:
-    """Every number of such a table is the one of the rows that ship."""
+    """Every number in a table of measured rows equals that of the shipped rows."""
     pages = {page: page.read_text() for page in tables.PAGES}
     stale = [page.name for page, text in pages.items() if tables.filled(text) != text]
     assert stale == [], "python -m scripts.written.tables"

@@ -20,7 +20,7 @@ SECTIONS = dict(re.findall(r"## ([^#]+?) `(.+?)(?= ## |$)", PAGE))
 
 
 def states(section: str, *phrases: str) -> None:
-    """Every phrase is in the section whose title begins so."""
+    """Check that every phrase is in the section whose title begins with `section`."""
     (text,) = [text for title, text in SECTIONS.items() if title.startswith(section)]
     assert [phrase for phrase in phrases if phrase not in text] == []
 

@@ -25,7 +25,7 @@ def namespaces() -> list[str]:
 
 
 def has_namespaces() -> bool:
-    """Whether this machine lets us make them."""
+    """Whether this machine permits network namespaces."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "taskset"))):
         return False
     probe = ["ip", "netns", "add", "odysseus-probe"]
@@ -65,7 +65,7 @@ def ignores(pid: int, number: signal.Signals) -> bool:
     ],
 )
 def test_two_hosts_of_two_ranks(tmp_path: Path, flags: str) -> None:
-    """A real rendezvous and real sockets: the row is as ever, its bytes are theory's."""
+    """Use a real rendezvous and real sockets: the row is complete, and its bytes equal theory's."""
     out = tmp_path / "rows.csv"
     run = [*RUN.split(), *flags.split(), "--out", str(out)]
     host = start("--hosts", "2", "--ranks", "2", "--rate", "1gbit", "--", *run)
@@ -80,7 +80,7 @@ def test_two_hosts_of_two_ranks(tmp_path: Path, flags: str) -> None:
 
 @needs_namespaces
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    """Not even a second one, while it cleans up."""
+    """Not even a second interrupt during the clean-up leaves a process."""
     run = [*RUN.split(), "--steps", "9999", "--out", str(tmp_path / "rows.csv")]
     host = start("--", *run)
     deadline = time.monotonic() + 60
@@ -109,14 +109,14 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_bad_input(arguments: list[str], said: str) -> None:
     host = start(*arguments)
-    told, _ = host.communicate(timeout=10)
-    assert (host.returncode, len(told.splitlines())) == (2, 1)
-    assert said in told
+    printed, _ = host.communicate(timeout=10)
+    assert (host.returncode, len(printed.splitlines())) == (2, 1)
+    assert said in printed
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts/cluster/slurm").glob("*.sbatch")))
 def test_batch_scripts_are_bash_and_start_the_bench(script: Path, tmp_path: Path) -> None:
-    """With an srun that says what it was given."""
+    """Run each script with an srun that prints its arguments."""
     srun = tmp_path / "srun"
     srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
@@ -127,11 +127,11 @@ def test_batch_scripts_are_bash_and_start_the_bench(script: Path, tmp_path: Path
     done = subprocess.run(
         ["bash", str(script), *given], env=path, capture_output=True, text=True, check=True
     )
-    told = done.stdout.splitlines()
-    assert told[:7] == [
+    printed = done.stdout.splitlines()
+    assert printed[:7] == [
         *("--kill-on-bad-exit=1", "python", "-m", "bench", "run", "--method", "ulysses"),
     ]
-    assert told[7:] == (["--data.path", "$(touch", "nothing)"] if "sweep" in script.name else [])
+    assert printed[7:] == (["--data.path", "$(touch", "nothing)"] if "sweep" in script.name else [])
 
 
 @pytest.mark.parametrize("lines", ["", "--method tp\n\n--method tp\n"])
@@ -165,40 +165,41 @@ def test_hosts_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.Mo
 
 @needs_namespaces
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_hosts_get_cores_of_their_own_whatever_openmp_is_told(
+def test_hosts_get_their_own_cores_at_any_number_of_openmp_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nproc counts by OMP_NUM_THREADS, which is 1 where a rank has one thread."""
+    """nproc counts by OMP_NUM_THREADS, which is 1 when each rank has one thread."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert told_on_hosts(tmp_path, monkeypatch, 'echo "$2"') == [
+    assert printed_on_hosts(tmp_path, monkeypatch, 'echo "$2"') == [
         *map(str, sorted(os.sched_getaffinity(0))[:2])
     ]
 
 
 @needs_namespaces
 @pytest.mark.parametrize("rate", ["none", "200mbit"])
-def test_what_hosts_send_by_and_what_they_keep(
+def test_congestion_control_and_freed_memory_of_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: str
 ) -> None:
-    """Reno where a link has no rate, and windows that last; freed memory stays."""
+    """Hosts use Reno on a link without a rate limit, keep congestion windows, and keep freed
+    memory."""
     of_tcp = "/proc/sys/net/ipv4/tcp_"
     show = f"echo $(cat {of_tcp}congestion_control {of_tcp}slow_start_after_idle) "
     show += "$MALLOC_TRIM_THRESHOLD_ $MALLOC_MMAP_THRESHOLD_"
     known = Path(f"{of_tcp}available_congestion_control").read_text().split()
     control = "bbr" if rate != "none" and "bbr" in known else "reno"
-    found = told_on_hosts(tmp_path, monkeypatch, show, "--rate", rate)
+    found = printed_on_hosts(tmp_path, monkeypatch, show, "--rate", rate)
     assert found == [f"{control} 0 {2**32} {2**25}"] * 2
 
 
-def told_on_hosts(
+def printed_on_hosts(
     folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, *flags: str
 ) -> list[str]:
-    """What a shell command prints on each of two hosts, in place of its ranks."""
-    told, stub = folder / "told", folder / "taskset"
-    stub.write_text(f"#!/bin/sh\n{command} >> {told}\n")
+    """Return what a shell command prints on each of two hosts, run instead of their ranks."""
+    printed, stub = folder / "printed", folder / "taskset"
+    stub.write_text(f"#!/bin/sh\n{command} >> {printed}\n")
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     host = start("--hosts", "2", "--ranks", "1", *flags, "--", "run")
     said, _ = host.communicate(timeout=60)
     assert host.returncode == 0, said
-    return sorted(told.read_text().splitlines())
+    return sorted(printed.read_text().splitlines())

@@ -22,7 +22,7 @@ nbformat.write(book, sys.argv[1])
 
 
 def code(notebook: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells that run."""
+    """The notebook's code cells."""
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
@@ -39,7 +39,7 @@ def test_it_draws_nothing_itself() -> None:
 
 
 def test_every_cell_runs(tmp_path: Path) -> None:
-    """Headless, with its figures in another folder."""
+    """Run every cell headless, with its figures in another folder."""
     text = NOTEBOOK.read_text()
     assert text.count(OUT) == 1
     copy = tmp_path / NOTEBOOK.name

@@ -1,4 +1,5 @@
-"""Every recipe in scripts/recipes is a run that could start, and tries out on CPU with cpu.yml."""
+"""Every recipe in scripts/recipes is a run that can start, and cpu.yml makes it small enough for a
+CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def expanded(*files: Path) -> list[RunConfig]:
     return grid.expand(options.parse(parser, [f"--config={file}" for file in files]))
 
 
-def test_the_recipes_that_there_are() -> None:
+def test_the_names_of_the_recipes() -> None:
     sizes = {"llama3-8b": (1, 8, 16, 32), "llama3-70b": (8, 16, 32, 64)}
     sizes["qwen3-32b"] = (1, 8, 16, 32, 64)
     named = {f"{model}-{gpus}gpu" for model, counts in sizes.items() for gpus in counts}

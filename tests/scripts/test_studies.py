@@ -1,4 +1,4 @@
-"""The scripts that make tables and figures of a study's rows."""
+"""The scripts that make tables and figures from a study's rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROW = {"status": "ok", "hardware": "a CPU", "git_commit": "0123456789", "world_s
 
 
 def test_a_step_is_held_against_the_longer_of_compute_and_link(tmp_path: Path) -> None:
-    """1 s of compute; links add 1.2 s at 400 Mbit/s and 2 s at 200."""
+    """Compute takes 1 s; links add 1.2 s at 400 Mbit/s and 2 s at 200."""
 
     def write(name: str, steps_ms: dict[tuple[str, int | str], float]) -> None:
         rows = [
@@ -46,8 +46,9 @@ def test_a_step_is_held_against_the_longer_of_compute_and_link(tmp_path: Path) -
     ]
 
 
-def test_exponents_of_what_grows_by_a_power(tmp_path: Path) -> None:
-    """Time as the square of the length and as the number of blocks; bytes as the length alone."""
+def test_exponents_of_power_laws(tmp_path: Path) -> None:
+    """Time grows as the square of the length and as the number of blocks; bytes grow as the
+    length."""
     rows = [
         {**ROW, "method": "tp", "model": f"tiny({of}, num_hidden_layers={layers})"}
         | {"seq_len": tokens}
@@ -73,7 +74,8 @@ def test_exponents_of_what_grows_by_a_power(tmp_path: Path) -> None:
 def test_a_study_that_is_not_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No round: said in one line. A round at one speed only: its errors, and no prefetch."""
+    """Without a round there is one line of error. With a round at one speed there are errors, and
+    no prefetch."""
     monkeypatch.setattr(sys, "argv", ["emulated_errors", str(tmp_path)])
     assert emulated_errors.main() == 2
     (line,) = capsys.readouterr().err.splitlines()

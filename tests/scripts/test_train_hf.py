@@ -20,7 +20,7 @@ WORDS = {"?": 0, "the": 1, "sea": 2, "is": 3, "deep": 4}
 
 
 def losses(ranks: int, model: Path, text: Path) -> list[float]:
-    """What the example prints."""
+    """Return the losses that the example prints."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks)]
     command += ["-m", "scripts.train_hf", str(model), str(text), "64", "3"]
@@ -32,7 +32,7 @@ def losses(ranks: int, model: Path, text: Path) -> list[float]:
 
 
 def test_the_example_trains_and_saves(tmp_path: Path) -> None:
-    """The same losses on one rank and on two, to bf16; then a model that Transformers loads."""
+    """The losses on one rank and on two agree to bf16, and Transformers loads the saved model."""
     folder, text = tmp_path / "model", tmp_path / "text.txt"
     AutoModelForCausalLM.from_config(CONFIGS["qwen3"], dtype=torch.float32).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="?"))

@@ -1,4 +1,4 @@
-"""What others' own code holds, counted on tensors without values."""
+"""Memory of other projects' code, counted on tensors without values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from scripts.validation import odysseus, times, untied
 
 
 @pytest.mark.parametrize(("by_heads", "units"), [(False, 15.6), (True, 10.3)])
-def test_untied_ulysses_holds_so_many_streams(
+def test_untied_ulysses_holds_a_known_number_of_streams(
     by_heads: bool, units: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In units of a rank's stream; what is more than a block's is gone when others are computed."""
+    """Activations in units of one rank's stream; tensors outside one block are freed before the
+    next block runs."""
     monkeypatch.setattr(untied, "LAYERS", 3)
     activations = untied.peak(by_heads).by_kind["activations"]
     assert activations / untied.STREAM == pytest.approx(units, abs=0.05)

@@ -10,7 +10,7 @@ LEAST = {"model.name_or_path": "Qwen/Qwen3-32B", f"{ZERO}.stage": 3}
 
 
 def built(given: dict[str, Any]) -> dict[str, Any]:
-    """Nested keys of dotted ones."""
+    """Make nested keys from dotted ones."""
     nested: dict[str, Any] = {}
     for key, value in given.items():
         *sections, name = key.split(".")

@@ -28,8 +28,8 @@ CPU = torch.device("cpu")
 
 
 def errors(runs: list[RunConfig], expected: list[str]) -> list[tuple[float, float, float]]:
-    """Of each run on this rank: the errors of its loss, of the worst gradient and of its shard's
-    logits, the latter two relative to that tensor's largest element.
+    """Return, per run, this rank's errors of its loss, of the worst gradient and of its shard's
+    logits. The latter two are relative to that tensor's largest element.
 
     Args:
         expected: Safetensors of each run's gradients by name, of its ``loss`` and its ``logits``.
@@ -40,8 +40,8 @@ def errors(runs: list[RunConfig], expected: list[str]) -> list[tuple[float, floa
         gradients = load_file(file)
         trainer = Trainer(run, METHODS[run.method], mesh := make_mesh(CPU, run))
         samples = Samples(run, mesh.replica, mesh.shard, CPU)
-        logits = seen_logits(trainer.model)
-        mine = trainer.forward_backward(samples.step(0))
+        logits = recorded_logits(trainer.model)
+        loss = trainer.forward_backward(samples.step(0))
         worst = 0.0
         for piece, gradient in trainer.gradients():
             whole = gradients[piece.name]
@@ -50,14 +50,14 @@ def errors(runs: list[RunConfig], expected: list[str]) -> list[tuple[float, floa
         whole = gradients["logits"][0, samples.positions]
         of_logits = [((x - whole).abs().max() / whole.abs().max()).item() for x in logits]
         assert bool(logits) == (run.model.implementation == "native")
-        of_loss = abs(mine.item() / gradients["loss"].item() - 1)
+        of_loss = abs(loss.item() / gradients["loss"].item() - 1)
         found.append((of_loss, worst, max(of_logits, default=0.0)))
     return found
 
 
-def seen_logits(model: nn.Module) -> list[torch.Tensor]:
-    """Where a step of this project's model will leave its shard's logits; its head computes them
-    in tiles that nobody else sees, and Transformers' heads are left alone."""
+def recorded_logits(model: nn.Module) -> list[torch.Tensor]:
+    """Return a list that a step of this project's model fills with its shard's logits. The head
+    itself computes them in tiles that nothing else sees. Transformers' heads are left alone."""
     seen: list[torch.Tensor] = []
     head = model.lm_head
     if isinstance(head, Head):
@@ -71,7 +71,7 @@ def seen_logits(model: nn.Module) -> list[torch.Tensor]:
     return seen
 
 
-def saved_again(runs: list[RunConfig], folder: str, file_bytes: int) -> None:
+def save_again(runs: list[RunConfig], folder: str, file_bytes: int) -> None:
     """Load each run's checkpoint and save it as folder/0, folder/1, …"""
     with patch.object(checkpoint, "FILE_BYTES", file_bytes):
         for i, run in enumerate(runs):
@@ -81,7 +81,8 @@ def saved_again(runs: list[RunConfig], folder: str, file_bytes: int) -> None:
 
 
 def bytes_read(runs: list[RunConfig]) -> list[tuple[int, int]]:
-    """Of each run: what this rank asks of the files, and what its shards hold of them."""
+    """Return, per run, the bytes that this rank reads from the files, and the bytes of its
+    shards."""
     read = 0
 
     class Counted:

@@ -19,7 +19,7 @@ from tests.support.ranks import run_ranks
 
 
 def measured(runs: list[RunConfig]) -> list[dict[str, Any]]:
-    """Columns of each run on this rank."""
+    """Return the columns of each run on this rank."""
     torch.set_num_threads(1)
     found = []
     mesh = make_mesh(torch.device("cpu"), runs[0])
@@ -35,14 +35,14 @@ def measured(runs: list[RunConfig]) -> list[dict[str, Any]]:
 
 
 def counted(run: RunConfig, rank: int) -> dict[str, Any]:
-    """The same columns of the dry run."""
+    """Return the same columns from the dry run."""
     found = dry_run.count(run, rank)
     columns = memory_columns(found.memory)
     return {**found.traffic, **columns, **found.flops}
 
 
 def check_all(runs: list[RunConfig], ranks: list[int]) -> None:
-    """The runs share a mesh. The first step of the real ones is another one than the dry run's."""
+    """Compare runs that share a mesh. The real ranks' first step differs from the dry run's."""
     real = run_ranks(measured, runs[0].world_size, runs)
     for rank in ranks:
         for run, expected in zip(runs, real[rank], strict=True):

@@ -1,8 +1,8 @@
-"""A fifth method, to start from: attention as in Ulysses, MLP as in TP-SP. Odysseus reversed.
+"""A fifth method as a template: attention as in Ulysses, MLP as in TP-SP. It is Odysseus reversed.
 
-Stream between blocks: a sequence shard. Around attention an all-to-all trades tokens for heads,
-with whole weights; the MLP's are cut, so that it gathers the sequence on the way in and
-reduce-scatters partial sums on the way out.
+The stream between blocks is a sequence shard. Around attention, which has whole weights, an
+all-to-all exchanges tokens for heads. The MLP's weights are cut, so it gathers the sequence
+before, and reduce-scatters partial sums after.
 """
 
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Mistakes with Transformers' models, and what each is told (for tests/odysseus/hf/test_hf.py)."""
+"""Mistakes with Transformers' models, and their error messages (for
+tests/odysseus/hf/test_hf.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tests.support.hf_models import CONFIGS, CPU, SIZES, Case, batch_of, build
 
 
 def refusals() -> dict[str, str]:
-    """What each mistake is told."""
+    """Return the error message of each mistake."""
     mesh = make_mesh(CPU, Case("llama").run(2))
     ringed = make_mesh(CPU, Case("llama", ring=2).run(2))
     batch = batch_of(False)

@@ -1,6 +1,6 @@
-"""Tiny models of Transformers, and what tests/odysseus/hf/test_hf.py has ranks do with them.
+"""Tiny models of Transformers, and the functions that ranks run for tests/odysseus/hf/test_hf.py.
 
-Imported by the fork server: Transformers takes seconds.
+The fork server imports this file, because importing Transformers takes seconds.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ BATCH, TOKENS = 2, 48
 
 @dataclass(frozen=True)
 class Case:
-    """A model, where its sequence is split, with which toggles, packed or not."""
+    """A model, the axis that its sequence is split over, its toggles, and whether samples are
+    packed."""
 
     name: str
     attention: str = "ulysses"
@@ -80,7 +81,7 @@ class Case:
 
 
 def norms_in_fp64() -> None:
-    """Transformers' own round fp64 to fp32."""
+    """Replace Transformers' norms, which round fp64 to fp32."""
 
     def norm(self: Any, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
@@ -94,7 +95,7 @@ def norms_in_fp64() -> None:
 
 
 def build(name: str, attention: str) -> PreTrainedModel:
-    """The same weights whenever it is called; nothing is zero or one."""
+    """Build a model with the same weights at every call; no weight is zero or one."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         CONFIGS[name], attn_implementation=attention, dtype=torch.float64
@@ -105,7 +106,7 @@ def build(name: str, attention: str) -> PreTrainedModel:
 
 
 def batch_of(packed: bool) -> dict[str, Tensor]:
-    """Two samples; packed, of 20, 1 and 27 tokens and of 7 and 41."""
+    """Return two samples; packed, of 20, 1 and 27 tokens and of 7 and 41."""
     torch.manual_seed(1)
     batch = {"input_ids": torch.randint(0, 320, (BATCH, TOKENS))}
     if packed:
@@ -115,8 +116,8 @@ def batch_of(packed: bool) -> dict[str, Tensor]:
     return batch
 
 
-def theirs(name: str, packed: bool) -> tuple[float, dict[str, Tensor]]:
-    """Transformers' own loss and gradients, in one process, with its 4D mask."""
+def transformers_results(name: str, packed: bool) -> tuple[float, dict[str, Tensor]]:
+    """Return Transformers' own loss and gradients, in one process, with its 4D mask."""
     model, batch = build(name, "sdpa"), batch_of(packed)
     labels = batch["input_ids"].clone()
     if packed:
@@ -130,7 +131,8 @@ def theirs(name: str, packed: bool) -> tuple[float, dict[str, Tensor]]:
 
 
 def split(case: Case, mesh: Mesh, run: RunConfig) -> tuple[PreTrainedModel, Any, float]:
-    """The same on shards: the prepared model with its gradients, its undo, the loss."""
+    """Do the same on shards. Return the prepared model with its gradients, its undo function and
+    the loss."""
     model = build(case.name, case.attention)
     undo = hf.prepare(model, mesh, run)
     shard = hf.shard_batch(batch_of(case.packed), mesh)
@@ -143,7 +145,7 @@ def split(case: Case, mesh: Mesh, run: RunConfig) -> tuple[PreTrainedModel, Any,
 
 
 def errors(cases: list[Case]) -> list[dict[str, float]]:
-    """Of each case on this rank: the error of the loss, and of each gradient relative to its
+    """Return, per case on this rank, the error of the loss, and of each gradient relative to its
     largest element."""
     norms_in_fp64()
     torch.set_num_threads(1)
@@ -156,9 +158,9 @@ def errors(cases: list[Case]) -> list[dict[str, float]]:
         mesh = meshes.setdefault(case.ring, meshes.get(case.ring) or make_mesh(CPU, run))
         hf.register(mesh)
         of = case.name, case.packed
-        loss, gradients = expected.setdefault(of, expected.get(of) or theirs(*of))
-        model, _, mine = split(case, mesh, run)
-        worst = {"loss": abs(mine - loss)}
+        loss, gradients = expected.setdefault(of, expected.get(of) or transformers_results(*of))
+        model, _, local = split(case, mesh, run)
+        worst = {"loss": abs(local - loss)}
         for name, parameter in model.named_parameters():
             gradient = parameter.grad
             assert isinstance(gradient, DTensor), name
@@ -170,17 +172,18 @@ def errors(cases: list[Case]) -> list[dict[str, float]]:
 
 
 def undone(name: str) -> dict[str, bool]:
-    """Whether a model is what it was: its types, attributes, logits; and keeps its gradients."""
+    """Whether a model is as before: its types, attributes and logits; and whether it keeps its
+    gradients."""
     case = Case(name, toggles=ALL)
     mesh = make_mesh(CPU, case.run(2))
     hf.register(mesh)
     plain = build(name, "ulysses")
     inputs = {"input_ids": batch_of(False)["input_ids"]}
     plain.set_attn_implementation("sdpa")
-    _, expected = theirs(name, False)
+    _, expected = transformers_results(name, False)
     model, undo, _ = split(case, mesh, case.run(2))
     undo()
-    mine = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    local = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     hf.prepare(model, mesh, case.run(2))()
     model.set_attn_implementation("sdpa")
     return {
@@ -189,13 +192,13 @@ def undone(name: str) -> dict[str, bool]:
         == [sorted(vars(m)) for m in plain.modules()],
         "hooks": [hooks_of(m) for m in model.modules()] == [hooks_of(m) for m in plain.modules()],
         "logits": torch.equal(model(**inputs).logits, plain(**inputs).logits),
-        "gradients": mine.keys() == expected.keys()
-        and all(torch.allclose(mine[n], g, rtol=1e-4, atol=1e-8) for n, g in expected.items()),
+        "gradients": local.keys() == expected.keys()
+        and all(torch.allclose(local[n], g, rtol=1e-4, atol=1e-8) for n, g in expected.items()),
     }
 
 
 def hooks_of(module: nn.Module) -> dict[str, int]:
-    """How many there are of each kind."""
+    """Count the hooks of each kind."""
     return {name: len(of) for name, of in vars(module).items() if name.endswith("_hooks")}
 
 
@@ -211,8 +214,9 @@ def registered() -> tuple[list[str], list[str]]:
 
 
 def in_other_orders() -> tuple[bool, float]:
-    """Whether all weights are shards after a forward without gradients; and the largest error of
-    the gradients of two forwards and then one backward, offloaded, against twice one's."""
+    """Return whether all weights are shards after a forward without gradients, and the largest
+    gradient error. That error compares two offloaded forwards followed by one backward with
+    twice the gradients of one."""
     case = Case("qwen3", toggles=ALL)
     mesh = make_mesh(CPU, case.run(2))
     hf.register(mesh)
@@ -239,7 +243,7 @@ ALL: dict[str, Any] = {
 
 
 def padded() -> float:
-    """The error of the loss of samples of 40 and 44 tokens, padded to 48."""
+    """Return the error of the loss of samples of 40 and 44 tokens, padded to 48."""
     norms_in_fp64()
     run = Case("llama").run(2)
     mesh = make_mesh(CPU, run)

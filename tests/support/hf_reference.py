@@ -1,4 +1,4 @@
-"""Hugging Face models with the precision of ours."""
+"""Hugging Face models with the precision of this project's."""
 
 from __future__ import annotations
 

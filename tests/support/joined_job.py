@@ -2,7 +2,7 @@
 
 python -m tests.support.joined_job MEANWHILE VERB FLAG…
 
-Rank 1 fails, but for MEANWHILE = waits:FILE; rank 0 meanwhile does what it says.
+Rank 1 fails, unless MEANWHILE = waits:FILE; rank 0 meanwhile does what MEANWHILE names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.runner import launch
 
 
 def measure(*_: Any) -> dict[str, Any]:
-    """What a worker does instead of a cell."""
+    """Replace the measurement of a cell in a worker."""
     meanwhile, _, file = sys.argv[1].partition(":")
     if not dist.is_initialized():
         dist.init_process_group("gloo")

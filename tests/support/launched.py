@@ -1,4 +1,4 @@
-"""Commands in a process of their own."""
+"""Commands in their own processes."""
 
 from __future__ import annotations
 

@@ -77,9 +77,9 @@ KERNELS: dict[str, Kernel] = {
 
 
 def interpret() -> None:
-    """Make Triton's interpreter run Liger's kernels in this process, which mends two things.
+    """Make Triton's interpreter run Liger's kernels in this process, and repair two of its defects.
 
-    It hands a kernel's floats on as Python's, which have no dtype, and lacks CUDA's rsqrt.
+    It passes a kernel's floats on as Python's, which have no dtype, and lacks CUDA's rsqrt.
     """
     import numpy as np
     import triton.language as tl

@@ -21,7 +21,7 @@ Wrong formulas differ in the first digits."""
 
 
 def values_and_gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """The output, then what an upstream gradient makes of every input's."""
+    """Return the output, then the gradient of every input for one upstream gradient."""
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*inputs)
     upstream = random(*out.shape).bfloat16().to(out.dtype)  # Exact in every dtype.

@@ -1,4 +1,4 @@
-"""Comparing one step of a method with the single-process reference, in fp64."""
+"""Comparison of one step of a method with the single-process reference, in fp64."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
 
 
 def sum_of_losses(model: CausalLM, batch: Batch) -> torch.Tensor:
-    """Every packed document by itself, as if there were no others."""
+    """Sum the losses of packed documents, each computed by itself."""
     tokens = batch.input_ids, batch.position_ids, batch.labels
     if batch.documents is None:
         return model(*tokens)
@@ -83,7 +83,8 @@ def sum_of_losses(model: CausalLM, batch: Batch) -> torch.Tensor:
 
 
 def compare(run: RunConfig) -> tuple[float, dict[str, float]]:
-    """One step on this rank against the reference: loss error, largest gradient error by tensor."""
+    """Compare one step on this rank with the reference: loss error, largest gradient error by
+    tensor."""
     torch.set_num_threads(1)
     mesh = make_mesh(torch.device("cpu"), run)
     trainer = Trainer(run, method_of(run.method), mesh)
@@ -100,10 +101,10 @@ def compare(run: RunConfig) -> tuple[float, dict[str, float]]:
 
 
 def assert_parity(run: RunConfig, on_rank: Callable[[RunConfig], Any] = compare) -> None:
-    """Every rank's errors are rounding.
+    """Assert that every rank's errors are rounding errors.
 
     Args:
-        on_rank: As :func:`compare`.
+        on_rank: Like :func:`compare`.
     """
     run.check()
     ranks = run_ranks(on_rank, run.world_size, run)

@@ -1,4 +1,4 @@
-"""What peers send in a step of one small run, in closed form."""
+"""Bytes that peers send in a step of one small run, in closed form."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ STREAM, LOGITS = 4 * TOKENS * 32, 4 * TOKENS * 256
 
 
 def bytes_of_dtensor_tp(ranks: int) -> int:
-    """DTensor's tensor parallelism all-reduces the stream after the embedding, twice a block, and
-    in backward once for every column-parallel layer: q, k, v, gate, up, the head; logits it
-    gathers. An all-reduce sends 2(n-1)/n of its tensor, a gather half of that."""
+    """DTensor's tensor parallelism all-reduces the stream after the embedding and twice per block.
+    In backward it does so once for every column-parallel layer: q, k, v, gate, up, the head. It
+    gathers the logits. An all-reduce sends 2(n-1)/n of its tensor, a gather half of that."""
     return (2 * STREAM * (1 + 2 * 2 + 1 + 2 * 5) + LOGITS) * (ranks - 1) // ranks
 
 
 def bytes_of_megatron_tp(ranks: int) -> int:
-    """Megatron-Core's, packed, all-reduces the stream after the embedding, twice a block and in
-    backward twice a block and once for the head. Its loss sums three numbers a token."""
+    """Megatron-Core's tensor parallelism, with packed layers, all-reduces the stream after the
+    embedding and twice per block. In backward it does so twice per block and once for the head.
+    Its loss sums three numbers per token."""
     return 2 * (STREAM * (1 + 2 * 2 + 2 * 2 + 1) + 3 * 4 * TOKENS) * (ranks - 1) // ranks
 
 
 def bytes_of_torchtitan_tp_sp(ranks: int) -> int:
-    """torchtitan's gathers or scatters the stream after the embedding, four times a block and
-    before the head, and again in backward. Its loss sums three numbers a token; the five norms'
-    gradients are summed."""
+    """torchtitan's TP-SP gathers or scatters the stream after the embedding, four times per block
+    and before the head, and again in backward. Its loss sums three numbers per token. The
+    gradients of the five norms are summed."""
     moved = STREAM * 2 * (1 + 2 * 4 + 1) + 2 * 4 * (3 * TOKENS + 5 * 32)
     return moved * (ranks - 1) // ranks
 
 
 def bytes_of_deepspeed_ulysses(ranks: int) -> int:
-    """DeepSpeed's exchanges q, k, v and o of both blocks, and their gradients; its ZeRO-3 keeps
-    weights gathered from forward to backward and sums three numbers to know that all is finite."""
+    """DeepSpeed's Ulysses exchanges q, k, v and o of both blocks, and their gradients. Its ZeRO-3
+    keeps weights gathered from forward to backward, and sums three numbers to check that all is
+    finite."""
     shapes = huggingface_shapes(RUN.architecture)
     heads = RUN.architecture.query_width + RUN.architecture.key_value_width
     exchanged = 2 * 2 * 2 * heads * TOKENS // ranks
@@ -47,14 +49,14 @@ def bytes_of_deepspeed_ulysses(ranks: int) -> int:
 
 
 def bytes_of_deepspeed_alst(ranks: int) -> int:
-    """ALST's, besides, gathers the position ids of one sample in both blocks."""
+    """ALST also gathers the position ids of one sample in both blocks."""
     return bytes_of_deepspeed_ulysses(ranks) + 2 * 8 * 128 * (ranks - 1) // ranks
 
 
 def bytes_of_torch_context_parallel(ranks: int) -> int:
-    """PyTorch's ring gathers keys and values in both directions and passes their gradients, in
-    fp32, all the way round; FSDP2 gathers weights and reduces gradients: blocks are gathered
-    again in backward."""
+    """PyTorch's ring gathers keys and values in both directions and sends their fp32 gradients
+    around the whole ring. FSDP2 gathers weights and reduces gradients; it gathers blocks again
+    in backward."""
     shapes = huggingface_shapes(RUN.architecture)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     blocks = sum(size for name, size in sizes.items() if ".layers." in name)
@@ -66,8 +68,8 @@ def bytes_of_torch_context_parallel(ranks: int) -> int:
 
 
 def bytes_of_yunchang_ring(ranks: int, part: str) -> int:
-    """yunchang's ring passes keys and values on, forward and again backward, and their gradients,
-    in fp32, all the way round; FSDP2 gathers weights in bf16 and reduces gradients in fp32."""
+    """yunchang's ring sends keys and values in forward and again in backward, and their fp32
+    gradients around the whole ring. FSDP2 gathers weights in bf16 and reduces gradients in fp32."""
     shapes = huggingface_shapes(RUN.architecture)
     blocks = sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name)
     weights = sum(map(math.prod, shapes.values())) if part == "model" else blocks
@@ -78,10 +80,13 @@ def bytes_of_yunchang_ring(ranks: int, part: str) -> int:
 
 
 def bytes_of_blocks(ranks: int) -> dict[str, int]:
-    """What each peer sends for blocks alone, forward and backward: tensor parallelism the stream,
-    2 all-reduces a block and one for every input's gradient, or, between shards, gathers and
-    scatters, and the norms' gradients; the others q, k, v and o, or keys and values, and weights:
-    FSDP2 three times, DeepSpeed's ZeRO-3 twice and two numbers more, ALST position ids too."""
+    """Bytes that each peer sends for blocks alone, forward and backward.
+
+    Tensor parallelism all-reduces the stream twice per block and once for every input's gradient.
+    Between shards it gathers and scatters instead, and also sums the norms' gradients. The others
+    send q, k, v and o, or keys and values, and weights: FSDP2 three times, DeepSpeed's ZeRO-3
+    twice and two numbers more. ALST also sends position ids.
+    """
     a, shapes = RUN.architecture, huggingface_shapes(RUN.architecture)
     weights = 4 * sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name)
     exchanged = 4 * 2 * 2 * 2 * (a.query_width + a.key_value_width) * TOKENS // ranks

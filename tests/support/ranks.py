@@ -1,7 +1,7 @@
-"""Running functions on N gloo ranks: processes that a file's tests share.
+"""Functions run on N gloo ranks, in processes that a file's tests share.
 
-Ranks come from a server process that has torch imported already. A world of ranks stays for the
-next call, because starting it and its first step cost more than most tests.
+Ranks are forked from a server process that has imported torch already. A world of ranks stays for
+the next call, because starting it and its first step cost more than most tests.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _WORLDS: dict[int, World] = {}
 def run_ranks(
     function: Callable[..., Any], world_size: int, *args: Any, fresh: bool = False
 ) -> list[Any]:
-    """Call function(*args) on every rank of a gloo world; the results, by rank.
+    """Call function(*args) on every rank of a gloo world; return the results by rank.
 
     Results must be plain Python values. The first rank that raises fails the call with its own
     traceback; its world is ended and the next call starts another.

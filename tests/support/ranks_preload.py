@@ -1,4 +1,4 @@
-"""What the fork server imports once, so that ranks start in milliseconds."""
+"""Imports that the fork server makes once, so that ranks start in milliseconds."""
 
 import gc
 

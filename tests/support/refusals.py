@@ -1,4 +1,4 @@
-"""What the check of a run refuses, and how."""
+"""Runs that the check of a configuration refuses, with the error of each."""
 
 from __future__ import annotations
 

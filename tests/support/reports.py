@@ -1,4 +1,4 @@
-"""Tables of rows for the report, and the cards made of them."""
+"""Tables of rows for the report, and the cards made from them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def written(table: pd.DataFrame, path: Path) -> Path:
 
 
 def hostile() -> pd.DataFrame:
-    """The example with markup in every column, formulas, and numbers that are none."""
+    """The example with markup in every column, formulas, and texts that are no numbers."""
     table = shipped()
     for number, name in enumerate(table.columns):
         table.loc[number % len(table), name] = EVIL

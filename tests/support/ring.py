@@ -9,8 +9,9 @@ from odysseus.model.block_attention import BlockAttention
 
 
 def in_two_blocks(blocks: BlockAttention, packed: Tensor, grad: Tensor) -> list[Tensor]:
-    """Output and gradients of the second half of the queries, of a packed projection as a ring has
-    it: their own keys under the mask, then the first half of the keys, with what both found."""
+    """Return output and gradients of the second half of the queries, from a packed projection as in
+    a ring. They attend to their own keys under the mask, then to the first half of the keys, and
+    both results are merged."""
     q, k, v = packed.split([8, 2, 2], dim=2)
     half = slice(packed.shape[1] // 2, None)
     home = q[:, half], k[:, half], v[:, half]

@@ -47,7 +47,8 @@ AHEAD = {"zero_engine": "overlap", "reduce_bucket_size": 0}
 
 
 def errors(runs: list[RunConfig]) -> list[dict[str, float]]:
-    """Each run's largest errors on this rank; all runs share their reference and their mesh."""
+    """Return each run's largest errors on this rank; all runs share their reference and their
+    mesh."""
     torch.set_num_threads(1)
     run = runs[0]
     mesh = make_mesh(torch.device("cpu"), run)
@@ -89,7 +90,7 @@ def reference_weights(
 
 
 def largest(held: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The largest error of every tensor among this rank's pieces."""
+    """Return the largest error of every tensor among this rank's pieces."""
     worst: dict[str, float] = {}
     for piece, view in held:
         error = (view - piece.of(expected[piece.name])).abs().max().item()
@@ -98,7 +99,7 @@ def largest(held: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def check_all(runs: list[RunConfig]) -> None:
-    """Runs that share their reference and their mesh equal it on every rank."""
+    """Check that runs with one reference and one mesh equal the reference on every rank."""
     # A process stops compiling again after a few shapes, and would run what follows uncompiled.
     fresh = any(run.compile for run in runs)
     for rank in run_ranks(errors, runs[0].world_size, runs, fresh=fresh):

@@ -13,7 +13,7 @@ from odysseus.training.trainer import Trainer
 
 
 def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
-    """The traffic of a step of each run on this rank; meshes are shared where sizes agree."""
+    """Measure the traffic of a step of each run on this rank. Runs of equal sizes share a mesh."""
     meshes = {}
     columns = []
     for run in runs:

@@ -1,4 +1,4 @@
-"""Calibration: a profile of every link and shape, that a prediction can be made from."""
+"""Calibration: a profile of every link and shape, from which a prediction can be made."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
 
 
 def with_earlier_links(run: RunConfig) -> dict[str, Any]:
-    """A profile with links that nobody measured now."""
+    """Make a profile with links that are not measured now."""
     before = Link(collective="all_reduce", ranks=1, points=((4096.0, 1.0),))
     with patch.object(calibrate, "_links", None):
         return profile(run, (before,))
@@ -76,8 +76,10 @@ def test_links_can_be_earlier_ones_and_all_else_is_measured() -> None:
     assert one["speeds"]["skew"] == ()  # of one rank
 
 
-def test_links_are_of_as_many_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file of four ranks is not taken for two, and nothing is started."""
+def test_links_must_have_the_same_number_of_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of four ranks is refused for two, and nothing is started."""
     file, out = str(RESULTS / "emulated" / "50mbit-1" / "profile.yml"), str(tmp_path / "out.yml")
     assert main(["calibrate", "--links_of", file, "--world_size", "2", "--out", out]) == 2
     assert "has links of 4 ranks, 1 per node" in capsys.readouterr().err
@@ -98,7 +100,7 @@ def test_links_without_skew_are_of_an_older_calibration(
 
 
 def test_links_are_of_the_same_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """NCCL's of two GPUs are not gloo's of two CPU ranks."""
+    """NCCL's links of two GPUs are refused for two gloo ranks on CPU."""
     known = profile_file.find("h100-80g")
     assert known.speeds is not None
     links = (Link(ranks=2, points=((1, 1),)),)
@@ -112,7 +114,7 @@ def test_links_are_of_the_same_device(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_memory_is_measured_with_other_operands_each_time() -> None:
-    """Operands of the largest sums, of 32 MiB, are used again after 64 MiB of each."""
+    """Operands of the largest sums, of 32 MiB, are used again after 64 MiB of other operands."""
     seen: list[int] = []
 
     def add(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -133,7 +135,7 @@ def test_memory_is_measured_with_other_operands_each_time() -> None:
 
 
 def test_a_matmul_is_measured_with_another_operand_each_time() -> None:
-    """A step's are new too: weights or a saved activation, which no cache has any more."""
+    """A step's operands are new too: weights or a saved activation, which no cache still holds."""
     seen: dict[tuple[int, ...], set[int]] = defaultdict(set)
 
     def seconds(action: Callable[[], object], device: torch.device) -> float:
@@ -187,7 +189,7 @@ def test_attention_is_measured_with_a_ranks_heads(ranks: int, heads: tuple[int, 
 
 
 class Computing:
-    """Matmuls of 10 µs a row, and collectives of 1 ms and 1 µs more for every row before."""
+    """Matmuls of 10 µs per row, and collectives of 1 ms plus 1 µs per row computed before."""
 
     def __init__(self) -> None:
         self.rows, self.taken_s = 0, 0.0
@@ -208,7 +210,7 @@ class Computing:
 
 
 def link_after_known_computing(_: RunConfig) -> tuple[list[float], list[int]]:
-    """Seconds of collectives, and how many operands those of one size went through."""
+    """Return the seconds of collectives, and the number of operands that those of one size used."""
     known, operands = Computing(), []
 
     def extra(more: Callable[[], object], less: Callable[[], object], _: object) -> float:
@@ -237,7 +239,7 @@ def test_links_are_measured_after_little_computing_with_other_operands() -> None
 
 
 def skew_after_known_computing(_: RunConfig) -> list[tuple[float, float]]:
-    """Measure skew on a machine that is three times slower now and then."""
+    """Measure skew on a machine that is sometimes three times slower."""
     known = Computing()
 
     def in_turn(

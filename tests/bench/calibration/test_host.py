@@ -21,7 +21,7 @@ PROFILE = ROOT / "results" / "emulated" / "50mbit-1" / "profile.yml"
 
 
 def test_hooks_are_what_zero_takes_beyond_its_operations() -> None:
-    """0.1 ms an operation and 2 ms a hook, on a machine that is three times slower now and then."""
+    """0.1 ms per operation and 2 ms per hook, on a machine that is sometimes three times slower."""
     paces = [1 if turn % 3 else 3 for turn in range(host._TURNS)]
     plain_s = [1e-4 * 100 * pace for pace in paces]
     zero_s = [(1e-4 * 120 + 2e-3 * 10) * pace for pace in paces]
@@ -37,7 +37,7 @@ def hooks_of_small_steps(_: RunConfig) -> tuple[int, int]:
 
 
 def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
-    """Compared with a dry run of two blocks, whose ranks gather from each other."""
+    """Compare with a dry run of two blocks, whose ranks gather from each other."""
     found = run_ranks(hooks_of_small_steps, 2, RunConfig(world_size=2), fresh=True)
     run = RunConfig(
         method="ulysses",
@@ -54,7 +54,8 @@ def test_a_small_step_hooks_as_often_as_a_real_one() -> None:
 
 
 def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
-    """Seconds of a step, and of one whose host also sleeps for 50 ms and multiplies for longer."""
+    """Return the seconds of a step, and of one whose host also sleeps for 50 ms and multiplies for
+    longer."""
     with patch.object(host, "_TOKENS", 64):
         _, step = _steps(torch.device("cpu"))
     x, once = torch.randn(256, 256), step.once

@@ -1,4 +1,4 @@
-"""Timing on a machine whose pace changes."""
+"""Timing on a machine whose speed changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from bench.calibration import stopwatch
 
 
 def test_a_difference_is_measured_in_turn() -> None:
-    """The machine is 1 % slower at every batch: one after the other they would differ by 0.06."""
+    """The machine is 1 % slower at every batch: measured one after the other, both actions would
+    differ by 0.06."""
     rows = itertools.count()
 
     def timed(action: Callable[[], float], calls: int, device: torch.device) -> float:

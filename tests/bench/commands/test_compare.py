@@ -1,4 +1,5 @@
-"""Peers compute what ours computes, and a comparison says what it measured."""
+"""Peers compute the same as this project's methods, and a comparison writes the measured
+columns."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ IN_FP32 = [name for name, peer in PEERS.items() if "fp32" in peer.dtypes]
 
 
 def all_of(run: RunConfig, asked: Asked) -> dict[tuple[str, str], dict[str, Any]]:
-    """Every comparison with ours, of one pair."""
+    """Return each comparison with this project's method, of one pair of steps."""
     torch.set_num_threads(1)
     return {
         (name, part): compare.measured_in_group(PEERS[name].ours(run), name, 1, CPU, part)
@@ -49,8 +50,8 @@ def all_of(run: RunConfig, asked: Asked) -> dict[tuple[str, str], dict[str, Any]
 
 
 @pytest.mark.parametrize(("world_size", "parts"), [(2, PARTS), (4, ("model",))])
-def test_every_peer_computes_what_ours_does(world_size: int, parts: tuple[str, ...]) -> None:
-    """The loss, or what comes out of the blocks and what goes back, and every weight's gradient of
+def test_every_peer_agrees_in_fp32(world_size: int, parts: tuple[str, ...]) -> None:
+    """Compare the loss, or the blocks' output and input gradient, and every weight's gradient in
     fp32, to 1e-5."""
     run = replace(RUN, world_size=world_size)
     asked = [(name, part) for part in parts for name in IN_FP32]
@@ -69,9 +70,9 @@ def test_every_peer_computes_what_ours_does(world_size: int, parts: tuple[str, .
             assert sent == bytes_of_blocks(world_size)
 
 
-def test_every_peer_computes_in_bf16() -> None:
-    """As well as bf16 rounds, and the stream travels in it: half the bytes of fp32. The last one
-    first, so that none needs what another has set up."""
+def test_every_peer_agrees_in_bf16() -> None:
+    """Peers agree to bf16 rounding, and the stream is sent in bf16: half the bytes of fp32. Peers
+    run in reverse order, so that none needs the set-up of another."""
     run = replace(RUN, world_size=2, dtype="bf16")
     asked = [*((name, "model") for name in reversed(PEERS)), ("yunchang_ring", "blocks")]
     for of_rank in run_ranks(all_of, 2, run, asked):
@@ -87,7 +88,7 @@ def test_every_peer_computes_in_bf16() -> None:
 
 
 class Wrong:
-    """A peer whose loss is another's, or what goes back through its blocks."""
+    """A peer with a wrong loss, or a wrong gradient of its blocks' input."""
 
     whole_samples = True
 
@@ -111,7 +112,7 @@ class Wrong:
         return ((n, p.grad) for n, p in self.model.named_parameters())
 
 
-def beside_a_wrong_one(run: RunConfig) -> list[dict[str, Any]]:
+def compare_wrong_peer(run: RunConfig) -> list[dict[str, Any]]:
     with (
         patch.dict(PEERS, wrong=Peer("tp", "torch", "", "")),
         patch.object(Peer, "load", lambda self: Wrong),
@@ -120,7 +121,7 @@ def beside_a_wrong_one(run: RunConfig) -> list[dict[str, Any]]:
 
 
 def test_a_peer_that_computes_something_else_is_not_timed() -> None:
-    rows, others = run_ranks(beside_a_wrong_one, 2, replace(RUN, world_size=2, method="tp"))
+    rows, others = run_ranks(compare_wrong_peer, 2, replace(RUN, world_size=2, method="tp"))
     assert rows == others
     for row in rows:
         assert row.keys() == {"status", "error"}
@@ -143,8 +144,8 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tp_sp beside dtensor_tp_sp, 2 ranks, 64 tokens, blocks alone: " in told
 
 
-def test_what_has_a_row_is_not_compared_again(tmp_path: Path) -> None:
-    """Whatever toggles ours has makes another cell; one that failed is tried again on request."""
+def test_a_comparison_with_a_row_is_not_repeated(tmp_path: Path) -> None:
+    """This project's toggles make another cell. A failed comparison is tried again on request."""
 
     def started(run: RunConfig, measure: Any) -> dict[str, Any]:
         given.append((measure.keywords["peer"], run.zero_engine))
@@ -180,7 +181,7 @@ def test_rows_of_cells_are_no_file_for_comparisons(
 
 
 def test_all_peers_are_those_of_a_cells_dtype(tmp_path: Path) -> None:
-    """Each beside ours on the whole model, unless the blocks are asked for."""
+    """Compare each peer on the whole model, unless blocks are asked for."""
 
     def started(run: RunConfig, measure: Any) -> dict[str, Any]:
         given.append((measure.keywords["peer"], run.dtype, measure.keywords["part"]))

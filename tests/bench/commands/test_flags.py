@@ -26,7 +26,7 @@ print(status, *({set(HEAVY)} & sys.modules.keys()), file=sys.stderr)
 
 
 def run_light(*arguments: str) -> tuple[str, list[str]]:
-    """Run the front door in its own process; return its output, and error lines.
+    """Run the front door in its own process; return its output and error lines.
 
     The last error line is the exit status and the heavy packages that were imported.
     """

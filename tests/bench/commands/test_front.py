@@ -1,4 +1,4 @@
-"""The front: README, scripts and help agree with each other and with the code."""
+"""README, scripts and help agree with each other and with the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 
 def commands(text: str) -> list[str]:
-    """The bench commands that a text shows, without their line's comment."""
+    """Return the bench commands in a text, without their line's comment."""
     found = re.findall(r"^python -m bench (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
     files = {"config": "sweeps/example.yml", "rings": "sweeps/hybrids.yml"}
     for name, file in files.items():

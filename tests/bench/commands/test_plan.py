@@ -1,4 +1,5 @@
-"""Plans: what two shallow dry runs say of a deep one, and the longest sequence that fits."""
+"""Plans: predictions for a deep model from two shallow dry runs, and the longest sequence that
+fits."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ MODEL = ModelOptions(num_hidden_layers=7, head_dim=32)
 
 @pytest.fixture
 def node(tmp_path: Path) -> str:
-    """A node of small GPUs, as a user would describe one."""
+    """Write a profile of a node of small GPUs, as a user would."""
     file = tmp_path / "node.yml"
     file.write_text(yaml.safe_dump(asdict(SMALL)))
     return str(file)
@@ -41,7 +42,7 @@ def run(node: str) -> RunConfig:
 
 
 def counted_need(run: RunConfig) -> fit.Need:
-    """By a dry run of all blocks."""
+    """Return the need from a dry run of all blocks."""
     return dry_run.need(run, dry_run.counted(run))
 
 
@@ -55,8 +56,8 @@ def test_memory_grows_alike_with_every_block(run: RunConfig, method: str, offloa
 
 @pytest.mark.parametrize("method", ["tp_sp", "ulysses", "odysseus"])
 def test_the_peak_may_move_on_the_way_to_a_deep_run(run: RunConfig, method: str) -> None:
-    """With a vocabulary this large a shallow run's peak is the head, a deep one's the end of the
-    backward, where every block's gradients are."""
+    """With a vocabulary this large, a shallow run's peak is at the head. A deep run's is at the end
+    of backward, where the gradients of every block are alive."""
     model = replace(MODEL, num_hidden_layers=12, vocab_size=8192)
     run = replace(run, method=method, model=model, activation_checkpointing=True)
     run = replace(run, tiled_mlp_compute=True, tiled_loss_compute=True)
@@ -154,7 +155,7 @@ def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
 
 
 def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunConfig) -> None:
-    """A node of four: one rank's offloading fits where four would not."""
+    """The offloading of one rank fits on a node of four, although that of four ranks would not."""
     run = replace(run, world_size=1, model=ModelOptions(num_hidden_layers=2), seq_len=256)
     run = replace(run, activation_checkpoint_cpu_offload=True)
     counted = dry_run.counted(run)

@@ -1,4 +1,4 @@
-"""Weights that cannot be written cost the weights alone."""
+"""A failure to write weights loses only the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = "Error while serializing: I/O error: No space left on device"
 
 
 def measured(run: RunConfig, to: str, calls_that_work: int) -> dict[str, Any]:
-    """On a disk that is full after so many files."""
+    """Measure on a disk that is full after a number of files."""
     written = [None] * calls_that_work + [SafetensorError(FULL)]
     files = patch.object(checkpoint, "FILE_BYTES", 10**6)
     with files, patch.object(checkpoint, "save_file", side_effect=written) as save_file:
@@ -29,7 +29,7 @@ def measured(run: RunConfig, to: str, calls_that_work: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("calls_that_work", [0, 1])
 def test_a_full_disk(tmp_path: Path, calls_that_work: int) -> None:
-    """Every rank goes on; the row says why, and has its numbers; nothing half-written stays."""
+    """Every rank continues; the row has the reason and its numbers; no partial file remains."""
     model = ModelOptions(num_hidden_layers=2)
     run = RunConfig(model=model, seq_len=64, steps=1, warmup_steps=0, world_size=2)
     first, second = run_ranks(measured, 2, run, str(tmp_path / "saved"), calls_that_work)

@@ -1,4 +1,4 @@
-"""ArcticTraining recipes as --config files: what they become, what is said, what is refused."""
+"""ArcticTraining recipes as --config files: the resulting runs, notes and refusals."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_a_recipe_runs(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_recipe_of_a_folder(tmp_path: Path) -> None:
-    """Its config.json says how long a sample is where the recipe does not."""
+    """The folder's config.json gives the length of a sample if the recipe does not."""
     architecture = RunConfig().architecture
     (tmp_path / "config.json").write_text(json.dumps(hf_config.written(architecture, 96)))
     fields, _ = arctic.convert(built({**LEAST, "model.name_or_path": str(tmp_path)}))

@@ -1,4 +1,4 @@
-"""Ranks as torchrun and srun tell them to the processes that they start."""
+"""Ranks as torchrun and srun give them to the processes that they start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_torchrun(rank: str, first: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_srun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also before Slurm's variables are translated to torch's."""
+    """Slurm's variables work also before they are translated to torch's."""
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     assert (own_rank(), is_first_rank()) == (5, False)

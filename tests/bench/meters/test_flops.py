@@ -1,4 +1,5 @@
-"""FLOPs of attention kernels: counted by shape, and how rings spread the causal mask's work."""
+"""FLOPs of attention kernels, counted by shape, and the division of the causal mask's work in
+rings."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def test_arguments_are_where_the_schema_has_them(name: str) -> None:
 
 
 def measured(runs: list[RunConfig]) -> list[tuple[int, int]]:
-    """FLOPs of attention and of matmuls in a step of each run on this rank."""
+    """Measure FLOPs of attention and of matmuls in a step of each run on this rank."""
     torch.set_num_threads(1)
     mesh, found = make_mesh(CPU, runs[0]), []
     for run in runs:
@@ -59,7 +60,8 @@ def measured(runs: list[RunConfig]) -> list[tuple[int, int]]:
 
 
 def whole(run: RunConfig) -> int:
-    """FLOPs of all ranks: causal, forward and backward, forward again under checkpointing."""
+    """Return the FLOPs of all ranks: causal, forward and backward, and forward again under
+    checkpointing."""
     a, matmuls = run.architecture, 7 + 2 * run.recomputes
     of_block = matmuls * 2 * run.micro_batch_size * run.seq_len**2 * a.query_width // 2
     return of_block * a.num_hidden_layers
@@ -67,7 +69,8 @@ def whole(run: RunConfig) -> int:
 
 @pytest.mark.parametrize("backend", ["native", "allgather"])
 def test_zigzag_is_balanced_and_contiguous_is_not(backend: str) -> None:
-    """Ring rank r of 8: all the same, or 2r+1 of 64 parts: the last 1.875 times the mean."""
+    """Ring rank r of 8 computes an equal part, or 2r+1 of 64 parts: the last has 1.875 times the
+    mean."""
     zigzag = replace(
         RUN, method="ulysses", world_size=8, ring_parallel_size=8, ring_backend=backend, seq_len=128
     )
@@ -82,7 +85,7 @@ def test_zigzag_is_balanced_and_contiguous_is_not(backend: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_does_its_share(method: str) -> None:
-    """Heads by the sequence axis, tokens by the ring; nothing twice."""
+    """Heads are divided by the sequence axis, tokens by the ring; nothing is computed twice."""
     run = replace(RUN, method=method, world_size=4, ring_parallel_size=2, seq_len=64)
     matmuls = 6 * model_flops.matmul_parameters(run.architecture) * run.tokens_per_step
     assert run_ranks(measured, 4, [run]) == [[(whole(run) // 4, matmuls // 4)]] * 4

@@ -58,7 +58,7 @@ def test_kinds_may_be_learned_late_and_split_the_peak() -> None:
 
 
 def test_resizing_a_storage_frees_and_allocates() -> None:
-    """FSDP2 lets go of gathered parameters by resizing their storage to nothing."""
+    """FSDP2 frees gathered parameters by resizing their storage to nothing."""
     resize = torch.UntypedStorage.resize_
     with MemoryMeter() as meter:
         buffer = tensor(10)
@@ -87,7 +87,7 @@ def test_one_linear_layer_by_hand() -> None:
 
 
 def measured_activations(runs: list[RunConfig]) -> list[int]:
-    """Each run's peak of activations; parameters and optimizer states checked on the way."""
+    """Return each run's peak of activations; also check parameters and optimizer states."""
     found = []
     for run in runs:
         mesh = make_mesh(torch.device("cpu"), run)
@@ -117,7 +117,8 @@ RUN = RunConfig(method="tp_sp", model=MODEL, seq_len=1024)
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_activations_equal_their_closed_form(size: int) -> None:
-    """To the byte, for every method; tp_sp's is 1/n of the whole, within 2 %."""
+    """The closed form holds to the byte for every method; tp_sp's is 1/n of the whole, within 2
+    %."""
     runs = [replace(RUN, method=method, world_size=size) for method in METHODS]
     runs += [replace(run, dtype="bf16") for run in runs if run.method != "tp"]
     grouped = replace(MODEL, num_key_value_heads=2)
@@ -148,7 +149,8 @@ TRICKS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("model", [VOCABULARY, THIN], ids=["wide_mlp", "thin_mlp"])
 @pytest.mark.parametrize("method", METHODS)
 def test_what_tricks_leave_equals_its_closed_form(method: str, model: ModelOptions) -> None:
-    """To the byte; the peak is now at the MLP, now at a norm, at attention or at the loss."""
+    """The closed form holds to the byte, with the peak at the MLP, at a norm, at attention or at
+    the loss."""
     length = 1024 if model is VOCABULARY else 2048  # thinner ones peak elsewhere when short
     base = replace(RUN, method=method, model=model, world_size=4, seq_len=length)
     runs = [replace(base, **tricks) for tricks in TRICKS]

@@ -16,7 +16,7 @@ from tests.support.traffic import measured_columns
 
 
 def variants(world_size: int) -> list[RunConfig]:
-    """Every method, with what changes its traffic, at one world size."""
+    """Return every method, with the options that change its traffic, at one world size."""
     base = replace(RUN, dtype="fp32", world_size=world_size, micro_batch_size=1, seq_len=64)
     runs = []
     for method in METHODS:
@@ -65,7 +65,7 @@ def test_traffic_equals_theory(world_size: int) -> None:
 
 
 def ring_variants(world_size: int) -> list[RunConfig]:
-    """Every method on a ring or two, with what changes a ring's traffic."""
+    """Return every method on one or two rings, with the options that change a ring's traffic."""
     base = replace(RUN, dtype="fp32", world_size=world_size, micro_batch_size=1, seq_len=64)
     rings = {2: [2], 4: [2, 4], 8: [4]}[world_size]
     runs = []
@@ -97,7 +97,7 @@ def test_traffic_of_rings_equals_theory(world_size: int) -> None:
 
 
 def test_three_ranks_send_fractions() -> None:
-    """A ring of 3 does not send whole bytes of every tensor; columns round once, at the end."""
+    """Some tensors need a fraction of a byte in a ring of 3; columns round once, at the end."""
     model = replace(MODEL, num_attention_heads=6, num_key_value_heads=3, head_dim=8)
     run = replace(RUN, dtype="fp32", model=model, world_size=3, seq_len=48, method="tp_sp")
     (measured,) = run_ranks(measured_columns, 3, [run])[0]

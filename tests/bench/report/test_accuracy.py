@@ -1,4 +1,4 @@
-"""Predictions held against measured times."""
+"""Predictions compared with measured times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.report.charts import prediction
 
 
 def rows(*times_ms: float) -> pd.DataFrame:
-    """tp, tp_sp and ulysses on four ranks at one length."""
+    """Make rows of tp, tp_sp and ulysses on four ranks at one length."""
     cells = zip(("tp", "tp_sp", "ulysses"), times_ms, strict=True)
     same = {
         "world_size": 4,
@@ -22,7 +22,7 @@ def rows(*times_ms: float) -> pd.DataFrame:
 
 
 def in_rounds(*rounds: tuple[tuple[float, ...], tuple[float, ...]]) -> pd.DataFrame:
-    """Rows of several rounds, from the measured and predicted times of each round."""
+    """Make rows of several rounds, from the measured and predicted times of each round."""
     both = enumerate(rounds)
     cells = [accuracy.matched(rows(*m), rows(*p), "here").assign(round=i) for i, (m, p) in both]
     return pd.concat(cells, ignore_index=True)
@@ -46,8 +46,8 @@ def test_the_order_where_times_differ_clearly() -> None:
 
 
 def test_the_order_is_that_within_rounds() -> None:
-    """1.2 times as long as another in two rounds of three, one of them on a machine half as fast;
-    medians of times, 200 and 190, differ by 5 % only."""
+    """One layout takes 1.2 times as long as another in two rounds of three, one of them on a
+    machine half as fast. The medians of times, 200 and 190, differ by 5 % only."""
     slow, fast = (240, 999, 200), (120, 999, 100)
     close = 200, 999, 190
     right = (12, 99, 10)
@@ -78,7 +78,7 @@ def test_the_medians_of_rounds() -> None:
     assert tp["error_min"] == pytest.approx(90 / 101 - 1)
 
 
-def test_what_prefetch_off_costs() -> None:
+def test_the_cost_of_no_prefetch() -> None:
     on, off = rows(100, 200, 50), rows(110, 200, 60).assign(zero_prefetch=False)
     found = accuracy.off_over_on(pd.concat([on, off]))
     assert found.loc["tp", 1024] == pytest.approx(1.1)
@@ -86,7 +86,7 @@ def test_what_prefetch_off_costs() -> None:
 
 
 def test_cells_are_matched_by_all_that_makes_them() -> None:
-    """Two that differ in a trick only, and columns that are empty."""
+    """Match two cells that differ in one trick, with some columns empty."""
 
     def twice(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([one.assign(compile=False), other.assign(compile=True)]).assign(
@@ -108,8 +108,8 @@ def test_figures_have_every_cell() -> None:
     assert "(ms)" in panel.get_ylabel()
 
 
-def test_where_methods_change_places() -> None:
-    """tp's time goes with the length, ulysses's does not: they meet at 2000 tokens."""
+def test_where_the_faster_method_changes() -> None:
+    """tp's time is proportional to the length, ulysses's is constant: they meet at 2000 tokens."""
     rows = [
         {"seq_len": length, "method": method, "ring_parallel_size": 1}
         | {"measured_ms": time, "predicted_ms": time}

@@ -1,4 +1,4 @@
-"""Charts as files: ticks, labels and texts that can be read."""
+"""Charts as files: legible ticks, labels and texts."""
 
 from __future__ import annotations
 

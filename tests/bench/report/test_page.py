@@ -68,7 +68,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromi
 
 
 def shown(folder: Path, *paths: Path, width: int = 1280) -> dict[str, Any]:
-    """The contents of these files' page in a browser; fails if the console has any message."""
+    """Return the contents of these files' page in a browser; fail if the console has any
+    message."""
     given = inputs.read([*paths])
     text = page.html(given, catalogue.cards(given, inputs.drawable(given)))
     file = folder / "page.html"

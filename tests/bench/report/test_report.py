@@ -158,7 +158,7 @@ def test_failed_rows_are_in_the_table_only(tmp_path: Path) -> None:
     assert main(["report", "--rows", str(path), "--out", str(tmp_path / "out")]) == 0
 
 
-def test_of_a_cell_measured_twice_the_last_is_shown(tmp_path: Path) -> None:
+def test_the_last_row_of_a_cell_measured_twice_is_shown(tmp_path: Path) -> None:
     table = shipped()
     path = written(pd.concat([table, table.assign(tokens_per_s="7")]), tmp_path / "rows.csv")
     assert len(drawable(path)) == len(table)
@@ -178,7 +178,7 @@ def test_of_a_cell_measured_twice_the_last_is_shown(tmp_path: Path) -> None:
         ("folder", None),
     ],
 )
-def test_what_is_no_file_of_results_ends_with_one_line(
+def test_a_file_without_results_ends_with_one_line(
     name: str, content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "folder").mkdir()

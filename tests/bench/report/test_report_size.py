@@ -1,4 +1,4 @@
-"""Reports of very many rows: in seconds, in bounded memory, with a note on what is left out."""
+"""Reports of very many rows: in seconds, in bounded memory, with a note on omitted rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = 100_000
 
 
 def cpu_s() -> float:
-    """CPU seconds of this process and its finished children."""
+    """Return CPU seconds of this process and its finished children."""
     return sum(os.times()[:4])
 
 

@@ -1,4 +1,4 @@
-"""Advice is given where it applies, and only there; what cannot compile is refused."""
+"""Advice is given only where it applies; compiling without a compiler is refused."""
 
 from __future__ import annotations
 

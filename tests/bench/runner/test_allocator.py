@@ -1,4 +1,4 @@
-"""CUDA's allocator: expandable segments are asked for unless the user has asked for something."""
+"""CUDA's allocator: expandable segments are requested unless the user has set something else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Host memory as a limit: what is said before a cell starts and when one runs into it."""
+"""Host memory as a limit: messages before a cell starts and when one reaches the limit."""
 
 from __future__ import annotations
 
@@ -186,7 +186,8 @@ def _out_of_device_memory(run: RunConfig) -> dict[str, object]:
 def test_a_sweep_goes_on_past_cells_that_run_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The longest needs more host memory than there is; the one before it, of the device."""
+    """The longest cell needs more host memory than the machine has; the one before it, more device
+    memory."""
     run_cell = launch.run_cell
     monkeypatch.setattr(launch, "run_cell", lambda run: run_cell(run, _out_of_device_memory))
     out, limit = tmp_path / "rows.csv", 512 * 2 * TOKEN

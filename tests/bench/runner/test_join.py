@@ -1,4 +1,4 @@
-"""Cells that torchrun or srun started: the row, of whichever rank failed."""
+"""Cells that torchrun or srun started: there is a row, whichever rank failed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.small_runs import OFFLOADED
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
-def test_of_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_row_of_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -43,7 +43,7 @@ def test_of_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before any process group."""
+    """The row is written before any process group starts."""
     measure, write = Mock(), Mock()
     monkeypatch.setenv("RANK", rank)
     run = replace(OFFLOADED, host_memory_limit_bytes=1)
@@ -60,7 +60,7 @@ def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("verb", ["run", "sweep"])
 @pytest.mark.parametrize("meanwhile", ["hangs", "reduces"])
 def test_another_rank_that_fails_is_the_row(tmp_path: Path, verb: str, meanwhile: str) -> None:
-    """Whether rank 0's collective fails then, or never returns."""
+    """The row names that rank, whether rank 0's collective then fails or never returns."""
     out = tmp_path / "rows.csv"
     job = [*TORCHRUN, "-m", "tests.support.joined_job", meanwhile, verb, *SMALL.split()]
     done = subprocess.run(

@@ -1,4 +1,5 @@
-"""Cells in processes of their own: what they write, and what is left when they are stopped."""
+"""Cells in their own processes: the rows that they write, and the processes that remain when they
+are stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ MODEL = ModelOptions(num_hidden_layers=1, hidden_size=64, intermediate_size=64)
 
 @contextmanager
 def workers_of(process: subprocess.Popen[str], count: int) -> Iterator[list[psutil.Process]]:
-    """The workers, once they are at work; afterwards none of them may be left."""
+    """Yield the workers once they work; afterwards check that all have ended."""
     deadline = time.monotonic() + 60
     workers: list[psutil.Process] = []
     while len(workers) < count:
@@ -194,7 +195,7 @@ def _fail_on_rank_one(run: RunConfig) -> dict[str, object]:
     ],
 )
 def test_the_first_failing_rank_speaks(kind: str, status: str, error: str) -> None:
-    """Other ranks fail too, of a closed connection, and must not be the ones reported."""
+    """Other ranks fail too, because a connection closed, and must not be reported."""
     data = DataOptions(path=kind)
     run = RunConfig(model=MODEL, world_size=3, sequence_parallel_size=1, data=data)
     row = launch.run_cell(run, _fail_on_rank_one)

@@ -1,4 +1,4 @@
-"""verify: the split training agrees with the plain one, and a wrong gradient does not."""
+"""verify: the split training agrees with the plain one, and a wrong gradient is detected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLUMNS += [f"{name}_difference" for name in ("loss", "grad_norm")]
 
 @pytest.fixture(scope="module", autouse=True)
 def trained_once() -> Iterator[None]:
-    """All runs here have the same reference: it is trained once."""
+    """Train the reference once, which all runs here share."""
     with patch.object(launch, "run_workers", cache(launch.run_workers)):
         yield
 
@@ -52,7 +52,7 @@ SPLIT += [("tp_sp", 1, 2), ("ulysses", 4, 1)]
 def test_all_tricks_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, ring: int, size: int
 ) -> None:
-    """4 ranks, the sequence split over all of them, by heads or a ring, or over 2 in 2 replicas."""
+    """Split the sequence over all 4 ranks, by heads or a ring, or over 2 in 2 replicas."""
     out = tmp_path / "deep" / "verify.csv"
     flags = f"{VERIFIED} {TRICKS} --method {method} --sequence_parallel_size {size} --out {out}"
     flags += f" --ring_parallel_size {ring}"
@@ -85,7 +85,7 @@ def test_all_tricks_agree(
 
 
 def _with_one_gradient_scaled(run: RunConfig) -> dict[str, Any]:
-    """Training whose gradient of one weight is half as much again as it should be."""
+    """Train with the gradient of one weight multiplied by 1.5."""
     forward_backward = Trainer.forward_backward
 
     def scaled(trainer: Trainer, batches: Any) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_one_wrong_gradient_is_found(
 
 
 def outcomes(*given: Any) -> Any:
-    """A `run_workers` that starts nothing: what the reference and the candidate come to."""
+    """Replace `run_workers` by a function that starts nothing and returns given outcomes."""
     left = list(given)
     return lambda run, measure: left.pop(0)
 

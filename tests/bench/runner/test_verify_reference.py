@@ -1,4 +1,4 @@
-"""verify: what the plain training is that a run is held against, and what both read."""
+"""verify: the reference training, and the samples that reference and candidate read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SAME_TRAINING |= {"dtype", "data", "steps", "seed", "timeout_s", "device", "expa
 
 
 def test_the_reference_is_the_same_training_with_every_trick_off() -> None:
-    """Field by field: the run's own, or the default, which is off."""
+    """Each field has the run's value, or its default, which is off."""
     found, default = verify.reference_of(OTHER), RunConfig()
     for name in (f.name for f in fields(RunConfig)):
         assert getattr(OTHER, name) != getattr(default, name), name
@@ -75,7 +75,7 @@ def test_the_reference_is_the_same_training_with_every_trick_off() -> None:
 
 
 def read_in_a_step(run: RunConfig, step: int) -> list[list[int]]:
-    """The samples that all replicas of a run read, shards put together, in any order."""
+    """Return the samples that all replicas of a run read, shards joined, in any order."""
     found: list[list[int]] = []
     for replica in range(run.data_parallel_size):
         shards = [

@@ -1,4 +1,4 @@
-"""A dry run's rank does what the real one does: bytes sent, bytes held, FLOPs, to the last one.
+"""One rank's dry run equals its real run exactly: bytes sent, bytes held and FLOPs.
 
 The real ranks are gloo's on this CPU; the dry run has neither values nor peers.
 """
@@ -55,7 +55,7 @@ def test_every_toggle_of_every_method(method: str) -> None:
 
 @pytest.mark.parametrize("ring", [1, 2])
 def test_chunks_of_heads(ring: int) -> None:
-    """Chunks of several kv heads, and of a part of the heads that share one; across a ring."""
+    """Chunks hold several kv heads, or a part of the heads that share one; also across a ring."""
     base = replace(BASE, method="ulysses", world_size=2 * ring, ring_parallel_size=ring)
     in_chunks = [
         replace(base, ulysses_head_chunks=c, dtype=d) for c in (2, 4) for d in ("fp32", "bf16")
@@ -140,10 +140,13 @@ def test_before_backward_kept_weights_are_all_blocks(freed: bool) -> None:
 
 
 def test_chunks_of_heads_lower_the_peak() -> None:
-    """Peaks in streams of a rank, 1 GiB here. Four chunks: the block's input and the one before it,
-    the output, the gradients of stream and output (5); k, v and their gradients by tokens, q, the
-    gradients of o and q, and those of k and v (2.25); fp32 sums of dq (0.5) and of dk and dv (1);
-    log-sum-exps and the rotary table (0.05)."""
+    """Peaks in streams of one rank, 1 GiB here.
+
+    With four chunks: the block's input and the one before it, the output, the gradients of stream
+    and output (5); k, v and their gradients by tokens, q, the gradients of o and q, and those of k
+    and v (2.25); fp32 sums of dq (0.5) and of dk and dv (1); log-sum-exps and the rotary table
+    (0.05).
+    """
     model = ModelOptions(name_or_path="llama3-8b", num_hidden_layers=3)
     run = RunConfig(
         method="ulysses",

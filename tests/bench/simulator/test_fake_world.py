@@ -1,4 +1,5 @@
-"""A world of one rank: its shortcuts keep layouts and peaks, and PyTorch has what it patches."""
+"""A world of one rank: its shortcuts keep layouts and peaks, and PyTorch has every patched
+attribute."""
 
 from __future__ import annotations
 

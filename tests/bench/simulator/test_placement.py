@@ -1,4 +1,4 @@
-"""Placement: the axes that cross nodes, and the GPUs that NCCL connects then."""
+"""Placement: the axes that cross nodes, and the GPUs that NCCL then connects."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_gpu_is_connected_to_those_of_its_node_that_it_sends_to(
 @pytest.mark.parametrize("backend", ["native", "allgather"])
 @pytest.mark.parametrize("method", METHODS)
 def test_only_sends_and_all_to_alls_connect(method: str, backend: str, ring: int) -> None:
-    """Compared with the traffic of the same run."""
+    """Compare with the traffic of the same run."""
     run = RunConfig(method=method, world_size=4, ring_parallel_size=ring, ring_backend=backend)
     traffic = dry_run.count(replace(run, dry_run=True), 0).traffic
     sends = traffic["comm_bytes_all_to_all"] + traffic["comm_bytes_p2p"]
@@ -79,7 +79,7 @@ def test_only_sends_and_all_to_alls_connect(method: str, backend: str, ring: int
 
 
 def test_what_nccl_takes_for_eight_gpus_is_what_was_seen() -> None:
-    """3.28 GB on eight H100, off what tensors may take."""
+    """NCCL takes 3.28 GB from tensors on eight H100."""
     profile = PROFILES["h100-80g"]
     ulysses, tp = (
         fit.gpu_limit_bytes(RunConfig(method=method, world_size=8), profile)

@@ -54,7 +54,7 @@ def simulated(program: Program, issue_s: float = 0) -> Timeline:
 
 
 def ends(found: Timeline) -> list[float]:
-    """When operations end, the first to end first."""
+    """Return the times at which operations end, in ascending order."""
     return sorted(round(span.end_s, 9) for span in found.spans)
 
 
@@ -69,8 +69,8 @@ def test_an_operation_waits_for_another_stream() -> None:
     assert [(s.op.stream, s.start_s) for s in found.spans] == [("a", 0), ("b", 2), ("a", 2)]
 
 
-def test_what_shares_a_link_takes_its_share() -> None:
-    """Half the link each until the short one is done, then all of it."""
+def test_operations_on_one_link_share_it_equally() -> None:
+    """Each has half the link until the short one ends, then the other has the whole link."""
     gathers: Program = [op("a", 3, "all_gather"), op("b", 1, "all_gather")]
     assert ends(simulated(gathers)) == [2, 4]
     assert ends(simulated([gathers[0], op("b", 1)])) == [1, 3]
@@ -106,7 +106,7 @@ def test_zeros_hooks_hold_up_the_host() -> None:
 
 
 def test_ranks_wait_for_each_other_longer_after_computing_longer() -> None:
-    """A second more after two seconds, nothing after none: the ranks have just met."""
+    """One second more after two seconds, nothing after none, because the ranks have just met."""
     program = [op(HOST, 2), op("b", 1, "all_gather"), Wait((1,)), op("b", 1, "all_gather")]
     uneven = Clock(replace(EVEN, skew=((1, 0.5), (2, 1))), "flash_attention_2", 8)
     assert ends(simulate(program, uneven)) == [2, 4, pytest.approx(5)]
@@ -134,7 +134,7 @@ def test_hooks_come_before_each_collective_of_zeros(method: str, engine: str) ->
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gpu_overlaps_what_zero_moves_and_a_cpu_does_not(method: str) -> None:
-    """The same operations: as FSDP2's streams have them on a GPU, and one after another."""
+    """The operations are the same: on FSDP2's streams on a GPU, and one after another on a CPU."""
     run = replace(LLAMA, method=method)
     gpu = dry_run.count(run, 0, True).program
     cpu: Program = [
@@ -156,8 +156,8 @@ def test_a_gpu_overlaps_what_zero_moves_and_a_cpu_does_not(method: str) -> None:
 
 
 def test_without_prefetch_a_gpu_waits_for_weights_and_holds_fewer() -> None:
-    """Each gather then begins when all that was issued before it has ended; a CPU's take the same
-    time either way."""
+    """Each gather then begins when all operations issued before it have ended. On a CPU the time is
+    the same with and without prefetch."""
     four = replace(LLAMA, model=replace(LLAMA.model, num_hidden_layers=4))
     ahead, needed = (replace(four, zero_prefetch=on) for on in (True, False))
     counts = [dry_run.count(run, 0, True) for run in (ahead, needed)]
@@ -201,7 +201,7 @@ def test_a_second_dry_run_issues_the_same() -> None:
 
 
 def test_ring_hops_hide_behind_attention() -> None:
-    """Double buffering: of the forward's hops none is exposed while attention takes longer."""
+    """With double buffering no hop of forward is exposed while attention takes longer."""
     run = replace(LLAMA, ring_parallel_size=8, seq_len=2**20)
     found = predict.timeline(run, dry_run.count(run, 0, True))
     assert found is not None
@@ -212,8 +212,8 @@ def test_ring_hops_hide_behind_attention() -> None:
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])
-def test_whole_blocks_of_a_ring_have_a_rate_of_their_own(way: str) -> None:
-    """Causal blocks keep theirs."""
+def test_whole_blocks_of_a_ring_have_their_own_rate(way: str) -> None:
+    """Causal blocks keep the causal rate."""
     run = replace(LLAMA, ring_parallel_size=2)
     kind, name = f"attention_{way}", "flash_attention_2"
     found = [a for a in dry_run.count(run, 0, True).program if isinstance(a, Op) and a.kind == kind]
@@ -266,7 +266,7 @@ def test_bad_traces(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("ranks", [(0, 8), (0, 4, 8, 12), (6, 7, 8, 9, 10, 11), tuple(range(16))])
 def test_what_crosses_nodes_takes_longer(ranks: tuple[int, ...]) -> None:
-    """Also where the ranks of a group are strided or straddle a node's end."""
+    """Test also groups with strided ranks and groups that straddle the end of a node."""
     known = target.clock(replace(LLAMA, world_size=16))
     assert known is not None
     for kind in ("all_to_all", "all_gather", "all_reduce", "p2p"):
@@ -278,7 +278,7 @@ def test_what_crosses_nodes_takes_longer(ranks: tuple[int, ...]) -> None:
 
 
 def test_adamw_on_the_host_waits_for_the_last_gradient() -> None:
-    """Also where FSDP2 moves the gradients, and where they accumulate there."""
+    """Test also FSDP2's copies of gradients, and gradients that accumulate on the host."""
     on_host: list[dict[str, Any]] = [
         {"optimizer": OptimizerOptions(offload="cpu")},
         {"parameter_offload": "cpu"},

@@ -1,4 +1,4 @@
-"""Model FLOPs where heads x head size is not the model's width."""
+"""Model FLOPs if heads x head size differs from the model's width."""
 
 from __future__ import annotations
 

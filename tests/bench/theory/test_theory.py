@@ -1,4 +1,4 @@
-"""The derived table, the words and the verb, against the closed forms they come from."""
+"""The derived table, the findings and the verb, compared with the closed forms behind them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUN = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), world_size=8, seq_
 
 
 def block_elements(run: RunConfig) -> float:
-    """Elements that one block's activations send, over (n-1)/n."""
+    """Return the elements that one block's activations send, over (n-1)/n."""
     n = run.sequence_size
     sent = sum(term.bytes for term in theory_traffic.block_activations(run))
     return float(sent / run.compute_dtype.itemsize / bytes_sent("all_gather", n, n) * n)
@@ -65,7 +65,7 @@ def test_the_derived_ring_is_what_the_formulas_give(line: dict, ring: int, size:
 
 
 def test_weights_move_three_times() -> None:
-    """2AG + RS of 2(1+g)d² + 3di, as the table says, plus the norms that it leaves out."""
+    """They are 2AG + RS of 2(1+g)d² + 3di, as in the table, plus the norms that it leaves out."""
     run = replace(RUN, method="ulysses")
     a = run.architecture
     g, d, i = a.num_key_value_heads / a.num_attention_heads, a.hidden_size, a.intermediate_size

@@ -30,7 +30,7 @@ from odysseus.io.checkpoint import Checkpoint
 from odysseus.io.text import Samples
 from odysseus.model.decoder import reference_model
 from odysseus.parallel import sharding
-from tests.support.checkpoint_ranks import CPU, bytes_read, errors, saved_again
+from tests.support.checkpoint_ranks import CPU, bytes_read, errors, save_again
 from tests.support.hf_configs import CONFIGS
 from tests.support.hf_reference import full_precision_norm
 from tests.support.ranks import run_ranks
@@ -128,7 +128,7 @@ def test_saved_again_the_same_bits(name: str, folders: dict[str, Path], tmp_path
     base = run_of(changed, world_size=4)
     runs = [replace(base, method=method) for method in METHODS]
     runs.append(replace(base, sequence_parallel_size=2, ring_parallel_size=2))
-    run_ranks(saved_again, 4, runs, str(tmp_path), 10**5)
+    run_ranks(save_again, 4, runs, str(tmp_path), 10**5)
     before = every_tensor(changed)
     for i in range(len(runs)):
         after = every_tensor(tmp_path / str(i))
@@ -188,7 +188,7 @@ def test_fewer_blocks_than_saved_are_refused_and_saved_ones_keep_their_words(
     with pytest.raises(ValueError, match=r"has 'model\.layers\.1"):
         checkpoint.check(few)
     other = replace(run, model=replace(run.model, rms_norm_eps=1e-3))
-    run_ranks(saved_again, 1, [other], str(tmp_path), 10**9)
+    run_ranks(save_again, 1, [other], str(tmp_path), 10**9)
     given = json.loads((tmp_path / "0" / "config.json").read_text())
     before = json.loads((folders["llama"] / "config.json").read_text())
     assert given["rms_norm_eps"] == 1e-3

@@ -1,4 +1,4 @@
-"""The figure of the longest sequences: bars by layout and toggles, what limits each."""
+"""The figure of the longest sequences: bars by layout and toggles, with the limit of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.reports import shipped, written
 
 
 def found(tmp_path: Path, **columns: str) -> pd.DataFrame:
-    """Rows as plan's: each method's longest, without and with a trick, on 2 and 4 GPUs."""
+    """Make rows like plan's: each method's longest, without and with a trick, on 2 and 4 GPUs."""
     base = shipped()
     base = base[(base["ring_parallel_size"] == "1") & (base["seq_len"] != "512")]
     base = base.assign(mode="dry_run", hardware="h100-80g", longest_limit="GPU")
@@ -52,7 +52,7 @@ def test_a_bar_for_each_method_and_set_of_toggles(tmp_path: Path) -> None:
         )
 
 
-def test_toggles_without_a_name_are_told_by_their_columns(tmp_path: Path) -> None:
+def test_toggles_without_a_name_are_named_by_their_columns(tmp_path: Path) -> None:
     rows = found(tmp_path)
     rows.loc[rows.index[0], "overlap_chunks"] = "2"
     told = inputs.toggles(rows)
@@ -60,7 +60,7 @@ def test_toggles_without_a_name_are_told_by_their_columns(tmp_path: Path) -> Non
     assert set(told[1:]) == {"tiled loss", "checkpointing, tiled loss"}
 
 
-def test_of_many_sets_of_toggles_some_are_left_out_and_told(tmp_path: Path) -> None:
+def test_the_chart_names_how_many_sets_of_toggles_are_left_out(tmp_path: Path) -> None:
     rows = found(tmp_path)
     rows["overlap_chunks"] = [str(n) for n in range(2, len(rows) + 2)]
     chart = longest.chart(rows)
