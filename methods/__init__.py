@@ -1,4 +1,4 @@
-"""The four ways to spread a block over the ranks of the sequence axis, by name; others by file."""
+"""Methods by name: four ways to spread a block over the sequence axis; others come from files."""
 
 from methods import odysseus, tp, tp_sp, ulysses
 from methods.from_file import is_file, load
@@ -10,12 +10,12 @@ METHODS: dict[str, Method] = {
 
 
 def method_of(name: str) -> Method:
-    """Return the method that a run's ``method`` means: a name in :data:`METHODS`, or a Python file.
+    """Return a run's method, by its name in :data:`METHODS` or from a Python file.
 
     Raises:
-        KeyError: no method has this name.
+        KeyError: the name is not in :data:`METHODS`.
         ValueError: the file cannot be loaded (see :func:`methods.from_file.load`), or its method
-            has the name of one in :data:`METHODS`.
+            has a name that is already in :data:`METHODS`.
     """
     if not is_file(name):
         return METHODS[name]
@@ -29,10 +29,11 @@ def method_of(name: str) -> Method:
 
 
 def label_of(name: str) -> str:
-    """Return how rows and titles call a run's ``method``: a file by the name of its method, all
-    others as they are.
+    """Return the label of a run's ``method`` in rows and titles.
+
+    A file is labelled with the name of its method. Any other ``method`` is its own label.
 
     Raises:
-        ValueError: as :func:`method_of`.
+        ValueError: the file cannot be loaded (see :func:`method_of`).
     """
     return method_of(name).name if is_file(name) else name

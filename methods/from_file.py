@@ -14,13 +14,16 @@ _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 def is_file(name: str) -> bool:
-    """Whether a run's ``method`` is a Python file: only what ends in ``.py`` is."""
+    """Return whether a run's ``method`` is a Python file: its name ends in ``.py``."""
     return name.endswith(".py")
 
 
 def is_name(name: str) -> bool:
-    """Whether a method may have this name: letters, digits, ``_``, ``-`` and ``.``, a letter or
-    ``_`` first, so that tables, legends and layouts such as ``NAME x ring 2`` can be read."""
+    """Return whether a method may have this name.
+
+    It consists of letters, digits, ``_``, ``-`` and ``.``, and begins with a letter or ``_``, so
+    that it is readable in tables, legends and layouts like ``NAME x ring 2``.
+    """
     return _NAME.fullmatch(name) is not None
 
 
@@ -28,11 +31,11 @@ def load(name: str) -> Method:
     """Execute a Python file once in this process and return its ``METHOD``.
 
     Args:
-        name: Path of the file, absolute or from the current folder.
+        name: Path of the file, absolute or relative to the current folder.
 
     Raises:
-        ValueError: there is no such file, running it raised an exception, or its ``METHOD`` is
-            missing, is not a :class:`odysseus.method.Method`, or has a name that is none.
+        ValueError: the file does not exist or raised an exception; or its ``METHOD`` is missing,
+            is not a :class:`odysseus.method.Method`, or has an invalid name.
     """
     return _load(name, Path(name).absolute())
 
@@ -45,7 +48,7 @@ def _load(name: str, path: Path) -> Method:
     assert spec is not None, "its name ends in .py"
     assert spec.loader is not None, "its name ends in .py"
     module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass looks for its annotations
+    sys.modules[spec.name] = module  # dataclasses look up their annotations here
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -56,8 +59,8 @@ def _load(name: str, path: Path) -> Method:
         ) from error
     method = getattr(module, "METHOD", None)
     if not isinstance(method, Method):
-        found = "has no METHOD" if method is None else f"METHOD is a {type(method).__name__}"
-        raise ValueError(f"method = {name}: {found}; valid: METHOD = odysseus.method.Method(…)")
+        problem = "has no METHOD" if method is None else f"METHOD is a {type(method).__name__}"
+        raise ValueError(f"method = {name}: {problem}; valid: METHOD = odysseus.method.Method(…)")
     if not is_name(method.name):
         raise ValueError(
             f"method = {name}: its METHOD has the name {method.name!r}; "

@@ -1,7 +1,8 @@
 """Odysseus: attention tensor-parallel with sequence parallelism, MLP sequence-parallel with ZeRO-3.
 
-Stream between blocks: a sequence shard. Attention is cut by heads and moves activations, as in
-`tp_sp`; the MLP works on the shard with whole weights and moves those, as in `ulysses`.
+Stream between blocks: a sequence shard. Attention is cut by heads and communicates activations, as
+in `tp_sp`. The MLP computes on the shard with whole weights and communicates weights, as in
+`ulysses`.
 """
 
 from methods import tp_sp, ulysses

@@ -1,8 +1,8 @@
 """Tensor parallelism (Megatron-LM, Shoeybi et al., arXiv 1909.08053).
 
-Stream between blocks: replicated. Attention and MLP are each cut by columns, then rows: nothing
-is sent on the way in, an all-reduce joins the partial sums on the way out. In backward the same
-all-reduce comes first: between blocks every rank's gradient is its own part of a sum.
+Stream between blocks: replicated. Attention and MLP are each cut by columns, then by rows: the
+input needs no communication, and an all-reduce adds the partial sums of the output. Backward begins
+with the same all-reduce: between blocks, each rank's gradient is a partial sum.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
 
 
 def gather(x: Tensor, mesh: Mesh) -> Tensor:
-    """Shard to whole sequence, outside the blocks."""
+    """Gather the whole sequence from the ranks' shards, outside the blocks."""
     return collectives.all_gather(x, mesh.edge)
 
 
 def take_shard(x: Tensor, mesh: Mesh) -> Tensor:
-    """Whole sequence to shard."""
+    """Return this rank's shard of the whole sequence."""
     return collectives.take_shard(x, mesh.edge)
 
 

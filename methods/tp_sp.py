@@ -1,8 +1,8 @@
 """Tensor parallelism with sequence parallelism (Korthikanti et al., arXiv 2205.05198).
 
-Stream between blocks: a sequence shard. Each half-block gathers the sequence on the way in and
-reduce-scatters partial sums on the way out. As in the paper the gathered input is not kept but
-gathered again in backward (§4.2.2), unless `regather` is false.
+Stream between blocks: a sequence shard. Each half-block all-gathers its input and reduce-scatters
+the partial sums of its output. As in the paper (§4.2.2), the gathered input is not kept but
+gathered again in backward, unless `regather` is false.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
 
 
 def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
-    # A tile's backward follows its recomputed forward at once: what it gathered is still there.
+    # A tile's backward directly follows its recomputed forward: the gathered input still exists.
     regather = run.regather and not run.tiled_mlp_compute
     return MLP(
         run.architecture,
@@ -48,7 +48,7 @@ def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
 
 
 def gather_positions(position_ids: Tensor, mesh: Mesh) -> Tensor:
-    """Position ids of the whole sequence, which attention sees."""
+    """Gather the position ids of the whole sequence, which attention needs."""
     return collectives.all_gather(position_ids, mesh.edge)
 
 

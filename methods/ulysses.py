@@ -1,8 +1,8 @@
 """DeepSpeed-Ulysses with ZeRO-3 (Jacobs et al., arXiv 2309.14509).
 
-Stream between blocks: a sequence shard. Around attention an all-to-all trades tokens for heads:
-every rank computes some heads over the whole sequence. All weights are whole in computation and
-ZeRO-3 sharded at rest.
+Stream between blocks: a sequence shard. An all-to-all before attention trades tokens for heads, and
+one after it trades back: each rank computes some heads over the whole sequence. All weights are
+whole while they compute, and otherwise sharded by ZeRO-3.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
 
 
 def check(run: RunConfig) -> None:
-    """Raise ValueError unless a rank's heads can be taken in as many chunks as the run says."""
+    """Raise ValueError unless the heads per rank can be cut into `ulysses_head_chunks` chunks."""
     chunks, n = run.ulysses_head_chunks, run.sequence_size
     if chunks == 1:
         return

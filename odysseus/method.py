@@ -1,4 +1,4 @@
-"""What a method is: a value that says how a block is built and which weights it cuts."""
+"""Method: a value that says how a block is built and which of its weights are cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Edge = Callable[[Tensor, Mesh], Tensor]
 
 
 def unchanged(x: Tensor, mesh: Mesh) -> Tensor:
-    """The edge of a method whose stream is the sequence shard itself."""
+    """Return the shard itself: the edge of a method whose stream is the sequence shard."""
     return x
 
 
@@ -25,19 +25,20 @@ def unchanged(x: Tensor, mesh: Mesh) -> Tensor:
 class Method:
     """A way to spread a decoder block over the ranks of the sequence axis.
 
-    Every method takes the same shard of tokens on each rank and returns the same sum of token
-    losses; see docs/architecture.md for the five rules.
+    With every method a rank reads the same shard of tokens, and the ranks return the same sum of
+    token losses; docs/architecture.md has the five rules.
 
     Attributes:
-        name: As in ``--method``.
+        name: Name in ``--method``, rows and titles.
         attention: Builds one rank's attention module.
         mlp: Builds one rank's MLP module.
-        split: Weight (by its Hugging Face name within a block) to the dimension it is cut along.
-        enter: The embedded shard to the stream that the blocks run on.
-        leave: The blocks' stream to the shard that the head sees; the transpose of `enter`
-            and then some: whatever it discards gets zero gradient.
-        positions: The shard's position ids to those that this rank's attention needs.
-        check: Raises ValueError where the method's own sizes do not fit, before any start.
+        split: Maps a weight, by its Hugging Face name within a block, to the dimension along which
+            it is cut. Other weights are whole.
+        enter: Makes the blocks' stream of the embedded shard.
+        leave: Makes the head's shard of the blocks' stream. The elements that it discards get zero
+            gradient.
+        positions: Makes the position ids that this rank's attention needs of the shard's.
+        check: Raises ValueError, before anything starts, if the sizes do not fit the method.
     """
 
     name: str

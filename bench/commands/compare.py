@@ -110,7 +110,8 @@ def comparisons_of(parsed: Any) -> list[Comparison]:
     for name in dict.fromkeys(name for name, _ in chosen):
         check(name)
     comparisons = [
-        Comparison(name, PEERS[name].ours(run), parsed.pairs, parsed.part) for name, run in chosen
+        Comparison(name, PEERS[name].matching_run(run), parsed.pairs, parsed.part)
+        for name, run in chosen
     ]
     for one in comparisons:
         one.check()

@@ -33,7 +33,7 @@ def check(run: RunConfig) -> None:
     run.check()
     if name_of(run.method):
         as_method.check(run)
-        run = as_method.ours(run)
+        run = as_method.matching_run(run)
     implementation.check(run)
     method_of(run.method).check(run)
     chunked_block.check(run)

@@ -37,7 +37,7 @@ def measure(run: RunConfig) -> dict[str, Any]:
 
 def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
     """Do the same as :func:`measure` in a process group that has already been started."""
-    peer, wrong = checked(as_method.ours(run), name_of(run.method), device)
+    peer, wrong = checked(as_method.matching_run(run), name_of(run.method), device)
     if wrong:
         return {"status": "invalid", "error": wrong}
     gc.collect()  # this project's trainer, whose memory is not the peer's

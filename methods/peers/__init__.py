@@ -1,7 +1,7 @@
-"""Other implementations of the same methods, to be timed beside this project's in the same run.
+"""Peers: other implementations of the same methods, timed beside this project's in the same run.
 
-Each file is a peer's own fast path, as its documentation has it, around the plain model of
-``plain.py``; it is imported when it is asked for, and its package may be missing.
+Each file of a peer builds the plain model of ``plain.py`` with the fast path that the peer's own
+documentation describes. A file is imported only when its peer is used: its package may be missing.
 """
 
 from methods.peers.checks import PREFIX, check, check_cell, check_device, check_package, name_of

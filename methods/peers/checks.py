@@ -1,4 +1,4 @@
-"""Whether a peer can run a cell here."""
+"""Check that a peer can run a cell on this machine."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from odysseus.config.sizes import divisors
 from odysseus.parallel.mesh import pick_device
 
 PREFIX = "peer:"
-"""Of a run's method: ``peer:NAME`` is that peer."""
+"""Prefix of a run's method that is a peer: ``peer:NAME``."""
 
-
-_CUT = {
+_CUT_SIZES = {
     "tp": ("num_key_value_heads", "intermediate_size"),
     "tp_sp": ("num_key_value_heads", "intermediate_size"),
 }
-"""By method, sizes of the model that its peers cut into as many parts as there are ranks."""
+"""Sizes of the model that the peers of a method cut over the ranks, by method."""
 
 
 def name_of(method: str) -> str:
-    """The peer that a run's method is; empty if it is one of ours."""
+    """Return the name of a run's peer; empty if the method is one of this project's."""
     return method.removeprefix(PREFIX) if method.startswith(PREFIX) else ""
 
 
 def check_cell(name: str, run: RunConfig) -> None:
-    """Raise ValueError unless the peer can do the run's dtype, device, ranks and sizes."""
+    """Raise ValueError unless the peer supports the run's dtype, device, ranks and sizes."""
     peer, ranks, device = PEERS[name], run.world_size, pick_device(run.device).type
     for key, given, valid in (("dtype", run.dtype, peer.dtypes), ("device", device, peer.devices)):
         if given not in valid:
@@ -37,8 +36,8 @@ def check_cell(name: str, run: RunConfig) -> None:
         raise ValueError(
             f"world_size = {ranks} is not for peer {name}; valid: {peer.least_ranks} or more"
         )
-    cut = (*_CUT.get(peer.method, ()), *peer.cuts)
-    sizes = {key: getattr(run.architecture, key) for key in cut}
+    names = (*_CUT_SIZES.get(peer.method, ()), *peer.cuts)
+    sizes = {key: getattr(run.architecture, key) for key in names}
     for key, size in sizes.items():
         if size % ranks:
             raise ValueError(
@@ -48,7 +47,7 @@ def check_cell(name: str, run: RunConfig) -> None:
 
 
 def check_device(name: str, device: str) -> None:
-    """Raise ValueError unless what the peer needs on a kind of device is installed."""
+    """Raise ValueError unless the package that the peer needs on this device is installed."""
     package = PEERS[name].gpu_package
     if device == "cuda" and package and importlib.util.find_spec(package) is None:
         raise ValueError(
@@ -58,14 +57,14 @@ def check_device(name: str, device: str) -> None:
 
 
 def check(name: str) -> None:
-    """Raise ValueError unless there is such a peer and its package is installed."""
+    """Raise ValueError unless the name is a peer's and its package is installed."""
     if name not in PEERS:
         raise ValueError(f"peers: {name!r} is none; valid: all, {', '.join(PEERS)}")
     check_package(name)
 
 
 def check_package(name: str) -> None:
-    """Raise ValueError unless what the peer needs is installed."""
+    """Raise ValueError unless the packages that the peer needs are installed."""
     for package in PEERS[name].package.split():
         if importlib.util.find_spec(package) is None:
             raise ValueError(

@@ -1,6 +1,7 @@
-"""DeepSpeed: sequence parallelism by its own attention modules, weights in its ZeRO-3.
+"""DeepSpeed: its attention modules for sequence parallelism, its ZeRO-3 for the weights.
 
-B batch, s tokens of this rank, H query heads, G kv heads, K elements of a head.
+B batch, S tokens, s this rank's tokens, D hidden size, H query heads, G kv heads, F either of
+these, K elements per head, T tokens of one tile.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-if not torch.cuda.is_available():  # DeepSpeed looks as it is imported
+if not torch.cuda.is_available():  # DeepSpeed reads these at import
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DS_BUILD_OPS", "0")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what it can do without
+    warnings.simplefilter("ignore")  # about optional packages that are missing
     import deepspeed
     from deepspeed.runtime.sequence_parallel import ulysses_sp
     from deepspeed.sequence.layer import DistributedAttention
@@ -34,10 +35,10 @@ from methods.peers.plain import (
     MLP,
     Attention,
     PlainLM,
-    filled,
+    load_weights,
     mean_loss,
-    of_part,
-    through_blocks,
+    run_blocks,
+    select_part,
 )
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
@@ -59,7 +60,7 @@ class Optimizer:
         self.zero.zero_grad(set_to_none=True)
 
     def held(self) -> Iterator[Tensor]:
-        """Shards, their fp32 copies, buffers and AdamW's states."""
+        """Yield the shards, their fp32 copies, the buffers and AdamW's states."""
         shards = [p.ds_tensor for group in self.zero.fp16_groups for p in group]
         states = list(self.zero.optimizer.state.values())
         for leaf in tree_leaves([shards, states, vars(self.zero)]):
@@ -68,13 +69,15 @@ class Optimizer:
 
 
 class Trainer:
+    """A DeepSpeed engine around the plain model, see :class:`methods.peers.peer.PeerTrainer`."""
+
     whole_samples = False
 
     def __init__(self, model: PlainLM, run: RunConfig, mesh: Mesh, part: str) -> None:
-        filled(of_part(model, part), run)
+        load_weights(select_part(model, part), run)
         adamw = torch.optim.AdamW(model.parameters(), lr=run.optimizer.learning_rate, fused=True)
         hidden = run.architecture.hidden_size
-        zero = {  # sizes as Transformers' "auto" has them; the defaults are for larger models
+        zero = {  # the sizes that Transformers' "auto" sets; the defaults are for larger models
             "stage": 3,
             "reduce_bucket_size": hidden**2,
             "stage3_prefetch_bucket_size": int(0.9 * hidden**2),
@@ -84,37 +87,40 @@ class Trainer:
             "train_micro_batch_size_per_gpu": run.micro_batch_size,
             "sequence_parallel_size": mesh.sequence.size,
             "zero_optimization": zero,
-            "gradient_clipping": 0.0,  # by default it clips
+            "gradient_clipping": 0.0,  # the default clips
             "bf16": {"enabled": run.dtype == "bf16"},
             "seq_parallel_communication_data_type": run.seq_parallel_communication_data_type,
         }
-        runs: nn.Module = model.model if part == "blocks" else model  # whose forward has no loss
+        # The forward of the whole model returns the loss, that of the blocks does not.
+        forward_model: nn.Module = model.model if part == "blocks" else model
         self.engine, *_ = deepspeed.initialize(
-            model=runs, optimizer=adamw, config=config, mesh_param=(1, mesh.sequence.size)
+            model=forward_model, optimizer=adamw, config=config, mesh_param=(1, mesh.sequence.size)
         )
-        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # it uses old names
+        warnings.filterwarnings(
+            "ignore", "`torch.distributed", FutureWarning
+        )  # DeepSpeed uses old names
         self.model, self.optimizer = model, Optimizer(self.engine.optimizer)
         self.ranks = mesh.world.size
-        self.means_of = self.ranks if part == "blocks" else 1
+        self.gradient_scale = self.ranks if part == "blocks" else 1
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
-        # It takes the mean of the ranks' gradients, of which ours is the sum.
+        # DeepSpeed averages the ranks' gradients; this project's gradient is their sum.
         loss = self.engine(batch, tokens / self.ranks)
         self.engine.backward(loss)
         return loss.detach() / self.ranks
 
     def blocks_forward_backward(self, stream: Stream) -> Tensor:
-        return through_blocks(self.engine, stream)
+        return run_blocks(self.engine, stream)
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
             gradient = safe_get_full_grad(parameter)
             assert gradient is not None
-            yield name, gradient * self.means_of
+            yield name, gradient * self.gradient_scale
 
 
 class Ulysses(PlainLM):
-    """DeepSpeed-Ulysses as it was published: DistributedAttention."""
+    """DeepSpeed-Ulysses in its first published form: DistributedAttention."""
 
     def __init__(self, run: RunConfig, mesh: Mesh) -> None:
         a = run.architecture
@@ -129,7 +135,7 @@ class Ulysses(PlainLM):
 
 
 class TiledMLP(MLP):
-    """Its tiles are as many as its tutorial has."""
+    """DeepSpeed's TiledMLP, with the number of tiles from its tutorial."""
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         tiles = math.ceil(x_BSD.shape[1] / x_BSD.shape[2])
@@ -159,8 +165,8 @@ class ALST(PlainLM):
         positions_1s = torch.arange(tokens, device=mesh.device)[None] + axis.rank * tokens
 
         def attend(*heads_BsFK: Tensor) -> Tensor:
-            of_heads = (x_BsFK.transpose(1, 2) for x_BsFK in heads_BsFK)
-            return exchanged(layer, *of_heads, None, position_ids=positions_1s)[0]
+            qkv = (x_BsFK.transpose(1, 2) for x_BsFK in heads_BsFK)
+            return exchanged(layer, *qkv, None, position_ids=positions_1s)[0]
 
         super().__init__(a, lambda: Attention(a, attend), lambda: TiledMLP(a))
 
@@ -178,9 +184,11 @@ class ALST(PlainLM):
 
 
 def ulysses(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
+    """Build the trainer of DeepSpeed-Ulysses with ZeRO-3."""
     return Trainer(Ulysses(run, mesh), run, mesh, part)
 
 
 def alst(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
-    deepspeed.init_distributed(dist.get_backend(), verbose=False)  # which its attention asks for
+    """Build the trainer of Arctic Long Sequence Training."""
+    deepspeed.init_distributed(dist.get_backend(), verbose=False)  # its attention needs this
     return Trainer(ALST(run, mesh), run, mesh, part)

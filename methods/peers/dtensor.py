@@ -1,4 +1,4 @@
-"""PyTorch's own tensor parallelism (``parallelize_module``), as torchtitan's Llama plan has it."""
+"""PyTorch's own tensor parallelism (``parallelize_module``), with torchtitan's plan for Llama."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from methods.peers.optimizer import AdamW
-from methods.peers.plain import PlainLM, initialized, mean_loss, through_blocks
+from methods.peers.plain import PlainLM, initialized, mean_loss, run_blocks
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.parallel.mesh import Mesh
@@ -26,6 +26,8 @@ from odysseus.training.block_trainer import Stream
 
 
 class Trainer:
+    """The plain model in DTensors, see :class:`methods.peers.peer.PeerTrainer`."""
+
     whole_samples = True
 
     def __init__(self, model: PlainLM, run: RunConfig, cuts_logits: bool = False) -> None:
@@ -45,7 +47,7 @@ class Trainer:
         return loss.full_tensor().detach()
 
     def blocks_forward_backward(self, stream: Stream) -> Tensor:
-        return through_blocks(self.model, stream)
+        return run_blocks(self.model, stream)
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
@@ -55,42 +57,42 @@ class Trainer:
 
 
 def tensor_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
-    """The stream replicated."""
+    """Build a trainer whose stream is replicated between blocks."""
     columns, rows = ColwiseParallel, RowwiseParallel
-    model, line = initialized(run, part=part), _line(mesh)
-    edges: dict[str, ParallelStyle] = {
+    model, device_mesh = initialized(run, part=part), _device_mesh(mesh)
+    outside_blocks: dict[str, ParallelStyle] = {
         "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
         "lm_head": ColwiseParallel(output_layouts=Replicate()),
     }
     if part == "model":
-        parallelize_module(model, line, edges)
+        parallelize_module(model, device_mesh, outside_blocks)
     plan: dict[str, ParallelStyle] = {
         **{f"self_attn.{name}_proj": columns() for name in "qkv"},
         **{f"mlp.{name}_proj": columns() for name in ("gate", "up")},
         **{"self_attn.o_proj": rows(), "mlp.down_proj": rows()},
     }
     for block in model.model.layers:
-        parallelize_module(block, line, plan)
+        parallelize_module(block, device_mesh, plan)
     return Trainer(model, run)
 
 
 def sequence_parallel(
     run: RunConfig, mesh: Mesh, part: str = "model", cuts_logits: bool = False
 ) -> Trainer:
-    """The stream cut along the sequence between blocks."""
-    model, line = initialized(run, part=part), _line(mesh)
+    """Build a trainer whose stream is cut along the sequence between blocks."""
+    model, device_mesh = initialized(run, part=part), _device_mesh(mesh)
     head = ColwiseParallel(
         input_layouts=Shard(1),
         output_layouts=Shard(-1) if cuts_logits else Replicate(),
         use_local_output=not cuts_logits,
     )
-    edges: dict[str, ParallelStyle] = {
+    outside_blocks: dict[str, ParallelStyle] = {
         "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "model.norm": SequenceParallel(),
         "lm_head": head,
     }
     if part == "model":
-        parallelize_module(model, line, edges)
+        parallelize_module(model, device_mesh, outside_blocks)
     gathered = PrepareModuleInput(
         input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None)
     )
@@ -105,14 +107,14 @@ def sequence_parallel(
         "mlp.down_proj": RowwiseParallel(output_layouts=Shard(1)),
     }
     for block in model.model.layers:
-        parallelize_module(block, line, plan)
+        parallelize_module(block, device_mesh, plan)
     return Trainer(model, run, cuts_logits)
 
 
 def sequence_and_loss_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
-    """And the logits cut by vocabulary."""
+    """Build the trainer of :func:`sequence_parallel` with the logits cut by vocabulary."""
     return sequence_parallel(run, mesh, part, cuts_logits=True)
 
 
-def _line(mesh: Mesh) -> DeviceMesh:
+def _device_mesh(mesh: Mesh) -> DeviceMesh:
     return DeviceMesh.from_group(mesh.sequence.group, mesh.device.type)

@@ -1,4 +1,4 @@
-"""fairscale's column- and row-parallel linear layers, as Meta's Llama code has them."""
+"""fairscale's column- and row-parallel linear layers, used as in Meta's Llama code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from methods.peers.optimizer import AdamW
 from methods.peers.plain import (
     PlainLM,
     cut_block,
-    gathered,
+    gathered_gradients,
+    load_shards,
     mean_loss,
-    of_part,
     plain_model,
-    spread,
-    through_blocks,
+    run_blocks,
+    select_part,
 )
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
@@ -27,6 +27,8 @@ from odysseus.training.block_trainer import Stream
 
 
 class Trainer:
+    """The plain model with fairscale's layers, see :class:`methods.peers.peer.PeerTrainer`."""
+
     whole_samples = True
 
     def __init__(self, model: PlainLM, run: RunConfig, mesh: Mesh) -> None:
@@ -39,22 +41,23 @@ class Trainer:
         return loss.detach()
 
     def blocks_forward_backward(self, stream: Stream) -> Tensor:
-        return through_blocks(self.model, stream)
+        return run_blocks(self.model, stream)
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        return gathered(self.model, self.mesh.sequence, cut_block)
+        return gathered_gradients(self.model, self.mesh.sequence, cut_block)
 
 
 def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
+    """Build the trainer of fairscale's tensor parallelism."""
     if not initialize.model_parallel_is_initialized():
         initialize.initialize_model_parallel(mesh.sequence.size)
 
     def linear(width_in: int, width_out: int, name: str) -> nn.Module:
-        keep = {"bias": False, "init_method": lambda weight: weight}
+        options = {"bias": False, "init_method": lambda weight: weight}
         if name in ("o_proj", "down_proj"):
-            return RowParallelLinear(width_in, width_out, input_is_parallel=True, **keep)
-        return ColumnParallelLinear(width_in, width_out, gather_output=False, **keep)
+            return RowParallelLinear(width_in, width_out, input_is_parallel=True, **options)
+        return ColumnParallelLinear(width_in, width_out, gather_output=False, **options)
 
-    model = of_part(plain_model(run.architecture, sdpa, linear), part)
-    spread(model, run, mesh.sequence, cut_block)
+    model = select_part(plain_model(run.architecture, sdpa, linear), part)
+    load_shards(model, run, mesh.sequence, cut_block)
     return Trainer(model, run, mesh)

@@ -1,4 +1,4 @@
-"""The plain model in FSDP2, with others' attention over ranks that each have a shard of tokens."""
+"""The plain model in FSDP2, with a peer's attention over ranks that each hold a shard of tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from methods.peers.optimizer import AdamW
-from methods.peers.plain import Attend, PlainLM, initialized, mean_loss, through_blocks
+from methods.peers.plain import Attend, PlainLM, initialized, mean_loss, run_blocks
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.parallel.mesh import Mesh
@@ -18,6 +18,8 @@ from odysseus.training.block_trainer import Stream
 
 
 class Trainer:
+    """The plain model in FSDP2, see :class:`methods.peers.peer.PeerTrainer`."""
+
     whole_samples = False
 
     def __init__(self, model: PlainLM, run: RunConfig) -> None:
@@ -30,7 +32,7 @@ class Trainer:
         return loss.detach()
 
     def blocks_forward_backward(self, stream: Stream) -> Tensor:
-        return through_blocks(self.model, stream)
+        return run_blocks(self.model, stream)
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
@@ -40,14 +42,17 @@ class Trainer:
 
 
 def sharded(run: RunConfig, mesh: Mesh, part: str, attend: Attend) -> Trainer:
-    """The plain model with this attention, a unit a block; blocks alone have an empty root."""
+    """Build the trainer of the plain model with this attention and one FSDP unit per block.
+
+    The root unit has the other weights; it is empty if the model is its blocks alone.
+    """
     model = initialized(run, attend, part)
     precision = MixedPrecisionPolicy(param_dtype=run.compute_dtype, reduce_dtype=run.reduce_dtype)
     for block in model.model.layers:
         fully_shard(block, mesh=mesh.full_mesh, mp_policy=precision)
     fully_shard(model, mesh=mesh.full_mesh, mp_policy=precision)
     for module in model.modules():
-        if isinstance(module, FSDPModule):  # summed over ranks, as the loss is
+        if isinstance(module, FSDPModule):  # sum over ranks, as with the loss
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(dist.get_backend() != "fake")
     return Trainer(model, run)

@@ -1,12 +1,13 @@
-"""Megatron-Core's tensor-parallel layers, embedding and vocabulary-parallel loss, with and without
-its sequence parallelism.
+"""Megatron-Core's tensor-parallel layers, embedding and vocabulary-parallel loss.
 
-As in its own transformer block one weight is for q, k and v and one for gate and up, and the stream
-has the sequence first. Its layers ask CUDA for the current device; where there is none, a stand-in
-answers for them, and nothing else of theirs is changed.
+Its sequence parallelism is optional. As in Megatron-Core's own transformer block, one weight holds
+q, k and v, another holds gate and up, and the sequence is the stream's first dimension. The layers
+ask CUDA for the current device. Without CUDA a replaced function answers "cpu"; nothing else in
+Megatron-Core is changed.
 
-B batch, S tokens, s this rank's of them (all, where the stream is replicated), D width, F heads of
-q, k and v, h query heads of this rank, K elements of a head; c and e a layer's width on this rank.
+B batch, S tokens, s this rank's tokens (all, if the stream is replicated), D hidden size, F heads
+of q, k and v on this rank, h query heads on this rank, K elements per head, c and e the input and
+output width of a layer on this rank, v this rank's part of the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what it can do without
+    warnings.simplefilter("ignore")  # about optional packages that are missing
     from megatron.core import ModelParallelConfig, parallel_state
     from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
     from megatron.core.tensor_parallel.layers import (
@@ -32,7 +33,15 @@ with warnings.catch_warnings():
     )
 
 from methods.peers.optimizer import AdamW
-from methods.peers.plain import Linear, PlainLM, cut_block, gathered, of_part, rotated, spread
+from methods.peers.plain import (
+    Linear,
+    PlainLM,
+    cut_block,
+    gathered_gradients,
+    load_shards,
+    rotated,
+    select_part,
+)
 from odysseus.config.architecture import Architecture
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
@@ -40,25 +49,25 @@ from odysseus.model.attention import sdpa
 from odysseus.parallel.mesh import Mesh
 from odysseus.training.block_trainer import Stream
 
-_BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_CUT_BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 class Column(ColumnParallelLinear):
-    """[s or S, B, D] to [S, B, e]."""
+    """Column-parallel linear layer: [s or S, B, D] to [S, B, e]."""
 
     def forward(self, x_sBD: Tensor) -> Tensor:  # pyright: ignore
         return super().forward(x_sBD)[0]
 
 
 class Row(RowParallelLinear):
-    """[S, B, c] to [s or S, B, D]."""
+    """Row-parallel linear layer: [S, B, c] to [s or S, B, D]."""
 
     def forward(self, x_SBc: Tensor) -> Tensor:  # pyright: ignore
         return super().forward(x_SBc)[0]
 
 
 class Embedding(VocabParallelEmbedding):
-    """[B, S] to [s or S, B, D]."""
+    """Embedding cut by vocabulary: token ids [B, S] to [s or S, B, D]."""
 
     def forward(self, input_ids: Tensor) -> Tensor:  # pyright: ignore
         x = super().forward(input_ids)
@@ -66,7 +75,7 @@ class Embedding(VocabParallelEmbedding):
 
 
 class Attention(nn.Module):
-    """Of this rank's heads, q, k and v from one weight."""
+    """Attention of this rank's heads, with one weight for q, k and v."""
 
     def __init__(self, a: Architecture, ranks: int, linear: Linear) -> None:
         super().__init__()
@@ -83,7 +92,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Gate and up from one weight."""
+    """SwiGLU MLP with one weight for gate and up."""
 
     def __init__(self, a: Architecture, linear: Linear) -> None:
         super().__init__()
@@ -96,55 +105,59 @@ class MLP(nn.Module):
 
 
 class Trainer:
+    """The plain model with Megatron-Core's layers, see :class:`methods.peers.peer.PeerTrainer`."""
+
     whole_samples = True
 
     def __init__(self, model: PlainLM, run: RunConfig, mesh: Mesh, sequence_parallel: bool) -> None:
         self.model, self.axis = model, mesh.sequence
         self.optimizer = AdamW(model, run)
         norms = [m for m in model.modules() if isinstance(m, nn.RMSNorm)]
-        self.of_shards = [norm.weight for norm in norms] if sequence_parallel else []
+        self.norm_weights = [norm.weight for norm in norms] if sequence_parallel else []
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
         logits_SBv = self.model(batch.input_ids, batch.position_ids)
         losses = vocab_parallel_cross_entropy(logits_SBv.float(), batch.labels.T.contiguous())
         loss = losses.sum() / tokens
         loss.backward()
-        self._sum_of_shards()
+        self._reduce_norm_gradients()
         return loss.detach()
 
     def blocks_forward_backward(self, stream: Stream) -> Tensor:
-        x_sBD = stream.x.transpose(0, 1).contiguous()  # no copy of one sample
+        x_sBD = stream.x.transpose(0, 1).contiguous()  # copies nothing for one sample
         y_BsD = self.model(x_sBD, stream.position_ids).transpose(0, 1)
         y_BsD.backward(stream.gradient)
-        self._sum_of_shards()
+        self._reduce_norm_gradients()
         return y_BsD.detach()
 
-    def _sum_of_shards(self) -> None:
-        """What its trainer does at the end of a step for weights that saw a shard of the
-        sequence."""
-        grads = [p.grad for p in self.of_shards if p.grad is not None]
+    def _reduce_norm_gradients(self) -> None:
+        """Add up the gradients of weights that computed with a shard of the sequence.
+
+        Megatron's trainer does this at the end of a step.
+        """
+        grads = [p.grad for p in self.norm_weights if p.grad is not None]
         if grads:
             summed = torch.stack(grads)
             dist.all_reduce(summed, group=self.axis.group)
-            for grad, of_all in zip(grads, summed, strict=True):
-                grad.copy_(of_all)
+            for grad, total in zip(grads, summed, strict=True):
+                grad.copy_(total)
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        return gathered(self.model, self.axis, _cut)
+        return gathered_gradients(self.model, self.axis, _cut)
 
 
 def tensor_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
-    """The stream replicated."""
+    """Build a trainer whose stream is replicated between blocks."""
     return _build(run, mesh, part, sequence_parallel=False)
 
 
 def sequence_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
-    """The stream cut along the sequence between blocks."""
+    """Build a trainer whose stream is cut along the sequence between blocks."""
     return _build(run, mesh, part, sequence_parallel=True)
 
 
 def _build(run: RunConfig, mesh: Mesh, part: str, sequence_parallel: bool) -> Trainer:
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as it recommends
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as Megatron-Core recommends
     if not torch.cuda.is_available():
         setattr(torch.cuda, "current_device", lambda: "cpu")  # noqa: B010
     if not parallel_state.model_parallel_is_initialized():
@@ -158,27 +171,26 @@ def _build(run: RunConfig, mesh: Mesh, part: str, sequence_parallel: bool) -> Tr
         gradient_accumulation_fusion=False,
         params_dtype=torch.float32,
     )
-    about: dict[str, Any] = {"config": config, "init_method": lambda w: w, "tp_group": axis.group}
-
-    of_rows: dict[str, Any] = about | {"bias": False, "input_is_parallel": True}
-    of_rows |= {"skip_bias_add": False}
+    common: dict[str, Any] = {"config": config, "init_method": lambda w: w, "tp_group": axis.group}
+    for_rows: dict[str, Any] = common | {"bias": False, "input_is_parallel": True}
+    for_rows |= {"skip_bias_add": False}
 
     def linear(width_in: int, width_out: int, name: str) -> nn.Module:
         if name in ("o_proj", "down_proj"):
-            return Row(width_in, width_out, **of_rows)
-        return Column(width_in, width_out, bias=False, gather_output=False, **about)
+            return Row(width_in, width_out, **for_rows)
+        return Column(width_in, width_out, bias=False, gather_output=False, **common)
 
     model = PlainLM(a, lambda: Attention(a, axis.size, linear), lambda: MLP(a, linear))
     model.model.embed_tokens = Embedding(
-        a.vocab_size, a.hidden_size, reduce_scatter_embeddings=sequence_parallel, **about
+        a.vocab_size, a.hidden_size, reduce_scatter_embeddings=sequence_parallel, **common
     )
     model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")
-    of_part(model, part)
-    spread(model, run, axis, _cut)
+    select_part(model, part)
+    load_shards(model, run, axis, _cut)
     return Trainer(model, run, mesh, sequence_parallel)
 
 
 def _cut(name: str) -> int | None:
-    if name in _BY_VOCABULARY:
+    if name in _CUT_BY_VOCABULARY:
         return 0
     return cut_block(name)

@@ -1,4 +1,4 @@
-"""AdamW over a peer's weights, as ours has it: fp32 weights and states whatever computes."""
+"""AdamW for a peer's weights: like this project's, with fp32 weights and states in every dtype."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from odysseus.config.run import RunConfig
 
 
 class AdamW:
-    """PyTorch's fused AdamW. Weights that a peer computes with in bf16 are copies of fp32 ones,
-    which it updates with gradients made fp32: what Megatron's optimizer does.
+    """PyTorch's fused AdamW on fp32 weights.
+
+    Weights that compute in bf16 are copies of fp32 master weights. A step casts their gradients to
+    fp32, updates the master weights and copies them back, as Megatron's optimizer does.
 
     Args:
-        model: With the run's weights in fp32; its parameters become the run's compute dtype, but
-            not if they are ``sharded``: FSDP2 casts as it gathers.
+        model: Model with the run's weights in fp32. Its parameters are cast to the run's compute
+            dtype, unless they are ``sharded``.
+        sharded: Whether FSDP2 holds the parameters and casts them when it gathers them.
     """
 
     def __init__(self, model: nn.Module, run: RunConfig, sharded: bool = False) -> None:
@@ -29,7 +32,7 @@ class AdamW:
         kinds = [
             [p for p in self.masters if isinstance(p, DTensor) == cut] for cut in (True, False)
         ]
-        groups = [{"params": kind} for kind in kinds if kind]  # one kernel takes one kind
+        groups = [{"params": kind} for kind in kinds if kind]  # a fused kernel takes one kind
         self.adamw = torch.optim.AdamW(groups, lr=run.optimizer.learning_rate, fused=True)
 
     @torch.no_grad()

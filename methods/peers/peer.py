@@ -1,4 +1,4 @@
-"""What a peer is."""
+"""Interface of peers: what is known before import, and the trainer that each builds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from odysseus.training.block_trainer import Stream
 
 
 class Optimizer(Protocol):
-    """What updates a peer's weights."""
+    """Optimizer of a peer's weights."""
 
     def step(self) -> None: ...
 
     def zero_grad(self) -> None: ...
 
     def held(self) -> Iterable[Tensor]:
-        """What lives from step to step, for the memory meter; with or without the parameters."""
+        """Return the tensors that stay from step to step, for the memory meter.
+
+        The parameters may be among them.
+        """
         ...
 
 
@@ -31,9 +34,9 @@ class PeerTrainer(Protocol):
     """A peer's model, or its blocks alone, on one rank.
 
     Attributes:
-        model: Its parameters are the weights, or this rank's parts of them.
-        optimizer: Updates them.
-        whole_samples: Whether each rank reads whole samples, not its shard of them.
+        model: Module whose parameters are the weights, or this rank's shards of them.
+        optimizer: Updates the parameters.
+        whole_samples: Whether each rank reads whole samples instead of its shard of them.
     """
 
     model: nn.Module
@@ -41,51 +44,58 @@ class PeerTrainer(Protocol):
     whole_samples: bool
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
-        """Gradients of one step; this rank's part of the loss, of which all parts are the sum if
-        ranks read shards, and each is the whole loss if they read whole samples."""
+        """Compute the gradients of one step and return this rank's loss.
+
+        If ranks read shards, the loss is the sum over ranks. If they read whole samples, every rank
+        returns the whole loss.
+        """
         ...
 
     def blocks_forward_backward(self, stream: Stream) -> Tensor:
-        """Gradients of one step of blocks alone, those of ``stream.x`` among them; what comes out
-        of the last block, in the layout of ``stream.x``."""
+        """Compute the gradients of one step of the blocks alone, including that of ``stream.x``.
+
+        Return the last block's output, in the layout of ``stream.x``.
+        """
         ...
 
     def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Every gradient of a whole weight by its Hugging Face name; a collective."""
+        """Yield the gradient of each whole weight, with its Hugging Face name. A collective."""
         ...
 
 
 class Build(Protocol):
+    """Function that builds a peer's trainer."""
+
     def __call__(self, run: RunConfig, mesh: Mesh, part: str = "model") -> PeerTrainer:
-        """A peer's trainer of a part of the run's model."""
+        """Return a peer's trainer of a part of the run's model, see :data:`PARTS`."""
         ...
 
 
 @dataclass(frozen=True)
 class Peer:
-    """What is known of a peer before it is imported.
+    """Facts about a peer that are known before it is imported.
 
     Attributes:
-        method: Of ours, which it is a peer of.
-        package: What it needs; names of several are apart by a space.
-        build: Where its :class:`Build` is: ``module:function`` of this package.
-        blocks: How its blocks' work differs from ours, in words.
-        around: How that of its embedding, head and loss does.
+        method: This project's method that the peer also implements.
+        package: Packages that the peer imports, separated by spaces.
+        build: ``module:function`` in this package, the peer's :class:`Build`.
+        blocks: Differences between the work of its blocks and of this project's, in words.
+        outside_blocks: Differences in embedding, head and loss, in words.
         overrides: Options of this project's run that make its work equal to the peer's.
-        dtypes: What it can compute in.
-        install: What pip installs to have its packages.
-        ring: Whether ours is on the ring axis, not on the sequence axis.
-        cuts: Sizes of the model that it cuts by ranks beyond those of its method.
-        least_ranks: How many there must be.
-        devices: Where it can compute.
-        gpu_package: What it needs besides on GPUs.
+        dtypes: Dtypes in which the peer can compute.
+        install: Arguments of ``pip install`` for its packages.
+        ring: Whether this project's run uses the ring axis instead of the sequence axis.
+        cuts: Sizes of the model that the peer cuts over the ranks, beside those of its method.
+        least_ranks: Smallest world size.
+        devices: Kinds of devices on which the peer can compute.
+        gpu_package: Package that the peer also needs on GPUs.
     """
 
     method: str
     package: str
     build: str
     blocks: str
-    around: str = ""
+    outside_blocks: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     install: str = "-r requirements-peers.txt"
@@ -95,24 +105,25 @@ class Peer:
     devices: tuple[str, ...] = ("cpu", "cuda")
     gpu_package: str = ""
 
-    def ours(self, run: RunConfig) -> RunConfig:
-        """What of ours a run compares with it."""
+    def matching_run(self, run: RunConfig) -> RunConfig:
+        """Return the run of this project's method that does the same work as the peer."""
         return replace(run, method=self.method, **self.overrides, **self.axes(run))
 
     def axes(self, run: RunConfig) -> dict[str, int]:
-        """What its run's axes are, unless they are the run's own."""
-        of_ring = {"ring_parallel_size": run.world_size, "sequence_parallel_size": 1}
-        return of_ring if self.ring else {}
+        """Return the options of the axis sizes that the peer needs; empty if it needs none."""
+        ring_only = {"ring_parallel_size": run.world_size, "sequence_parallel_size": 1}
+        return ring_only if self.ring else {}
 
     def differs(self, part: str) -> str:
-        """How a part's work differs from ours, in words."""
-        words = (self.blocks, self.around if part == "model" else "")
+        """Return the differences between the peer's work and this project's, in words."""
+        words = (self.blocks, self.outside_blocks if part == "model" else "")
         return "; ".join(filter(None, words))
 
     def load(self) -> Build:
+        """Import the peer's module and return its build function."""
         module, name = self.build.split(":")
         return getattr(import_module(f"methods.peers.{module}"), name)
 
 
 PARTS = ("model", "blocks")
-"""What of a model is compared: all of it, or its transformer blocks alone."""
+"""Parts of a model that can be compared: all of it, or its transformer blocks alone."""

@@ -1,6 +1,6 @@
-"""A Llama of PyTorch's own modules, one weight each as in Hugging Face's, for peers to spread.
+"""A Llama of PyTorch's own modules, with Hugging Face's separate weights, for peers to parallelize.
 
-B batch, S tokens, D width, F heads, K elements of a head.
+B batch, S tokens, D hidden size, F heads, K elements per head.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from odysseus.training.block_trainer import Stream
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = Callable[[int, int, str], nn.Module]
-"""linear(width_in, width_out, name): a layer without bias, of this name in a block."""
+"""linear(width_in, width_out, name): make the block's linear layer of this name, without bias."""
 Make = Callable[[], nn.Module]
 
 
 def plain_linear(width_in: int, width_out: int, name: str) -> nn.Module:
+    """Make PyTorch's linear layer, see :data:`Linear`."""
     return nn.Linear(width_in, width_out, bias=False)
 
 
@@ -44,7 +45,7 @@ class Attention(nn.Module):
         self.o_proj = linear(a.query_width, a.hidden_size, "o_proj")
 
     def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
-        """Of as many heads as the projections have here."""
+        """Attend with the heads that this rank's projections have: [B, S, D] to [B, S, D]."""
         q, k, v = (
             project(x_BSD).unflatten(-1, (-1, self.head_dim))
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -53,7 +54,7 @@ class Attention(nn.Module):
 
 
 def rotated(x_BSFK: Tensor, table: Tensor) -> Tensor:
-    """Pairs are (k, k + K/2)."""
+    """Rotate the pairs of elements (k, k + K/2) of every head."""
     cos, sin = table
     first, second = x_BSFK.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -101,8 +102,10 @@ class Decoder(nn.Module):
 
 
 class PlainLM(nn.Module):
-    """Token ids and positions to logits; parameters are named as in Hugging Face's Llama, or as
-    ours where they are packed."""
+    """Language model: token ids and positions to logits.
+
+    Parameters are named as in Hugging Face's Llama; packed ones are named as this project's.
+    """
 
     def __init__(self, a: Architecture, attention: Make, mlp: Make) -> None:
         super().__init__()
@@ -115,26 +118,26 @@ class PlainLM(nn.Module):
 
 
 def plain_model(a: Architecture, attend: Attend = sdpa, linear: Linear = plain_linear) -> PlainLM:
-    """One weight each for q, k, v, gate and up."""
+    """Make the model with separate weights for q, k, v, gate and up."""
     return PlainLM(a, lambda: Attention(a, attend, linear), lambda: MLP(a, linear))
 
 
-def of_part(model: PlainLM, part: str) -> PlainLM:
-    """The model, or its ``blocks``: what is before and after them then passes on what it gets."""
+def select_part(model: PlainLM, part: str) -> PlainLM:
+    """Return the model; for part ``blocks``, with identities before and after its blocks."""
     if part == "blocks":
         model.model.embed_tokens = model.model.norm = model.lm_head = nn.Identity()
     return model
 
 
-def through_blocks(model: nn.Module, stream: Stream) -> Tensor:
-    """Forward and backward of a model that is blocks alone; what comes out of the last one."""
+def run_blocks(model: nn.Module, stream: Stream) -> Tensor:
+    """Run forward and backward of a model of blocks alone; return the last block's output."""
     y = model(stream.x, stream.position_ids)
     y.backward(stream.gradient)
     return y.detach()
 
 
 def check(run: RunConfig) -> None:
-    """Raise ValueError if the plain model is not the run's."""
+    """Raise ValueError if the run's architecture has a feature that the plain model lacks."""
     a = run.architecture
     for name, given in (
         ("attention_bias", a.attention_bias or a.attention_output_bias),
@@ -146,46 +149,46 @@ def check(run: RunConfig) -> None:
 
 
 def initialized(run: RunConfig, attend: Attend = sdpa, part: str = "model") -> PlainLM:
-    """A whole model or its blocks, with the run's weights."""
-    return filled(of_part(plain_model(run.architecture, attend), part), run)
+    """Make a whole model, or its blocks, with the run's weights."""
+    return load_weights(select_part(plain_model(run.architecture, attend), part), run)
 
 
-def filled(model: PlainLM, run: RunConfig) -> PlainLM:
-    """A model that is not cut, now with the run's weights."""
+def load_weights(model: PlainLM, run: RunConfig) -> PlainLM:
+    """Load the run's weights into a model that is not cut, and return it."""
     checkpoint.load_or_initialize(sharding.local_pieces(model, run.architecture, {}, 1, 0), run)
     return model
 
 
 def mean_loss(logits: Tensor, batch: Batch, tokens: float) -> Tensor:
-    """The sum of token losses over the step's tokens."""
+    """Return the sum of the token losses, divided by the step's number of tokens."""
     sums = partial(F.cross_entropy, reduction="sum")
     return sums(logits.flatten(0, 1).float(), batch.labels.flatten()) / tokens
 
 
 Cut = Callable[[str], int | None]
-"""cut(name): the dimension that a weight is cut along over the ranks, None if it is whole."""
+"""cut(name): the dimension along which a weight is cut over the ranks; None if it is whole."""
 
 
 def cut_block(name: str) -> int | None:
-    """The dimension along which tensor parallelism cuts a weight of a block."""
+    """Return the dimension along which tensor parallelism cuts a weight; None for a whole one."""
     return sharding.cut_dimension(name, ATTENTION_SPLIT | MLP_SPLIT)
 
 
 @torch.no_grad()
-def spread(model: nn.Module, run: RunConfig, axis: Axis, cut: Cut) -> None:
-    """Fill a rank's cut model with the run's weights."""
+def load_shards(model: nn.Module, run: RunConfig, axis: Axis, cut: Cut) -> None:
+    """Load this rank's shards of the run's weights into its model."""
     whole = dict(initialized(run).named_parameters())
 
-    def mine(part: str) -> Tensor:
+    def own_shard(part: str) -> Tensor:
         dim = cut(part)
         return whole[part] if dim is None else whole[part].chunk(axis.size, dim)[axis.rank]
 
     for name, parameter in model.named_parameters():
-        parameter.copy_(torch.cat([mine(part) for part in sharding.tensors_of(name)]))
+        parameter.copy_(torch.cat([own_shard(part) for part in sharding.tensors_of(name)]))
 
 
-def gathered(model: PlainLM, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor]]:
-    """Every whole gradient of a cut model, by its Hugging Face name."""
+def gathered_gradients(model: PlainLM, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor]]:
+    """Yield the gathered gradient of each whole weight, with its Hugging Face name."""
     shapes = sharding.huggingface_shapes(model.architecture)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
@@ -194,7 +197,7 @@ def gathered(model: PlainLM, axis: Axis, cut: Cut) -> Iterator[tuple[str, Tensor
         for part, gradient in zip(parts, parameter.grad.split(rows), strict=True):
             dim = cut(part)
             if dim is not None:
-                of_ranks = [torch.empty_like(gradient) for _ in range(axis.size)]
-                dist.all_gather(of_ranks, gradient.contiguous(), group=axis.group)
-                gradient = torch.cat(of_ranks, dim=dim)
+                shards = [torch.empty_like(gradient) for _ in range(axis.size)]
+                dist.all_gather(shards, gradient.contiguous(), group=axis.group)
+                gradient = torch.cat(shards, dim=dim)
             yield part, gradient

@@ -1,42 +1,28 @@
-"""The peers, and how each one's work differs from this project's."""
+"""Registry of the peers, with the differences between each one's work and this project's."""
 
 from __future__ import annotations
 
 from methods.peers.peer import Peer
 
 _WHOLE_LOGITS = "all logits on every rank, replicated embedding and head activations"
-
-
 _BY_VOCABULARY = "logits cut by vocabulary, not by tokens; embedding and head cut, not gathered"
-
-
-_OF_SHARD = "a shard's logits whole"
-
-
+_LOGITS_OF_SHARD = "a shard's logits whole"
 _UNPACKED = "weights not packed"
-
-
-_FIVE = f"{_UNPACKED}: five all-reduces of a block's input gradients, not two"
-
-
-_KEEPS = {"regather": False}  # gathered tokens, for backward
-
-
-_KEEPS_WEIGHTS = {"reshard_after_forward": False}  # gathered ones, for backward
-
-
+_FIVE_ALL_REDUCES = f"{_UNPACKED}: five all-reduces of a block's input gradients, not two"
+_KEEP_TOKENS = {"regather": False}  # keep gathered tokens for backward
+_KEEP_WEIGHTS = {"reshard_after_forward": False}  # keep gathered weights for backward
 _EXCHANGED = f"q, k, v exchanged one by one; {_UNPACKED}"
 
 
 PEERS = {
-    "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _FIVE, _WHOLE_LOGITS),
+    "dtensor_tp": Peer("tp", "torch", "dtensor:tensor_parallel", _FIVE_ALL_REDUCES, _WHOLE_LOGITS),
     "dtensor_tp_sp": Peer(
         "tp_sp",
         "torch",
         "dtensor:sequence_parallel",
         _UNPACKED,
         _WHOLE_LOGITS,
-        overrides=_KEEPS,
+        overrides=_KEEP_TOKENS,
     ),
     "dtensor_tp_sp_loss": Peer(
         "tp_sp",
@@ -44,9 +30,9 @@ PEERS = {
         "dtensor:sequence_and_loss_parallel",
         _UNPACKED,
         _BY_VOCABULARY,
-        overrides=_KEEPS,
+        overrides=_KEEP_TOKENS,
     ),
-    "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _FIVE, _WHOLE_LOGITS),
+    "fairscale_tp": Peer("tp", "fairscale", "fairscale_tp:build", _FIVE_ALL_REDUCES, _WHOLE_LOGITS),
     "megatron_tp": Peer(
         "tp",
         "megatron",
@@ -70,11 +56,11 @@ PEERS = {
         "torchtitan_llama:tensor_and_sequence_parallel",
         "gate and up not packed; rotary embedding in complex numbers",
         _BY_VOCABULARY,
-        overrides=_KEEPS,
+        overrides=_KEEP_TOKENS,
         install="--no-deps -r requirements-torchtitan.txt",
     ),
     "yunchang_ulysses": Peer(
-        "ulysses", "yunchang", "yunchang_ulysses:build", _EXCHANGED, _OF_SHARD
+        "ulysses", "yunchang", "yunchang_ulysses:build", _EXCHANGED, _LOGITS_OF_SHARD
     ),
     "yunchang_ring": Peer(
         "ulysses",
@@ -82,7 +68,7 @@ PEERS = {
         "yunchang_ring:build",
         "keys and values sent apart, their gradients one hop further; on a CPU PyTorch's flash "
         f"attention in flash-attn's place; {_UNPACKED}",
-        _OF_SHARD,
+        _LOGITS_OF_SHARD,
         dtypes=("bf16",),
         ring=True,
         gpu_package="flash_attn",
@@ -92,7 +78,7 @@ PEERS = {
         "torch",
         "torch_context_parallel:build",
         f"keys and values gathered whole, their gradients go round; {_UNPACKED}",
-        _OF_SHARD,
+        _LOGITS_OF_SHARD,
         ring=True,
         devices=("cpu",),
     ),
@@ -101,8 +87,8 @@ PEERS = {
         "deepspeed transformers",
         "deepspeed_zero3:ulysses",
         _EXCHANGED,
-        _OF_SHARD,
-        overrides=_KEEPS_WEIGHTS,
+        _LOGITS_OF_SHARD,
+        overrides=_KEEP_WEIGHTS,
         cuts=("num_key_value_heads",),
     ),
     "deepspeed_alst": Peer(
@@ -110,6 +96,6 @@ PEERS = {
         "deepspeed transformers",
         "deepspeed_zero3:alst",
         f"{_EXCHANGED}; position ids gathered in every block",
-        overrides=_KEEPS_WEIGHTS | {"tiled_mlp_compute": True, "tiled_loss_compute": True},
+        overrides=_KEEP_WEIGHTS | {"tiled_mlp_compute": True, "tiled_loss_compute": True},
     ),
 }

@@ -1,7 +1,9 @@
-"""PyTorch's experimental context parallelism: its ring attention, balanced; weights in FSDP2.
+"""PyTorch's experimental context parallelism: its load-balanced ring attention, weights in FSDP2.
 
-Its dispatcher does not know the CPU's flash attention; its ring takes the kernel as an argument.
-B batch, s tokens of this rank, H query heads, G kv heads, F either, K elements of a head.
+PyTorch's dispatcher does not know the CPU's flash attention, so the kernel is passed to the ring as
+an argument.
+
+B batch, s this rank's tokens, H query heads, G kv heads, F either of these, K elements per head.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class _RingAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, logsumexp = ctx.saved_tensors
-        found = ring._templated_ring_attention_backward(
+        qkv_grads = ring._templated_ring_attention_backward(
             ctx.axis.group,
             _SEQUENCE,
             _FLASH_BACKWARD,
@@ -45,10 +47,12 @@ class _RingAttention(torch.autograd.Function):
             is_causal=True,
             dropout_p=0.0,
         )
-        return *found, None
+        return *qkv_grads, None
 
 
 def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
+    """Build the trainer of PyTorch's context parallelism."""
+
     def attend(*heads_BsFK: Tensor) -> Tensor:
         o_BHsK = _RingAttention.apply(*(x.transpose(1, 2) for x in heads_BsFK), mesh.ring)
         return o_BHsK.transpose(1, 2)

@@ -1,6 +1,6 @@
-"""torchtitan's Llama 3 under its own plan: tensor and sequence parallelism, logits by vocabulary.
+"""torchtitan's Llama 3 with its own plan: tensor and sequence parallelism, vocabulary-cut logits.
 
-Its data parallelism is of degree 1, where FSDP2 only casts weights to the dtype of computation.
+The data-parallel degree is 1: FSDP2 only casts weights to the compute dtype.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from odysseus.training.block_trainer import Stream
 
 
 class Trainer:
+    """torchtitan's model on one rank, see :class:`methods.peers.peer.PeerTrainer`."""
+
     whole_samples = True
 
     def __init__(
@@ -42,7 +44,7 @@ class Trainer:
         self.architecture = run.architecture
         self.adapter = Llama3StateDictAdapter(config, None)
         self.context = get_spmd_context(parallel_dims=dims)
-        self.line = dims.get_mesh("tp")
+        self.device_mesh = dims.get_mesh("tp")
 
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
         with self.context():
@@ -55,7 +57,7 @@ class Trainer:
 
     def blocks_forward_backward(self, stream: Stream) -> Tensor:
         with self.context():
-            x_BSD = DTensor.from_local(stream.x, self.line, [Shard(1)], run_check=False)
+            x_BSD = DTensor.from_local(stream.x, self.device_mesh, [Shard(1)], run_check=False)
             y_BsD = self.model(x_BSD).to_local()
             y_BsD.backward(stream.gradient)
         return y_BsD.detach()
@@ -67,7 +69,7 @@ class Trainer:
             yield from self.adapter.to_hf(self._unpacked(name, gradient.full_tensor())).items()
 
     def _unpacked(self, name: str, gradient: Tensor) -> dict[str, Tensor]:
-        """q, k and v are packed kv head by kv head."""
+        """Split a packed gradient into those of q, k and v; torchtitan packs them per kv head."""
         if ".wqkv." not in name:
             return {name: gradient}
         a = self.architecture
@@ -78,20 +80,21 @@ class Trainer:
 
 
 def tensor_and_sequence_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
+    """Build the trainer of torchtitan's Llama 3."""
     if mesh.device.type == "cpu":
-        parallel_dims.device_type = "cpu"  # it takes CUDA where it finds no accelerator
+        parallel_dims.device_type = "cpu"  # torchtitan takes CUDA if it finds no accelerator
     ranks = mesh.sequence.size
-    backend = "partial_dtensor"  # its default, spmd_types, needs an FSDP2 after torch 2.13's
+    backend = "partial_dtensor"  # the default, spmd_types, needs an FSDP2 later than torch 2.13's
     set_spmd_backend(backend)
-    of_ranks = ParallelismConfig(
+    parallelism = ParallelismConfig(
         data_parallel_shard_degree=1, tensor_parallel_degree=ranks, spmd_backend=backend
     )
-    dims = ParallelDims.from_config(of_ranks, ranks)
+    dims = ParallelDims.from_config(parallelism, ranks)
     names: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
     config = _config(run)
     set_llama3_sharding_config(config, enable_sp=True)
     model: Any = Llama3Model(config)
-    if part == "blocks":  # as its pipeline's middle stages are
+    if part == "blocks":  # as in torchtitan's middle pipeline stages
         model.tok_embeddings = model.norm = model.lm_head = None
     whole = dict(initialized(run, part=part).state_dict())
     model.load_state_dict(Llama3StateDictAdapter(config, None).from_hf(whole))
@@ -101,7 +104,7 @@ def tensor_and_sequence_parallel(run: RunConfig, mesh: Mesh, part: str = "model"
             model,
             parallel_dims=dims,
             training=TrainingConfig(mixed_precision_param=names[run.dtype]),
-            parallelism=of_ranks,
+            parallelism=parallelism,
             compile_config=CompileConfig(enable=False),
             ac_config=None,  # pyright: ignore[reportArgumentType]
             dump_folder="",

@@ -10,4 +10,5 @@ from odysseus.parallel.yunchang import yunchang_all_to_all
 
 
 def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
+    """Build the trainer of yunchang's Ulysses."""
     return sharded(run, mesh, part, yunchang_all_to_all(sdpa, mesh.sequence))

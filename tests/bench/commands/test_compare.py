@@ -44,7 +44,7 @@ def all_of(run: RunConfig, asked: Asked) -> dict[tuple[str, str], dict[str, Any]
     """Return each comparison with this project's method, of one pair of steps."""
     torch.set_num_threads(1)
     return {
-        (name, part): compare.measured_in_group(PEERS[name].ours(run), name, 1, CPU, part)
+        (name, part): compare.measured_in_group(PEERS[name].matching_run(run), name, 1, CPU, part)
         for name, part in asked
     }
 
@@ -103,7 +103,7 @@ class Wrong:
         return loss.detach()
 
     def blocks_forward_backward(self, stream: Stream) -> torch.Tensor:
-        out = plain.through_blocks(self.model, stream)
+        out = plain.run_blocks(self.model, stream)
         assert stream.x.grad is not None
         stream.x.grad[:, 0] *= 2
         return out
