@@ -1,4 +1,4 @@
-"""The front door: ``python -m bench VERB``."""
+"""Entry point of the command line: ``python -m bench VERB``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bench.config import options
 from bench.config.command import command
 
 VERBS = {
-    "run": "one cell: one method, one model, one sequence length, one world size",
-    "sweep": "a grid of cells from YAML; resumes, keeps going past a failed cell",
-    "compare": "other implementations of the same methods, beside ours",
-    "verify": "the correctness experiment: reference against method, step by step",
-    "calibrate": "measures this machine or cluster, for --hardware",
-    "theory": "the cost table: as published, as derived, as measured",
-    "plan": "what fits: memory by method, and the longest sequence of each",
-    "report": "CSV rows in, one HTML page, figures and a table out",
+    "run": "measure one cell: a method, a model, a sequence length, a world size",
+    "sweep": "measure a grid of cells; resumes, and continues after a failed cell",
+    "compare": "time other implementations of the same methods beside this project's",
+    "verify": "train a method and a reference, and compare them step by step",
+    "calibrate": "measure this machine or cluster, and write a profile for --hardware",
+    "theory": "print the bytes that each method sends: published, derived, measured",
+    "plan": "find which methods fit in memory, and the longest sequence of each",
+    "report": "draw one HTML page, figures and a table from CSV rows",
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Run one verb and return its exit status; 2 means bad input, and that nothing was started."""
+    """Run one verb and return its exit status; 2 means bad input, before anything was started."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {command()} VERB [options]\n")
         print("\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items()))
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         return _bad_input("VERB", f"unknown verb {verb!r}; valid: {', '.join(VERBS)}")
     try:
         parsed = options.parse(flags.PARSERS[verb](), rest)
-        # Only now, as it imports torch: help and mistyped flags must not wait for it.
+        # Not imported before, as it imports torch: help and mistyped flags must not wait for it.
         action: Callable[[Any], int] = import_module(f"bench.commands.{verb}").main
         return action(parsed)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""``python -m bench calibrate``: the profile of this machine or cluster, by measuring."""
+"""``python -m bench calibrate``: measure the profile of this machine or cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from odysseus.parallel.mesh import pick_device
 
 
 def main(parsed: Any) -> int:
-    """Measure, and write a file for ``--hardware``; 0 when it is there.
+    """Measure and write a file for ``--hardware``; return 0 if it was written, else 1.
 
     Raises:
         ValueError: the ranks cannot be started, or the file cannot be written.
@@ -36,21 +36,21 @@ def main(parsed: Any) -> int:
         raise ValueError(f"out = {out} is no name that --hardware takes; valid: ending in .yml")
     checks.check_file("out", out)
     measured = partial(_profile, links=_links_of(parsed.links_of, run))
-    found = measured(run) if launched else launch.run_workers(run, measured)
-    if found["status"] != "ok":
-        print(f"{found['status']}: {found['error']}", file=sys.stderr)
+    outcome = measured(run) if launched else launch.run_workers(run, measured)
+    if outcome["status"] != "ok":
+        print(f"{outcome['status']}: {outcome['error']}", file=sys.stderr)
         return 1
     if is_first_rank():
-        profile_file.write(found["profile"], out)
-        print(f"{out}: {run.world_size} ranks, {len(found['profile'].speeds.links)} links")
+        profile_file.write(outcome["profile"], out)
+        print(f"{out}: {run.world_size} ranks, {len(outcome['profile'].speeds.links)} links")
     return 0
 
 
 def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
-    """The links of a profile that these ranks were calibrated to before; none without a name.
+    """Return the links of an earlier profile of these ranks; none without a name.
 
     Raises:
-        ValueError: the profile is of other ranks, or has no links, or such as hold skew too.
+        ValueError: the profile is of other ranks, or has no links, or its links include skew.
     """
     if not name:
         return ()

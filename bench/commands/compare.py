@@ -22,10 +22,10 @@ from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
 from odysseus.parallel.mesh import pick_device
 
-_BESIDE = "peer", "part", "pairs"
-"""Columns that identify a comparison, beside those that identify the method's own cell."""
+_EXTRA_IDENTITY = "peer", "part", "pairs"
+"""Columns that identify a comparison, together with those of the method's own cell."""
 COLUMNS = (
-    *(*_BESIDE, *rows.IDENTITY, "status", "error"),
+    *(*_EXTRA_IDENTITY, *rows.IDENTITY, "status", "error"),
     *("ratio_p50", "ratio_p20", "ratio_p80", "ours_ms_p50", "peer_ms_p50"),
     *("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"),
     *("largest_difference", "tensors_checked", "differs", "mode", "device", "hardware"),
@@ -79,8 +79,8 @@ def main(parsed: Any) -> int:
     out = Path(parsed.out)
     comparisons = comparisons_of(parsed)
     rows.check_writable(out, ("peer", "method", "status"))
-    known = rows.keys(out, parsed.retry_failed, _BESIDE)
-    by_key = {rows.key(one.identity, _BESIDE): one for one in comparisons}
+    known = rows.keys(out, parsed.retry_failed, _EXTRA_IDENTITY)
+    by_key = {rows.key(one.identity, _EXTRA_IDENTITY): one for one in comparisons}
     left = [one for key, one in by_key.items() if key not in known]
     failed = 0
     for one in tqdm(left, disable=None):
@@ -121,8 +121,8 @@ def comparisons_of(parsed: Any) -> list[Comparison]:
 def names_of(peers: str, run: RunConfig) -> list[str]:
     """Return the names of the chosen peers.
 
-    all means those that compute in the run's dtype on its device; if none does, all peers, so that
-    the check of a peer can say what is valid.
+    all means the peers that compute in the run's dtype on its device. If there are none, all peers
+    are returned, so that the check of a peer says what is valid.
     """
     if peers != "all":
         return peers.split(",")

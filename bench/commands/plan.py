@@ -1,4 +1,4 @@
-"""``python -m bench plan``: three programs, of which the flags choose one.
+"""``python -m bench plan``: three programs; flags choose one of them.
 
 - plan_longest: the memory of each method at one length, and the longest sequence that fits;
 - plan_throughput: every layout that fits at one length, fastest first (--objective throughput);
@@ -18,10 +18,10 @@ from methods.from_file import is_file
 
 
 def main(parsed: Any) -> int:
-    """Run the chosen program; return 0 when something fits, else 1.
+    """Run the chosen program; return 0 if something fits, else 1.
 
     Raises:
-        ValueError: no method can run what the options ask for.
+        ValueError: no method can run with these options.
     """
     base = replace(grid.run_config(parsed), dry_run=True)
     if parsed.map:

@@ -21,7 +21,7 @@ _KINDS = ("parameters", "gradients", "optimizer", "activations", "communication"
 
 
 def main(base: RunConfig, out: str) -> int:
-    """Print a line for every method at one layout; return 0 when one fits, else 1.
+    """Print a line for every method at one layout; return 0 if one fits, else 1.
 
     Args:
         out: CSV file for the rows; empty writes none.
@@ -50,11 +50,11 @@ def main(base: RunConfig, out: str) -> int:
 def _longest(run: RunConfig, out: str) -> dict[str, Any]:
     """Find the longest sequence that fits; return its columns of the table."""
     started = time.monotonic()
-    found = longest.longest(run, _print_length(run))
-    if found.counted is not None:
-        at_longest = replace(run, seq_len=found.seq_len)
-        planned_row(at_longest, found.counted, started, out, found.limit)
-    return {"longest": found.seq_len, "limit": found.limit}
+    result = longest.longest(run, _print_length(run))
+    if result.counted is not None:
+        at_longest = replace(run, seq_len=result.seq_len)
+        planned_row(at_longest, result.counted, started, out, result.limit)
+    return {"longest": result.seq_len, "limit": result.limit}
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from odysseus.config.run import RunConfig
 def main(base: RunConfig, out: str) -> int:
     """Print the table, and the row of the fastest layout with all blocks counted.
 
-    Return 0 when a layout fits, else 1.
+    Return 0 if a layout fits, else 1.
 
     Args:
         out: CSV file for that row; empty writes none.
 
     Raises:
-        ValueError: the profile has no speeds, or no layout can run what the options ask for.
+        ValueError: the profile has no speeds, or no layout can run with these options.
     """
     check_speeds(base)
     if not any(ranking.layouts(base)):

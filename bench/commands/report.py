@@ -1,4 +1,4 @@
-"""``python -m bench report``: rows in, a page, figures and a table out."""
+"""``python -m bench report``: draw a page, figures and a table from rows."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _TABLE = {
 
 
 def main(parsed: Any) -> int:
-    """Write the page and every figure that the files allow, print the table.
+    """Write the page and every figure that the files have data for, and print the table.
 
     Raises:
-        ValueError: a file is missing or is none that a report reads, or a profile is none.
+        ValueError: a file is missing or of an unknown kind, or a profile does not exist.
     """
-    gc.freeze()  # the imported stays: to look through it for garbage took a sixth of a report
+    gc.freeze()  # collecting garbage among imported objects took a sixth of the time
     known = PROFILES | {name: profile_file.find(name) for name in parsed.hardware}
     given, out = inputs.read([Path(name) for name in parsed.rows]), Path(parsed.out)
     data = inputs.drawable(given, known)
@@ -49,7 +49,7 @@ def main(parsed: Any) -> int:
 
 
 def table(data: pd.DataFrame) -> str:
-    """The rows side by side, sorted by ranks, tokens, ring and method; the first of very many."""
+    """Return the rows as text, sorted by ranks, tokens, ring and method; at most the first 200."""
     order = ["world_size", "seq_len", "ring_parallel_size", "layout"]
     ordered = data[order].sort_values(order).index
     left = f"\nand {len(data) - _SHOWN} more, on the page" if len(data) > _SHOWN else ""

@@ -1,4 +1,4 @@
-"""``python -m bench run``: one cell, one row."""
+"""``python -m bench run``: measure or predict one cell, and append its row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from odysseus.parallel.mesh import pick_device
 
 
 def main(parsed: Any) -> int:
-    """Measure or predict one cell and append its row; return 0 when its status is ok, else 1.
+    """Measure or predict one cell and append its row; return 0 if its status is ok, else 1.
 
     Raises:
         ValueError: the cell cannot be started.

@@ -1,4 +1,4 @@
-"""Say a row in one line."""
+"""Summary of a row in one line."""
 
 from __future__ import annotations
 

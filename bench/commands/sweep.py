@@ -18,15 +18,15 @@ from bench.report.live_page import LivePage
 from bench.runner import host_limit, join, launch, worker
 from odysseus.config.run import RunConfig
 
-_OF_A_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
-"""Options that a process group and its allocator are started with."""
+_SAME_PER_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
+"""Options with which a process group and its allocator are started."""
 
 
 def main(parsed: Any) -> int:
-    """Measure every cell of a grid that has no row yet; return 0 when all of these are ok, else 1.
+    """Measure every cell of a grid that has no row yet; return 0 if these are all ok, else 1.
 
     Raises:
-        ValueError: no cell could have a key's value.
+        ValueError: a value is not valid in any cell.
     """
     out = Path(parsed.out)
     cells, launched = grid.expand(parsed, peers=True), launched_world_size()
@@ -77,7 +77,7 @@ def _measure_if_new(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> s
     row = row or launch.run_cell(run)
     rows.append(out, row)
     if row["status"] == "ok":
-        known.add(rows.key(row))  # two cells of a grid may mean the same
+        known.add(rows.key(row))  # two cells of a grid may be equal
     else:
         tqdm.write(f"{row['status']}: {run.method}: {row['error']}", file=sys.stderr)
     return row["status"]
@@ -99,7 +99,7 @@ def _join_workers(
     """
     for run in cells:
         checks.check_gpus(run, launched)
-    for name in _OF_A_JOB:
+    for name in _SAME_PER_JOB:
         if len({getattr(run, name) for run in cells}) > 1:
             raise ValueError(
                 f"{name} differs between cells that join one job; valid: one value, or a sweep "

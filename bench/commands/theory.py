@@ -1,4 +1,4 @@
-"""``python -m bench theory``: what each method sends, as published, as derived, as measured."""
+"""``python -m bench theory``: bytes that each method sends, published, derived and measured."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _COLUMNS = ("activation", "parameter", "gradient", "edge", "total")
 
 
 def main(parsed: Any) -> int:
-    """Print the tables; 1 if a measured byte count differs from the formula, else 0.
+    """Print the tables; return 1 if a measured byte count differs from the formula, else 0.
 
     Raises:
-        ValueError: some method cannot run the configuration.
+        ValueError: a method cannot run the configuration.
     """
     base = grid.run_config(parsed)
     runs = [replace(base, method=name) for name in METHODS]
@@ -37,22 +37,22 @@ def main(parsed: Any) -> int:
     _print(published.ODYSSEUS_FIRST)
     _title("As published: Odysseus README, June 2024")
     _print(published.ODYSSEUS_2024)
-    _title("As derived, in elements x (N-1)/N a block")
+    _title("As derived, in elements x (N-1)/N per block")
     _print(published.DERIVED)
-    _title("What a ring of R places adds, in elements x (R-1)/R a block; L above becomes L/R")
+    _title("Added by a ring of R ranks, in elements x (R-1)/R per block; L above becomes L/R")
     _print(published.DERIVED_RING)
     _title("Where the published tables are wrong")
     print(published.FINDINGS)
-    _title(f"As derived, bytes a rank and step: {describe(base)}")
+    _title(f"As derived, bytes per rank and step: {describe(base)}")
     derived = pd.DataFrame([_derived(run) for run in runs])
     _print(derived)
-    _title("From which sequence length each sends less, with everything else as above")
+    _title("Sequence length from which one method sends less than another, all else as above")
     print("\n".join(crossovers(base)))
     return _measure(runs, derived) if parsed.measure else 0
 
 
 def describe(run: RunConfig) -> str:
-    """The sizes that decide the traffic."""
+    """Return the sizes that determine the traffic, as text."""
     return (
         f"{run.model.label}, L = {run.seq_len}, DP {run.data_parallel_size} x "
         f"ring {run.ring_parallel_size} x SP {run.sequence_size}, "
@@ -61,15 +61,15 @@ def describe(run: RunConfig) -> str:
 
 
 def crossovers(base: RunConfig) -> list[str]:
-    """Lines that say at which L the bytes of two methods cross; each method's are linear in L."""
+    """Return lines with the L at which two methods send the same; bytes are linear in L."""
     lines = {name: theory_traffic.line(replace(base, method=name)) for name in METHODS}
-    words = []
+    texts = []
     for one, other in combinations(METHODS, 2):
         (slope, fixed), (other_slope, other_fixed) = lines[one], lines[other]
         if slope == other_slope:
             less, more = (one, other) if fixed < other_fixed else (other, one)
             same = fixed == other_fixed
-            words.append(
+            texts.append(
                 f"- {one} and {other} send the same"
                 if same
                 else f"- {less} sends less than {more} at any length"
@@ -78,12 +78,12 @@ def crossovers(base: RunConfig) -> list[str]:
         crossing = theory_traffic.crossing(lines[one], lines[other])
         long, short = (one, other) if slope < other_slope else (other, one)
         if crossing <= 0:
-            words.append(f"- {long} sends less than {short} at any length")
+            texts.append(f"- {long} sends less than {short} at any length")
         else:
-            words.append(
+            texts.append(
                 f"- {long} sends less than {short} from L = {int(crossing) + 1} on, {short} below"
             )
-    return words
+    return texts
 
 
 def _derived(run: RunConfig) -> dict[str, str | int]:
@@ -93,7 +93,9 @@ def _derived(run: RunConfig) -> dict[str, str | int]:
 
 def _measure(runs: list[RunConfig], derived: pd.DataFrame) -> int:
     rows = [launch.run_cell(run) for run in runs]
-    _title("As measured, bytes a rank and step, on " + str(rows[0].get("hardware", "this machine")))
+    _title(
+        "As measured, bytes per rank and step, on " + str(rows[0].get("hardware", "this machine"))
+    )
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
         print(f"{failed[0]['method']}: {failed[0]['status']}: {failed[0]['error']}")

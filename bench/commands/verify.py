@@ -1,4 +1,4 @@
-"""``python -m bench verify``: does a method, with its tricks, train what the reference trains?"""
+"""``python -m bench verify``: check that a method trains like the reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from odysseus.config.run import RunConfig
 
 
 def main(parsed: Any) -> int:
-    """Compare a run with its reference; 0 when they agree, 1 when they part or one fails.
+    """Compare a run with its reference; return 0 if they agree, 1 if they differ or one fails.
 
     Raises:
         ValueError: the run cannot be started.
@@ -44,7 +44,7 @@ def main(parsed: Any) -> int:
 
 
 def title(run: RunConfig) -> str:
-    """Title that names both runs of the comparison."""
+    """Return a title that names both runs of the comparison."""
     n, accumulated = run.sequence_size, verify.candidate_of(run).gradient_accumulation_steps
     ring = f" x ring {run.ring_parallel_size}" if run.ring_parallel_size > 1 else ""
     method = label_of(run.method)
@@ -56,10 +56,10 @@ def title(run: RunConfig) -> str:
 
 
 def judgement(verdict: verify.Verdict) -> str:
-    """The verdict in a line: the largest differences, what is tolerated and why."""
-    found = ", ".join(f"{name} {value:.2e}" for name, value in verdict.largest.items())
+    """Return the verdict in one line: the largest differences, the tolerance and its reason."""
+    largest = ", ".join(f"{name} {value:.2e}" for name, value in verdict.largest.items())
     word = "agree" if verdict.passed else "DIFFER"
     return (
-        f"{word} over {len(verdict.steps)} steps; largest relative difference: {found}; "
+        f"{word} over {len(verdict.steps)} steps; largest relative difference: {largest}; "
         f"tolerance {verdict.tolerance:g} ({verdict.why})"
     )

@@ -1,9 +1,9 @@
-"""ArcticTraining's YAML recipes as configurations of a run; docs/recipes.md has the table.
+"""Convert ArcticTraining's YAML recipes to options of a run; docs/recipes.md has the table.
 
-A key is mapped where it has a meaning here. It is ignored where neither the cost of a step nor
-its mathematics depend on it. It is refused where running without it would train, or cost,
-something else than the recipe asks for. What a recipe leaves out has ArcticTraining's default,
-where that has a meaning here.
+- A key with an equivalent option is converted.
+- A key that affects neither the cost nor the mathematics of a step is ignored.
+- A key is refused if the run would train something else, or cost something else, without it.
+- A missing key with an equivalent option takes ArcticTraining's default.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from bench.config.arctic_keys import (
-    ASIDE,
     DEFAULTS,
     FIXED,
+    IGNORED_SECTIONS,
     MAX_POSITION_EMBEDDINGS,
     REQUIRED,
     RULES,
@@ -33,10 +33,10 @@ from odysseus.config.nested import ModelOptions
 
 
 def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments with what recipes mean in their files' place; a line to print for each recipe.
+    """Return the arguments with each recipe's file replaced by its options, and a note per recipe.
 
     Raises:
-        ValueError: a recipe has a key or a value that cannot be run, named with what is valid.
+        ValueError: a recipe's key or value cannot be run; the message says what is valid.
     """
     translated, notes = [], []
     is_file = False
@@ -57,7 +57,7 @@ def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def convert(recipe: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A recipe as nested fields of a run, and the names of what it says in vain.
+    """Return a recipe as nested options of a run, and the keys or sections that were ignored.
 
     Raises:
         ValueError: a key or a value cannot be run.
@@ -67,20 +67,23 @@ def convert(recipe: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if key not in given:
             raise ValueError(f"{key} is missing; valid: {valid}")
     fields: dict[str, Any] = {}
-    said_by: dict[str, str] = {}
+    set_by: dict[str, str] = {}
     for key, value in (DEFAULTS | given).items():
-        for name, meant in (RULES.get(key) or ignore)(key, value).items():
-            if fields.setdefault(name, meant) != meant:
-                other = said_by[name]
+        for name, option in (RULES.get(key) or ignore)(key, value).items():
+            if fields.setdefault(name, option) != option:
+                other = set_by[name]
                 raise ValueError(f"{key} is {value!r}; valid: what {other} says, {fields[name]!r}")
-            said_by[name] = key
+            set_by[name] = key
     ignored = [key for key in given if RULES[key] is None]
-    shown = (section if (section := key.partition(".")[0]) in ASIDE else key for key in ignored)
+    shown = (
+        section if (section := key.partition(".")[0]) in IGNORED_SECTIONS else key
+        for key in ignored
+    )
     return _nested(_completed(fields)), list(dict.fromkeys(shown))
 
 
 def _read(file: str) -> dict[str, Any] | None:
-    """The recipe in a file, None if it holds none; what is wrong with it is the parser's to say."""
+    """Read the recipe in a file; None if it has none or is damaged, which the parser reports."""
     try:
         content = yaml.safe_load(Path(file).read_bytes())
     except (OSError, ValueError, yaml.YAMLError):
@@ -88,8 +91,8 @@ def _read(file: str) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         return None
     data = content.get("data")
-    named = content.keys() & {"type", "deepspeed", "scheduler", *ASIDE}
-    return content if named or (isinstance(data, dict) and "sources" in data) else None
+    own_keys = content.keys() & {"type", "deepspeed", "scheduler", *IGNORED_SECTIONS}
+    return content if own_keys or (isinstance(data, dict) and "sources" in data) else None
 
 
 def _note(file: str, ignored: list[str]) -> str:
@@ -101,7 +104,7 @@ def _note(file: str, ignored: list[str]) -> str:
 
 
 def _walk(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key that has a rule, dotted, with its value."""
+    """Yield every dotted key that has a rule, with its value."""
     for name, value in content.items():
         key = f"{prefix}{name}"
         if key in RULES:
@@ -127,7 +130,7 @@ def _hint(key: str) -> str:
 
 
 def _completed(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a run, from those and a recipe's own notions of how long and how many."""
+    """Return the options of a run with steps, sample length and world size filled in."""
     fields = FIXED | fields
     lengths = [fields.pop(name, 0) for name in ("train_iters", "exit_iteration")]
     if iterations := min(filter(None, lengths), default=0):
@@ -145,7 +148,7 @@ def _completed(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _longest(model: str) -> int:
-    """Length of a sample, in tokens, that ArcticTraining takes where a recipe has none."""
+    """Return the tokens per sample that ArcticTraining takes if a recipe does not say."""
     length = MAX_POSITION_EMBEDDINGS.get(model)
     if folder := ModelOptions(name_or_path=model).checkpoint:
         length = hf_config.read_object(folder / "config.json").get("max_position_embeddings")

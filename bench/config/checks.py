@@ -1,4 +1,4 @@
-"""Whether a run can be started here: sizes, method, text, devices, files."""
+"""Check that a run can be started on this machine: sizes, method, text, devices, files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ from odysseus.training import implementation
 
 
 def check_method(run: RunConfig, what: str) -> None:
-    """Raise ValueError if the run's method is a peer, where that cannot be."""
+    """Raise ValueError if the run's method is a peer.
+
+    Args:
+        what: Verb or flag that no peer supports, for the message.
+    """
     if name_of(run.method):
         raise ValueError(f"method = {run.method} is not for {what}; valid: {', '.join(METHODS)}")
 
 
 def check(run: RunConfig) -> None:
-    """Raise ValueError unless the cell can be started: sizes, method, text, devices."""
+    """Raise ValueError unless the cell can be started here; the message says what is valid."""
     run.check()
     if name_of(run.method):
         as_method.check(run)
@@ -55,7 +59,7 @@ def check(run: RunConfig) -> None:
 
 
 def refusal(run: RunConfig) -> str:
-    """Why a cell cannot be started; empty if it can."""
+    """Return the reason why a cell cannot be started; empty if it can."""
     try:
         check(run)
     except ValueError as error:
@@ -64,7 +68,7 @@ def refusal(run: RunConfig) -> str:
 
 
 def check_compiler(run: RunConfig, device: torch.device) -> None:
-    """Raise ValueError if torch.compile is asked for where it has nothing to build with."""
+    """Raise ValueError if the run uses torch.compile and its compiler is missing here."""
     compiler = os.environ.get("CXX", "g++")
     if not run.compile:
         return
@@ -75,7 +79,11 @@ def check_compiler(run: RunConfig, device: torch.device) -> None:
 
 
 def check_gpus(run: RunConfig, launched: int | None) -> None:
-    """Raise ValueError if the ranks of this machine outnumber its GPUs, or the launcher differs."""
+    """Raise ValueError if there are fewer GPUs than ranks, or the launcher started other ranks.
+
+    Args:
+        launched: Number of processes that torchrun or srun started; None without them.
+    """
     if launched is not None and launched != run.world_size:
         raise ValueError(
             f"world_size = {run.world_size}, but the launcher started {launched} processes; "
@@ -94,7 +102,7 @@ def check_gpus(run: RunConfig, launched: int | None) -> None:
 
 
 def check_file(name: str, path: Path) -> None:
-    """Raise ValueError unless a file of an option can be written."""
+    """Raise ValueError unless the file that an option names can be written."""
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise ValueError(
             f"{name} = {path} cannot be written; valid: a file in a folder that can be written to"

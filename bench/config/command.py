@@ -1,4 +1,4 @@
-"""The name that this program was started by."""
+"""Name by which this program was started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make runs of parsed options: one cell, or every cell of a grid."""
+"""Make runs from parsed options: one cell, or every cell of a grid."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def expand(parsed: Any, peers: bool = False) -> list[RunConfig]:
         peers: Whether methods may be peers.
 
     Raises:
-        ValueError: as :func:`run_config`.
+        ValueError: a cell's method is not valid, see :func:`run_config`.
     """
     return [_with_peer_defaults(run, peers) for run in _expand(RunConfig, _options(parsed))]
 
 
 def _options(parsed: Any) -> dict[str, Any]:
-    """Return the fields of a run, in order, from all that was parsed."""
+    """Return the options of a run, in order, from all parsed ones."""
     return {f.name: parsed[f.name] for f in ordered_fields(RunConfig)}
 
 
 def _with_peer_defaults(run: RunConfig, peers: bool) -> RunConfig:
-    """Return the cell; if its method is a peer, with the options that this peer always has."""
+    """Return the cell, with the peer's fixed options if its method is a peer."""
     known = [*METHODS, *(f"{PREFIX}{name}" for name in PEERS)]
     if from_file.is_file(run.method):
         method_of(run.method)
@@ -62,7 +62,7 @@ def _with_peer_defaults(run: RunConfig, peers: bool) -> RunConfig:
 
 
 def _expand(config: type, values: dict[str, Any]) -> list[Any]:
-    """Return one instance of a dataclass per combination of the values that are lists."""
+    """Return one instance of a dataclass for each combination of the values in lists."""
     axes = []
     hints = get_type_hints(config)
     for name, value in values.items():

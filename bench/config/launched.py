@@ -1,4 +1,4 @@
-"""Read what torchrun and srun tell the processes that they start."""
+"""Read the environment variables that torchrun and srun set for their processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 def launched_world_size() -> int | None:
     """Return the number of processes that torchrun or srun started; None if neither did.
 
-    Under srun, fill in the environment variables that torch expects from Slurm's.
+    Under srun, set the environment variables that torch expects, from those of Slurm.
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:

@@ -1,7 +1,7 @@
-"""Parse the command line and YAML files, by jsonargparse from the dataclasses of the options.
+"""Parse the command line and YAML files: jsonargparse reads the dataclasses of the options.
 
-Every error is one ValueError of one line, before any process starts. This module imports no torch:
-help and the errors of parsing appear at once. bench/config/grid.py makes runs of what it parsed.
+Every error is a ValueError of one line, raised before any process starts. This module does not
+import torch, so that help and parsing errors appear at once. bench/config/grid.py makes the runs.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def add_grid_options(made: ArgumentParser) -> None:
 def _options_of(group: Any, lists: bool = False) -> type:
     """Return a dataclass with the fields that a group declares itself, for jsonargparse to read.
 
-    jsonargparse must not see the group: it would import what the group's module imports for type
-    checkers alone, torch.
+    jsonargparse must not see the group itself: it would import torch, which the group's module
+    imports only for type checkers.
 
     Args:
         lists: Whether to widen every field `T` to `T | list[T]`, also in nested groups.
@@ -92,7 +92,7 @@ def _options_of(group: Any, lists: bool = False) -> type:
 
 
 def _config_first(arguments: Sequence[str]) -> list[str]:
-    """Move the files before the flags, so that a flag wins wherever it stands."""
+    """Move the files before the flags, so that a flag always wins."""
     files, flags = [], []
     rest = iter(arguments)
     for argument in rest:

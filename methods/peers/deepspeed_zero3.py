@@ -96,9 +96,8 @@ class Trainer:
         self.engine, *_ = deepspeed.initialize(
             model=forward_model, optimizer=adamw, config=config, mesh_param=(1, mesh.sequence.size)
         )
-        warnings.filterwarnings(
-            "ignore", "`torch.distributed", FutureWarning
-        )  # DeepSpeed uses old names
+        # DeepSpeed uses deprecated names.
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         self.model, self.optimizer = model, Optimizer(self.engine.optimizer)
         self.ranks = mesh.world.size
         self.gradient_scale = self.ranks if part == "blocks" else 1
