@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import silu
 
 from bench.calibration import host
-from bench.calibration.stopwatch import extra_s, in_turn, of_ranks, seconds
+from bench.calibration.stopwatch import extra_s, in_turn, reduce_over_ranks, seconds
 from bench.hardware.profiles import GIB, NCCL_PEER_BYTES, Hardware
 from bench.hardware.speeds import Attention, Link, Points, Speeds
 from bench.meters.device import peak_flops_per_s
@@ -77,7 +77,7 @@ def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link,
     on_device = torch.empty_like(pinned, device=device)
     issue_s, hooks_s = host.measure(device)
     return Speeds(
-        peak_flops_per_s=of_ranks(peak, min),
+        peak_flops_per_s=reduce_over_ranks(peak, min),
         issue_s=issue_s,
         hooks_s=hooks_s,
         matmul=tuple(_matmuls(device, dtype)),
@@ -108,20 +108,20 @@ def _matmuls(
 
 def _memory(operation: Callable[..., Tensor], reads: int, device: torch.device) -> Points:
     """Measure the bytes/s of an operation that reads `reads` tensors and writes one."""
-    found = []
+    points = []
     largest = 24 if device.type == "cpu" else 30
     for size in (2**power for power in range(12, largest + 1, 2)):
         operands = torch.ones(max(1, _OPERANDS // size), reads, size // 4, device=device)
         bytes_moved = (reads + 1) * size
         taken_s = seconds(_through(operation, [x.unbind() for x in operands]), device)
-        found.append((float(bytes_moved), bytes_moved / taken_s))
-    return tuple(found)
+        points.append((float(bytes_moved), bytes_moved / taken_s))
+    return tuple(points)
 
 
 def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
     """Measure the run's kernel with one rank's heads: causal, and without a mask for rings."""
     kernels = choose_kernels(run.model, device, run.compute_dtype)
-    found = defaultdict[str, list[tuple[float, float]]](list)
+    points_by_pass = defaultdict[str, list[tuple[float, float]]](list)
     for tokens in _TOKENS[device.type]:
         first = _qkv(run, tokens, device)
         others = _OPERANDS // (4 * first[0].nbytes) - 1
@@ -147,12 +147,12 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
         for name, action in actions.items():
             matmuls = 2 if name.endswith("forward") else 5
             work = attention_flops(*size, not name.startswith("whole"), matmuls)
-            found[name].append((float(tokens), work / seconds(action, device)))
+            points_by_pass[name].append((float(tokens), work / seconds(action, device)))
     name = "sdpa"
     if device.type == "cuda":  # the name in dry runs; PyTorch's kernel is FlashAttention-2 too
         newest = run.model.attn_implementation == "flash_attention_3"
         name = "flash_attention_3" if newest else "flash_attention_2"
-    return name, Attention(**{way: tuple(points) for way, points in found.items()})
+    return name, Attention(**{way: tuple(points) for way, points in points_by_pass.items()})
 
 
 def _through(action: Callable[..., object], operands: Iterable[Any]) -> Callable[[], object]:
@@ -168,8 +168,8 @@ def _qkv(run: RunConfig, tokens: int, device: torch.device) -> list[Tensor]:
     longer.
     """
     a = run.architecture
-    of_kv = max(1, a.num_key_value_heads // run.world_size)
-    heads = of_kv * a.num_attention_heads // a.num_key_value_heads, of_kv, of_kv
+    kv_heads = max(1, a.num_key_value_heads // run.world_size)
+    heads = kv_heads * a.num_attention_heads // a.num_key_value_heads, kv_heads, kv_heads
     return [
         torch.randn(1, tokens, n, a.head_dim, device=device).to(run.compute_dtype).requires_grad_()
         for n in heads
@@ -200,7 +200,7 @@ def _links(world: int, local: int, device: torch.device) -> Iterator[Link]:
 def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> Points:
     """Measure one collective by size, after little computing, with new operands at each call."""
     compute = _compute(device, _LITTLE)
-    found, largest = [], 24 if device.type == "cpu" else 30
+    points, largest = [], 24 if device.type == "cpu" else 30
     alone = seconds(compute, device)
     for size in (2**power for power in range(12, largest + 1, 2)):
         elements = -(-size // 4 // group.size()) * group.size()
@@ -209,12 +209,12 @@ def _points(collective: str, group: dist.ProcessGroup, device: torch.device) -> 
         extra = extra_s(lambda call=call: (compute(), call()), compute, device)
         taken_s = max(extra, 0.01 * alone)  # less is noise
         bytes_moved = xs[0].nbytes
-        found.append(
+        points.append(
             (float(bytes_moved), bytes_sent(collective, bytes_moved, group.size()) / taken_s)
         )
         if taken_s > _LONGEST_S:
             break
-    return tuple(found)
+    return tuple(points)
 
 
 def _skew(device: torch.device) -> Iterator[tuple[float, float]]:

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.calibration.stopwatch import of_ranks, own_s
+from bench.calibration.stopwatch import own_s, reduce_over_ranks
 from bench.meters.memory import MemoryMeter
 from bench.simulator.device import Device
 from bench.simulator.program import HOOKS, Op
@@ -95,7 +95,7 @@ class _Step:
             with _Inside() as inside:
                 own_s(self.once, 1, self.device)
             taken_s -= inside.seconds
-        return of_ranks(taken_s, fmean)
+        return reduce_over_ranks(taken_s, fmean)
 
 
 def measure(device: torch.device) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from bench.meters.device import synchronize
 
-_ROW_S = 0.2
+_BATCH_S = 0.2
 """Seconds of a batch of calls: longer than a time slice of the operating system."""
 
 
@@ -21,8 +21,8 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
     A batch is so long that ranks that share a core all run in it.
     """
     action()
-    calls, rows = _rows_of(action, device)
-    return median(_timed(action, calls, device) for _ in range(rows))
+    calls, batches = _batches_of(action, device)
+    return median(_timed(action, calls, device) for _ in range(batches))
 
 
 def extra_s(more: Callable[[], object], less: Callable[[], object], device: torch.device) -> float:
@@ -33,27 +33,27 @@ def extra_s(more: Callable[[], object], less: Callable[[], object], device: torc
     """
     for action in (more, less):
         action()
-    calls, rows = _rows_of(more, device)
+    calls, rows = _batches_of(more, device)
     return median(a - b for a, b in in_turn((more, less), calls, 2 * rows - 1, device))
 
 
 def in_turn(
-    actions: Sequence[Callable[[], object]], calls: int, rows: int, device: torch.device
+    actions: Sequence[Callable[[], object]], calls: int, batches: int, device: torch.device
 ) -> Iterator[list[float]]:
     """Yield the seconds per call of every action, from one batch of each at a time."""
-    for _ in range(rows):
+    for _ in range(batches):
         yield [_timed(action, calls, device) for action in actions]
 
 
-def _rows_of(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
+def _batches_of(action: Callable[[], object], device: torch.device) -> tuple[int, int]:
     """Return the calls per batch and the number of batches; a longer call is a batch itself."""
     once = _timed(action, 1, device)
-    return (1, 2) if once > _ROW_S else (min(10_000, int(_ROW_S / once)), 3)
+    return (1, 2) if once > _BATCH_S else (min(10_000, int(_BATCH_S / once)), 3)
 
 
 def _timed(action: Callable[[], object], calls: int, device: torch.device) -> float:
     """Return the seconds per call of the slowest rank; the same on every rank."""
-    return of_ranks(own_s(action, calls, device), max)
+    return reduce_over_ranks(own_s(action, calls, device), max)
 
 
 def own_s(action: Callable[[], object], calls: int, device: torch.device) -> float:
@@ -67,7 +67,7 @@ def own_s(action: Callable[[], object], calls: int, device: torch.device) -> flo
     return (time.perf_counter() - start) / calls
 
 
-def of_ranks(own: float, which: Callable[[list[float]], float]) -> float:
+def reduce_over_ranks(own: float, which: Callable[[list[float]], float]) -> float:
     """Reduce a number over all ranks, such as by max; the same on every rank."""
     ranks = [0.0] * dist.get_world_size()
     dist.all_gather_object(ranks, own)

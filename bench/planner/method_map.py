@@ -43,12 +43,12 @@ def layouts(base: RunConfig) -> Iterator[RunConfig]:
 def cell(base: RunConfig) -> dict[str, Any]:
     """The fastest layout for one length and number of GPUs, and how much slower the best other
     method is, as a fraction."""
-    found = ranking.ranked(layouts(base), lambda line: None)
+    choices = ranking.ranked(layouts(base), lambda line: None)
     row: dict[str, Any] = map_file.identity(base)
-    if not found:
+    if not choices:
         return row | {"method": NOTHING}
-    best = found[0]
-    others = [c for c in found if c.run.method != best.run.method]
+    best = choices[0]
+    others = [c for c in choices if c.run.method != best.run.method]
     return row | {
         "method": best.run.method,
         "sequence_parallel_size": best.run.sequence_size,

@@ -70,15 +70,15 @@ def ranked(runs: Iterable[RunConfig], tell: Callable[[str], None]) -> list[Choic
     Args:
         tell: Called with one line for each run that was tried.
     """
-    found = []
+    choices = []
     for run in runs:
         choice = fitting(run)
         name = (
             f"{label_of(run.method)}, sequence {run.sequence_size}, ring {run.ring_parallel_size}"
         )
         tell(f"{name}: {choice.tricks if choice else 'does not fit'}")
-        found += [choice] if choice else []
-    return sorted(found, key=lambda choice: -choice.tokens_per_s_per_gpu)
+        choices += [choice] if choice else []
+    return sorted(choices, key=lambda choice: -choice.tokens_per_s_per_gpu)
 
 
 def layouts(base: RunConfig) -> Iterator[RunConfig]:

@@ -12,7 +12,7 @@ from bench import rows
 from bench.report import labels
 
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
-HOW = "measured", "predicted"
+SOURCES = "measured", "predicted"
 """The columns of times are named after these, with the suffix `_ms`."""
 CLEARLY = 0.10
 """Relative difference of measured times above which a prediction must have the same order."""
@@ -31,20 +31,20 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
     """
     same = [column for column in rows.IDENTITY if column in measured and column in predicted]
     both = measured.merge(predicted, on=same, how="outer", suffixes=("_measured", "_predicted"))
-    found = both[[*_CELL, "step_ms_p50_measured", "step_ms_p50_predicted"]].copy()
-    if found.isna().any(axis=None):
-        cell = found[found.isna().any(axis="columns")].iloc[0].to_dict()
+    matches = both[[*_CELL, "step_ms_p50_measured", "step_ms_p50_predicted"]].copy()
+    if matches.isna().any(axis=None):
+        cell = matches[matches.isna().any(axis="columns")].iloc[0].to_dict()
         raise ValueError(
             f"cells of {cluster} are measured or predicted only, {cell} first; valid: the same ones"
         )
-    found.columns = [*_CELL, "measured_ms", "predicted_ms"]
-    found["error"] = found["predicted_ms"] / found["measured_ms"] - 1
-    found.insert(0, "cluster", cluster)
-    found["layout"] = [labels.layout(row) for row in found.to_dict("records")]
-    return found
+    matches.columns = [*_CELL, "measured_ms", "predicted_ms"]
+    matches["error"] = matches["predicted_ms"] / matches["measured_ms"] - 1
+    matches.insert(0, "cluster", cluster)
+    matches["layout"] = [labels.layout(row) for row in matches.to_dict("records")]
+    return matches
 
 
-def of_rows(data: pd.DataFrame) -> pd.DataFrame:
+def matched_rows(data: pd.DataFrame) -> pd.DataFrame:
     """The times of the cells that are both measured and predicted, in the columns of
     :func:`matched`; the cluster is the profile and the hardware that was measured."""
     timed = data[(data["status"] == "ok") & data["step_ms_p50"].notna()]
@@ -70,10 +70,10 @@ def medians(rounds: pd.DataFrame) -> pd.DataFrame:
         rounds: Rows of :func:`matched` with a column `round`.
     """
     cells = rounds.groupby(["cluster", *_CELL, "layout"], sort=False)
-    found = cells[["measured_ms", "predicted_ms", "error"]].median().reset_index()
+    table = cells[["measured_ms", "predicted_ms", "error"]].median().reset_index()
     for name, statistic in (("error_min", "min"), ("error_max", "max"), ("rounds", "count")):
-        found[name] = cells["error"].agg(statistic).to_numpy()
-    return found
+        table[name] = cells["error"].agg(statistic).to_numpy()
+    return table
 
 
 def misordered(rounds: pd.DataFrame) -> list[str]:
@@ -88,7 +88,8 @@ def misordered(rounds: pd.DataFrame) -> list[str]:
     wrong = []
     for (cluster, length), cells in rounds.groupby(["cluster", "seq_len"], sort=False):
         measured, predicted = (
-            cells.pivot(index="round", columns="layout", values=f"{how}_ms") for how in HOW
+            cells.pivot(index="round", columns="layout", values=f"{source}_ms")
+            for source in SOURCES
         )
         for one, other in combinations(measured, 2):
             measured_ratio, predicted_ratio = (
@@ -110,16 +111,16 @@ def off_over_on(cells: pd.DataFrame) -> pd.Series:
     return times[True] / times[False]
 
 
-def crossings(found: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd.DataFrame:
+def crossings(cells: pd.DataFrame, by_theory: Callable[[str, str], float]) -> pd.DataFrame:
     """Lengths in tokens at which the faster of two methods changes: measured, predicted, and where
     both send the same bytes in theory.
 
     Args:
-        found: Cells of one cluster.
+        cells: Cells of one cluster.
         by_theory: Returns the length at which two methods send the same bytes.
     """
     changes = []
-    plain = found[found["ring_parallel_size"] == 1]
+    plain = cells[cells["ring_parallel_size"] == 1]
     for one, other in combinations(labels.methods_of(plain), 2):
         measured, predicted = (
             _crossing(plain, one, other, column) for column in ("measured_ms", "predicted_ms")

@@ -68,20 +68,20 @@ def cards(
         data: The cells that can be drawn, see :func:`inputs.drawable`.
         profiles: The known hardware, by its name in the files.
     """
-    settings = [(of, _fewer(rows)) for of, rows in inputs.settings(data)]
+    settings = [(label, _fewer(rows)) for label, rows in inputs.settings(data)]
     settings = [one for one in settings if len(one[1]) > 1] or settings  # one cell is no line
-    found = [_card(name, *how, settings) for name, how in _OF_SETTINGS.items()]
-    found += [_card(name, *how, inputs.studies(data)) for name, how in _OF_STUDIES.items()]
+    shown = [_card(name, *how, settings) for name, how in _OF_SETTINGS.items()]
+    shown += [_card(name, *how, inputs.studies(data)) for name, how in _OF_STUDIES.items()]
     compared = given.compared.items()
-    found.append(_card("compare", "Beside other implementations", compare.chart, compared))
-    found += [_predictions(given, data), _verified(given), _maps(given, profiles)]
-    return [*found, _timeline(given)]
+    shown.append(_card("compare", "Beside other implementations", compare.chart, compared))
+    shown += [_predictions(given, data), _verified(given), _maps(given, profiles)]
+    return [*shown, _timeline(given)]
 
 
 def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.DataFrame]]) -> Card:
     """The figure with a chart for each set of rows that can be drawn, six at most."""
     card, reasons, more = Card(name, title), [], 0
-    for of, rows in sets:
+    for label, rows in sets:
         if len(card.charts) == _MOST:
             more += 1
             continue
@@ -89,7 +89,7 @@ def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.Data
         if isinstance(chart, str):
             reasons.append(chart)
         else:
-            card.charts.append(replace(chart, of=of))
+            card.charts.append(replace(chart, of=label))
     if not card.charts:
         card.notes.append(f"left out: {reasons[0] if reasons else 'no rows for it'}")
     if more:
@@ -99,12 +99,12 @@ def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.Data
 
 def _predictions(given: ReportInputs, data: pd.DataFrame) -> Card:
     """The figure of files of errors, and of cells that are both measured and predicted."""
-    found = dict(given.errors)
-    if len(both := accuracy.of_rows(data)):
-        found["these rows"] = both
+    tables = dict(given.errors)
+    if len(both := accuracy.matched_rows(data)):
+        tables["these rows"] = both
     sets = [
         (name, errors[errors["method"].isin(labels.methods_of(errors))].dropna(subset=_TIMES))
-        for name, errors in found.items()
+        for name, errors in tables.items()
     ]
     known = [(name, errors) for name, errors in sets if len(errors)]
     card = _card("prediction", "Predicted against measured", prediction.scatter, known)
@@ -132,8 +132,8 @@ def _maps(given: ReportInputs, profiles: Mapping[str, Hardware]) -> Card:
             lines = map_chart.changes(map_file.run_of(sound, profiles), sound)
         except ValueError as error:
             card.notes.append(f"{name}: where the fewest bytes change is not drawn: {error}")
-        of = labels.source_of(sound.assign(mode="dry run"))
-        card.charts.append(replace(map_chart.chart(sound, of, lines), of=name))
+        source = labels.source_of(sound.assign(mode="dry run"))
+        card.charts.append(replace(map_chart.chart(sound, source, lines), of=name))
     if not card.charts:
         card.notes.append("left out: no CSV of plan --map among the files")
     return card
@@ -155,20 +155,20 @@ def _fewer(data: pd.DataFrame) -> pd.DataFrame:
     return data[data["layout"].isin(labels.layouts_of(data)[:12])]
 
 
-def write_figures(found: list[Card], folder: Path) -> Iterator[str]:
+def write_figures(cards: list[Card], folder: Path) -> Iterator[str]:
     """Write every chart as files, on all cores. Yield a line for each chart and each note."""
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
         written = {
             id(chart): pool.submit(_write, chart, folder / _file(card, number))
-            for card in found
+            for card in cards
             for number, chart in enumerate(card.charts, 1)
         }
-        for card in found:
+        for card in cards:
             for chart in card.charts:
-                of = f" ({chart.of})" if len(card.charts) > 1 else ""
+                label = f" ({chart.of})" if len(card.charts) > 1 else ""
                 path = written[id(chart)].result()
-                yield f"{card.name}: {path}.{', .'.join(draw_matplotlib.FORMATS)}{of}"
+                yield f"{card.name}: {path}.{', .'.join(draw_matplotlib.FORMATS)}{label}"
             yield from (f"{card.name}: {note}" for note in card.notes)
 
 

@@ -70,9 +70,9 @@ def _line(mark: Line) -> dict[str, Any]:
     color = _grey(style["color"])
     modes = [*["lines"] * (dash != "none"), *["markers"] * (symbol is not None)]
     hollow = style.get("markerfacecolor") == "white" or symbol in ("x-thin", "line-ns")
-    found = {"text": [mark.text.format(y) for y in mark.y]} if mark.text else {}
-    modes += ["text"] * bool(found)
-    return found | {
+    texts = {"text": [mark.text.format(y) for y in mark.y]} if mark.text else {}
+    modes += ["text"] * bool(texts)
+    return texts | {
         "type": "scatter",
         "textposition": "top center",
         "name": _safe(mark.label),
@@ -94,7 +94,7 @@ def _line(mark: Line) -> dict[str, Any]:
 
 def _bars(mark: Bars) -> dict[str, Any]:
     along, size = numbers(mark.at), numbers(mark.size)
-    found = {
+    trace = {
         "type": "bar",
         "name": _safe(mark.label),
         "x": size if mark.lying else along,
@@ -112,11 +112,11 @@ def _bars(mark: Bars) -> dict[str, Any]:
     if mark.text:
         texts = [_lines(text) for text in mark.text]
         place = "outside" if mark.style.get("hatch") else "inside"  # text on hatches is unreadable
-        found |= {"text": texts, "textposition": place, "insidetextanchor": "middle"}
-        found |= {"textangle": 0, "cliponaxis": False}
+        trace |= {"text": texts, "textposition": place, "insidetextanchor": "middle"}
+        trace |= {"textangle": 0, "cliponaxis": False}
     if mark.about:
-        found |= {"hovertext": [_safe(text) for text in mark.about], "hoverinfo": "text"}
-    return found
+        trace |= {"hovertext": [_safe(text) for text in mark.about], "hoverinfo": "text"}
+    return trace
 
 
 def _ends(mark: Mark) -> tuple[Sequence[float], Sequence[float]]:
@@ -124,22 +124,22 @@ def _ends(mark: Mark) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
-    found: dict[str, Any] = {"title": {"text": _lines(axis.label)}}
+    layout: dict[str, Any] = {"title": {"text": _lines(axis.label)}}
     if axis.log:
-        found["type"] = "log"
+        layout["type"] = "log"
         sizes = [value for value in values if value > 0 and isfinite(value)] or [1]
         if axis.log == 10 and min(sizes) >= 1 and max(sizes) < 300 * min(sizes):
-            found |= {"dtick": "D2", "exponentformat": "none"}
+            layout |= {"dtick": "D2", "exponentformat": "none"}
         else:
-            found |= {"dtick": log10(axis.log), "exponentformat": "power"}
+            layout |= {"dtick": log10(axis.log), "exponentformat": "power"}
     if axis.limits is not None:
-        found["range"] = [log10(end) if axis.log else end for end in axis.limits]
+        layout["range"] = [log10(end) if axis.log else end for end in axis.limits]
     if axis.ticks:
         texts = [_safe(shortened(text, 40)) for text in axis.ticks.values()]
-        found |= {"tickmode": "array", "tickvals": list(axis.ticks), "ticktext": texts}
+        layout |= {"tickmode": "array", "tickvals": list(axis.ticks), "ticktext": texts}
     if axis.upright:
-        found |= {"tickangle": -90, "tickfont": {"size": 10}}
-    return found
+        layout |= {"tickangle": -90, "tickfont": {"size": 10}}
+    return layout
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:

@@ -115,9 +115,9 @@ def _table(path: Path, notes: list[str]) -> pd.DataFrame:
         try:
             return _rows(path, notes, "error")
         except pd.errors.ParserError:
-            found = _rows(path, notes, "skip")
+            table = _rows(path, notes, "skip")
             notes.append(f"{path}: lines with more cells than its header are left out")
-            return found
+            return table
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"rows: {path} is no CSV: {reason}; valid: {_VALID}") from None
@@ -126,23 +126,23 @@ def _table(path: Path, notes: list[str]) -> pd.DataFrame:
 def _rows(path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
     """The rows of a CSV file, results as numbers, see :attr:`ReportInputs.cells`."""
     try:
-        return _as(float, path, notes, on_bad_lines)
+        return _read_as(float, path, notes, on_bad_lines)
     except pd.errors.ParserError:
         raise
     except ValueError:  # a result that is no number
-        return _as(str, path, notes, on_bad_lines)
+        return _read_as(str, path, notes, on_bad_lines)
 
 
-def _as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
+def _read_as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
     """The rows, with results first read as one type. Reading as float takes half the time of
     reading as str, but fails if any result is no number."""
     dtypes = defaultdict(lambda: str, dict.fromkeys(_MEASURES, dtype))
     missing = dict.fromkeys(_MEASURES, ("", "nan", "NaN"))
-    how: dict[str, Any] = {"dtype": dtypes, "na_values": missing, "keep_default_na": False}
-    how |= {"on_bad_lines": on_bad_lines, "encoding_errors": "replace", "chunksize": _CHUNK}
+    options: dict[str, Any] = {"dtype": dtypes, "na_values": missing, "keep_default_na": False}
+    options |= {"on_bad_lines": on_bad_lines, "encoding_errors": "replace", "chunksize": _CHUNK}
     pieces: list[pd.DataFrame] = []
     total = 0
-    with pd.read_csv(path, **how) as chunks:
+    with pd.read_csv(path, **options) as chunks:
         for chunk in chunks:
             measures = [name for name in _MEASURES if name in chunk]
             texts = chunk.drop(columns=measures).fillna("")  # for lines with too few cells
@@ -153,18 +153,18 @@ def _as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.Data
     return _last(pd.concat(pieces, ignore_index=True), total, str(path), notes)
 
 
-def _last(table: pd.DataFrame, total: int, of: str, notes: list[str]) -> pd.DataFrame:
+def _last(table: pd.DataFrame, total: int, source: str, notes: list[str]) -> pd.DataFrame:
     """The last MOST_ROWS rows, and a note if there were more."""
     if total > MOST_ROWS:
-        notes.append(f"{of}: {total} rows, of which only the last {MOST_ROWS} are shown")
+        notes.append(f"{source}: {total} rows, of which only the last {MOST_ROWS} are shown")
     return table.tail(MOST_ROWS)
 
 
 def _trace(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found["traceEvents"], list):
-            return found
+        trace = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(trace["traceEvents"], list):
+            return trace
     except (ValueError, TypeError, KeyError):
         pass
     raise ValueError(f"rows: {path} is no trace of run --trace; valid: {_VALID}")
@@ -196,11 +196,11 @@ def _differs(values: pd.Series) -> bool:
 
 def _numbers(table: pd.DataFrame, columns: Any) -> pd.DataFrame:
     """The table with these columns as numbers; texts, infinities and sizes over 1e30 are NaN."""
-    found = {}
+    numbers = {}
     for name in columns:
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
-        found[name] = values.where(np.isfinite(values) & (values.abs() < 1e30))
-    return pd.concat([table.drop(columns=[*found]), pd.DataFrame(found)], axis=1)
+        numbers[name] = values.where(np.isfinite(values) & (values.abs() < 1e30))
+    return pd.concat([table.drop(columns=[*numbers]), pd.DataFrame(numbers)], axis=1)
 
 
 def drawable(given: ReportInputs, profiles: Mapping[str, Hardware] = PROFILES) -> pd.DataFrame:
@@ -228,7 +228,7 @@ def drawable(given: ReportInputs, profiles: Mapping[str, Hardware] = PROFILES) -
         "empty and its bars have no formula line"
         for name in sorted(outside & set(data["method"]))
     ]
-    usable = {os.path.abspath(name): of.usable_bytes for name, of in profiles.items()}
+    usable = {os.path.abspath(name): profile.usable_bytes for name, profile in profiles.items()}
     paths = {name: os.path.abspath(name) for name in data["hardware"].unique()}
     return data.assign(
         layout=_layouts(data),
@@ -253,27 +253,29 @@ def studies(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield label and rows for each model, dtype, mode and hardware, most rows first."""
     group = _alike(data, _STUDY)
     for number in group.value_counts().index[:_MOST]:
-        of = data[group == number]
-        first = of.iloc[0]
-        what = (first["model"], first["dtype"], first["mode"].replace("_", " "), first["hardware"])
-        yield ", ".join(filter(None, what)), of
+        study = data[group == number]
+        first = study.iloc[0]
+        parts = (first["model"], first["dtype"], first["mode"].replace("_", " "), first["hardware"])
+        yield ", ".join(filter(None, parts)), study
 
 
 def settings(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield label and rows for each setting: rows of a study that differ only in layout, ranks and
     length. The largest settings of all studies come first, then the second largest."""
-    found = []
+    groups = []
     cells = ["layout", "world_size", "seq_len"]
-    for label, of in studies(data):
-        group = _alike(of, _SETTING)
-        differ = [name for name in _SETTING if _differs(of[name])]
+    for label, study in studies(data):
+        group = _alike(study, _SETTING)
+        differ = [name for name in _SETTING if _differs(study[name])]
         for place, number in enumerate(group.value_counts().index[:_MOST]):
-            alike = of.loc[group == number, cells]
-            setting = _in_words(of.loc[alike.index[0], differ].to_dict()) or "none of the toggles"
+            alike = study.loc[group == number, cells]
+            setting = (
+                _in_words(study.loc[alike.index[0], differ].to_dict()) or "none of the toggles"
+            )
             name = f"{label}; {setting}" if differ else label
             shown = alike.drop_duplicates(keep="last").sort_values(cells)
-            found.append((place, name, shown.index))
-    for _, label, shown in sorted(found, key=lambda one: (one[0], -len(one[2]))):
+            groups.append((place, name, shown.index))
+    for _, label, shown in sorted(groups, key=lambda one: (one[0], -len(one[2]))):
         yield label, data.loc[shown]
 
 
@@ -287,8 +289,8 @@ def _alike(data: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
 
 def toggles(data: pd.DataFrame) -> list[str]:
     """The settings of each row in words, as far as they differ between the rows."""
-    of_tricks = (*TRICKS, "tiled_loss_engine", "tiled_loss_bytes")
-    differ = [name for name in _SETTING if name not in of_tricks and _differs(data[name])]
+    trick_columns = (*TRICKS, "tiled_loss_engine", "tiled_loss_bytes")
+    differ = [name for name in _SETTING if name not in trick_columns and _differs(data[name])]
     others = data[differ].to_dict("records")
     words = zip(tricks(data), map(_in_words, others), strict=True)
     return ["; ".join(filter(None, both)) or "no trick" for both in words]

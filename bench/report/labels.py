@@ -67,11 +67,11 @@ def layouts_of(data: pd.DataFrame) -> list[str]:
     outside this project by name, peers, and pure rings last."""
     order = [*METHODS, None, *peer_methods(), ""]
 
-    def place(name: str) -> tuple[int, int, str, str]:
+    def sort_key(name: str) -> tuple[int, int, str, str]:
         method, size, how = _parts(name)
         return size, order.index(None if is_outside(method) else method), method, how
 
-    return sorted(dict.fromkeys(data["layout"]), key=place)
+    return sorted(dict.fromkeys(data["layout"]), key=sort_key)
 
 
 def peer_methods() -> list[str]:
@@ -91,8 +91,8 @@ def style_of(name: str) -> dict[str, Any]:
     our method, hollow, each with its marker. A method from outside this project always has the
     style that follows from its name."""
     if peer := PEERS.get(name_of(name)):
-        alike = [other for other in PEERS if PEERS[other].method == peer.method]
-        marker = _PEER_MARKERS[alike.index(name_of(name)) % len(_PEER_MARKERS)]
+        same_method = [other for other in PEERS if PEERS[other].method == peer.method]
+        marker = _PEER_MARKERS[same_method.index(name_of(name)) % len(_PEER_MARKERS)]
         return _METHOD_STYLE[peer.method] | {"marker": marker, "markerfacecolor": "white"}
     method, size, how = _parts(name)
     style = _METHOD_STYLE.get(method, _PURE_RING)
@@ -120,8 +120,8 @@ def _parts(name: str) -> tuple[str, int, str]:
 def methods_of(data: pd.DataFrame) -> list[str]:
     """Return the methods of rows, peers left out: this project's in the order of the table, then
     those from outside by name."""
-    of = set(data["method"])
-    return [*(name for name in METHODS if name in of), *sorted(filter(is_outside, of))]
+    present = set(data["method"])
+    return [*(name for name in METHODS if name in present), *sorted(filter(is_outside, present))]
 
 
 def tricks(data: pd.DataFrame) -> list[str]:
@@ -148,10 +148,10 @@ def lengths_ticks(lengths: Any) -> dict[float, str]:
 
 def few(values: Any, most: int) -> list[Any]:
     """The distinct values in order, or `most` of them, evenly spread and with both ends."""
-    found = sorted(set(values))
-    if len(found) <= most:
-        return found
-    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
+    distinct = sorted(set(values))
+    if len(distinct) <= most:
+        return distinct
+    return [distinct[round(i * (len(distinct) - 1) / (most - 1))] for i in range(most)]
 
 
 def bytes_unit(largest: float) -> tuple[int, str]:

@@ -27,8 +27,8 @@ def _on_allocator(run: RunConfig, device: torch.device) -> list[str]:
     wanted = "expandable_segments:True"
     if device.type != "cuda" or wanted in settings or (run.expandable_segments and not settings):
         return []
-    found = f"PYTORCH_ALLOC_CONF is {settings!r}" if settings else "expandable_segments is false"
-    return [f"{found}; long sequences fragment CUDA memory less with {wanted}"]
+    setting = f"PYTORCH_ALLOC_CONF is {settings!r}" if settings else "expandable_segments is false"
+    return [f"{setting}; long sequences fragment CUDA memory less with {wanted}"]
 
 
 def _on_host_memory(run: RunConfig) -> list[str]:

@@ -26,8 +26,8 @@ class Streams:
     nor metered.
 
     Attributes:
-        ours: Stream of this project's blocks; its gradient may be a partial sum.
-        peers: Stream of the peer's blocks; its gradient is complete.
+        own: Stream of this project's blocks; its gradient may be a partial sum.
+        peer: Stream of the peer's blocks; its gradient is complete.
     """
 
     def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
@@ -43,8 +43,8 @@ class Streams:
         x, whole = (method.enter(t_BsD, mesh) for t_BsD in (x_BsD, gradient_BsD))
         end = x.clone().requires_grad_()
         (part,) = torch.autograd.grad(method.leave(end, mesh), end, gradient_BsD)
-        self.ours = Stream(x.clone().requires_grad_(), positions, part)
-        self.peers = Stream(x.clone().requires_grad_(), positions, whole)
+        self.own = Stream(x.clone().requires_grad_(), positions, part)
+        self.peer = Stream(x.clone().requires_grad_(), positions, whole)
 
     def output(self, stream: Tensor) -> Tensor:
         """The complete output [B, S, D] of either implementation's blocks, fp32, on every rank."""
@@ -53,12 +53,12 @@ class Streams:
     def input_gradients(self) -> tuple[Tensor, Tensor]:
         """Gradients of the blocks' input, this project's and the peer's: [B, S, D] fp32 on every
         rank."""
-        ours, peers = self.ours.x.grad, self.peers.x.grad
-        assert ours is not None
-        assert peers is not None
-        start_BsD = self.method.leave(ours, self.mesh).clone().requires_grad_()
-        (sum_BsD,) = torch.autograd.grad(self.method.enter(start_BsD, self.mesh), start_BsD, ours)
-        return self._gathered(sum_BsD), self.output(peers)
+        own, peer = self.own.x.grad, self.peer.x.grad
+        assert own is not None
+        assert peer is not None
+        start_BsD = self.method.leave(own, self.mesh).clone().requires_grad_()
+        (sum_BsD,) = torch.autograd.grad(self.method.enter(start_BsD, self.mesh), start_BsD, own)
+        return self._gathered(sum_BsD), self.output(peer)
 
     def _gathered(self, shard_BsD: Tensor) -> Tensor:
         whole_BSD = torch.zeros(self.shape, device=self.mesh.device)

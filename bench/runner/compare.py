@@ -55,12 +55,12 @@ def measured_in_group(
     run: RunConfig, peer: str, pairs: int, device: torch.device, part: str = "model"
 ) -> dict[str, Any]:
     """Do the same as :func:`measured` in a process group that has already been started."""
-    ours, batches, peer_model = {"model": _models, "blocks": _blocks}[part](run, peer, device)
-    wrong = differences(ours, peer_model, batches(0))
+    own, batches, peer_model = {"model": _models, "blocks": _blocks}[part](run, peer, device)
+    wrong = differences(own, peer_model, batches(0))
     if error := disagreement(peer, run.dtype, wrong):
         return {"status": "invalid", "error": error}
-    steps = {"ours": lambda i: ours.step(batches(i)), "peer": peer_model.step}
-    found: dict[str, Any] = {
+    steps = {"ours": lambda i: own.step(batches(i)), "peer": peer_model.step}
+    columns: dict[str, Any] = {
         "largest_difference": max(wrong.values()),
         "tensors_checked": len(wrong),
         "hardware": worker.hardware_name(device),
@@ -69,17 +69,17 @@ def measured_in_group(
         step(0)  # makes the optimizer
         with TrafficMeter() as traffic:
             step(1)
-        found[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
-    found["ours_peak_bytes"] = memory_of_step(ours, batches(2)).peak().bytes
-    found["peer_peak_bytes"] = peer_model.peak_bytes()
+        columns[f"{name}_comm_bytes"] = traffic.totals()["comm_bytes_total"]
+    columns["ours_peak_bytes"] = memory_of_step(own, batches(2)).peak().bytes
+    columns["peer_peak_bytes"] = peer_model.peak_bytes()
     times = paired(steps, pairs, device)
     ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, (times, found))
-    slowest = np.max([of_rank for of_rank, _ in ranks], axis=0)
+    dist.all_gather_object(ranks, (times, columns))
+    slowest = np.max([reported for reported, _ in ranks], axis=0)
     for name in ("ours_comm_bytes", "peer_comm_bytes", "ours_peak_bytes", "peer_peak_bytes"):
-        found[name] = max(of_rank[name] for _, of_rank in ranks)
+        columns[name] = max(reported[name] for _, reported in ranks)
     ratios = slowest[:, 0] / slowest[:, 1]
-    return found | {
+    return columns | {
         "ours_ms_p50": float(np.median(slowest[:, 0])),
         "peer_ms_p50": float(np.median(slowest[:, 1])),
         **{f"ratio_p{q}": float(np.percentile(ratios, q)) for q in (20, 50, 80)},
@@ -110,14 +110,14 @@ Batches = Callable[[int], Any]
 
 
 def _models(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, Peer]:
-    ours, samples = worker.start(run, device)
-    return ours, samples.step, Peer(run, peer, ours)
+    own, samples = worker.start(run, device)
+    return own, samples.step, Peer(run, peer, own)
 
 
 def _blocks(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, Peer]:
-    ours = BlockTrainer(run, METHODS[run.method], make_mesh(device, run))
-    streams = Streams(run, ours.method, ours.mesh)
-    return ours, lambda step: [streams.ours], PeerBlocks(run, peer, ours, streams)
+    own = BlockTrainer(run, METHODS[run.method], make_mesh(device, run))
+    streams = Streams(run, own.method, own.mesh)
+    return own, lambda step: [streams.own], PeerBlocks(run, peer, own, streams)
 
 
 class Peer:
@@ -125,8 +125,8 @@ class Peer:
 
     part = "model"
 
-    def __init__(self, run: RunConfig, peer: str, ours: Trainer) -> None:
-        self.run, self.mesh = run, ours.mesh
+    def __init__(self, run: RunConfig, peer: str, own: Trainer) -> None:
+        self.run, self.mesh = run, own.mesh
         self.trainer: PeerTrainer = PEERS[peer].load()(run, self.mesh, self.part)
 
     @cached_property
@@ -141,13 +141,13 @@ class Peer:
         (batch,) = self.samples.step(step)
         return batch
 
-    def results(self, ours: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    def results(self, own: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
         """Step-0 outputs of both implementations by name; weight gradients are compared
         elsewhere."""
         vocabulary = self.run.architecture.vocab_size
-        own = [spread(batch, vocabulary) for batch in batches]
+        own_batches = [spread(batch, vocabulary) for batch in batches]
         peers = spread(self.batch(0), vocabulary)
-        return {"loss": (ours.forward_backward(own), self.forward_backward(peers))}
+        return {"loss": (own.forward_backward(own_batches), self.forward_backward(peers))}
 
     def forward_backward(self, batch: Any) -> Tensor:
         """Run forward and backward. Return the step's loss."""
@@ -192,17 +192,17 @@ class PeerBlocks(Peer):
 
     part = "blocks"
 
-    def __init__(self, run: RunConfig, peer: str, ours: Trainer, streams: Streams) -> None:
-        super().__init__(run, peer, ours)
+    def __init__(self, run: RunConfig, peer: str, own: Trainer, streams: Streams) -> None:
+        super().__init__(run, peer, own)
         self.streams = streams
 
     def batch(self, step: int) -> Stream:
-        return self.streams.peers
+        return self.streams.peer
 
-    def results(self, ours: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
-        outputs = ours.forward_backward(batches), self.forward_backward(self.batch(0))
-        own, peers = (self.streams.output(y) for y in outputs)
-        return {"output": (own, peers), "input's gradient": self.streams.input_gradients()}
+    def results(self, own: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        outputs = own.forward_backward(batches), self.forward_backward(self.batch(0))
+        own_output, peers = (self.streams.output(y) for y in outputs)
+        return {"output": (own_output, peers), "input's gradient": self.streams.input_gradients()}
 
     def forward_backward(self, batch: Stream) -> Tensor:
         """Run the blocks' forward and backward. Return their output."""
@@ -220,22 +220,22 @@ def spread(batch: Batch, vocabulary: int) -> Batch:
     return replace(batch, input_ids=input_ids)
 
 
-def differences(ours: Trainer, peer_model: Peer, batches: list[Any]) -> dict[str, float]:
+def differences(own: Trainer, peer_model: Peer, batches: list[Any]) -> dict[str, float]:
     """Relative differences between the peer's results and this project's by name, in the norms of
     TOLERANCES; infinite for a gradient that the peer lacks."""
-    size = torch.linalg.vector_norm if ours.run.dtype == "bf16" else _largest
+    size = torch.linalg.vector_norm if own.run.dtype == "bf16" else _largest
 
-    def off(expected: Tensor, found: Tensor) -> float:
-        return (size(found - expected) / size(expected)).item()
+    def off(expected: Tensor, result: Tensor) -> float:
+        return (size(result - expected) / size(expected)).item()
 
-    found = {name: off(*both) for name, both in peer_model.results(ours, batches).items()}
-    expected = dict(_whole(ours))
+    errors = {name: off(*both) for name, both in peer_model.results(own, batches).items()}
+    expected = dict(_whole(own))
     for name, gradient in peer_model.trainer.whole_gradients():
-        found[name] = off(expected[name], gradient)
-    found |= dict.fromkeys(expected.keys() - found.keys(), math.inf)
-    ours.model.zero_grad(set_to_none=True)
+        errors[name] = off(expected[name], gradient)
+    errors |= dict.fromkeys(expected.keys() - errors.keys(), math.inf)
+    own.model.zero_grad(set_to_none=True)
     peer_model.trainer.optimizer.zero_grad()
-    return found
+    return errors
 
 
 def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
@@ -257,9 +257,9 @@ def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
 def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[Peer, str]:
     """A peer with the weights of this project's trainer, and the reason not to time it (empty if
     there is none). Nothing refers to the trainer afterwards, so that its memory can be freed."""
-    ours, samples = worker.start(run, device)
-    peer_model = Peer(run, peer, ours)
-    return peer_model, disagreement(peer, run.dtype, differences(ours, peer_model, samples.step(0)))
+    own, samples = worker.start(run, device)
+    peer_model = Peer(run, peer, own)
+    return peer_model, disagreement(peer, run.dtype, differences(own, peer_model, samples.step(0)))
 
 
 def _largest(x: Tensor) -> Tensor:

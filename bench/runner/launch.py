@@ -48,8 +48,8 @@ def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
 
 def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
     """Do the same as :func:`measure` in a process group that has already been started."""
-    of = peer_worker if name_of(run.method) else worker
-    return of.measure_in_group(run, device)
+    module = peer_worker if name_of(run.method) else worker
+    return module.measure_in_group(run, device)
 
 
 def run_cell(

@@ -93,11 +93,11 @@ def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = histor
         RuntimeError: one of the two trainings failed; the message says which and why.
     """
     steps = pd.DataFrame({"step": range(run.steps)})
-    for suffix, of, how in (
+    for suffix, variant, train_variant in (
         ("_reference", reference_of(run), history),
         ("", candidate_of(run), train),
     ):
-        outcome = launch.run_workers(of, how)
+        outcome = launch.run_workers(variant, train_variant)
         if outcome["status"] != "ok":
             which = "reference" if suffix else f"method {run.method}"
             raise RuntimeError(f"{which}: {outcome['status']}: {outcome['error']}")

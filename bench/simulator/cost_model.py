@@ -101,9 +101,9 @@ class Clock:
     def knows(self, ranks: int) -> bool:
         """Whether the speeds of collectives are known for a world of this size."""
         nodes = -(-ranks // self.ranks_per_node)
-        of_link = {link.nodes > 1 for link in self.speeds.links}
-        across = True in of_link or bool(self.speeds.network_bytes_per_s)
-        return ranks == 1 or (across if nodes > 1 else False in of_link)
+        crosses_nodes = {link.nodes > 1 for link in self.speeds.links}
+        across = True in crosses_nodes or bool(self.speeds.network_bytes_per_s)
+        return ranks == 1 or (across if nodes > 1 else False in crosses_nodes)
 
     def _nearest(self, links: list[Link], op: Op) -> Link:
         """Return the link of the same collective if there is one, and of the most similar group."""

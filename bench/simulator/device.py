@@ -93,17 +93,17 @@ class Device:
         finally:
             self.current = before
 
-    def queue(self, stream: Stream | None, **of_op: Any) -> int:
+    def queue(self, stream: Stream | None, **fields: Any) -> int:
         """Add an operation to a stream, or to the host's own work; return its index."""
         index = len(self.program)
         after, name = (), HOST
         if stream is not None:
             after, name = tuple(stream.waits - stream.last), stream.name
             stream.waits, stream.last = set(), {index}
-        self.program.append(Op(stream=name, after=after, **of_op))
+        self.program.append(Op(stream=name, after=after, **fields))
         return index
 
-    def collective(self, work: dist.Work | None, is_async: bool, **of_op: Any) -> None:
+    def collective(self, work: dist.Work | None, is_async: bool, **fields: Any) -> None:
         """Add a collective to its stream.
 
         That is its group's own stream if the caller continues meanwhile, else the current stream,
@@ -111,10 +111,10 @@ class Device:
         """
         stream = self.current
         if is_async or not self.has_streams:
-            ranks = of_op["ranks"]
+            ranks = fields["ranks"]
             stream = self._of_groups.setdefault(ranks, Stream(self))
             stream.wait_stream(self.current)
-        index = self.queue(stream, **of_op)
+        index = self.queue(stream, **fields)
         if work is not None:
             self._works[id(work)] = work, {index}
 

@@ -116,7 +116,7 @@ def counted(run: RunConfig, with_program: bool = False) -> Counted:
 
 def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
     """The columns of a dry run's row."""
-    found = {
+    measures = {
         "rank": counted.rank,
         "backend": "fake",
         **flop_columns([counted.flops]),
@@ -125,7 +125,7 @@ def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
         **memory_columns(counted.memory),
     }
     outcome = need(run, counted).outcome if run.hardware else {}
-    return found | {"status": "ok", "error": ""} | outcome
+    return measures | {"status": "ok", "error": ""} | outcome
 
 
 def need(run: RunConfig, counted: Counted) -> fit.Need:

@@ -53,10 +53,10 @@ class Recorder(Watcher):
         read, written = _tensors(func, args, kwargs, result)
         moved = sum(map(_bytes, read)) + sum(map(_bytes, written))
         if moved:
-            of_op = {"name": name, "kind": "elementwise", "bytes": moved, "unit": self.unit}
+            fields = {"name": name, "kind": "elementwise", "bytes": moved, "unit": self.unit}
             if kernel := kernel_of(name, args):
-                of_op |= {"kind": kernel.kind, "flops": kernel.flops, "sizes": kernel.sizes}
-            self._compute(of_op, read, written, blocking=len(args) < 3 or args[2] is not True)
+                fields |= {"kind": kernel.kind, "flops": kernel.flops, "sizes": kernel.sizes}
+            self._compute(fields, read, written, blocking=len(args) < 3 or args[2] is not True)
 
     def _collective(self, name: str, call: Call, result: Any) -> None:
         if call.purpose in ("parameter", "gradient"):
@@ -74,21 +74,21 @@ class Recorder(Watcher):
         )
 
     def _compute(
-        self, of_op: dict[str, Any], read: list[Tensor], written: list[Tensor], blocking: bool
+        self, fields: dict[str, Any], read: list[Tensor], written: list[Tensor], blocking: bool
     ) -> None:
         """Queue an operation that is no collective: on the device, the host, or as a copy."""
         device, on_host = self.device, self.memory.on_host
         from_host = device.has_streams and any(map(on_host, read))
         to_host = device.has_streams and any(map(on_host, written))
         if not (from_host or to_host):
-            device.queue(device.current if device.has_streams else None, **of_op)
-        elif from_host == to_host or of_op["name"] not in _COPIES:
-            device.queue(None, **of_op | {"kind": HOST})
+            device.queue(device.current if device.has_streams else None, **fields)
+        elif from_host == to_host or fields["name"] not in _COPIES:
+            device.queue(None, **fields | {"kind": HOST})
         else:
             kind = TO_HOST if to_host else TO_DEVICE
             copied = {"kind": kind, "bytes": sum(map(_bytes, written))}
-            index = device.queue(device.current, **of_op | copied)
-            if blocking and of_op["name"] == "aten::copy_":
+            index = device.queue(device.current, **fields | copied)
+            if blocking and fields["name"] == "aten::copy_":
                 device.host_waits({index})
 
 

@@ -60,6 +60,8 @@ def write_trace(timeline: Timeline, path: Path, run: RunConfig) -> None:
                 "args": details,
             }
         )
-    of = f"{run.model.label}, {run.seq_len} tokens, {run.world_size} x {run.hardware}, {run.dtype}"
-    whole = {"otherData": {"method": label_of(run.method), "of": of}, "displayTimeUnit": "ms"}
+    about = (
+        f"{run.model.label}, {run.seq_len} tokens, {run.world_size} x {run.hardware}, {run.dtype}"
+    )
+    whole = {"otherData": {"method": label_of(run.method), "of": about}, "displayTimeUnit": "ms"}
     path.write_text(json.dumps(whole | {"traceEvents": events}))

@@ -42,10 +42,10 @@ def moments(run: RunConfig) -> dict[str, int]:
 
     Without the batch, the table of angles and a few scalars, which are there all the time.
     """
-    found = {"loss": _at_loss(run), "MLP": _at_mlp(run)}
+    bytes_by_moment = {"loss": _at_loss(run), "MLP": _at_mlp(run)}
     if run.recomputes or run.tiled_mlp_compute:
-        found |= {"norm": _at_norm(run), "attention": _at_attention(run)}
-    return found
+        bytes_by_moment |= {"norm": _at_norm(run), "attention": _at_attention(run)}
+    return bytes_by_moment
 
 
 def block_saved_bytes(run: RunConfig) -> int:

@@ -91,7 +91,9 @@ def line(run: RunConfig) -> tuple[Fraction, Fraction]:
     """Return (slope, fixed) of a step's bytes slope·L + fixed."""
     unit = run.seq_len_unit
     lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
-    low, high = (sum((t.bytes for t in step_traffic(of).terms), Fraction()) for of in lengths)
+    low, high = (
+        sum((t.bytes for t in step_traffic(variant).terms), Fraction()) for variant in lengths
+    )
     return (high - low) / unit, 2 * low - high
 
 
@@ -301,16 +303,16 @@ def shard_elements(run: RunConfig) -> list[int]:
     names = _block_names(run) * a.num_hidden_layers
     names += ["model.norm.weight", "model.embed_tokens.weight"]
     names += ["lm_head.weight"] * (not a.tie_word_embeddings)
-    found = []
+    elements = []
     for name in names:
         ranks = _zero_ranks(run, _is_cut(run, name))
-        found.append(_padded(run, name, ranks) // ranks)
-    return found
+        elements.append(_padded(run, name, ranks) // ranks)
+    return elements
 
 
 def _padded(run: RunConfig, parameter: str, ranks: int) -> int:
     """Return the elements of a rank's parameter before ZeRO, rows padded for its ranks."""
     method = method_of(run.method)
-    of = pieces(parameter, run.architecture, method.split, run.sequence_size, 0)
-    rows = sum(piece.height for piece in of)
-    return -(-rows // ranks) * ranks * (of[0].columns[1] - of[0].columns[0])
+    parts = pieces(parameter, run.architecture, method.split, run.sequence_size, 0)
+    rows = sum(piece.height for piece in parts)
+    return -(-rows // ranks) * ranks * (parts[0].columns[1] - parts[0].columns[0])

@@ -26,7 +26,7 @@ def read_rounds(folder: Path, rate: str, suffix: str = "") -> dict[int, list[pd.
     """Measured and predicted rows of each finished round at one speed, by its number."""
     rounds = {}
     for at in sorted(folder.glob(f"{rate}-*")):
-        files = [at / f"{how}{suffix}.csv" for how in accuracy.HOW]
+        files = [at / f"{source}{suffix}.csv" for source in accuracy.SOURCES]
         if all(file.exists() for file in files):
             rounds[int(at.name.rpartition("-")[2])] = [pd.read_csv(file) for file in files]
     return rounds
@@ -54,19 +54,19 @@ def main() -> int:
         print(f"FOLDER is {folder}, without a finished round; valid: {valid}", file=sys.stderr)
         return 2
     rounds = pd.concat(cells, ignore_index=True)
-    found = accuracy.medians(rounds)
-    for name, table in (("rounds", rounds), ("errors", found)):
+    medians = accuracy.medians(rounds)
+    for name, table in (("rounds", rounds), ("errors", medians)):
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6f")
-    print(found.to_string(index=False, formatters={"error": "{:+.1%}".format}))
-    worst = found.loc[found["error"].abs().idxmax()]
-    print(f"mean {found['error'].abs().mean():.1%}, worst {worst['error']:+.1%}: {dict(worst)}")
+    print(medians.to_string(index=False, formatters={"error": "{:+.1%}".format}))
+    worst = medians.loc[medians["error"].abs().idxmax()]
+    print(f"mean {medians['error'].abs().mean():.1%}, worst {worst['error']:+.1%}: {dict(worst)}")
     print("predicted in another order:", accuracy.misordered(rounds) or "none")
-    slow = found[found["cluster"] == found["cluster"].iloc[0]]
+    slow = medians[medians["cluster"] == medians["cluster"].iloc[0]]
     lines = {name: theory_traffic.line(run) for name, run in method_cells().items()}
     changes = accuracy.crossings(slow, lambda a, b: theory_traffic.crossing(lines[a], lines[b]))
     print(changes.to_string(index=False, float_format="{:.0f}".format))
     prefetch = [
-        pd.concat([accuracy.off_over_on(cells) for cells in both], axis=1, keys=accuracy.HOW)
+        pd.concat([accuracy.off_over_on(cells) for cells in both], axis=1, keys=accuracy.SOURCES)
         for suffix in ("-prefetch", "-prefetch-reversed")  # which of a pair comes first
         for both in read_rounds(folder, "200mbit", suffix).values()
     ]
@@ -79,7 +79,7 @@ def main() -> int:
             draw_matplotlib.save(drawn, folder / "crossings")
         draw_matplotlib.save(draw_matplotlib.draw(prediction.scatter(rounds)), folder / "scatter")
         draw_matplotlib.save(
-            draw_matplotlib.draw(prediction.over_lengths(found)), folder / "over_lengths"
+            draw_matplotlib.draw(prediction.over_lengths(medians)), folder / "over_lengths"
         )
     return 0
 

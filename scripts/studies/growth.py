@@ -33,14 +33,14 @@ def read(path: Path) -> dict[str, pd.DataFrame]:
     layers = rows["model"].map(lambda label: int(re.findall(r"num_hidden_layers=(\d+)", label)[0]))
     rows = rows.assign(layers=layers)
     rows["flops"] = rows["model_tflops_per_gpu"] * rows["step_ms_p50"] * 1e9
-    of_lengths = rows["model"] == rows.loc[rows["seq_len"].idxmax(), "model"]
-    return {"seq_len": rows[of_lengths], "layers": rows[~of_lengths]}
+    is_length_study = rows["model"] == rows.loc[rows["seq_len"].idxmax(), "model"]
+    return {"seq_len": rows[is_length_study], "layers": rows[~is_length_study]}
 
 
 def exponents(rows: pd.DataFrame, over: str) -> pd.DataFrame:
     """Exponents of each quantity by method: over all lengths or depths (least squares of the
     logarithms), and over the last doubling."""
-    found = []
+    exponents_by_method = []
     for method, group in rows.groupby("method", sort=False):
         ordered = group.sort_values(over)
         x = np.log(ordered[over].to_numpy(float))
@@ -49,8 +49,8 @@ def exponents(rows: pd.DataFrame, over: str) -> pd.DataFrame:
             y = np.log(ordered[name].to_numpy(float))
             row[name] = np.polyfit(x, y, 1)[0]
             row[f"{name}, last"] = (y[-1] - y[-2]) / (x[-1] - x[-2])
-        found.append(row)
-    return pd.DataFrame(found).set_index("method")
+        exponents_by_method.append(row)
+    return pd.DataFrame(exponents_by_method).set_index("method")
 
 
 def figure(parts: dict[str, pd.DataFrame]) -> Figure:
@@ -58,8 +58,8 @@ def figure(parts: dict[str, pd.DataFrame]) -> Figure:
     shown = [name for name in QUANTITIES if name != "flops"]
     drawn = Figure(figsize=(7.2, 4.4))
     panels = drawn.subplots(len(parts), len(shown), squeeze=False)
-    for (over, rows), of_part in zip(parts.items(), panels, strict=True):
-        for axes, name in zip(of_part, shown, strict=True):
+    for (over, rows), row in zip(parts.items(), panels, strict=True):
+        for axes, name in zip(row, shown, strict=True):
             for method in labels.methods_of(rows):
                 line = rows[rows["method"] == method].sort_values(over)
                 unit = labels.MIB if "bytes" in name else 1

@@ -30,7 +30,7 @@ def summary(folder: Path) -> pd.DataFrame:
     speed of the link, is less, because gloo sends a reduce-scatter as an all-reduce.
     """
     compute_s = _nothing_hidden(_cells(folder / "none.csv"))
-    found = []
+    tables = []
     for name, rate in RATES.items():
         cells = _cells(folder / f"{name}.csv")
         communication_s = _nothing_hidden(cells) - compute_s
@@ -42,8 +42,8 @@ def summary(folder: Path) -> pd.DataFrame:
             sent_s=cells["comm_bytes_total"] * 8 / rate,
         )
         row["ratio"] = row["step_s"] / row[["compute_s", "communication_s"]].max(axis=1)
-        found.append(row)
-    return pd.concat(found, ignore_index=True)
+        tables.append(row)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _nothing_hidden(cells: pd.DataFrame) -> pd.Series:
@@ -84,12 +84,12 @@ def figure(cells: pd.DataFrame) -> Figure:
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/overlap")
-    found = summary(folder)
-    found.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
-    table = found.pivot_table(index=["link", "method"], columns="way", values="ratio", sort=False)
+    ratios = summary(folder)
+    ratios.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
+    table = ratios.pivot_table(index=["link", "method"], columns="way", values="ratio", sort=False)
     print(table.round(2).to_string())
     with draw_matplotlib.styled():
-        draw_matplotlib.save(figure(found), folder / "summary")
+        draw_matplotlib.save(figure(ratios), folder / "summary")
 
 
 if __name__ == "__main__":

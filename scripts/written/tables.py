@@ -53,18 +53,18 @@ def ratios(*files: Path, with_spread: bool) -> pd.DataFrame:
     rows = rows.sort_values(["world_size", "dtype"], ascending=[True, False])  # fp32 first
     ranks = rows["world_size"].map("{} ranks, ".format) if rows["world_size"].nunique() > 1 else ""
     rows = rows.assign(cell=ranks + rows["dtype"])
-    found = []
+    lines = []
     for peer in PEERS:
-        of_peer = rows[rows["peer"] == peer]
-        if of_peer.empty:
+        peer_rows = rows[rows["peer"] == peer]
+        if peer_rows.empty:
             continue
-        row = {"method": f"`{of_peer['method'].iloc[0]}`", "peer": f"`{peer}`"}
+        row = {"method": f"`{peer_rows['method'].iloc[0]}`", "peer": f"`{peer}`"}
         row |= dict.fromkeys(rows["cell"].unique(), "")
-        row |= {cell["cell"]: _ratio(cell, with_spread) for cell in of_peer.to_dict("records")}
-        row["bytes sent"] = _range(of_peer["ours_comm_bytes"] / of_peer["peer_comm_bytes"])
-        row["peak memory"] = _range(of_peer["ours_peak_bytes"] / of_peer["peer_peak_bytes"])
-        found.append(row)
-    return pd.DataFrame(found)
+        row |= {cell["cell"]: _ratio(cell, with_spread) for cell in peer_rows.to_dict("records")}
+        row["bytes sent"] = _range(peer_rows["ours_comm_bytes"] / peer_rows["peer_comm_bytes"])
+        row["peak memory"] = _range(peer_rows["ours_peak_bytes"] / peer_rows["peer_peak_bytes"])
+        lines.append(row)
+    return pd.DataFrame(lines)
 
 
 def _ratio(cell: dict[Any, Any], with_spread: bool) -> str:
@@ -89,29 +89,29 @@ def hidden(file: Path) -> pd.DataFrame:
 
 def exponents(file: Path) -> pd.DataFrame:
     """Exponents of each quantity over tokens and blocks, with the last doubling in brackets."""
-    found = []
+    lines = []
     names = {"step_ms_p50": "step time", "flops": "model FLOPs"}
     names |= {"comm_bytes_total": "bytes sent", "peak_memory_bytes": "peak memory"}
     for over, rows in growth.read(file).items():
-        of_methods = growth.exponents(rows, over).to_dict("index")
+        by_method = growth.exponents(rows, over).to_dict("index")
         for name in growth.QUANTITIES:
             row = {"over": growth.AXES[over], "quantity": names[name]}
-            for method, found_of in of_methods.items():
-                row[f"`{method}`"] = f"{found_of[name]:.2f} ({found_of[f'{name}, last']:.2f})"
-            found.append(row)
-    return pd.DataFrame(found)
+            for method, exponent in by_method.items():
+                row[f"`{method}`"] = f"{exponent[name]:.2f} ({exponent[f'{name}, last']:.2f})"
+            lines.append(row)
+    return pd.DataFrame(lines)
 
 
 def errors(file: Path) -> pd.DataFrame:
     """Errors of predicted steps, by the speed of links and in all."""
     rounds = pd.read_csv(file)
-    found = [_of_errors(links, group) for links, group in rounds.groupby("cluster", sort=False)]
-    return pd.DataFrame([*found, _of_errors("all", rounds)])
+    lines = [_errors_line(links, group) for links, group in rounds.groupby("cluster", sort=False)]
+    return pd.DataFrame([*lines, _errors_line("all", rounds)])
 
 
-def _of_errors(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
+def _errors_line(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
     cells, wrong = accuracy.medians(rounds), len(accuracy.misordered(rounds))
-    off, of_rounds = cells["error"], rounds["error"]
+    off, round_errors = cells["error"], rounds["error"]
     return {
         "links": str(links).removeprefix("links of ").removeprefix("links "),
         "cells": str(len(cells)),
@@ -119,8 +119,8 @@ def _of_errors(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
         "worst": f"{100 * max(off, key=abs):+.1f} %".replace("-", "\N{MINUS SIGN}"),
         "over 15 %": str((off.abs() > 0.15).sum() or "none"),
         "pairs in another order, of those measured over 10 % apart": str(wrong or "none"),
-        "single rounds: mean error": f"{100 * of_rounds.abs().mean():.1f} %",
-        "over 15 %, of all": f"{(of_rounds.abs() > 0.15).sum()} of {len(of_rounds)}",
+        "single rounds: mean error": f"{100 * round_errors.abs().mean():.1f} %",
+        "over 15 %, of all": f"{(round_errors.abs() > 0.15).sum()} of {len(round_errors)}",
     }
 
 

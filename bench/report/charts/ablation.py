@@ -24,11 +24,11 @@ def ladder(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that are rungs of the ladder, with the rung's number in column `rung`."""
     tricks = [next(iter(added)) for added in LADDER.values() if added]
     texts = rows[tricks].astype(str)
-    found = []
+    rungs = []
     for rung in range(len(LADDER)):
         fits = (texts == [str(number < rung) for number in range(len(tricks))]).all(axis=1)
-        found.append(rows[fits].assign(rung=rung))
-    return pd.concat(found)
+        rungs.append(rows[fits].assign(rung=rung))
+    return pd.concat(rungs)
 
 
 def chart(rows: pd.DataFrame) -> Chart | str:

@@ -73,7 +73,7 @@ def strong_scaling(data: pd.DataFrame) -> Chart | Left:
         ["seq_len", "step_tokens"],
         "tokens_per_s",
         "throughput (tokens/s)",
-        lambda of: f"{length_label(of[0])} tokens, {length_label(of[1])} a step",
+        lambda values: f"{length_label(values[0])} tokens, {length_label(values[1])} a step",
         grows=True,
     )
 
@@ -87,7 +87,7 @@ def weak_scaling(data: pd.DataFrame) -> Chart | Left:
         ["rank_tokens"],
         "tokens_per_s_per_gpu",
         "throughput of a rank (tokens/s)",
-        lambda of: f"{length_label(of[0])} tokens a rank",
+        lambda values: f"{length_label(values[0])} tokens a rank",
         grows=False,
     )
 
@@ -108,7 +108,7 @@ def _over_ranks(
         return f"no layout has {', '.join(same)} alike on several numbers of ranks, with {column}"
     panels = []
     highest = 1.08 * data[column].max()
-    for number, (of, rows) in enumerate(data.groupby(same)):
+    for number, (values, rows) in enumerate(data.groupby(same)):
         if number == 6:
             break
         ranks = sorted(rows["world_size"].unique())
@@ -122,7 +122,7 @@ def _over_ranks(
             lines.append(Line(label="in proportion to ranks", x=ranks, y=ideal, style=_IDEAL))
         x = Axis(label="ranks", log=2, ticks={float(n): f"{n:g}" for n in ranks})
         y = Axis(label=unit, limits=(0, highest))
-        panels.append(Panel(title=title(of), x=x, y=y, marks=lines))
+        panels.append(Panel(title=title(values), x=x, y=y, marks=lines))
     return Chart(panels=panels, source=source_of(data), columns=3)
 
 

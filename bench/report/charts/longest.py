@@ -22,21 +22,23 @@ _UNIT = 1024
 def chart(rows: pd.DataFrame) -> Chart | str:
     """A panel per number of ranks, a group of bars per layout and a bar per set of options, with a
     marker for the memory that limits it. The reason if there are no such rows."""
-    found = rows[(rows["status"] == "ok") & rows["longest_limit"].isin(list(_LIMITS))]
-    if found.empty:
+    longest = rows[(rows["status"] == "ok") & rows["longest_limit"].isin(list(_LIMITS))]
+    if longest.empty:
         return "no row of plan --objective longest --out"
-    found = found.assign(toggles=toggles(found))
-    found = found.drop_duplicates(["world_size", "layout", "toggles"], keep="last")
-    sets = [*dict.fromkeys(found["toggles"])]
+    longest = longest.assign(toggles=toggles(longest))
+    longest = longest.drop_duplicates(["world_size", "layout", "toggles"], keep="last")
+    sets = [*dict.fromkeys(longest["toggles"])]
     shown = sets[: len(STACK_STYLE)]
-    found = found[found["toggles"].isin(shown)]
-    y = Axis(label="longest sequence (K tokens)", limits=(0, 1.15 * found["seq_len"].max() / _UNIT))
+    longest = longest[longest["toggles"].isin(shown)]
+    y = Axis(
+        label="longest sequence (K tokens)", limits=(0, 1.15 * longest["seq_len"].max() / _UNIT)
+    )
     panels = [
-        _panel(f"{ranks:g} GPUs", cells, shown, y) for ranks, cells in found.groupby("world_size")
+        _panel(f"{ranks:g} GPUs", cells, shown, y) for ranks, cells in longest.groupby("world_size")
     ]
     left = f", without {len(sets) - len(shown)} more sets of toggles" if sets != shown else ""
     wide = sum(panel.width for panel in panels) > 4
-    return Chart(panels=panels, source=source_of(found) + left, columns=1 if wide else 0)
+    return Chart(panels=panels, source=source_of(longest) + left, columns=1 if wide else 0)
 
 
 def _panel(title: str, cells: pd.DataFrame, sets: list[str], y: Axis) -> Panel:

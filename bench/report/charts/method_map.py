@@ -22,11 +22,11 @@ _MOST = 24
 """Most lengths, and most numbers of GPUs, in the figure."""
 
 
-def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None = None) -> Chart:
+def chart(data: pd.DataFrame, source: str, lines: Mapping[int, list[float]] | None = None) -> Chart:
     """One square per cell in the colour of its method, with how much slower the next method is.
 
     Args:
-        of: Model, dtype and hardware of the map, for the line below it.
+        source: Model, dtype and hardware of the map, for the line below it.
         lines: Lengths, by number of GPUs, at which another method becomes the one that sends the
             fewest bytes; a line is drawn at each.
     """
@@ -73,7 +73,7 @@ def chart(data: pd.DataFrame, of: str, lines: Mapping[int, list[float]] | None =
         width=0.24 * len(lengths) + 0.2,
         height=0.22 * len(worlds) + 0.2,
     )
-    return Chart(panels=[panel], source=f"fastest method: {of}")
+    return Chart(panels=[panel], source=f"fastest method: {source}")
 
 
 def _text(cell: Mapping[Any, Any]) -> str:
@@ -84,10 +84,12 @@ def _text(cell: Mapping[Any, Any]) -> str:
 
 
 def _about(cell: Mapping[Any, Any]) -> str:
-    of = f"{cell['world_size']:g} GPUs, {length_label(cell['seq_len'])} tokens: {cell['method']}"
+    text = f"{cell['world_size']:g} GPUs, {length_label(cell['seq_len'])} tokens: {cell['method']}"
     if pd.isna(cell["next_slower"]):
-        return of
-    return f"{of} {_across_nodes(cell)}, {cell.get('next_method')} {cell['next_slower']:.1%} slower"
+        return text
+    return (
+        f"{text} {_across_nodes(cell)}, {cell.get('next_method')} {cell['next_slower']:.1%} slower"
+    )
 
 
 def _across_nodes(row: Mapping[Any, Any]) -> str:

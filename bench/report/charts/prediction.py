@@ -12,15 +12,15 @@ _DIAGONAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
 _BAND = {"color": "0.6", "linestyle": ":", "linewidth": 0.8}
 
 
-def scatter(found: pd.DataFrame) -> Chart:
+def scatter(times: pd.DataFrame) -> Chart:
     """Predicted over measured time of each cell, with a band of 15 % around the diagonal."""
-    ends = [found["measured_ms"].min() * 0.7, found["measured_ms"].max() * 1.4]
+    ends = [times["measured_ms"].min() * 0.7, times["measured_ms"].max() * 1.4]
     lines = [Line(label="as measured", x=ends, y=ends, style=_DIAGONAL)]
     for share in (0.85, 1.15):
         y = [share * x for x in ends]
         lines.append(Line(label="15 % off", x=ends, y=y, style=_BAND))
-    for name in labels.layouts_of(found):
-        cells = found[found["layout"] == name]
+    for name in labels.layouts_of(times):
+        cells = times[times["layout"] == name]
         style = labels.style_of(name) | {"linestyle": ""}
         x, y = [*cells["measured_ms"]], [*cells["predicted_ms"]]
         lines.append(Line(label=name, x=x, y=y, style=style))
@@ -31,17 +31,17 @@ def scatter(found: pd.DataFrame) -> Chart:
         width=1.3,
         height=1.3,
     )
-    return Chart(panels=[panel], source="; ".join(dict.fromkeys(found["cluster"])))
+    return Chart(panels=[panel], source="; ".join(dict.fromkeys(times["cluster"])))
 
 
-def over_lengths(found: pd.DataFrame) -> Chart:
+def over_lengths(times: pd.DataFrame) -> Chart:
     """Measured (markers) and predicted (lines) times over the length, one panel per cluster."""
     panels = []
-    x = Axis(label="sequence length (tokens)", log=2, ticks=labels.lengths_ticks(found["seq_len"]))
-    for cluster, of in found.groupby("cluster", sort=False):
+    x = Axis(label="sequence length (tokens)", log=2, ticks=labels.lengths_ticks(times["seq_len"]))
+    for cluster, group in times.groupby("cluster", sort=False):
         lines = []
-        for name in labels.layouts_of(of):
-            cells = of[of["layout"] == name].sort_values("seq_len")
+        for name in labels.layouts_of(group):
+            cells = group[group["layout"] == name].sort_values("seq_len")
             at, style = [*cells["seq_len"]], labels.style_of(name)
             for column, without in (("predicted_ms", "marker"), ("measured_ms", "linestyle")):
                 label = f"{name}, {column.removesuffix('_ms')}"

@@ -28,10 +28,10 @@ def chart(rows: pd.DataFrame) -> Chart | str:
         return "these rows are no rings of both orders"
     lines = []
     for order, style in _ORDER_STYLE.items():
-        of = rings[rings["ring_order"] == order].sort_values("ring_parallel_size")
-        of = of.drop_duplicates("ring_parallel_size")
-        share = of["attention_flops_max"] / of["attention_flops_mean"]
-        sizes = [*of["ring_parallel_size"]]
+        ordered = rings[rings["ring_order"] == order].sort_values("ring_parallel_size")
+        ordered = ordered.drop_duplicates("ring_parallel_size")
+        share = ordered["attention_flops_max"] / ordered["attention_flops_mean"]
+        sizes = [*ordered["ring_parallel_size"]]
         lines.append(Line(label=order, x=sizes, y=[*share], style=style, text="{:.2f}"))
     ticks = {float(n): f"{n:g}" for n in few(rings["ring_parallel_size"], 9)}
     panel = Panel(

@@ -83,7 +83,7 @@ def _lane(what: str) -> str:
 
 def _panel(way: str, strips: Mapping[str, list[_Event]]) -> Panel:
     """One pass of a block; each method's begins at time 0."""
-    found: dict[str, list[tuple[float, float, float, str]]] = {what: [] for what in _STYLES}
+    bars_by_group: dict[str, list[tuple[float, float, float, str]]] = {what: [] for what in _STYLES}
     ticks, place = {}, 0.0
     for method, events in strips.items():
         begin, end = _window(way, events)
@@ -96,11 +96,11 @@ def _panel(way: str, strips: Mapping[str, list[_Event]]) -> Panel:
             for what, _, at, length, name in here:
                 cut = max(at, begin), min(at + length, end)
                 about = f"{method}: {name}, {length:.3f} ms"
-                found[what].append((place, cut[0] - begin, cut[1] - cut[0], about))
+                bars_by_group[what].append((place, cut[0] - begin, cut[1] - cut[0], about))
             place -= 1
         place -= 0.5
     marks = []
-    for what, bars in found.items():
+    for what, bars in bars_by_group.items():
         if bars:
             at, base, size, about = zip(*bars, strict=True)
             marks.append(

@@ -23,10 +23,12 @@ def overlay(steps: pd.DataFrame, title: str) -> Chart:
             Line(label="sequence split", x=at, y=[*steps[name]], style=_SPLIT),
         ]
         above.append(Panel(x=Axis(label="step"), y=Axis(label=label), marks=both, height=1.2))
-        found = steps[f"{name}_difference"]
-        points = [Line(label="difference", x=at, y=[*found.where(found > 0)], style=_DIFFERENCE)]
+        difference = steps[f"{name}_difference"]
+        points = [
+            Line(label="difference", x=at, y=[*difference.where(difference > 0)], style=_DIFFERENCE)
+        ]
         y = Axis(label=f"relative difference\nof {label.partition(' (')[0]}")
-        if (found > 0).any():  # a logarithmic axis cannot show zeros alone
+        if (difference > 0).any():  # a logarithmic axis cannot show zeros alone
             y = replace(y, log=10)
         below.append(Panel(x=Axis(label="step"), y=y, marks=points, height=0.8))
     return Chart(panels=[*above, *below], source=title, columns=2, share_y=False)

@@ -26,7 +26,7 @@ def profile(run: RunConfig, links: tuple[Link, ...] = ()) -> dict[str, Any]:
     """Measure this rank's profile, from short batches."""
     torch.set_num_threads(1)
     with (
-        patch.object(stopwatch, "_ROW_S", 1e-4),
+        patch.object(stopwatch, "_BATCH_S", 1e-4),
         patch.object(calibrate, "_LONGEST_S", 1e-4),
         patch.object(calibrate, "_TURNS", 1),
         patch.object(host, "_TURNS", 1),

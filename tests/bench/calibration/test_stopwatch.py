@@ -20,6 +20,6 @@ def test_a_difference_is_measured_in_turn() -> None:
     def timed(action: Callable[[], float], calls: int, device: torch.device) -> float:
         return action() * 1.01 ** next(rows)
 
-    with patch.object(stopwatch, "_timed", timed), patch.object(stopwatch, "_ROW_S", 10.0):
+    with patch.object(stopwatch, "_timed", timed), patch.object(stopwatch, "_BATCH_S", 10.0):
         extra = stopwatch.extra_s(lambda: 1.1, lambda: 1.0, torch.device("cpu"))
     assert extra == pytest.approx(0.1, rel=0.1)
