@@ -30,7 +30,9 @@ def main(parsed: Any) -> int:
                 f"method = {base.method} is not for a map; valid: a map without a file"
             )
         if parsed.out:
-            raise ValueError(f"out = {parsed.out} is not for a map, which has a CSV; valid: none")
+            raise ValueError(
+                f"out = {parsed.out} is not for a map, which has its own CSV; valid: empty"
+            )
         return plan_map.main(base, Path(parsed.map), parsed.map_seq_lens, parsed.map_world_sizes)
     if parsed.out:
         rows.check_writable(Path(parsed.out))

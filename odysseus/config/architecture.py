@@ -29,11 +29,11 @@ class Architecture:
     rope_high_freq_factor: float = 4.0
     rope_original_max_position_embeddings: int = 8192
     attention_bias: bool = False
-    """Biases on the q, k and v projections."""
+    """Whether the q, k and v projections have biases."""
     attention_output_bias: bool = False
-    """A bias on the output projection (Llama and Qwen3 set both with ``attention_bias``)."""
+    """Whether the output projection has a bias. ``attention_bias`` of Llama and Qwen3 sets both."""
     use_qk_norm: bool = False
-    """RMSNorm on every query and key head (Qwen3)."""
+    """Whether every query and key head has an RMSNorm (Qwen3)."""
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Architecture:
 ARCHITECTURE_FIELDS = tuple(f.name for f in fields(Architecture))
 
 PRESETS: dict[str, Architecture] = {
-    # Small models for bytes; eight query heads so that up to eight ranks can share them.
+    # Small models for byte tokens; eight or more query heads, for up to eight ranks.
     "tiny": Architecture(
         vocab_size=256,
         hidden_size=256,
@@ -137,10 +137,10 @@ PRESETS: dict[str, Architecture] = {
 
 
 def preset(name: str) -> Architecture:
-    """A published architecture.
+    """Return the architecture of a preset.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no preset has this name.
     """
     if name not in PRESETS:
         raise ValueError(
@@ -150,11 +150,11 @@ def preset(name: str) -> Architecture:
     return PRESETS[name]
 
 
-def changed(base: Architecture, overrides: dict[str, Any]) -> Architecture:
-    """An architecture with some of its fields replaced.
+def with_overrides(base: Architecture, overrides: dict[str, Any]) -> Architecture:
+    """Return an architecture with some of its fields replaced.
 
-    ``head_dim`` follows ``hidden_size / num_attention_heads`` when either of them is
-    overridden and it is not; ``num_key_value_heads`` is kept.
+    If ``hidden_size`` or ``num_attention_heads`` is overridden and ``head_dim`` is not, the latter
+    becomes ``hidden_size / num_attention_heads``. ``num_key_value_heads`` is kept.
 
     Raises:
         ValueError: the sizes do not fit together.

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}
-"""Names of dtypes as options have them, and as torch has them."""
+"""Names of dtypes in options, and torch's names for them."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of an option's name."""
+    """Return the torch dtype with an option's name."""
     import torch  # not at the top: --help and refused options must not wait seconds for torch
 
     return getattr(torch, DTYPES[name])

@@ -1,6 +1,6 @@
-"""A Hugging Face ``config.json`` as an architecture, and back: Llama, Mistral, Qwen2 and Qwen3.
+"""Convert a Hugging Face ``config.json`` to an architecture and back: Llama, Mistral, Qwen2, Qwen3.
 
-A key that is not there means what Transformers' class of that model means by it.
+A missing key has the default of Transformers' configuration class of that model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads"),
 )
-_MOST_LAYERS = 10_000
-# What this decoder does, and what a configuration that says nothing means.
+_MAX_LAYERS = 10_000
+# Fixed properties of this decoder, which are also the defaults of missing keys.
 _ONLY = {
     "hidden_act": "silu",
     "mlp_bias": False,
@@ -36,14 +36,14 @@ _LLAMA3 = {
     "low_freq_factor": "rope_low_freq_factor",
     "high_freq_factor": "rope_high_freq_factor",
 }
-_LENGTH = "original_max_position_embeddings"
+_ROPE_LENGTH = "original_max_position_embeddings"
 
 
 def read(folder: Path) -> Architecture:
     """Read the architecture that a checkpoint's ``config.json`` describes.
 
     Raises:
-        ValueError: there is none, it is damaged, or it asks for what this decoder does not have.
+        ValueError: the file is missing or damaged, or needs a feature that this decoder lacks.
     """
     file = folder / "config.json"
     given = read_object(file)
@@ -54,12 +54,12 @@ def read(folder: Path) -> Architecture:
         if given.get(key, valid) != valid:
             raise _refusal(file, key, given[key], json.dumps(valid))
     _check_window(file, given, kind)
-    sizes = {name: _whole(file, given, name) for name in _SIZES}
-    if sizes["num_hidden_layers"] > _MOST_LAYERS:
+    sizes = {name: _integer(file, given, name) for name in _SIZES}
+    if sizes["num_hidden_layers"] > _MAX_LAYERS:
         raise _refusal(
-            file, "num_hidden_layers", sizes["num_hidden_layers"], f"at most {_MOST_LAYERS}"
+            file, "num_hidden_layers", sizes["num_hidden_layers"], f"at most {_MAX_LAYERS}"
         )
-    biased = kind == "qwen2" or (kind != "mistral" and _switch(file, given, "attention_bias"))
+    biased = kind == "qwen2" or (kind != "mistral" and _boolean(file, given, "attention_bias"))
     return Architecture(
         **sizes,
         **_heads(file, given, kind),
@@ -67,19 +67,19 @@ def read(folder: Path) -> Architecture:
         attention_bias=biased,
         attention_output_bias=biased and kind != "qwen2",
         use_qk_norm=kind == "qwen3",
-        tie_word_embeddings=_switch(file, given, "tie_word_embeddings"),
+        tie_word_embeddings=_boolean(file, given, "tie_word_embeddings"),
         **_rope(file, given),
     )
 
 
-def written(architecture: Architecture, positions: int) -> dict[str, Any]:
-    """The ``config.json`` of an architecture, for Transformers to load.
+def to_config(architecture: Architecture, positions: int) -> dict[str, Any]:
+    """Return the ``config.json`` of an architecture, for Transformers to load.
 
     Args:
-        positions: Its ``max_position_embeddings``.
+        positions: Value of ``max_position_embeddings``, in tokens.
 
     Raises:
-        ValueError: no model of Transformers is like this.
+        ValueError: no model class of Transformers has this architecture.
     """
     a = architecture
     kind = "qwen3" if a.use_qk_norm else "llama"
@@ -87,18 +87,18 @@ def written(architecture: Architecture, positions: int) -> dict[str, Any]:
         if not a.attention_bias or a.use_qk_norm:
             raise ValueError(
                 "no model of Transformers has these biases; valid: model.attention_output_bias "
-                "as model.attention_bias, or that alone without model.use_qk_norm"
+                "equal to model.attention_bias, or only the latter without model.use_qk_norm"
             )
         kind = "qwen2"
     if a.hidden_size % a.num_attention_heads:
         raise ValueError(
             f"model.hidden_size = {a.hidden_size} does not divide by model.num_attention_heads = "
-            f"{a.num_attention_heads}, as Transformers wants; valid: a multiple"
+            f"{a.num_attention_heads}, as Transformers requires; valid: a multiple"
         )
     scaling = None
     if a.rope_factor != 1:
         scaling = {"rope_type": "llama3"} | {key: getattr(a, f) for key, f in _LLAMA3.items()}
-        scaling[_LENGTH] = a.rope_original_max_position_embeddings
+        scaling[_ROPE_LENGTH] = a.rope_original_max_position_embeddings
     return {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,
@@ -115,39 +115,45 @@ def written(architecture: Architecture, positions: int) -> dict[str, Any]:
     }
 
 
-def rewritten(given: dict[str, Any], architecture: Architecture, positions: int) -> dict[str, Any]:
-    """A ``config.json`` with its architecture replaced: what else it says, tokens for example,
-    stays.
+def with_architecture(
+    given: dict[str, Any], architecture: Architecture, positions: int
+) -> dict[str, Any]:
+    """Return a ``config.json`` with its architecture replaced; other keys are kept.
+
+    Args:
+        given: Content of the ``config.json``.
+        architecture: New architecture.
+        positions: Least value of ``max_position_embeddings``, in tokens; a larger one is kept.
 
     Raises:
-        ValueError: as :func:`written`.
+        ValueError: no model class of Transformers has this architecture.
     """
     before = given.get("max_position_embeddings")
     known = max(positions, before if isinstance(before, int) else 0)
     replaced = ("rope_parameters", "layer_types", "sliding_window", "use_sliding_window")
     kept = {key: value for key, value in given.items() if key not in replaced}
-    return kept | written(architecture, known)
+    return kept | to_config(architecture, known)
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a file that holds a JSON object.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file cannot be read, or holds something else.
     """
     try:
-        found = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8"))
     except OSError:
         raise ValueError(f"{file} cannot be read; valid: a Hugging Face checkpoint") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON: {str(error)[:80]}; valid: a JSON object") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is {shortened(found)}; valid: a JSON object")
-    return found
+        raise ValueError(f"{file} is not JSON: {str(error)[:80]}; valid: a JSON object") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is {shortened(content)}; valid: a JSON object")
+    return content
 
 
 def _heads(file: Path, given: dict[str, Any], kind: str) -> dict[str, int]:
-    """Key and value heads, and the elements of a head."""
+    """Return num_key_value_heads and head_dim."""
     heads, hidden = given["num_attention_heads"], given["hidden_size"]
     known = {"head_dim": 128} if kind == "qwen3" else {"head_dim": None}
     known |= {"num_key_value_heads": None} if kind == "llama" else {}
@@ -158,11 +164,11 @@ def _heads(file: Path, given: dict[str, Any], kind: str) -> dict[str, int]:
         if heads < 1 or hidden % heads:
             raise _refusal(file, "hidden_size", hidden, f"a multiple of its {heads} heads")
         known["head_dim"] = hidden // heads
-    return {key: _whole(file, known, key) for key in ("head_dim", "num_key_value_heads")}
+    return {key: _integer(file, known, key) for key in ("head_dim", "num_key_value_heads")}
 
 
 def _check_window(file: Path, given: dict[str, Any], kind: str) -> None:
-    """Every block attends to all that came before."""
+    """Raise ValueError unless every block attends to all earlier tokens, without a window."""
     window = given.get("sliding_window", 4096 if kind == "mistral" else None)
     if kind.startswith("qwen") and not given.get("use_sliding_window", False):
         window = None
@@ -174,7 +180,11 @@ def _check_window(file: Path, given: dict[str, Any], kind: str) -> None:
 
 
 def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Rotary frequencies, as Transformers 4 and 5 write them; of both, 5 takes the former."""
+    """Return the fields of rotary frequencies.
+
+    Transformers 4 writes rope_scaling, 5 writes rope_parameters. If a file has both, Transformers 5
+    takes rope_scaling, and so does this function.
+    """
     name = "rope_scaling" if given.get("rope_scaling") else "rope_parameters"
     rope = given.get(name) or {}
     if not isinstance(rope, dict):
@@ -182,20 +192,20 @@ def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
     part = rope.get("partial_rotary_factor", 1.0)
     if part != 1:
         raise _refusal(file, "partial_rotary_factor", part, "1.0")
-    base = rope if rope.get("rope_theta") is not None else given  # inside since version 5
-    found: dict[str, Any] = {"rope_theta": _number(file, base, "rope_theta", 10_000.0)}
+    base = rope if rope.get("rope_theta") is not None else given  # version 5 moved it inside
+    rope_fields: dict[str, Any] = {"rope_theta": _number(file, base, "rope_theta", 10_000.0)}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "llama3":
-        found |= {field: _number(file, rope, key, None) for key, field in _LLAMA3.items()}
-        found[f"rope_{_LENGTH}"] = _whole(file, rope, _LENGTH)
+        rope_fields |= {field: _number(file, rope, key, None) for key, field in _LLAMA3.items()}
+        rope_fields[f"rope_{_ROPE_LENGTH}"] = _integer(file, rope, _ROPE_LENGTH)
     elif kind != "default" or not set(rope) <= {
         *("rope_type", "type", "rope_theta", "partial_rotary_factor")
     }:
         raise _refusal(file, name, rope, "rope_type default or llama3")
-    return found
+    return rope_fields
 
 
-def _whole(file: Path, given: dict[str, Any], key: str) -> int:
+def _integer(file: Path, given: dict[str, Any], key: str) -> int:
     value = given.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise _refusal(file, key, value, "a whole number")
@@ -205,12 +215,12 @@ def _whole(file: Path, given: dict[str, Any], key: str) -> int:
 def _number(file: Path, given: dict[str, Any], key: str, default: float | None) -> float:
     value = given.get(key, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) < 1e300:  # nor is NaN
+    if not is_number or not abs(value) < 1e300:  # also refuses NaN
         raise _refusal(file, key, value, "a number")
     return float(value)
 
 
-def _switch(file: Path, given: dict[str, Any], key: str) -> bool:
+def _boolean(file: Path, given: dict[str, Any], key: str) -> bool:
     value = given.get(key, False)
     if not isinstance(value, bool):
         raise _refusal(file, key, value, "true or false")

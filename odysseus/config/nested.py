@@ -67,25 +67,25 @@ class ModelOptions(OptionGroup):
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint's folder; None for a preset."""
+        """Folder of the checkpoint; None for a preset."""
         name, folder = self.name_or_path, Path(self.name_or_path)
         return folder if name and name not in PRESETS and folder.is_dir() else None
 
     @property
     def tokenizer(self) -> Path | None:
-        """The checkpoint's ``tokenizer.json``; None if it has none."""
+        """Path of the checkpoint's ``tokenizer.json``; None if there is no such file."""
         file = self.checkpoint / "tokenizer.json" if self.checkpoint else None
         return file if file and file.is_file() else None
 
     @property
     def overrides(self) -> dict[str, int | float | bool]:
-        """The architecture fields that are set, by name."""
+        """Architecture fields that are set, by name."""
         values = {name: getattr(self, name) for name in ARCHITECTURE_FIELDS}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
     def label(self) -> str:
-        """The preset and its overrides, e.g. ``tiny(num_hidden_layers=2)``."""
+        """Label of the preset or folder with its overrides, e.g. ``tiny(num_hidden_layers=2)``."""
         changed = ", ".join(f"{name}={value}" for name, value in self.overrides.items())
         return f"{self.name_or_path}({changed})" if changed else self.name_or_path
 

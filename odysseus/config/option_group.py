@@ -1,6 +1,6 @@
-"""Base of the groups of options: lower bounds declared beside the fields, and a check of them.
+"""Base class of option groups: fields declare lower bounds, and a method checks them.
 
-Command line and YAML files are generated from the fields of a group, their types and docstrings.
+The flags and YAML keys are generated from the fields of the groups, their types and docstrings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def at_least(least: int, *, default: int) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class OptionGroup:
-    """Options that belong together."""
+    """Base class of a group of options."""
 
     def check(self) -> None:
         """Raise ValueError, naming the value and the bound, if a field is below its bound."""
@@ -38,7 +38,7 @@ def groups_of(config: type) -> Iterator[tuple[type, list[Field[Any]]]]:
 
 
 def ordered_fields(config: type) -> list[Field[Any]]:
-    """All fields of a configuration in the order of :func:`groups_of`."""
+    """Return all fields of a configuration, in the order of :func:`groups_of`."""
     return [f for _, own in groups_of(config) for f in own]
 
 

@@ -1,4 +1,4 @@
-"""Everything that a run can be told: its options, their defaults, and which of them are valid.
+"""Configuration of a run: its options, their defaults, and which values are valid together.
 
 The command line and YAML files are generated from these fields, their types and docstrings.
 """
@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from odysseus.config import hf_config
-from odysseus.config.architecture import Architecture, changed, preset
+from odysseus.config.architecture import Architecture, preset, with_overrides
 from odysseus.config.groups import (
     Batch,
     DryRun,
@@ -44,10 +44,10 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The model's sizes. Raises ValueError when they are impossible."""
+        """Architecture of the model. Raises ValueError if its sizes do not fit together."""
         folder = self.model.checkpoint
         base = hf_config.read(folder) if folder else preset(self.model.name_or_path)
-        return changed(base, self.model.overrides)
+        return with_overrides(base, self.model.overrides)
 
     @property
     def samples_per_step(self) -> int:
@@ -76,14 +76,14 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     @property
     def loss_engine(self) -> str:
-        """The engine of the tiled loss, with auto resolved."""
+        """Engine of the tiled loss, with auto resolved."""
         if self.tiled_loss_engine != "auto":
             return self.tiled_loss_engine
         return "liger" if self.model.type == "liger" else "fused"
 
     @property
     def optimizer_on_host(self) -> bool:
-        """Whether the optimizer's states live in host memory."""
+        """Whether the optimizer's states are in host memory."""
         return "cpu" in (self.optimizer.offload, self.parameter_offload)
 
     @property
@@ -92,9 +92,9 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         return self.activation_checkpoint_cpu_offload or self.optimizer_on_host
 
     def check(self) -> None:
-        """Raise ValueError, naming the value and what would be valid, unless the options fit.
+        """Raise ValueError, naming the value and what is valid, unless the options fit together.
 
-        Each group checks its own options first; the rest concerns several groups.
+        Each group first checks its own options; the other checks concern several groups.
         """
         super().check()
         self.optimizer.check()
@@ -109,8 +109,8 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             )
         if self.compile and self.data.pack:
             raise ValueError(
-                "compile = true would compile again for every sample's documents, with data.pack = "
-                "true; valid: data.pack = false, or compile = false"
+                "compile = true with data.pack = true would compile again for every sample's "
+                "documents; valid: data.pack = false, or compile = false"
             )
         if self.ulysses_head_chunks > 1 and self.method != "ulysses":
             raise ValueError(
@@ -131,14 +131,14 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         check_multiple(self.seq_len, self.seq_len_unit, product)
         if self.rank >= self.world_size:
             raise ValueError(
-                f"rank = {self.rank} is none of world_size = {self.world_size}; "
+                f"rank = {self.rank} is not a rank of world_size = {self.world_size}; "
                 f"valid: -1 to {self.world_size - 1}"
             )
         if a.vocab_size < 256 and not self.model.tokenizer:
             raise ValueError(f"model.vocab_size is {a.vocab_size}; byte tokens need at least 256")
 
     def advice(self) -> list[str]:
-        """Lines about options that are valid but slow."""
+        """Return lines about options that are valid but slow."""
         unit = 256 * self.shards
         if self.seq_len % unit == 0:
             return []

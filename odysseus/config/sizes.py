@@ -1,4 +1,4 @@
-"""Checks that ranks, heads and tokens divide among the axes, naming the nearest valid sizes."""
+"""Check that ranks, heads and tokens divide among the axes; errors name the nearest valid sizes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def check_ring(world: int, ring: int) -> None:
 
 
 def check_sequence(world: int, ring: int, sequence: int, heads: int, kv_heads: int) -> None:
-    """Raise ValueError unless the sequence axis divides the world beside the ring, and the heads.
+    """Raise ValueError unless the sequence axis divides world / ring and the query heads.
 
-    The kv heads must divide by the axis, or the axis by the kv heads.
+    The axis must also divide the kv heads, or be a multiple of them.
     """
     fitting = [n for n in divisors(heads) if kv_heads % n == 0 or n % kv_heads == 0]
     valid = [n for n in fitting if world // ring % n == 0]
@@ -39,10 +39,10 @@ def check_sequence(world: int, ring: int, sequence: int, heads: int, kv_heads: i
 
 
 def check_multiple(seq_len: int, unit: int, product: str) -> None:
-    """Raise ValueError unless a sample's tokens divide by `unit`.
+    """Raise ValueError unless `seq_len` is a multiple of `unit`.
 
     Args:
-        product: The factors of `unit` in words, for the message.
+        product: Factors of `unit` as text, for the message.
     """
     if seq_len % unit:
         raise ValueError(
@@ -52,16 +52,16 @@ def check_multiple(seq_len: int, unit: int, product: str) -> None:
 
 
 def divisors(number: int) -> list[int]:
-    """The divisors of a positive number, ascending."""
+    """Return the divisors of a positive number, ascending."""
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
 def nearest_multiples(number: int, unit: int) -> str:
-    """The positive multiples of `unit` below and above a number that is none: "8 or 12"."""
+    """Return the positive multiples of `unit` below and above a number, as text: "8 or 12"."""
     below = number // unit * unit
     return f"{below} or {below + unit}" if below else f"{unit}"
 
 
 def chunks_of(order: str, ring: int) -> int:
-    """Chunks that the ring order cuts a sequence into: 2 per rank in zigzag, else 1."""
+    """Return the number of chunks of a sequence: 2 per ring rank in zigzag order, else 1."""
     return 2 * ring if order == "zigzag" and ring > 1 else ring

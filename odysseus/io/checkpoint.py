@@ -194,7 +194,7 @@ def saved_config(run: RunConfig) -> dict[str, Any]:
     source = run.model.checkpoint
     config = hf_config.read_object(source / "config.json") if source else {}
     if run.model.overrides or not source:
-        config = hf_config.rewritten(config, run.architecture, run.seq_len)
+        config = hf_config.with_architecture(config, run.architecture, run.seq_len)
     return config | {"dtype": dtype, "torch_dtype": dtype}
 
 

@@ -274,7 +274,7 @@ def test_a_recipe_runs(file: Path, tmp_path: Path) -> None:
 def test_a_recipe_of_a_folder(tmp_path: Path) -> None:
     """The folder's config.json gives the length of a sample if the recipe does not."""
     architecture = RunConfig().architecture
-    (tmp_path / "config.json").write_text(json.dumps(hf_config.written(architecture, 96)))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config.to_config(architecture, 96)))
     fields, _ = arctic.convert(built({**LEAST, "model.name_or_path": str(tmp_path)}))
     assert fields["model"]["name_or_path"] == str(tmp_path)
     assert fields["seq_len"] == 96

@@ -70,7 +70,7 @@ def test_keys_that_are_not_there(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_come_back(name: str, tmp_path: Path) -> None:
     """From what is written here, and from what Transformers writes of that."""
-    given = hf_config.written(PRESETS[name], positions=4096)
+    given = hf_config.to_config(PRESETS[name], positions=4096)
     assert of(tmp_path, **given) == PRESETS[name]
     AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
     assert hf_config.read(tmp_path / "theirs") == PRESETS[name]
@@ -78,7 +78,7 @@ def test_presets_come_back(name: str, tmp_path: Path) -> None:
 
 def test_what_else_a_configuration_says_stays() -> None:
     given = {"bos_token_id": 7, "max_position_embeddings": 4096, "rope_parameters": LLAMA3}
-    found = hf_config.rewritten(given, PRESETS["tiny"], 64)
+    found = hf_config.with_architecture(given, PRESETS["tiny"], 64)
     assert (found["bos_token_id"], found["max_position_embeddings"]) == (7, 4096)
     assert "rope_parameters" not in found
 
@@ -86,10 +86,10 @@ def test_what_else_a_configuration_says_stays() -> None:
 def test_models_that_transformers_does_not_have() -> None:
     odd = replace(PRESETS["tiny"], attention_output_bias=True)
     with pytest.raises(ValueError, match="no model of Transformers"):
-        hf_config.written(odd, positions=64)
+        hf_config.to_config(odd, positions=64)
     odd = replace(PRESETS["tiny"], hidden_size=100)
     with pytest.raises(ValueError, match="does not divide"):
-        hf_config.written(odd, positions=64)
+        hf_config.to_config(odd, positions=64)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_rank_needs_its_shard_and_little_more(tmp_path: Path) -> None:
     tensors = {n: torch.full(shape, 0.5, dtype=torch.bfloat16) for n, shape in shapes.items()}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     del tensors
-    config = hf_config.written(architecture, 4096)
+    config = hf_config.to_config(architecture, 4096)
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = ModelOptions(name_or_path=str(tmp_path))
     for method in METHODS:
