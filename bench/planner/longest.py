@@ -56,18 +56,18 @@ def predicted_need(run: RunConfig) -> fit.Need:
     return fit.need(run, shallow.peak_at(layers, few, more))
 
 
-def longest(run: RunConfig, tell: Callable[[int, fit.Need], None]) -> Longest:
+def longest(run: RunConfig, report: Callable[[int, fit.Need], None]) -> Longest:
     """Find the longest sequence that fits, within 0.4 %: a multiple of 256 tokens per rank, as
     kernels prefer.
 
     Args:
-        tell: Called with every length that is tried and its need.
+        report: Called with every length that is tried and its need.
     """
     unit = 256 * run.seq_len_unit
 
     def try_length(units: int) -> fit.Need:
         need = predicted_need(replace(run, seq_len=units * unit))
-        tell(units * unit, need)
+        report(units * unit, need)
         return need
 
     fits, fails = 0, 0  # in units; fails = 0: no length that fails is known yet

@@ -41,8 +41,8 @@ def layouts(base: RunConfig) -> Iterator[RunConfig]:
 
 
 def cell(base: RunConfig) -> dict[str, Any]:
-    """The fastest layout for one length and number of GPUs, and how much slower the best other
-    method is, as a fraction."""
+    """Return the fastest layout for one length and number of GPUs, and the slowdown of the best
+    other method, as a fraction."""
     choices = ranking.ranked(layouts(base), lambda line: None)
     row: dict[str, Any] = map_file.identity(base)
     if not choices:

@@ -20,7 +20,8 @@ PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "
 
 
 def ladder(run: RunConfig) -> list[RunConfig]:
-    """The run with more and more memory tricks, in the order in which they are tried until it fits.
+    """Return the run with more and more memory tricks, in the order in which they are tried until
+    it fits.
 
     Each costs time, later ones more: a second forward of the MLP, a second forward of the block,
     copies that run beside computation, an optimizer on the host.
@@ -64,11 +65,11 @@ class Choice:
         return ", ".join(name for name, is_on in on.items() if is_on) or "none"
 
 
-def ranked(runs: Iterable[RunConfig], tell: Callable[[str], None]) -> list[Choice]:
+def ranked(runs: Iterable[RunConfig], report: Callable[[str], None]) -> list[Choice]:
     """The runs that fit, fastest first, each with the fewest further tricks that make it fit.
 
     Args:
-        tell: Called with one line for each run that was tried.
+        report: Called with one line for each run that is tried.
     """
     choices = []
     for run in runs:
@@ -76,7 +77,7 @@ def ranked(runs: Iterable[RunConfig], tell: Callable[[str], None]) -> list[Choic
         name = (
             f"{label_of(run.method)}, sequence {run.sequence_size}, ring {run.ring_parallel_size}"
         )
-        tell(f"{name}: {choice.tricks if choice else 'does not fit'}")
+        report(f"{name}: {choice.tricks if choice else 'does not fit'}")
         choices += [choice] if choice else []
     return sorted(choices, key=lambda choice: -choice.tokens_per_s_per_gpu)
 

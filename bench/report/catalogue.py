@@ -44,7 +44,7 @@ class Card:
     notes: list[str] = field(default_factory=list)
 
 
-_OF_SETTINGS: dict[str, tuple[str, Drawer]] = {
+_BY_SETTING: dict[str, tuple[str, Drawer]] = {
     "throughput": ("Throughput against length", cells.throughput),
     "mfu": ("MFU against length", cells.mfu),
     "traffic": ("Traffic, measured against theory", cells.traffic),
@@ -52,7 +52,7 @@ _OF_SETTINGS: dict[str, tuple[str, Drawer]] = {
     "strong_scaling": ("Strong scaling", cells.strong_scaling),
     "weak_scaling": ("Weak scaling", cells.weak_scaling),
 }
-_OF_STUDIES: dict[str, tuple[str, Drawer]] = {
+_BY_STUDY: dict[str, tuple[str, Drawer]] = {
     "ablation": ("Memory tricks, one after another", ablation.chart),
     "longest": ("Longest sequence that fits", longest.chart),
     "balance": ("Balance of a ring", ring_balance.chart),
@@ -70,8 +70,8 @@ def cards(
     """
     settings = [(label, _fewer(rows)) for label, rows in inputs.settings(data)]
     settings = [one for one in settings if len(one[1]) > 1] or settings  # one cell is no line
-    shown = [_card(name, *how, settings) for name, how in _OF_SETTINGS.items()]
-    shown += [_card(name, *how, inputs.studies(data)) for name, how in _OF_STUDIES.items()]
+    shown = [_card(name, *how, settings) for name, how in _BY_SETTING.items()]
+    shown += [_card(name, *how, inputs.studies(data)) for name, how in _BY_STUDY.items()]
     compared = given.compared.items()
     shown.append(_card("compare", "Beside other implementations", compare.chart, compared))
     shown += [_predictions(given, data), _verified(given), _maps(given, profiles)]
@@ -149,7 +149,7 @@ def _timeline(given: ReportInputs) -> Card:
 
 
 def _fewer(data: pd.DataFrame) -> pd.DataFrame:
-    """The rows of as many numbers of ranks, lengths and layouts as a figure has room for."""
+    """Limit rows to the numbers of ranks, lengths and layouts that fit into a figure."""
     for name, most in (("world_size", 4), ("seq_len", 6)):
         data = data[data[name].isin(labels.few(data[name], most))]
     return data[data["layout"].isin(labels.layouts_of(data)[:12])]

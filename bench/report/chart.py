@@ -115,12 +115,12 @@ class Chart:
     @property
     def legend(self) -> dict[str, Mark]:
         """The first mark of each label, in the order of first use."""
-        found: dict[str, Mark] = {}
+        marks: dict[str, Mark] = {}
         for panel in self.panels:
             for mark in panel.marks:
                 if mark.label:
-                    found.setdefault(mark.label, mark)
-        return found
+                    marks.setdefault(mark.label, mark)
+        return marks
 
 
 def shortened(text: str, most: int) -> str:

@@ -40,7 +40,7 @@ _STUDY = ("model", "model_implementation", "dtype", "mode", "device", "hardware"
 _DRAWN = ("method", "world_size", *_AXES, "seq_len", "ring_order", "ring_backend")
 _SETTING = tuple(name for name in rows.IDENTITY if name not in (*_STUDY, *_DRAWN))
 _MOST = 40
-"""Most studies, and most settings per study; the largest are kept."""
+"""Most studies, and most settings per study; those with the most rows are kept."""
 MOST_ROWS = 1_000_000
 """Most rows of all files of cells together; they take about 3 GB."""
 _CHUNK = 100_000
@@ -63,7 +63,7 @@ class ReportInputs:
         compared: Rows of compare by file, numbers as numbers.
         errors: Predicted and measured times by file, numbers as numbers.
         traces: Chrome traces by file.
-        notes: What was left out, and why.
+        notes: Omissions, with the reason of each.
     """
 
     cells: pd.DataFrame
@@ -134,8 +134,8 @@ def _rows(path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
 
 
 def _read_as(dtype: type, path: Path, notes: list[str], on_bad_lines: Any) -> pd.DataFrame:
-    """The rows, with results first read as one type. Reading as float takes half the time of
-    reading as str, but fails if any result is no number."""
+    """Read the rows, with results first as one type. Float takes half the time of str, but fails if
+    any result is no number."""
     dtypes = defaultdict(lambda: str, dict.fromkeys(_MEASURES, dtype))
     missing = dict.fromkeys(_MEASURES, ("", "nan", "NaN"))
     options: dict[str, Any] = {"dtype": dtypes, "na_values": missing, "keep_default_na": False}
@@ -171,7 +171,7 @@ def _trace(path: Path) -> dict[str, Any]:
 
 
 def _last_of_each(tables: list[pd.DataFrame], notes: list[str]) -> pd.DataFrame:
-    """All rows with the current columns; of the rows of one cell with the same outcome the last."""
+    """Join tables with the current columns. Keep the last row of each cell and outcome."""
     names = [*rows.COLUMNS, "file"]
     texts = [name for name in names if name not in _MEASURES]
     if not tables:
@@ -216,7 +216,8 @@ def drawable(given: ReportInputs, profiles: Mapping[str, Hardware] = PROFILES) -
     counted = cells["status"].str.startswith("oom") & (cells["mode"] == "dry_run")
     data = _numbers(cells[(cells["status"] == "ok") | counted], _COUNTS)
     for name in (*_AXES, *_BATCH):
-        data[name] = data[name].where(cells.loc[data.index, name] != "", 1)  # as older rows mean
+        # An empty cell in older rows means 1.
+        data[name] = data[name].where(cells.loc[data.index, name] != "", 1)
     outside = {name for name in data["method"] if is_outside(name)}
     known = data["method"].isin([*METHODS, *peer_methods(), *outside])
     sound = known & (data[[*_COUNTS]] >= 1).all(axis=1)
@@ -261,7 +262,7 @@ def studies(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def settings(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield label and rows for each setting: rows of a study that differ only in layout, ranks and
-    length. The largest settings of all studies come first, then the second largest."""
+    length. The largest setting of every study comes first, then the second largest."""
     groups = []
     cells = ["layout", "world_size", "seq_len"]
     for label, study in studies(data):
@@ -288,7 +289,7 @@ def _alike(data: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
 
 
 def toggles(data: pd.DataFrame) -> list[str]:
-    """The settings of each row in words, as far as they differ between the rows."""
+    """The settings of each row in words, where they differ between the rows."""
     trick_columns = (*TRICKS, "tiled_loss_engine", "tiled_loss_bytes")
     differ = [name for name in _SETTING if name not in trick_columns and _differs(data[name])]
     others = data[differ].to_dict("records")

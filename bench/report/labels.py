@@ -27,7 +27,7 @@ _OUTSIDE_STYLES: list[dict[str, Any]] = [
     for marker in "PXd8"
     for color in ("black", "#56B4E9", "#7F7F7F", "#8C564B")
 ]
-"""Of methods from outside this project."""
+"""Styles of methods from outside this project."""
 STACK_STYLE: list[dict[str, Any]] = [
     {"facecolor": "#0072B2", "hatch": ""},
     {"facecolor": "#E69F00", "hatch": "//"},
@@ -68,8 +68,8 @@ def layouts_of(data: pd.DataFrame) -> list[str]:
     order = [*METHODS, None, *peer_methods(), ""]
 
     def sort_key(name: str) -> tuple[int, int, str, str]:
-        method, size, how = _parts(name)
-        return size, order.index(None if is_outside(method) else method), method, how
+        method, size, variant = _parts(name)
+        return size, order.index(None if is_outside(method) else method), method, variant
 
     return sorted(dict.fromkeys(data["layout"]), key=sort_key)
 
@@ -86,35 +86,39 @@ def is_outside(method: str) -> bool:
 
 
 def style_of(name: str) -> dict[str, Any]:
-    """The method's own; with a ring across it hollow, the larger the ring the smaller; other
-    orders and backends of the ring in lines and markers of their own. A peer is in the colour of
-    our method, hollow, each with its marker. A method from outside this project always has the
-    style that follows from its name."""
+    """Return the style of a layout.
+
+    A plain method has its own style. With a ring it is hollow, smaller for larger rings, and other
+    orders and backends of the ring have their own lines and markers. A peer has the colour of this
+    project's method, a hollow marker, and its own shape. A method from outside this project always
+    has the style that follows from its name.
+    """
     if peer := PEERS.get(name_of(name)):
         same_method = [other for other in PEERS if PEERS[other].method == peer.method]
         marker = _PEER_MARKERS[same_method.index(name_of(name)) % len(_PEER_MARKERS)]
         return _METHOD_STYLE[peer.method] | {"marker": marker, "markerfacecolor": "white"}
-    method, size, how = _parts(name)
+    method, size, variant = _parts(name)
     style = _METHOD_STYLE.get(method, _PURE_RING)
     if is_outside(method):
         style = _OUTSIDE_STYLES[crc32(method.encode()) % len(_OUTSIDE_STYLES)]
     if size == 1:
         return style
-    if "contiguous" in how:
+    if "contiguous" in variant:
         style = style | {"linestyle": ":"}
-    if how not in ("", "contiguous"):
+    if variant not in ("", "contiguous"):
         style = style | {"marker": "P"}
     size_pt = max(3, 8 - size.bit_length())
     return style | {"markerfacecolor": "white", "markersize": size_pt, "alpha": 0.8}
 
 
 def _parts(name: str) -> tuple[str, int, str]:
-    """Method (empty in a pure ring), places of the ring, and how they go round, of a layout."""
+    """Split a layout into method (empty in a pure ring), ring size, and the ring's order and
+    backend."""
     method, ring, rest = name.rpartition("ring ")
     if not ring:
         return name, 1, ""
-    size, _, how = rest.partition(" ")
-    return method.removesuffix(" x "), int(size), how
+    size, _, variant = rest.partition(" ")
+    return method.removesuffix(" x "), int(size), variant
 
 
 def methods_of(data: pd.DataFrame) -> list[str]:
@@ -126,10 +130,10 @@ def methods_of(data: pd.DataFrame) -> list[str]:
 
 def tricks(data: pd.DataFrame) -> list[str]:
     """The names of the memory tricks that are on, for each row."""
-    on = {label: (data[name] == "True").tolist() for name, label in _TRICKS.items()}
+    is_on_by_label = {label: (data[name] == "True").tolist() for name, label in _TRICKS.items()}
     return [
-        ", ".join(label for label, is_on in zip(on, row, strict=True) if is_on)
-        for row in zip(*on.values(), strict=True)
+        ", ".join(label for label, is_on in zip(is_on_by_label, row, strict=True) if is_on)
+        for row in zip(*is_on_by_label.values(), strict=True)
     ]
 
 

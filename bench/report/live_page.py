@@ -1,5 +1,7 @@
-"""The page of a running sweep, written again after each row, between cells, so that drawing takes
-no time from what is measured."""
+"""The page of a running sweep.
+
+It is written again after each row, between cells, so that drawing takes no time from measurements.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ class LivePage:
             ) from None
 
     def write(self, done: int, ended: bool = False) -> None:
-        """Write the page. If that fails print why, and let the sweep go on.
+        """Write the page. If that fails print why, and continue the sweep.
 
         Args:
             done: Number of cells that have a row.

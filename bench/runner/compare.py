@@ -40,9 +40,9 @@ from odysseus.training.trainer import Trainer
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest relative difference of the loss (or of the blocks' output) and of every gradient.
 
-In fp32 relative to the largest element: sums in another order differ by 1e-6. In bf16, where every
-operation rounds by up to 2^-8, in Euclidean norm: peers that round at other places differ by 1e-2,
-a gradient that lacks one rank's part by 1e-1."""
+Fp32 differences are relative to the largest element: sums in another order differ by 1e-6. Bf16
+differences are in Euclidean norm, because every operation rounds by up to 2^-8: peers that round
+at other operations differ by 1e-2, a gradient that lacks one rank's part by 1e-1."""
 
 
 def measured(run: RunConfig, peer: str, pairs: int, part: str = "model") -> dict[str, Any]:
@@ -93,15 +93,15 @@ def paired(
     in reverse."""
     times = []
     for pair in range(pairs):
-        took = {}
+        step_ms = {}
         for name in sorted(steps, reverse=bool(pair % 2)):
             synchronize(device)
             dist.barrier()
             start = time.perf_counter()
             steps[name](pair + 3)
             synchronize(device)
-            took[name] = (time.perf_counter() - start) * 1e3
-        times.append([took[name] for name in steps])
+            step_ms[name] = (time.perf_counter() - start) * 1e3
+        times.append([step_ms[name] for name in steps])
     return times
 
 
@@ -146,8 +146,8 @@ class Peer:
         elsewhere."""
         vocabulary = self.run.architecture.vocab_size
         own_batches = [spread(batch, vocabulary) for batch in batches]
-        peers = spread(self.batch(0), vocabulary)
-        return {"loss": (own.forward_backward(own_batches), self.forward_backward(peers))}
+        peer_batch = spread(self.batch(0), vocabulary)
+        return {"loss": (own.forward_backward(own_batches), self.forward_backward(peer_batch))}
 
     def forward_backward(self, batch: Any) -> Tensor:
         """Run forward and backward. Return the step's loss."""
@@ -201,8 +201,11 @@ class PeerBlocks(Peer):
 
     def results(self, own: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
         outputs = own.forward_backward(batches), self.forward_backward(self.batch(0))
-        own_output, peers = (self.streams.output(y) for y in outputs)
-        return {"output": (own_output, peers), "input's gradient": self.streams.input_gradients()}
+        own_output, peer_output = (self.streams.output(y) for y in outputs)
+        return {
+            "output": (own_output, peer_output),
+            "input's gradient": self.streams.input_gradients(),
+        }
 
     def forward_backward(self, batch: Stream) -> Tensor:
         """Run the blocks' forward and backward. Return their output."""
@@ -229,7 +232,7 @@ def differences(own: Trainer, peer_model: Peer, batches: list[Any]) -> dict[str,
         return (size(result - expected) / size(expected)).item()
 
     errors = {name: off(*both) for name, both in peer_model.results(own, batches).items()}
-    expected = dict(_whole(own))
+    expected = dict(_whole_gradients(own))
     for name, gradient in peer_model.trainer.whole_gradients():
         errors[name] = off(expected[name], gradient)
     errors |= dict.fromkeys(expected.keys() - errors.keys(), math.inf)
@@ -246,8 +249,8 @@ def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
         wrong: This rank's :func:`differences`; NaN counts as infinite.
     """
     sizes = {name: math.inf if math.isnan(value) else value for name, value in wrong.items()}
-    what = max(sizes, key=lambda name: sizes[name])
-    ranks = worker.gathered({"off": sizes[what], "what": what})
+    name_of_worst = max(sizes, key=lambda name: sizes[name])
+    ranks = worker.gathered({"off": sizes[name_of_worst], "what": name_of_worst})
     worst = max(ranks, key=lambda rank: rank["off"])
     if worst["off"] <= TOLERANCES[dtype]:
         return ""
@@ -255,8 +258,9 @@ def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
 
 
 def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[Peer, str]:
-    """A peer with the weights of this project's trainer, and the reason not to time it (empty if
-    there is none). Nothing refers to the trainer afterwards, so that its memory can be freed."""
+    """Return a peer with the weights of this project's trainer, and the reason not to time it
+    (empty if there is none). Nothing refers to the trainer afterwards, so that its memory can be
+    freed."""
     own, samples = worker.start(run, device)
     peer_model = Peer(run, peer, own)
     return peer_model, disagreement(peer, run.dtype, differences(own, peer_model, samples.step(0)))
@@ -266,8 +270,8 @@ def _largest(x: Tensor) -> Tensor:
     return x.abs().max()
 
 
-def _whole(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and complete gradient of every weight that the trainer has, on every rank."""
+def _whole_gradients(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and complete gradient of each of the trainer's weights, on every rank."""
     shapes, axis = huggingface_shapes(trainer.run.architecture), trainer.mesh.sequence
     about = trainer.run.architecture, trainer.method.split, axis.size, axis.rank
     names = (name for name, _ in trainer.model.named_parameters())

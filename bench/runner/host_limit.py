@@ -29,13 +29,13 @@ def node_bytes(run: RunConfig) -> int:
 
 
 def longest(run: RunConfig) -> str:
-    """Name the longest sequence whose offloading would fit, in words."""
+    """Describe the longest sequence whose offloading would fit."""
     unit, limit = run.seq_len_unit, node_limit_bytes(run)
     shortest, next_one = (node_bytes(replace(run, seq_len=k * unit)) for k in (1, 2))
     if shortest > limit:
         return f"no seq_len fits, {unit} would need {shortest}"
     if next_one == shortest:
         return "what is needed does not depend on seq_len"
-    # Need grows by the same with every unit.
+    # The need grows by the same amount with every unit.
     steps = (limit - shortest) // (next_one - shortest)
     return f"the longest seq_len that fits is {unit + steps * unit}"

@@ -31,8 +31,8 @@ from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
 
 PRELOADED = (__name__, "torch._dynamo")
-"""Modules that a worker finds imported when it starts: this one imports all others that it needs,
-and DTensor imports torch._dynamo when it is first used."""
+"""Modules that are already imported when a worker starts. This one imports all others that a worker
+needs; DTensor imports torch._dynamo when it is first used."""
 _OUT_OF_MEMORY = {
     "OutOfMemoryError": "oom_gpu",
     "HostMemoryError": "oom_cpu",
@@ -118,8 +118,8 @@ def _count(run: RunConfig) -> dict[str, Any]:
 
 
 def _launch(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
-    for talkative in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(talkative).setLevel(logging.CRITICAL)
+    for logger in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     # Workers fork from a server that has imported everything and runs no thread: each start takes
     # milliseconds and is safe with CUDA.
     multiprocessing.set_forkserver_preload([*PRELOADED])
@@ -158,7 +158,8 @@ def follows_another(error: Exception) -> bool:
 
 
 def _die_with(pid: int) -> None:
-    """Kill this process when the process `pid` ends, even if that one is killed (Linux only)."""
+    """Kill this process when the process `pid` ends, even if that process is killed (Linux
+    only)."""
     if sys.platform != "linux":
         return
     launcher = os.pidfd_open(pid)

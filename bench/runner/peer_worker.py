@@ -21,8 +21,7 @@ _ONLY_NATIVE = {
     *(f"peak_memory_{kind}_bytes" for kind in KINDS),
     *("peak_activation_bytes", "peak_host_bytes"),
 }
-"""Columns by purpose or kind, which cannot be told from outside for a peer's collectives and
-tensors."""
+"""Columns by purpose or kind, which are unknown for a peer's collectives and tensors."""
 
 
 def measure(run: RunConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def placement(run: RunConfig, ranks_per_node: int) -> str:
     Axes of size 1 are left out: they send nothing.
     """
     sizes, crosses = run.axis_sizes, _crosses(run, ranks_per_node)
-    said = [
+    parts = [
         f"{_WORDS[axis]} {'across nodes' if crosses[axis] else 'inside a node'}"
         for axis in reversed(sizes)
         if sizes[axis] > 1
@@ -23,7 +23,7 @@ def placement(run: RunConfig, ranks_per_node: int) -> str:
     nodes = -(-run.world_size // ranks_per_node)
     where = f"{nodes} nodes of {ranks_per_node}" if nodes > 1 else "one node"
     axes = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    return f"{run.world_size} ranks on {where} = {axes}: " + (", ".join(said) or "no axis")
+    return f"{run.world_size} ranks on {where} = {axes}: " + (", ".join(parts) or "no axis")
 
 
 def connected(run: RunConfig, ranks_per_node: int) -> int:

@@ -1,9 +1,9 @@
 """The peak of a model of any depth, from dry runs of two shallow ones.
 
-Every block takes as much memory as the one before it. So the most bytes alive while a certain unit
-runs (the first block, say, or the last) lie on a straight line over the number of blocks. The unit
-with the highest peak may change with depth: beside the last block's backward are the head's
-weights, beside the first one's the gradients of all other blocks.
+Every block takes as much memory as the one before it. So the most bytes alive while one unit runs
+(the first block, for example, or the last) grow linearly with the number of blocks. The unit with
+the highest peak may change with depth: the head's weights are alive during the last block's
+backward, the gradients of all other blocks during the first block's.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class _Simulation:
         self.now_s = 0.0
         self.next_action = 0  # the host's index in the program
         self.host_is_free_s = 0.0
-        self.met_s = 0.0  # when the ranks last waited for each other; a step begins so
+        self.met_s = 0.0  # when the ranks last waited for each other, as at the beginning of a step
         self.queues: dict[str, deque[int]] = defaultdict(deque)
         self.running: dict[str, _Running] = {}
         self.ended: set[int] = set()

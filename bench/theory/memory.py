@@ -22,9 +22,9 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     The peak is in the last block's backward, while the tensors that all other blocks saved are
     alive: at its MLP, at the norm before that, or at its attention. Or it is at the loss.
 
-    Claimed for fp32 and fp64 with this project's own kernels and loss, without biases and q/k
-    norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with them a norm's
-    fp32 work may be the peak. It is not claimed for a ring or packed documents.
+    The form is claimed for fp32 and fp64 with this project's own kernels and loss, without biases
+    and q/k norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with them a
+    norm's fp32 work may be the peak. It is not claimed for a ring or packed documents.
     """
     if not _is_claimed(run):
         return None
@@ -38,9 +38,9 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
 
 
 def moments(run: RunConfig) -> dict[str, int]:
-    """Bytes of a rank's activations at each moment of a step that can be its peak, by name.
+    """Bytes of one rank's activations at each moment of a step that can be its peak, by name.
 
-    Without the batch, the table of angles and a few scalars, which are there all the time.
+    The batch, the table of angles and a few scalars are left out: they are alive all the time.
     """
     bytes_by_moment = {"loss": _at_loss(run), "MLP": _at_mlp(run)}
     if run.recomputes or run.tiled_mlp_compute:

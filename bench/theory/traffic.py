@@ -113,7 +113,7 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
     if run.method == "ulysses":
         to_heads, (size, calls) = _ulysses_exchanges(run)
         yield Term("all_to_all", "activation", calls * (2 + again), size, n)
-        passes = 2 + again + int(run.ulysses_head_chunks > 1)  # backward has q, k, v made again
+        passes = 2 + again + int(run.ulysses_head_chunks > 1)  # backward computes q, k and v again
         for size, calls in to_heads:
             yield Term("all_to_all", "activation", calls * passes, size, n)
         return
@@ -121,20 +121,21 @@ def block_activations(run: RunConfig) -> Iterator[Term]:
     closing = 2 * chunks + again * (chunks - 1)
     mlp = _mlp_tiles(run, stream)
     if run.method == "tp":
-        # Megatron-LM (arXiv 1909.08053 §3): one all-reduce a half-block, forward and backward.
+        # Megatron-LM (arXiv 1909.08053 §3): one all-reduce per half-block, forward and backward.
         yield Term("all_reduce", "activation", (2 + again) * chunks, stream, n)
         for size, count in mlp:
             passes = 3 if run.tiled_mlp_compute else closing
             yield Term("all_reduce", "activation", count * passes, size, n)
         return
     # Korthikanti et al. (arXiv 2205.05198 §4.2.2): a half-block gathers and scatters forward, does
-    # the transposes backward, and gathers its input once more where it was not kept.
+    # the transposes backward, and gathers its input once more if it was not kept.
     gathers = (2 + int(run.regather) + again) * chunks
     yield Term("all_gather", "activation", gathers, stream, n)
     yield Term("reduce_scatter", "activation", (2 + again) * chunks, stream, n)
     if run.method == "odysseus":
         return
-    # A tile runs forward, forward again, and backward, with what it gathered still there.
+    # A tile runs forward, then forward again and backward, which uses the input that the second
+    # forward gathered.
     gathers, scatters = (3, 3) if run.tiled_mlp_compute else (gathers, closing)
     for size, count in mlp:
         yield Term("all_gather", "activation", count * gathers, size, n)
@@ -194,10 +195,10 @@ def _ring(run: RunConfig) -> Iterator[Term]:
         yield Term("all_gather", "activation", chunks * passes, ring * elements * width, ring)
         yield Term("reduce_scatter", "activation", chunks, ring * elements * wide, ring)
         return
-    parts, homeward = (2, 1) if run.ring_backend == "yunchang" else (1, 0)
+    parts, return_hops = (2, 1) if run.ring_backend == "yunchang" else (1, 0)
     hops = chunks * (ring - 1)
     yield Term("p2p", "activation", parts * hops * passes, elements * width // parts, ring)
-    yield Term("p2p", "activation", parts * (hops + homeward), elements * wide // parts, ring)
+    yield Term("p2p", "activation", parts * (hops + return_hops), elements * wide // parts, ring)
 
 
 def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:

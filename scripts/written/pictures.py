@@ -2,8 +2,8 @@
 
 python -m scripts.written.pictures
 
-Nothing is measured again: the figures are drawn from the rows in results/. The diagrams of docs/
-are drawn too.
+Nothing is measured again: the figures come from the rows in results/. The diagrams of docs/ are
+drawn too.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from scripts.studies import growth, overlap_summary
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "validation.md"
-_PLACE = re.compile(
+_TABLE_COMMENT = re.compile(
     r"(?P<comment><!-- (?P<what>\w+) of (?P<files>results/[^>]+) -->\n\n)(?:\|.*\n)*"
 )
 
@@ -30,11 +30,11 @@ _PLACE = re.compile(
 def filled(page: str) -> str:
     """Text of a page with its tables filled in from the files."""
 
-    def written(place: re.Match[str]) -> str:
-        files = [ROOT / file for file in place["files"].split()]
-        return place["comment"] + _markdown(TABLES[place["what"]](*files))
+    def written(table: re.Match[str]) -> str:
+        files = [ROOT / file for file in table["files"].split()]
+        return table["comment"] + _markdown(TABLES[table["what"]](*files))
 
-    return _PLACE.sub(written, page)
+    return _TABLE_COMMENT.sub(written, page)
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -139,7 +139,7 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
 
 
 def main() -> None:
-    """Write the tables where they stand."""
+    """Write the tables into their pages."""
     for page in PAGES:
         page.write_text(filled(page.read_text()))
 

@@ -71,7 +71,8 @@ _CELL, _TOKENS, _HEADS, _KV_HEADS, _GAP = 11, 8, 8, 4, 10
 
 
 def _grid(x: float, y: float, heads: int, filled: set[tuple[int, int]], kind: str) -> Iterator[str]:
-    """Tokens downwards, heads to the right, the filled (token, head) pairs in colour."""
+    """Draw tokens downwards and heads to the right, with the filled (token, head) pairs in
+    colour."""
     for token, head in sorted(filled):
         yield box(x + head * _CELL, y + token * _CELL, _CELL, _CELL, kind)
     for head in range(heads + 1):
@@ -132,7 +133,7 @@ def head_chunks() -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """Times, in steps of the schedule, between which a unit's whole weights are on a rank."""
+    """Times, in stages of the schedule, between which a unit's whole weights are on a rank."""
 
     start: float
     end: float
@@ -141,7 +142,7 @@ class Span:
 
 
 STAGES = ("embedding", "block 0", "block 1", "head", "head", "block 1", "block 0", "embedding")
-"""What computes, in order: four stages of forward and four of backward."""
+"""Stages in the order of their computation: four of forward and four of backward."""
 SCHEDULES: dict[str, dict[str, tuple[Span, ...]]] = {
     "tp_sp": {
         "root: all norms of blocks": (Span(0, 8),),
@@ -158,11 +159,12 @@ SCHEDULES: dict[str, dict[str, tuple[Span, ...]]] = {
         "last norm and head": (Span(3, 5),),
     },
 }
-"""By method, each unit's spans."""
+"""Spans of each unit, by method."""
 
 
 def zero_units() -> str:
-    """When each unit's weights are whole on a rank, for `tp_sp` and `ulysses`."""
+    """Draw the times at which each unit's weights are whole on a rank, for `tp_sp` and
+    `ulysses`."""
     left, pitch, wide, top = 188, 30, 68, 56
     lines: list[str] = []
     y = top
@@ -246,7 +248,7 @@ def autograd_edge() -> str:
 
 
 def memory_moments() -> str:
-    """Bytes of activations at each moment that can be the peak, with one trick more each."""
+    """Bytes of activations at each moment that can be the peak; each run has one trick more."""
     left, pitch, long, top = 250, 22, 420, 30
     most = max(memory.moments(MOMENTS["no trick"]).values())
     lines: list[str] = []

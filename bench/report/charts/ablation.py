@@ -1,4 +1,4 @@
-"""The ablation figure: a rank's peak activations as memory tricks are switched on one by one."""
+"""The ablation figure: peak activations per rank, with memory tricks switched on one by one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LADDER: dict[str, dict[str, bool]] = {
     "+ tiled MLP": {"tiled_mlp_compute": True},
     "+ checkpoint offload": {"activation_checkpoint_cpu_offload": True},
 }
-"""Options by name of the rung; each rung adds its own to those before it."""
+"""Options that each rung adds to those of the rungs before it, by the rung's name."""
 _IN_HOST = {"fill": False, "edgecolor": "black", "linestyle": ":", "linewidth": 0.8}
 COLUMNS = ["theory_peak_activation_bytes", *(trick for rung in LADDER.values() for trick in rung)]
 

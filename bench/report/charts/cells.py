@@ -95,7 +95,8 @@ def weak_scaling(data: pd.DataFrame) -> Chart | Left:
 def _over_ranks(
     data: pd.DataFrame, same: list[str], column: str, unit: str, title: Any, grows: bool
 ) -> Chart | Left:
-    """A line per layout over ranks, one panel for each set of equal values in the columns `same`.
+    """Draw a line per layout over ranks, with a panel for each set of equal values in the columns
+    `same`.
 
     Args:
         grows: Whether `column` should grow with the ranks; then a line shows perfect scaling.
@@ -134,8 +135,8 @@ def traffic(data: pd.DataFrame) -> Chart | Left:
 
 
 def memory(data: pd.DataFrame) -> Chart | Left:
-    """Peak memory in one step by kind, on the rank with the most, and the hardware's memory if it
-    is known."""
+    """Peak memory in one step by kind, on the rank with the most, and the limit of known
+    hardware."""
     stack = {kind: f"peak_memory_{kind}_bytes" for kind in KINDS}
     return _stacked(data, stack, "peak memory of a rank")
 
@@ -235,8 +236,8 @@ def rule_across(label: str, at: Sequence[float], heights: Sequence[float]) -> Li
 
 
 def _limit(data: pd.DataFrame) -> tuple[int, str]:
-    """Bytes that the hardware of these rows has for tensors, and its name without folders; 0 and
-    empty if it is no profile."""
+    """Return the bytes that the hardware of these rows has for tensors, and its name without
+    folders; 0 and empty without a profile."""
     name, limit = data[["hardware", "usable_bytes"]].iloc[0]
     return (0, "") if pd.isna(limit) else (int(limit), Path(name).name)
 

@@ -23,7 +23,7 @@ _MOST = 24
 
 
 def chart(data: pd.DataFrame, source: str, lines: Mapping[int, list[float]] | None = None) -> Chart:
-    """One square per cell in the colour of its method, with how much slower the next method is.
+    """Draw one square per cell in the colour of its method, with the slowdown of the next method.
 
     Args:
         source: Model, dtype and hardware of the map, for the line below it.
@@ -77,7 +77,7 @@ def chart(data: pd.DataFrame, source: str, lines: Mapping[int, list[float]] | No
 
 
 def _text(cell: Mapping[Any, Any]) -> str:
-    """The method, its layout across nodes, and how much slower the next method is."""
+    """The method, its layout across nodes, and the slowdown of the next method."""
     if pd.isna(cell["next_slower"]):
         return ""
     return f"{cell['method']} {_across_nodes(cell)}".strip() + f"\n{cell['next_slower']:+.0%}"

@@ -22,14 +22,14 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 _LANES = ("compute", "links", "copies")
 _Event = tuple[str, str, float, float, str]
-"""Group of operations (a key of _STYLES), unit of the model, begin and length in ms, name."""
+"""Group of operations (a key of _STYLES), unit of the model, start and length in ms, name."""
 _MOST = 8
 """Most traces in the figure."""
 
 
 def chart(traces: Mapping[str, Mapping[str, Any]]) -> Chart | str:
-    """Forward and backward of a middle block, a lane each for compute, links and copies, which can
-    overlap; the reason if there is no trace."""
+    """Draw forward and backward of a middle block, a lane each for compute, links and copies, which
+    can overlap. Return the reason if there is no trace."""
     strips: dict[str, list[_Event]] = {}
     sources = set()
     for file, trace in traces.items():
@@ -42,7 +42,7 @@ def chart(traces: Mapping[str, Mapping[str, Any]]) -> Chart | str:
         return "no trace (JSON) among the files; run --dry_run true --hardware … --trace FILE.json"
     order = sorted(strips, key=lambda name: [*METHODS, name].index(name))[:_MOST]
     shown = {name: strips[name] for name in order}
-    panels = [_panel(way, shown) for way in ("forward", "backward")]
+    panels = [_panel(direction, shown) for direction in ("forward", "backward")]
     if not any(panel.marks for panel in panels):
         return "the traces have no blocks"
     return Chart(panels=panels, source="; ".join(sorted(sources)), columns=2)
@@ -58,10 +58,10 @@ def _events(trace: Mapping[str, Any]) -> Iterator[_Event]:
         except (KeyError, TypeError, ValueError, AttributeError):
             continue
         if 0 <= begin < 1e12 and 0 < length < 1e12:
-            yield _what(kind, purpose), unit, begin, length, str(event.get("name", ""))
+            yield _group_of(kind, purpose), unit, begin, length, str(event.get("name", ""))
 
 
-def _what(kind: str, purpose: Any) -> str:
+def _group_of(kind: str, purpose: Any) -> str:
     if kind in COLLECTIVES:
         return (
             "weights, gradients sent"
@@ -75,48 +75,50 @@ def _what(kind: str, purpose: Any) -> str:
     return "matmul" if kind == "matmul" else "other compute"
 
 
-def _lane(what: str) -> str:
-    if what.endswith("sent"):
+def _lane(group: str) -> str:
+    if group.endswith("sent"):
         return "links"
-    return "copies" if what.startswith("copies") else "compute"
+    return "copies" if group.startswith("copies") else "compute"
 
 
-def _panel(way: str, strips: Mapping[str, list[_Event]]) -> Panel:
+def _panel(direction: str, strips: Mapping[str, list[_Event]]) -> Panel:
     """One pass of a block; each method's begins at time 0."""
-    bars_by_group: dict[str, list[tuple[float, float, float, str]]] = {what: [] for what in _STYLES}
+    bars_by_group: dict[str, list[tuple[float, float, float, str]]] = {
+        group: [] for group in _STYLES
+    }
     ticks, place = {}, 0.0
     for method, events in strips.items():
-        begin, end = _window(way, events)
+        begin, end = _window(direction, events)
         inside = [e for e in events if e[2] < end and e[2] + e[3] > begin]
         for lane in _LANES:
             here = [e for e in inside if _lane(e[0]) == lane]
             if not here and lane == "copies":
                 continue
             ticks[place] = f"{method} {lane}"
-            for what, _, at, length, name in here:
+            for group, _, at, length, name in here:
                 cut = max(at, begin), min(at + length, end)
                 about = f"{method}: {name}, {length:.3f} ms"
-                bars_by_group[what].append((place, cut[0] - begin, cut[1] - cut[0], about))
+                bars_by_group[group].append((place, cut[0] - begin, cut[1] - cut[0], about))
             place -= 1
         place -= 0.5
     marks = []
-    for what, bars in bars_by_group.items():
+    for group, bars in bars_by_group.items():
         if bars:
             at, base, size, about = zip(*bars, strict=True)
             marks.append(
                 Bars(
-                    label=what,
+                    label=group,
                     at=at,
                     base=base,
                     size=size,
                     about=about,
-                    style=_STYLES[what],
+                    style=_STYLES[group],
                     lying=True,
                     thickness=0.9,
                 )
             )
     return Panel(
-        title=f"{way} of a block",
+        title=f"{direction} of a block",
         x=Axis(label="time (ms)"),
         y=Axis(ticks=ticks),
         marks=marks,
@@ -125,12 +127,12 @@ def _panel(way: str, strips: Mapping[str, list[_Event]]) -> Panel:
     )
 
 
-def _window(way: str, events: list[_Event]) -> tuple[float, float]:
+def _window(direction: str, events: list[_Event]) -> tuple[float, float]:
     """Begin and end (ms) of a middle block's computation and collectives; 0, 0 without blocks."""
     blocks: dict[int, list[tuple[float, float]]] = {}
-    for what, unit, begin, length, _ in events:
+    for group, unit, begin, length, _ in events:
         match = _BLOCK.fullmatch(unit)
-        if match and match[1] == way and what in ("attention", "matmul", "activations sent"):
+        if match and match[1] == direction and group in ("attention", "matmul", "activations sent"):
             blocks.setdefault(int(match[2]), []).append((begin, begin + length))
     if not blocks:
         return 0.0, 0.0

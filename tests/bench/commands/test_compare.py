@@ -140,8 +140,8 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (row["mode"], row["device"], row["part"]) == ("measured", "cpu", "blocks")
     assert row["differs"] == PEERS["dtensor_tp_sp"].blocks
     assert out.with_suffix(".png").stat().st_size > 1000
-    told = capsys.readouterr().out
-    assert "tp_sp beside dtensor_tp_sp, 2 ranks, 64 tokens, blocks alone: " in told
+    printed = capsys.readouterr().out
+    assert "tp_sp beside dtensor_tp_sp, 2 ranks, 64 tokens, blocks alone: " in printed
 
 
 def test_a_comparison_with_a_row_is_not_repeated(tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_a_missing_package(capsys: pytest.CaptureFixture[str]) -> None:
     missing = replace(PEERS["fairscale_tp"], package="no_such_package")
     with patch.dict(PEERS, fairscale_tp=missing):
         assert main(["compare", "--peers", "fairscale_tp"]) == 2
-    told = capsys.readouterr().err
-    assert "fairscale_tp needs the package no_such_package; valid: pip install -r" in told
+    printed = capsys.readouterr().err
+    assert "fairscale_tp needs the package no_such_package; valid: pip install -r" in printed
 
 
 def test_checked_tokens_are_of_the_whole_vocabulary_and_the_same_cut_or_not() -> None:

@@ -107,7 +107,7 @@ def test_three_ranks_send_fractions() -> None:
 def test_yunchang_exchange_sends_the_same_in_more_calls() -> None:
     native = replace(RUN, dtype="fp32", method="ulysses", world_size=4)
     yunchang = replace(native, ulysses_all_to_all="yunchang")
-    ours, theirs = run_ranks(measured_columns, 4, [native, yunchang])[0]
-    assert theirs == theory_traffic.step_traffic(yunchang).columns
-    assert ours["comm_bytes_total"] == theirs["comm_bytes_total"]
-    assert ours["comm_calls_total"] < theirs["comm_calls_total"]
+    own, peer = run_ranks(measured_columns, 4, [native, yunchang])[0]
+    assert peer == theory_traffic.step_traffic(yunchang).columns
+    assert own["comm_bytes_total"] == peer["comm_bytes_total"]
+    assert own["comm_calls_total"] < peer["comm_calls_total"]
