@@ -216,8 +216,7 @@ def drawable(given: ReportInputs, profiles: Mapping[str, Hardware] = PROFILES) -
     counted = cells["status"].str.startswith("oom") & (cells["mode"] == "dry_run")
     data = _numbers(cells[(cells["status"] == "ok") | counted], _COUNTS)
     for name in (*_AXES, *_BATCH):
-        # An empty cell in older rows means 1.
-        data[name] = data[name].where(cells.loc[data.index, name] != "", 1)
+        data[name] = data[name].where(cells.loc[data.index, name] != "", 1)  # empty in older rows
     outside = {name for name in data["method"] if is_outside(name)}
     known = data["method"].isin([*METHODS, *peer_methods(), *outside])
     sound = known & (data[[*_COUNTS]] >= 1).all(axis=1)
@@ -270,9 +269,8 @@ def settings(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         differ = [name for name in _SETTING if _differs(study[name])]
         for place, number in enumerate(group.value_counts().index[:_MOST]):
             alike = study.loc[group == number, cells]
-            setting = (
-                _in_words(study.loc[alike.index[0], differ].to_dict()) or "none of the toggles"
-            )
+            options = study.loc[alike.index[0], differ].to_dict()
+            setting = _in_words(options) or "none of the toggles"
             name = f"{label}; {setting}" if differ else label
             shown = alike.drop_duplicates(keep="last").sort_values(cells)
             groups.append((place, name, shown.index))

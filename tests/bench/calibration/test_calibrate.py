@@ -264,7 +264,7 @@ def test_skew_is_what_a_collective_takes_more_after_more_computing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         ("--out profile.csv", "ending in .yml"),
         ("--dry_run true", "nothing to measure"),
@@ -276,7 +276,7 @@ def test_skew_is_what_a_collective_takes_more_after_more_computing() -> None:
         ),
     ],
 )
-def test_bad_input(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(flags: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line

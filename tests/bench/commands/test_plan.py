@@ -120,7 +120,7 @@ def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         ("--hardware h900", ["hardware is 'h900'", "h100-80g", "YAML"]),
         ("--hardware /nowhere.yml", ["/nowhere.yml"]),
@@ -134,22 +134,22 @@ def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ),
     ],
 )
-def test_bad_input(flags: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(flags: str, expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert [word for word in told if word not in line] == []
+    assert [word for word in expected if word not in line] == []
 
 
 def test_a_profile_lacks_or_has_too_much(tmp_path: Path) -> None:
     file = tmp_path / "node.yml"
-    for given, told in (
+    for given, expected in (
         ({"memory_bytes": 1}, "lacks context_bytes, gpus_per_node"),
         (asdict(SMALL) | {"color": 1}, "has unknown color"),
         (asdict(SMALL) | {"nccl_bytes": "much"}, "nccl_bytes is 'much'; valid: whole bytes"),
         (asdict(SMALL) | {"nccl_peer_bytes": -1}, "nccl_peer_bytes is -1; valid: whole bytes"),
     ):
         file.write_text(yaml.safe_dump(given))
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=expected):
             profile_file.find(str(file))
     assert profile_file.find("h100-80g").usable_bytes == int(79.11 * 2**30) - 3 * 2**30 - 2**25
 
@@ -169,7 +169,7 @@ def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunCon
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"gpus_per_node": True}, "gpus_per_node is True"),
         ({"memory_bytes": 0}, "memory_bytes is 0; valid: more than"),
@@ -177,9 +177,9 @@ def test_a_world_smaller_than_a_node_takes_its_own_share_of_the_host(run: RunCon
         ({"dtype": "fp8"}, "dtype is 'fp8'; valid: '', fp32, bf16, fp64"),
     ],
 )
-def test_a_profile_of_no_machine(change: dict[str, object], told: str, tmp_path: Path) -> None:
+def test_a_profile_of_no_machine(change: dict[str, object], expected: str, tmp_path: Path) -> None:
     file = tmp_path / "node.yml"
     file.write_text(yaml.safe_dump(asdict(SMALL) | change))
     with pytest.raises(ValueError, match="hardware") as refused:
         profile_file.find(str(file))
-    assert told in str(refused.value)
+    assert expected in str(refused.value)

@@ -149,7 +149,7 @@ def test_what_is_left_out_has_arctictrainings_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         (
             {"tiled_mlp_computes": True},
@@ -165,16 +165,16 @@ def test_what_is_left_out_has_arctictrainings_default() -> None:
         ({1: 2}, "unknown key 1 = 2; valid: type, micro_batch_size"),
     ],
 )
-def test_unknown_keys(given: dict[Any, Any], told: str) -> None:
+def test_unknown_keys(given: dict[Any, Any], expected: str) -> None:
     nested = built({str(key): value for key, value in given.items()})
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         arctic.convert(built(LEAST) | nested)
-    assert told in str(refusal.value)
+    assert expected in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ({}, "model.name_or_path is missing; valid: meta-llama/Llama-3.1-8B"),
         ({"model.name_or_path": "Qwen/Qwen3-32B"}, f"{ZERO}.stage is missing; valid: 3"),
@@ -193,10 +193,10 @@ def test_unknown_keys(given: dict[Any, Any], told: str) -> None:
         ),
     ],
 )
-def test_keys_that_do_not_fit(given: dict[str, Any], told: str) -> None:
+def test_keys_that_do_not_fit(given: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         arctic.convert(built(given))
-    assert told in str(refusal.value)
+    assert expected in str(refusal.value)
 
 
 def test_the_command_line_wins(file: Path) -> None:
@@ -223,7 +223,7 @@ def test_config_with_an_equals_sign_and_an_overlay(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         ("stage: 3", "stage: 2", "deepspeed.zero_optimization.stage is 2; valid: 3"),
         ("type: sft", "type: dpo", "type is 'dpo'; valid: sft or causal"),
@@ -239,12 +239,12 @@ def test_bad_files_end_in_one_line(
     verb: str,
     old: str,
     new: str,
-    told: str,
+    expected: str,
 ) -> None:
     file.write_text(RECIPE.replace(old, new, 1))
     assert main([verb, "--config", str(file), "--out", str(tmp_path / "rows.csv")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
 
 
 def test_native_files_are_left_alone(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         ("--world_size 3", ["sequence_parallel_size = 3", "= 8", "valid: [1]"]),
         ("--world_size 16", ["= 16 is more than model.num_attention_heads = 8", "[1, 2, 4, 8]"]),
@@ -73,14 +73,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--seq_len 1000000 --data.repeat false", ["1000001 tokens", "data.repeat = true"]),
     ],
 )
-def test_flags(capsys: pytest.CaptureFixture[str], flags: str, told: list[str]) -> None:
+def test_flags(capsys: pytest.CaptureFixture[str], flags: str, expected: list[str]) -> None:
     message = refused(capsys, "run", *flags.split())
     assert message.startswith("python -m bench run: ")
-    assert [part for part in told if part not in message] == []
+    assert [part for part in expected if part not in message] == []
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"", "empty"),
         (b"plain \xff bytes" * 100, "not UTF-8 at byte 6"),
@@ -88,15 +88,15 @@ def test_flags(capsys: pytest.CaptureFixture[str], flags: str, told: list[str]) 
     ],
 )
 def test_data_files(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, told: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, expected: str
 ) -> None:
     file = tmp_path / "text"
     file.write_bytes(content)
-    assert told in refused(capsys, "run", "--data.path", str(file))
+    assert expected in refused(capsys, "run", "--data.path", str(file))
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("model:\n  hiden_size: 3\n", "did you mean model.hidden_size"),
         ("seqlen: 3\n", "did you mean seq_len"),
@@ -107,11 +107,11 @@ def test_data_files(
 )
 @pytest.mark.parametrize("verb", ["run", "sweep"])
 def test_yaml_files(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str, content: str, told: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str, content: str, expected: str
 ) -> None:
     file = tmp_path / "run.yml"
     file.write_text(content)
-    assert told in refused(capsys, verb, "--config", str(file))
+    assert expected in refused(capsys, verb, "--config", str(file))
 
 
 def test_an_output_that_is_another_csv_is_kept(

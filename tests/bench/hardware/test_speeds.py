@@ -154,20 +154,20 @@ def test_a_world_that_a_profile_has_no_links_for(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ("  issue_s: 5.0e-06", "missing"),
         ("device: cuda", "device is 'abacus'"),
         ("    - 16384.0\n    - 795", "speeds"),
     ],
 )
-def test_a_profile_with_bad_speeds(change: str, told: str, tmp_path: Path) -> None:
+def test_a_profile_with_bad_speeds(change: str, expected: str, tmp_path: Path) -> None:
     file = tmp_path / "node.yml"
     profile_file.write(profiles.PROFILES["h100-80g"], file)
     text = file.read_text()
     assert change in text
     file.write_text(text.replace(change, "device: abacus" if "device" in change else ""))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=expected):
         profile_file.find(str(file))
 
 

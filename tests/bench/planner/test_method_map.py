@@ -95,7 +95,7 @@ def test_the_columns_of_a_map_give_its_run_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "told"),
+    ("column", "value", "expected"),
     [
         ("model", "../../etc", "model '../../etc' is not known"),
         ("model", "llama3-8b(name_or_path=x)", "name_or_path is no size"),
@@ -105,13 +105,15 @@ def test_the_columns_of_a_map_give_its_run_back() -> None:
         ("tiled_mlp_compute", None, "no column tiled_mlp_compute"),
     ],
 )
-def test_a_map_of_an_unknown_run_has_no_lines(column: str, value: str | None, told: str) -> None:
+def test_a_map_of_an_unknown_run_has_no_lines(
+    column: str, value: str | None, expected: str
+) -> None:
     shipped = pd.read_csv(SHIPPED)
     changed = shipped.drop(columns=column) if value is None else shipped.assign(**{column: value})
     card = map_card(changed)
     (note,) = card.notes
     assert note.startswith("name: where the fewest bytes change is not drawn: ")
-    assert told in note
+    assert expected in note
     (chart,) = card.charts
     assert not any(isinstance(mark, Line) for mark in chart.panels[0].marks)
 
@@ -153,7 +155,7 @@ def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         ("--map_seq_lens []", "map has no cells"),
         ("--map_world_sizes [3] --map_seq_lens [8192]", "world_size = 3, seq_len = 8192 can run: "),
@@ -161,9 +163,9 @@ def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path)
     ],
 )
 def test_cells_that_are_none(
-    flags: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", "--map", str(tmp_path / "map"), *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert not list(tmp_path.glob("*.csv"))

@@ -53,12 +53,12 @@ def test_layouts_of_all_sizes_and_of_the_one_that_is_set() -> None:
 
 
 def test_fastest_first_each_with_the_fewest_tricks() -> None:
-    told: list[str] = []
+    lines: list[str] = []
     base = replace(LLAMA3_ON_4_GPUS, world_size=2, seq_len=2**17)
-    found = ranking.ranked(ranking.layouts(base), told.append)
+    found = ranking.ranked(ranking.layouts(base), lines.append)
     speeds = [choice.tokens_per_s_per_gpu for choice in found]
     assert speeds == sorted(speeds, reverse=True)
-    assert len(found) <= len(told) == 6
+    assert len(found) <= len(lines) == 6
     assert any(choice.tricks != "none" for choice in found)
     for choice in found:
         assert not choice.need.limit
@@ -86,14 +86,14 @@ def test_the_verb_prints_a_ranking_and_writes_the_best_row(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         ("--hardware b200-180g", "valid: hardware = a100-80g, h100-80g, h200-141g"),
         ("--seq_len 1000001 --sequence_parallel_size 8", "1000001"),
         ("--objective fastest", "longest"),
     ],
 )
-def test_bad_input(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(flags: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--objective", "throughput", *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line

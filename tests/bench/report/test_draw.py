@@ -18,7 +18,7 @@ def axes_of(mark: Mark, x: Axis | None = None, y: Axis | None = None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("ends", "told"),
+    ("ends", "expected"),
     [
         ((1040, 3930), ["1500", "2000", "3000"]),
         ((900, 22_000), ["1000", "2000", "5000", "10000", "20000"]),
@@ -26,13 +26,13 @@ def axes_of(mark: Mark, x: Axis | None = None, y: Axis | None = None) -> Any:
     ],
 )
 def test_a_logarithmic_axis_has_ticks_by_what_it_spans(
-    ends: tuple[float, float], told: list[str]
+    ends: tuple[float, float], expected: list[str]
 ) -> None:
     line = Line(label="", x=[0, 1], y=ends, style={"color": "black"})
     axes = axes_of(line, y=Axis(log=10, limits=ends))
     low, high = ends
     shown = [tick for tick in axes.get_yticks() if low <= tick <= high]
-    assert [axes.yaxis.get_major_formatter()(tick) for tick in shown] == told
+    assert [axes.yaxis.get_major_formatter()(tick) for tick in shown] == expected
 
 
 def test_a_label_keeps_its_lines_and_is_no_formula() -> None:

@@ -22,19 +22,19 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def told() -> dict[str, str]:
+def set_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in NAMES if name in os.environ}
 
 
 def test_it_is_on_by_default() -> None:
     assert configure_allocator(ON) == OURS
-    assert told() == {"PYTORCH_ALLOC_CONF": OURS}
+    assert set_variables() == {"PYTORCH_ALLOC_CONF": OURS}
     assert configure_allocator(ON) == OURS  # a second time too
 
 
 def test_off_leaves_the_allocator_as_it_is() -> None:
     assert configure_allocator(OFF) == ""
-    assert told() == {}
+    assert set_variables() == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +44,7 @@ def test_what_the_user_says_stays(
 ) -> None:
     monkeypatch.setenv(name, "max_split_size_mb:64")
     assert configure_allocator(run) == "max_split_size_mb:64"
-    assert told() == {name: "max_split_size_mb:64"}
+    assert set_variables() == {name: "max_split_size_mb:64"}
 
 
 def test_offloading_is_not_rounded_up_to_powers_of_two() -> None:

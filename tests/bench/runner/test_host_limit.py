@@ -145,13 +145,17 @@ def test_running_into_the_limit_is_a_row_that_says_what_fits() -> None:
     run = replace(OFFLOADED, world_size=2, host_memory_limit_bytes=limit)
     row = launch.run_cell(run, _takes_a_byte_too_many)
     assert row["status"] == "oom_cpu"
-    told = re.fullmatch(
+    match = re.fullmatch(
         r"rank [01]: HostMemoryError: offloading needs (\d+) bytes of host memory on this rank, "
         r"whose share of host_memory_limit_bytes is (\d+); the longest seq_len that fits is (\d+)",
         row["error"],
     )
-    assert told is not None, row["error"]
-    assert [int(number) for number in told.groups()] == [limit // 2 + 1, limit // 2, limit // TOKEN]
+    assert match is not None, row["error"]
+    assert [int(number) for number in match.groups()] == [
+        limit // 2 + 1,
+        limit // 2,
+        limit // TOKEN,
+    ]
 
 
 FLAGS = (

@@ -63,16 +63,16 @@ def test_all_tricks_agree(
         f"{method}, DP {4 // n}{crossed} x SP {size} x GAS {n}, against DP 4 x SP 1 x GAS 1: "
         "tiny(hidden_size=32, intermediate_size=48, num_hidden_layers=2), 72 tokens, fp64"
     )
-    told = re.fullmatch(
+    match = re.fullmatch(
         r"agree over 3 steps; largest relative difference: loss (\S+), grad_norm (\S+); "
         r"tolerance 1e-10 \(fp64 sums in another order differ by 1e-16, which training enlarges\)",
         said,
     )
-    assert told is not None, said
+    assert match is not None, said
     steps = pd.read_csv(out)
     assert list(steps.columns) == COLUMNS
     assert list(steps["step"]) == [0, 1, 2]
-    for name, largest in zip(verify.QUANTITIES, told.groups(), strict=True):
+    for name, largest in zip(verify.QUANTITIES, match.groups(), strict=True):
         difference = (steps[name] - steps[f"{name}_reference"]).abs() / steps[f"{name}_reference"]
         pd.testing.assert_series_equal(
             steps[f"{name}_difference"], difference, check_names=False, rtol=1e-6
@@ -197,7 +197,7 @@ def test_a_worker_that_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "environment", "told"),
+    ("flags", "environment", "expected"),
     [
         ("--method pp", {}, "'tp', 'tp_sp', 'ulysses', 'odysseus'"),
         ("--steps 0", {}, "steps is 0; it must be at least 1"),
@@ -212,7 +212,7 @@ def test_bad_input_starts_nothing(
     capsys: pytest.CaptureFixture[str],
     flags: str,
     environment: dict[str, str],
-    told: str,
+    expected: str,
 ) -> None:
     monkeypatch.setattr(launch, "run_workers", outcomes())
     for name, value in environment.items():
@@ -222,7 +222,7 @@ def test_bad_input_starts_nothing(
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert printed.err.startswith("python -m bench verify: ")
-    assert told in printed.err
+    assert expected in printed.err
 
 
 def test_a_dry_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

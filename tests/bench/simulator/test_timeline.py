@@ -251,17 +251,17 @@ def test_a_row_has_its_time_and_a_trace_its_operations(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         ("--trace t.json", "needs dry_run = true"),
         ("--trace t.json --dry_run true", "a profile with speeds"),
         ("--trace no/t.json --dry_run true --hardware h100-80g --dtype bf16", "cannot be written"),
     ],
 )
-def test_bad_traces(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_traces(flags: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
 
 
 @pytest.mark.parametrize("ranks", [(0, 8), (0, 4, 8, 12), (6, 7, 8, 9, 10, 11), tuple(range(16))])

@@ -13,7 +13,7 @@ from bench.report.charts import longest
 from tests.support.reports import shipped, written
 
 
-def found(tmp_path: Path, **columns: str) -> pd.DataFrame:
+def plan_rows(tmp_path: Path, **columns: str) -> pd.DataFrame:
     """Make rows like plan's: each method's longest, without and with a trick, on 2 and 4 GPUs."""
     base = shipped()
     base = base[(base["ring_parallel_size"] == "1") & (base["seq_len"] != "512")]
@@ -26,7 +26,7 @@ def found(tmp_path: Path, **columns: str) -> pd.DataFrame:
 
 
 def test_a_bar_for_each_method_and_set_of_toggles(tmp_path: Path) -> None:
-    chart = longest.chart(found(tmp_path))
+    chart = longest.chart(plan_rows(tmp_path))
     assert isinstance(chart, Chart)
     assert [panel.title for panel in chart.panels] == ["2 GPUs", "4 GPUs"]
     assert "dry_run" in chart.source
@@ -53,15 +53,15 @@ def test_a_bar_for_each_method_and_set_of_toggles(tmp_path: Path) -> None:
 
 
 def test_toggles_without_a_name_are_named_by_their_columns(tmp_path: Path) -> None:
-    rows = found(tmp_path)
+    rows = plan_rows(tmp_path)
     rows.loc[rows.index[0], "overlap_chunks"] = "2"
-    told = inputs.toggles(rows)
-    assert told[0] == "tiled loss; overlap_chunks 2"
-    assert set(told[1:]) == {"tiled loss", "checkpointing, tiled loss"}
+    names = inputs.toggles(rows)
+    assert names[0] == "tiled loss; overlap_chunks 2"
+    assert set(names[1:]) == {"tiled loss", "checkpointing, tiled loss"}
 
 
 def test_the_chart_names_how_many_sets_of_toggles_are_left_out(tmp_path: Path) -> None:
-    rows = found(tmp_path)
+    rows = plan_rows(tmp_path)
     rows["overlap_chunks"] = [str(n) for n in range(2, len(rows) + 2)]
     chart = longest.chart(rows)
     assert isinstance(chart, Chart)
@@ -70,5 +70,5 @@ def test_the_chart_names_how_many_sets_of_toggles_are_left_out(tmp_path: Path) -
 
 @pytest.mark.parametrize(("column", "value"), [("longest_limit", ""), ("status", "oom_gpu")])
 def test_other_rows_are_not_in_it(tmp_path: Path, column: str, value: str) -> None:
-    why = longest.chart(found(tmp_path, **{column: value}))
+    why = longest.chart(plan_rows(tmp_path, **{column: value}))
     assert why == "no row of plan --objective longest --out"
