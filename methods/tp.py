@@ -22,6 +22,7 @@ from odysseus.parallel.tensor_parallel import linear_all_reduce, with_shared_kv_
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
+    """Build this rank's attention: its heads of q, k and v, its columns of the output weight."""
     return Attention(
         run.architecture,
         kernels,
@@ -32,6 +33,7 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
 
 
 def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
+    """Build this rank's MLP: its rows of gate and up, and its columns of down."""
     return MLP(
         run.architecture,
         kernels,

@@ -25,6 +25,7 @@ from odysseus.parallel.tensor_parallel import (
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
+    """Build this rank's attention: all-gather, attention of its heads, reduce-scatter."""
     column = partial(gather_linear, axis=mesh.sequence, regather=run.regather)
     return Attention(
         run.architecture,
@@ -36,6 +37,7 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
 
 
 def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
+    """Build this rank's MLP: all-gather, its part of the intermediate size, reduce-scatter."""
     # A tile's backward directly follows its recomputed forward: the gathered input still exists.
     regather = run.regather and not run.tiled_mlp_compute
     return MLP(

@@ -21,6 +21,7 @@ from odysseus.parallel.yunchang import yunchang_all_to_all
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
+    """Build attention with whole weights, between all-to-alls if there are several ranks."""
     if run.ulysses_head_chunks > 1:
         return ChunkedAttention(run.architecture, kernels, mesh.sequence, run.ulysses_head_chunks)
     exchange = {"native": all_to_all_attend, "yunchang": yunchang_all_to_all}[
@@ -32,6 +33,7 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
 
 
 def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
+    """Build the MLP with whole weights, which computes on the shard."""
     return MLP(run.architecture, kernels)
 
 
@@ -42,7 +44,7 @@ def check(run: RunConfig) -> None:
         return
     if run.ulysses_all_to_all != "native":
         raise ValueError(
-            f"ulysses_all_to_all = {run.ulysses_all_to_all} does not know ulysses_head_chunks = "
+            f"ulysses_all_to_all = {run.ulysses_all_to_all} does not support ulysses_head_chunks = "
             f"{chunks}; valid: native, or ulysses_head_chunks = 1"
         )
     heads = run.architecture.num_attention_heads // n

@@ -33,7 +33,9 @@ def main(parsed: Any) -> int:
         raise ValueError("dry_run = true has nothing to measure; valid: false")
     out = Path(parsed.out)
     if out.suffix not in (".yml", ".yaml"):
-        raise ValueError(f"out = {out} is no name that --hardware takes; valid: ending in .yml")
+        raise ValueError(
+            f"out = {out} is not a name that --hardware takes; valid: a .yml or .yaml file"
+        )
     checks.check_file("out", out)
     measured = partial(_profile, links=_links_of(parsed.links_of, run))
     outcome = measured(run) if launched else launch.run_workers(run, measured)
@@ -50,24 +52,24 @@ def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
     """Return the links of an earlier profile of these ranks; none without a name.
 
     Raises:
-        ValueError: the profile is of other ranks, or has no links, or its links include skew.
+        ValueError: the profile is of other ranks, or has no links, or its link times include skew.
     """
     if not name:
         return ()
-    known, local = profile_file.find(name), ranks_per_node(run.world_size)
+    earlier, local = profile_file.find(name), ranks_per_node(run.world_size)
     device = pick_device(run.device).type
-    links = known.speeds.links if known.speeds else ()
+    links = earlier.speeds.links if earlier.speeds else ()
     most = max((link.ranks for link in links), default=0)
-    if (most, known.gpus_per_node, known.device) != (run.world_size, local, device):
+    if (most, earlier.gpus_per_node, earlier.device) != (run.world_size, local, device):
         raise ValueError(
-            f"links_of = {name} has links of {most} ranks, {known.gpus_per_node} per node, on "
-            f"{known.device}; valid: a file that calibrate wrote for {run.world_size}, {local} "
+            f"links_of = {name} has links of {most} ranks, {earlier.gpus_per_node} per node, on "
+            f"{earlier.device}; valid: a file that calibrate wrote for {run.world_size}, {local} "
             f"per node, on {device}"
         )
-    if device == "cpu" and run.world_size > 1 and not (known.speeds and known.speeds.skew):
+    if device == "cpu" and run.world_size > 1 and not (earlier.speeds and earlier.speeds.skew):
         raise ValueError(
-            f"links_of = {name} has links measured after much computing too, and no skew; valid: a "
-            "file that calibrate wrote with skew"
+            f"links_of = {name} has links whose times include skew, and no skew; valid: a file "
+            "that calibrate wrote with skew"
         )
     return links
 

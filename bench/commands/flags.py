@@ -1,7 +1,7 @@
-"""Flags of every verb.
+"""Flags of all verbs.
 
 This module imports no torch: ``VERB --help``, and the error about a flag or a YAML key that does
-not exist, appear at once. What a verb does is in the module of its name.
+not exist, appear at once. Each verb is implemented in the module of its name.
 """
 
 from __future__ import annotations

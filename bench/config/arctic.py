@@ -142,18 +142,18 @@ def _completed(fields: dict[str, Any]) -> dict[str, Any]:
             "model.disable_activation_checkpoint; valid: one of them"
         )
     if "seq_len" not in fields:
-        fields["seq_len"] = _longest(fields["model.name_or_path"])
+        fields["seq_len"] = _default_seq_len(fields["model.name_or_path"])
     launched = launched_world_size()
     return {"world_size": launched or fields["sequence_parallel_size"]} | fields
 
 
-def _longest(model: str) -> int:
+def _default_seq_len(model: str) -> int:
     """Return the tokens per sample that ArcticTraining takes if a recipe does not say."""
     length = MAX_POSITION_EMBEDDINGS.get(model)
     if folder := ModelOptions(name_or_path=model).checkpoint:
         length = hf_config.read_object(folder / "config.json").get("max_position_embeddings")
     if not isinstance(length, int):
-        raise ValueError("data.max_length is missing; valid: the tokens of a sample")
+        raise ValueError("data.max_length is missing; valid: the number of tokens per sample")
     return length
 
 

@@ -90,7 +90,7 @@ def check_gpus(run: RunConfig, launched: int | None) -> None:
             f"valid: {launched}"
         )
     if run.dry_run and launched is not None:
-        raise ValueError("dry_run = true has no peers; run it without torchrun or srun")
+        raise ValueError("dry_run = true runs in one process; run it without torchrun or srun")
     if run.dry_run:
         return
     gpus = torch.cuda.device_count()

@@ -25,18 +25,20 @@ from odysseus.config.run import RunConfig
 
 def parser(verb: str, description: str) -> ArgumentParser:
     """Return a verb's parser with only ``--config``."""
-    made = ArgumentParser(prog=f"{command()} {verb}", description=description, exit_on_error=False)
-    made.add_argument(
+    verb_parser = ArgumentParser(
+        prog=f"{command()} {verb}", description=description, exit_on_error=False
+    )
+    verb_parser.add_argument(
         "--config",
         action="config",
         help="YAML file with the same keys, in which a dot is nesting; a flag on the command line "
         "wins. recipes/NAME.yml and sweeps/NAME.yml are also names of files that come with the "
         "package.",
     )
-    return made
+    return verb_parser
 
 
-def parse(made: ArgumentParser, arguments: Sequence[str]) -> Any:
+def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
     """Return the parsed and instantiated arguments, by name.
 
     Raises:
@@ -44,26 +46,26 @@ def parse(made: ArgumentParser, arguments: Sequence[str]) -> Any:
     """
     arguments, notes = arctic.translate(_config_first(arguments))
     try:
-        parsed = made.instantiate(made.parse_args(arguments))
+        parsed = verb_parser.instantiate(verb_parser.parse_args(arguments))
     except ArgumentError as error:
         message = " ".join(str(error).split()).replace("typing.", "").rstrip(".")
-        raise ValueError(message + _suggestion(made, message)) from None
+        raise ValueError(message + _suggestion(verb_parser, message)) from None
     if is_first_rank():
         for note in notes:
             print(note, file=sys.stderr)
     return parsed
 
 
-def add_run_options(made: ArgumentParser) -> None:
+def add_run_options(verb_parser: ArgumentParser) -> None:
     """Add the flags of one cell, by group."""
     for group, _ in groups_of(RunConfig):
-        made.add_class_arguments(_options_of(group))
+        verb_parser.add_class_arguments(_options_of(group))
 
 
-def add_grid_options(made: ArgumentParser) -> None:
+def add_grid_options(verb_parser: ArgumentParser) -> None:
     """Add the flags of one cell, by group; each may also hold a list."""
     for group, _ in groups_of(RunConfig):
-        made.add_class_arguments(_options_of(group, lists=True))
+        verb_parser.add_class_arguments(_options_of(group, lists=True))
 
 
 def _options_of(group: Any, lists: bool = False) -> type:
@@ -76,17 +78,19 @@ def _options_of(group: Any, lists: bool = False) -> type:
         lists: Whether to widen every field `T` to `T | list[T]`, also in nested groups.
     """
     hints: dict[str, Any] = get_type_hints(group)
-    made: list[tuple[str, Any, Any]] = []
+    declared: list[tuple[str, Any, Any]] = []
     for f in fields(group):
         hint = hints[f.name]
         if f.name not in group.__annotations__:
             continue
         if is_dataclass(hint):
             nested: Any = _options_of(hint, lists) if lists else hint
-            made.append((f.name, nested, field(default_factory=nested)))
+            declared.append((f.name, nested, field(default_factory=nested)))
         else:
-            made.append((f.name, hint | list[hint] if lists else hint, field(default=f.default)))
-    options = make_dataclass(f"{group.__name__}Flags", made, frozen=True, kw_only=True)
+            declared.append(
+                (f.name, hint | list[hint] if lists else hint, field(default=f.default))
+            )
+    options = make_dataclass(f"{group.__name__}Flags", declared, frozen=True, kw_only=True)
     options.__doc__ = group.__doc__
     return options
 
@@ -106,7 +110,7 @@ def _config_first(arguments: Sequence[str]) -> list[str]:
     return files + flags
 
 
-def _suggestion(made: ArgumentParser, message: str) -> str:
+def _suggestion(verb_parser: ArgumentParser, message: str) -> str:
     """Return the valid keys nearest to the unknown key of an error; empty for any other error."""
     unknown = re.search(
         r"unrecognized arguments: --([\w.]+)|option '([\w.]+)'", message, re.IGNORECASE
@@ -114,7 +118,7 @@ def _suggestion(made: ArgumentParser, message: str) -> str:
     if unknown is None:
         return ""
     key = unknown[1] or unknown[2]
-    known = [action.dest for action in made._actions]
+    known = [action.dest for action in verb_parser._actions]
     near = difflib.get_close_matches(key, known, 3) or [
         name for name in known if difflib.get_close_matches(key, [name.rpartition(".")[2]], 1)
     ]

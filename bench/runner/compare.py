@@ -176,7 +176,7 @@ class Peer:
         (batch,) = batches
         meter = MemoryMeter()
         for tensors, kind in (
-            (self.trainer.optimizer.held(), "optimizer"),
+            (self.trainer.optimizer.state_tensors(), "optimizer"),
             (self.trainer.model.parameters(), "parameters"),
             (batch.tensors, "activations"),
         ):

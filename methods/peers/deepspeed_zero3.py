@@ -59,7 +59,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         self.zero.zero_grad(set_to_none=True)
 
-    def held(self) -> Iterator[Tensor]:
+    def state_tensors(self) -> Iterator[Tensor]:
         """Yield the shards, their fp32 copies, the buffers and AdamW's states."""
         shards = [p.ds_tensor for group in self.zero.fp16_groups for p in group]
         states = list(self.zero.optimizer.state.values())

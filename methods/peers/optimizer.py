@@ -51,7 +51,7 @@ class AdamW:
         for parameter in (*self.masters, *self.weights):
             parameter.grad = None
 
-    def held(self) -> Iterator[Tensor]:
+    def state_tensors(self) -> Iterator[Tensor]:
         yield from self.masters
         for state in self.adamw.state.values():
             yield from state.values()

@@ -22,7 +22,7 @@ class Optimizer(Protocol):
 
     def zero_grad(self) -> None: ...
 
-    def held(self) -> Iterable[Tensor]:
+    def state_tensors(self) -> Iterable[Tensor]:
         """Return the tensors that stay from step to step, for the memory meter.
 
         The parameters may be among them.
@@ -46,8 +46,8 @@ class PeerTrainer(Protocol):
     def forward_backward(self, batch: Batch, tokens: int) -> Tensor:
         """Compute the gradients of one step and return this rank's loss.
 
-        If ranks read shards, the loss is the sum over ranks. If they read whole samples, every rank
-        returns the whole loss.
+        If ranks read shards, the step's loss is the sum of what they return. If they read whole
+        samples, each rank returns the step's loss.
         """
         ...
 

@@ -36,6 +36,8 @@ def plain_linear(width_in: int, width_out: int, name: str) -> nn.Module:
 
 
 class Attention(nn.Module):
+    """Attention with separate weights for q, k and v; the linear layers may be a peer's."""
+
     def __init__(self, a: Architecture, attend: Attend, linear: Linear = plain_linear) -> None:
         super().__init__()
         self.head_dim, self.attend = a.head_dim, attend
@@ -61,6 +63,8 @@ def rotated(x_BSFK: Tensor, table: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
+    """SwiGLU MLP with separate weights for gate and up; the linear layers may be a peer's."""
+
     def __init__(self, a: Architecture, linear: Linear = plain_linear) -> None:
         super().__init__()
         self.gate_proj = linear(a.hidden_size, a.intermediate_size, "gate_proj")
@@ -72,6 +76,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Transformer block: norm and attention, norm and MLP, each with a residual: [B, S, D]."""
+
     def __init__(self, a: Architecture, attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(a.hidden_size, a.rms_norm_eps)
@@ -85,6 +91,8 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Embedding, blocks and final norm: token ids and positions [B, S] to [B, S, D]."""
+
     def __init__(self, a: Architecture, attention: Make, mlp: Make) -> None:
         super().__init__()
         self.architecture = a
