@@ -33,9 +33,7 @@ def main(parsed: Any) -> int:
         raise ValueError("dry_run = true has nothing to measure; valid: false")
     out = Path(parsed.out)
     if out.suffix not in (".yml", ".yaml"):
-        raise ValueError(
-            f"out = {out} is not a name that --hardware takes; valid: a .yml or .yaml file"
-        )
+        raise ValueError(f"out = {out} is no profile name; valid: a name ending in .yml or .yaml")
     checks.check_file("out", out)
     measured = partial(_profile, links=_links_of(parsed.links_of, run))
     outcome = measured(run) if launched else launch.run_workers(run, measured)

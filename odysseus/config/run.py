@@ -109,8 +109,8 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             )
         if self.compile and self.data.pack:
             raise ValueError(
-                "compile = true with data.pack = true would compile again for every sample's "
-                "documents; valid: data.pack = false, or compile = false"
+                "compile = true would compile again for every sample's documents, with data.pack = "
+                "true; valid: data.pack = false, or compile = false"
             )
         if self.ulysses_head_chunks > 1 and self.method != "ulysses":
             raise ValueError(
