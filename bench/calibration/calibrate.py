@@ -221,7 +221,7 @@ def _skew(device: torch.device) -> Iterator[tuple[float, float]]:
     """Yield (seconds of compute, extra seconds of a small collective after it).
 
     Ranks that share a core reach a collective one after another if they compute for less than a
-    time slice: the first rank's data is there when the next rank needs it. Otherwise they reach
+    time slice: the first rank's data has arrived when the next rank needs it. Otherwise they reach
     it together, and all wait for the work of each.
     """
     group = dist.group.WORLD

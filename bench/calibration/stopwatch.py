@@ -68,7 +68,7 @@ def own_s(action: Callable[[], object], calls: int, device: torch.device) -> flo
 
 
 def reduce_over_ranks(own: float, which: Callable[[list[float]], float]) -> float:
-    """Reduce a number over all ranks, such as by max; the same on every rank."""
+    """Reduce a number over all ranks, for example by max; the same on every rank."""
     ranks = [0.0] * dist.get_world_size()
     dist.all_gather_object(ranks, own)
     return which(ranks)

@@ -92,8 +92,9 @@ def longest(run: RunConfig, report: Callable[[int, fit.Need], None]) -> Longest:
 def _next_trial(fits: int, fails: int, known: dict[int, fit.Need]) -> int:
     """Return the next length to try, in units.
 
-    It is where the line through the two known points nearest to the limit reaches the limit, kept
-    between the longest that fits and the shortest that fails, and at most eight times the former.
+    The line through the two known points nearest to the limit gives the length at which it reaches
+    the limit. The result is between the longest that fits and the shortest that fails, and at most
+    eight times the former.
     """
     near = sorted(known, key=lambda units: abs(known[units].share - 1))[:2]
     high = fails - 1 if fails else 8 * fits

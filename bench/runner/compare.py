@@ -258,9 +258,8 @@ def disagreement(peer: str, dtype: str, wrong: dict[str, float]) -> str:
 
 
 def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[Peer, str]:
-    """Return a peer with the weights of this project's trainer, and the reason not to time it
-    (empty if there is none). Nothing refers to the trainer afterwards, so that its memory can be
-    freed."""
+    """Return a peer with the weights of this project's trainer, and the reason not to time it, or
+    an empty text. Nothing refers to the trainer afterwards, so that its memory can be freed."""
     own, samples = worker.start(run, device)
     peer_model = Peer(run, peer, own)
     return peer_model, disagreement(peer, run.dtype, differences(own, peer_model, samples.step(0)))

@@ -24,8 +24,8 @@ def flash_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate like FlashAttention-2's backward (flash_api.cpp, mha_bwd).
 
-    Beside the gradients it allocates fp32 sums of dq and of rows, with tokens rounded up to blocks,
-    and with grouped queries gradients of k and v for every query head.
+    Beside the gradients it allocates fp32 sums of dq and of rows, with tokens rounded up to blocks.
+    With grouped queries it also allocates gradients of k and v for every query head.
     """
     (batch, tokens, heads, width), (keys, groups) = q.shape, k.shape[1:3]
     rounded = -(-tokens // _ROW_BLOCK) * _ROW_BLOCK

@@ -64,9 +64,9 @@ FINDINGS = """\
 - TP: "2 AllReduce" counts one direction and its 8 Ld both; forward and backward make 4.
 - TP-SP and Odysseus (2024): reduce-scatters and all-gathers are swapped. A half-block whose
   gathered input is not kept makes 3 all-gathers and 2 reduce-scatters (arXiv 2205.05198, 4.2.2).
-- Ulysses moves 1/N of the sequence a rank (the first table forgets the division), and with
+- Ulysses moves 1/N of the sequence per rank (the first table forgets the division), and with
   grouped-query attention less: k and v count kv heads, not query heads. q, k and v travel in one
-  all-to-all here, so there are 4 a block, not 8, with the same bytes.
+  all-to-all here, so there are 4 per block, not 8, with the same bytes.
 - Ring: "4 Ld" is keys and values forward and backward; their gradients come on top (6), in fp32,
   and with grouped-query attention all of it is g times that.
 - ZeRO-3 gathers weights twice and scatters gradients once: three passes, 12 d2 + 9 di with as

@@ -180,8 +180,8 @@ def _kv_chunks(run: RunConfig) -> int:
 def _ring(run: RunConfig) -> Iterator[Term]:
     """Yield one block's ring traffic.
 
-    Keys and values are sent around the ring in forward (twice with checkpointing) and in backward,
-    their gradients in at least fp32 (Liu et al., arXiv 2310.01889 §3, with grouped-query
+    Keys and values are sent around the ring in forward (twice with checkpointing) and in backward.
+    Their gradients are sent in at least fp32 (Liu et al., arXiv 2310.01889 §3, with grouped-query
     attention). yunchang sends k and v separately, and gradients around the whole ring: R hops
     instead of R - 1. The kv heads are sent around once for every chunk of query heads.
     """

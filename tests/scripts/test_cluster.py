@@ -182,10 +182,10 @@ def test_congestion_control_and_freed_memory_of_hosts(
 ) -> None:
     """Hosts use Reno on a link without a rate limit, keep congestion windows, and keep freed
     memory."""
-    of_tcp = "/proc/sys/net/ipv4/tcp_"
-    show = f"echo $(cat {of_tcp}congestion_control {of_tcp}slow_start_after_idle) "
+    tcp = "/proc/sys/net/ipv4/tcp_"
+    show = f"echo $(cat {tcp}congestion_control {tcp}slow_start_after_idle) "
     show += "$MALLOC_TRIM_THRESHOLD_ $MALLOC_MMAP_THRESHOLD_"
-    known = Path(f"{of_tcp}available_congestion_control").read_text().split()
+    known = Path(f"{tcp}available_congestion_control").read_text().split()
     control = "bbr" if rate != "none" and "bbr" in known else "reno"
     found = printed_on_hosts(tmp_path, monkeypatch, show, "--rate", rate)
     assert found == [f"{control} 0 {2**32} {2**25}"] * 2

@@ -35,7 +35,7 @@ def errors(runs: list[RunConfig], expected: list[str]) -> list[tuple[float, floa
         expected: Safetensors of each run's gradients by name, of its ``loss`` and its ``logits``.
     """
     norms_in_fp64()
-    found = []
+    result = []
     for run, file in zip(runs, expected, strict=True):
         gradients = load_file(file)
         trainer = Trainer(run, METHODS[run.method], mesh := make_mesh(CPU, run))
@@ -48,11 +48,11 @@ def errors(runs: list[RunConfig], expected: list[str]) -> list[tuple[float, floa
             error = (gradient - piece.of(whole)).abs().max() / whole.abs().max()
             worst = max(worst, error.item())
         whole = gradients["logits"][0, samples.positions]
-        of_logits = [((x - whole).abs().max() / whole.abs().max()).item() for x in logits]
+        logit_errors = [((x - whole).abs().max() / whole.abs().max()).item() for x in logits]
         assert bool(logits) == (run.model.implementation == "native")
-        of_loss = abs(loss.item() / gradients["loss"].item() - 1)
-        found.append((of_loss, worst, max(of_logits, default=0.0)))
-    return found
+        loss_error = abs(loss.item() / gradients["loss"].item() - 1)
+        result.append((loss_error, worst, max(logit_errors, default=0.0)))
+    return result
 
 
 def recorded_logits(model: nn.Module) -> list[torch.Tensor]:

@@ -120,12 +120,12 @@ def largest_errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 def kernel_errors(name: str, dtype: torch.dtype, device: torch.device) -> list[float]:
     """Return errors of Liger's output and gradients against the project's in fp64, same inputs."""
-    lent, ours, inputs = KERNELS[name]
+    lent, own, inputs = KERNELS[name]
     inputs = [x.to(device, dtype) for x in inputs]
     found = values_and_gradients(lent, inputs)
     wide = torch.float32 if name.startswith("loss") else dtype
     assert [x.dtype for x in found] == [wide] + [dtype] * len(inputs)
-    return largest_errors(found, values_and_gradients(ours, [x.double() for x in inputs]))
+    return largest_errors(found, values_and_gradients(own, [x.double() for x in inputs]))
 
 
 RUN = RunConfig(

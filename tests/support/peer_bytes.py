@@ -62,8 +62,8 @@ def bytes_of_torch_context_parallel(ranks: int) -> int:
     blocks = sum(size for name, size in sizes.items() if ".layers." in name)
     weights = 2 * sum(sizes.values()) + blocks
     keys_and_values = 2 * 2 * RUN.architecture.key_value_width * TOKENS
-    of_loss = 2
-    gathered = weights + 2 * keys_and_values + of_loss
+    loss_elements = 2
+    gathered = weights + 2 * keys_and_values + loss_elements
     return 4 * gathered * (ranks - 1) // ranks + 4 * keys_and_values
 
 
@@ -75,8 +75,8 @@ def bytes_of_yunchang_ring(ranks: int, part: str) -> int:
     weights = sum(map(math.prod, shapes.values())) if part == "model" else blocks
     keys_and_values = 2 * 2 * RUN.architecture.key_value_width * TOKENS // ranks
     rings = keys_and_values * (2 * 2 * (ranks - 1) + 4 * ranks)
-    of_loss = 2 * 4 * (part == "model")
-    return rings + (2 * (weights + blocks) + 4 * weights + of_loss) * (ranks - 1) // ranks
+    loss_bytes = 2 * 4 * (part == "model")
+    return rings + (2 * (weights + blocks) + 4 * weights + loss_bytes) * (ranks - 1) // ranks
 
 
 def bytes_of_blocks(ranks: int) -> dict[str, int]:

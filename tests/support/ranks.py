@@ -33,10 +33,10 @@ class World:
         self.calls = 0
         store = os.path.join(self.folder, "store")
         for rank in range(world_size):
-            connection, of_rank = SERVER.Pipe()
-            process = SERVER.Process(target=_serve, args=(rank, world_size, store, of_rank))
+            connection, rank_end = SERVER.Pipe()
+            process = SERVER.Process(target=_serve, args=(rank, world_size, store, rank_end))
             process.start()
-            of_rank.close()
+            rank_end.close()
             self.connections.append(connection)
             self.processes.append(process)
 

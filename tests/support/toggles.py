@@ -58,15 +58,15 @@ def errors(runs: list[RunConfig]) -> list[dict[str, float]]:
     for run in runs:
         trainer = Trainer(run, METHODS[run.method], mesh)
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
-        of_loss = abs(trainer.forward_backward(samples.step(0)).item() - loss)
-        of_gradients = largest(trainer.gradients(), gradients)
+        loss_error = abs(trainer.forward_backward(samples.step(0)).item() - loss)
+        gradient_errors = largest(trainer.gradients(), gradients)
         trainer.optimizer.update()
         axis = mesh.sequence
         held = sharding.local_pieces(
             trainer.model, run.architecture, trainer.method.split, axis.size, axis.rank
         )
         found.append(
-            {"loss": of_loss, **of_gradients, "weights": max(largest(held, updated).values())}
+            {"loss": loss_error, **gradient_errors, "weights": max(largest(held, updated).values())}
         )
     return found
 

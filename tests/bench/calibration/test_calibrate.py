@@ -127,8 +127,8 @@ def test_memory_is_measured_with_other_operands_each_time() -> None:
 
     with patch.object(calibrate, "seconds", seconds):
         points = calibrate._memory(add, 2, torch.device("cpu"))
-    of_sizes = [len(set(seen[i : i + 16])) for i in range(0, len(seen), 16)]
-    assert of_sizes == [16] * 6 + [8]
+    distinct_operands = [len(set(seen[i : i + 16])) for i in range(0, len(seen), 16)]
+    assert distinct_operands == [16] * 6 + [8]
     assert points[0] == (3 * 2**12, 3 * 2**12)
     with patch.object(calibrate, "seconds", lambda *_: 0.5):
         assert calibrate._memory(add, 1, torch.device("cpu"))[0] == (2 * 2**12, 4 * 2**12)
@@ -256,7 +256,7 @@ def skew_after_known_computing(_: RunConfig) -> list[tuple[float, float]]:
         return list(calibrate._skew(torch.device("cpu")))
 
 
-def test_skew_is_what_a_collective_takes_more_after_more_computing() -> None:
+def test_skew_is_the_extra_time_of_a_collective_after_more_computing() -> None:
     (found,) = run_ranks(skew_after_known_computing, 1, RunConfig(), fresh=True)
     for (computed_s, longer_s), rows in zip(found, (128, 256, 512, 1536), strict=True):
         assert computed_s == pytest.approx(1e-5 * rows)

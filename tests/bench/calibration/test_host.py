@@ -20,7 +20,7 @@ from tests.support.ranks import run_ranks
 PROFILE = ROOT / "results" / "emulated" / "50mbit-1" / "profile.yml"
 
 
-def test_hooks_are_what_zero_takes_beyond_its_operations() -> None:
+def test_hooks_are_the_time_of_zero_beyond_its_operations() -> None:
     """0.1 ms per operation and 2 ms per hook, on a machine that is sometimes three times slower."""
     paces = [1 if turn % 3 else 3 for turn in range(host._TURNS)]
     plain_s = [1e-4 * 100 * pace for pace in paces]
@@ -72,7 +72,7 @@ def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
 
 
 @pytest.mark.alone
-def test_what_operations_compute_is_not_the_hosts() -> None:
+def test_computing_time_is_not_host_time() -> None:
     ((before_s, after_s),) = run_ranks(host_s_of_a_slow_host, 1, RunConfig(), fresh=True)
     assert before_s > 0
     assert after_s - before_s == pytest.approx(0.05, rel=0.4)

@@ -40,7 +40,7 @@ Asked = list[tuple[str, str]]
 IN_FP32 = [name for name, peer in PEERS.items() if "fp32" in peer.dtypes]
 
 
-def all_of(run: RunConfig, asked: Asked) -> dict[tuple[str, str], dict[str, Any]]:
+def compare_all(run: RunConfig, asked: Asked) -> dict[tuple[str, str], dict[str, Any]]:
     """Return each comparison with this project's method, of one pair of steps."""
     torch.set_num_threads(1)
     return {
@@ -55,18 +55,18 @@ def test_every_peer_agrees_in_fp32(world_size: int, parts: tuple[str, ...]) -> N
     fp32, to 1e-5."""
     run = replace(RUN, world_size=world_size)
     asked = [(name, part) for part in parts for name in IN_FP32]
-    for of_rank in run_ranks(all_of, world_size, run, asked):
-        assert {which: row["error"] for which, row in of_rank.items() if "error" in row} == {}
-        found = {which: row["largest_difference"] for which, row in of_rank.items()}
+    for comparisons in run_ranks(compare_all, world_size, run, asked):
+        assert {which: row["error"] for which, row in comparisons.items() if "error" in row} == {}
+        found = {which: row["largest_difference"] for which, row in comparisons.items()}
         assert {which for which, difference in found.items() if difference < 1e-5} == {*asked}
-        for (name, part), row in of_rank.items():
+        for (name, part), row in comparisons.items():
             assert row["tensors_checked"] == {"model": 1 + 3, "blocks": 2}[part] + 2 * 9, name
             assert 0 < row["ratio_p20"] <= row["ratio_p50"] <= row["ratio_p80"], name
             assert min(row["ours_peak_bytes"], row["peer_peak_bytes"]) > 0, name
         for name, expected in BYTES.items():
-            assert of_rank[name, "model"]["peer_comm_bytes"] == expected(world_size), name
+            assert comparisons[name, "model"]["peer_comm_bytes"] == expected(world_size), name
         if "blocks" in parts:
-            sent = {name: of_rank[name, "blocks"]["peer_comm_bytes"] for name in IN_FP32}
+            sent = {name: comparisons[name, "blocks"]["peer_comm_bytes"] for name in IN_FP32}
             assert sent == bytes_of_blocks(world_size)
 
 
@@ -75,15 +75,15 @@ def test_every_peer_agrees_in_bf16() -> None:
     run in reverse order, so that none needs the set-up of another."""
     run = replace(RUN, world_size=2, dtype="bf16")
     asked = [*((name, "model") for name in reversed(PEERS)), ("yunchang_ring", "blocks")]
-    for of_rank in run_ranks(all_of, 2, run, asked):
-        assert {which: row["error"] for which, row in of_rank.items() if "error" in row} == {}
-        differ = {which: row["largest_difference"] for which, row in of_rank.items()}
+    for comparisons in run_ranks(compare_all, 2, run, asked):
+        assert {which: row["error"] for which, row in comparisons.items() if "error" in row} == {}
+        differ = {which: row["largest_difference"] for which, row in comparisons.items()}
         assert {n for n, difference in differ.items() if 1e-4 < difference < 2e-2} == {*asked}
-        of_loss = 2 * 3 * 4 * TOKENS // 2
-        sent = of_rank["megatron_tp", "model"]["peer_comm_bytes"] - of_loss
-        assert sent == (bytes_of_megatron_tp(2) - of_loss) // 2
+        loss_bytes = 2 * 3 * 4 * TOKENS // 2
+        sent = comparisons["megatron_tp", "model"]["peer_comm_bytes"] - loss_bytes
+        assert sent == (bytes_of_megatron_tp(2) - loss_bytes) // 2
         for part in PARTS:
-            sent = of_rank["yunchang_ring", part]["peer_comm_bytes"]
+            sent = comparisons["yunchang_ring", part]["peer_comm_bytes"]
             assert sent == bytes_of_yunchang_ring(2, part)
 
 

@@ -85,7 +85,7 @@ def test_the_longest_that_fits_is_the_gpus(run: RunConfig, method: str) -> None:
     assert counted_need(replace(run, seq_len=more)).limit == "GPU"
 
 
-def test_the_host_may_be_what_is_short(run: RunConfig) -> None:
+def test_host_memory_may_be_the_limit(run: RunConfig) -> None:
     run = replace(run, activation_checkpoint_cpu_offload=True, host_memory_limit_bytes=2**23)
     found = longest.longest(run, lambda seq_len, need: None)
     assert found.limit == "host"
@@ -114,9 +114,9 @@ def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert set(in_chunks["method"]) == {"ulysses"} != set(kept["method"])
     longest_of = {line.split()[0]: int(line.split()[-2]) for line in lines}
     for name, length in longest_of.items():
-        of_method = kept[kept["method"] == name]
-        assert list(of_method["longest_limit"]) == ["", "GPU"]
-        assert list(of_method["seq_len"]) == ["1024", str(length)]
+        method_rows = kept[kept["method"] == name]
+        assert list(method_rows["longest_limit"]) == ["", "GPU"]
+        assert list(method_rows["seq_len"]) == ["1024", str(length)]
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_a_whole_recipe(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_what_is_left_out_has_arctictrainings_default() -> None:
+def test_absent_keys_have_arctictrainings_defaults() -> None:
     fields, ignored = arctic.convert(built(LEAST))
     assert ignored == []
     assert fields == {

@@ -131,7 +131,7 @@ def test_a_shipped_profile_has_the_old_key_and_its_recorded_sha256() -> None:
         {"multiprocessors": -3},
     ],
 )
-def test_speeds_that_are_none(speeds: dict[str, object], tmp_path: Path) -> None:
+def test_profiles_without_speeds(speeds: dict[str, object], tmp_path: Path) -> None:
     file = tmp_path / "node.yml"
     given = asdict(profiles.PROFILES["h100-80g"])
     given["speeds"] |= speeds

@@ -39,7 +39,7 @@ def test_kernels_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in _KERNELS if name.startswith("aten::")])
-def test_arguments_are_where_the_schema_has_them(name: str) -> None:
+def test_positions_of_arguments_match_the_schema(name: str) -> None:
     query_at, key_at, causal_at, *_ = _KERNELS[name]
     arguments = getattr(torch.ops.aten, name.removeprefix("aten::")).default._schema.arguments
     names = [arguments[at].name for at in (query_at, key_at, causal_at)]
@@ -63,8 +63,8 @@ def whole(run: RunConfig) -> int:
     """Return the FLOPs of all ranks: causal, forward and backward, and forward again under
     checkpointing."""
     a, matmuls = run.architecture, 7 + 2 * run.recomputes
-    of_block = matmuls * 2 * run.micro_batch_size * run.seq_len**2 * a.query_width // 2
-    return of_block * a.num_hidden_layers
+    block_flops = matmuls * 2 * run.micro_batch_size * run.seq_len**2 * a.query_width // 2
+    return block_flops * a.num_hidden_layers
 
 
 @pytest.mark.parametrize("backend", ["native", "allgather"])

@@ -27,7 +27,7 @@ def tensor(kib: int) -> Tensor:
     return torch.empty(kib * KIB, dtype=torch.uint8)
 
 
-def test_counts_what_is_alive_at_once() -> None:
+def test_the_meter_counts_tensors_alive_at_once() -> None:
     with MemoryMeter() as meter:
         kept = tensor(10)
         tensor(5)  # gone at once
@@ -148,7 +148,7 @@ TRICKS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("model", [VOCABULARY, THIN], ids=["wide_mlp", "thin_mlp"])
 @pytest.mark.parametrize("method", METHODS)
-def test_what_tricks_leave_equals_its_closed_form(method: str, model: ModelOptions) -> None:
+def test_activations_under_tricks_equal_their_closed_form(method: str, model: ModelOptions) -> None:
     """The closed form holds to the byte, with the peak at the MLP, at a norm, at attention or at
     the loss."""
     length = 1024 if model is VOCABULARY else 2048  # thinner ones peak elsewhere when short
@@ -159,7 +159,7 @@ def test_what_tricks_leave_equals_its_closed_form(method: str, model: ModelOptio
     assert run_ranks(measured_activations, 4, runs)[0] == closed
 
 
-def test_no_closed_form_is_claimed_for_what_was_not_derived() -> None:
+def test_no_closed_form_is_claimed_without_a_derivation() -> None:
     tricks = {"activation_checkpointing": True}
     for run in (
         replace(RUN, dtype="bf16", **tricks),

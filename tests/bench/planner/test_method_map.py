@@ -42,7 +42,7 @@ def test_a_cell_is_the_fastest_of_its_layouts(monkeypatch: pytest.MonkeyPatch) -
     assert method_map.cell(run)["method"] == method_map.NOTHING
 
 
-def test_the_files_and_what_is_there_already(tmp_path: Path) -> None:
+def test_the_files_and_cells_that_exist_already(tmp_path: Path) -> None:
     path = tmp_path / "map"
     flags = "--model.name_or_path llama3-8b --model.num_hidden_layers 3"
     flags += f" --map {path} --map_world_sizes [2] --map_seq_lens"
@@ -162,7 +162,7 @@ def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path)
         ("--out rows.csv", "out = rows.csv is not for a map"),
     ],
 )
-def test_cells_that_are_none(
+def test_cells_that_cannot_run(
     flags: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", "--map", str(tmp_path / "map"), *flags.split()]) == 2

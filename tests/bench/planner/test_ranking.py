@@ -17,7 +17,7 @@ from tests.support.small_runs import LLAMA3_ON_4_GPUS
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("step", [0, -1])
-def test_shallow_runs_say_what_a_deep_one_takes(method: str, step: int) -> None:
+def test_shallow_runs_predict_a_deep_one(method: str, step: int) -> None:
     run = ranking.ladder(replace(LLAMA3_ON_4_GPUS, method=method))[step]
     counted = predict.count(run)
     columns = predict.columns(run, counted)

@@ -37,7 +37,7 @@ def test_errors() -> None:
     }
 
 
-def test_the_order_where_times_differ_clearly() -> None:
+def test_the_order_of_clearly_different_times() -> None:
     predicted = 110, 180, 100
     near = in_rounds(((100, 200, 105), predicted))
     assert accuracy.misordered(near) == []  # tp and ulysses differ by 5 % only
@@ -85,7 +85,7 @@ def test_the_cost_of_no_prefetch() -> None:
     assert found.loc["ulysses", 1024] == pytest.approx(1.2)
 
 
-def test_cells_are_matched_by_all_that_makes_them() -> None:
+def test_cells_are_matched_by_their_whole_identity() -> None:
     """Match two cells that differ in one trick, with some columns empty."""
 
     def twice(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

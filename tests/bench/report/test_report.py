@@ -41,7 +41,7 @@ def test_the_shipped_rows_make_every_figure(
     assert (tmp_path / "mfu.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_the_shipped_rows_are_what_they_should_be() -> None:
+def test_the_shipped_rows_have_the_expected_cells() -> None:
     data = drawable(EXAMPLE)
     alone = data[data["ring_parallel_size"] == 1]
     assert (len(alone), len(data) - len(alone)) == (4 * 2 * 3, 4 * 2 * 3)  # ring 2 and 4
@@ -64,7 +64,7 @@ def test_the_shipped_rings_make_the_balance_figure() -> None:
     assert list(contiguous.y) == [(2 * ring - 1) / ring for ring in contiguous.x]
 
 
-def test_charts_have_units_and_say_what_they_are_of() -> None:
+def test_charts_name_their_units_and_source() -> None:
     everything = [*RESULTS.glob("*.csv"), RESULTS / "verify" / "tp.csv"]
     found = cards_of(*everything, RESULTS / "emulated" / "errors.csv")
     drawn = {name for name, card in found.items() if card.charts}
@@ -93,7 +93,7 @@ def test_measured_and_dry_rows_are_never_in_one_chart(tmp_path: Path) -> None:
         ]
 
 
-def test_scaling_keeps_what_must_stay_the_same() -> None:
+def test_scaling_charts_keep_tokens_constant() -> None:
     found = cards_of(EXAMPLE)
     (strong,), (weak,) = found["strong_scaling"].charts, found["weak_scaling"].charts
     assert [panel.title for panel in strong.panels] == [

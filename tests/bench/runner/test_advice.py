@@ -25,7 +25,7 @@ def _no_allocator_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
 
 
-def test_none_where_all_is_well() -> None:
+def test_no_advice_for_a_good_run() -> None:
     assert advice(QUIET, CPU) == advice(QUIET, CUDA) == []
 
 

@@ -39,7 +39,7 @@ def test_off_leaves_the_allocator_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("run", [ON, OFF], ids=["on", "off"])
-def test_what_the_user_says_stays(
+def test_the_users_setting_stays(
     monkeypatch: pytest.MonkeyPatch, name: str, run: RunConfig
 ) -> None:
     monkeypatch.setenv(name, "max_split_size_mb:64")

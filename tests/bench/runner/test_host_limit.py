@@ -64,12 +64,12 @@ def test_the_longest_length_fits_and_the_next_does_not(method: Any, optimizer: A
     )
 
 
-def test_what_does_not_offload_needs_nothing() -> None:
+def test_a_run_without_offload_needs_no_host_memory() -> None:
     plain = replace(OFFLOADED, activation_checkpoint_cpu_offload=False, host_memory_limit_bytes=1)
     assert host_limit.shortage(plain) == ""
 
 
-def test_ranks_of_this_node_are_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_gives_the_ranks_of_this_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks_per_node(4) == 4
     needed = host_limit.node_bytes(OFFLOADED)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -79,7 +79,7 @@ def test_ranks_of_this_node_are_what_the_launcher_says(monkeypatch: pytest.Monke
     assert HostMemory.for_run(limited, torch.device("cpu")).limit_bytes == 500
 
 
-def test_the_machine_is_the_control_group_where_that_is_smaller(
+def test_a_smaller_control_group_limits_the_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -113,7 +113,7 @@ def test_slurm_tells_how_many_ranks_share_a_node(
     assert launched._tasks_on_this_node(20) == expected
 
 
-def test_what_does_not_depend_on_the_length_says_so() -> None:
+def test_a_need_independent_of_the_length_is_reported() -> None:
     optimizer = replace(OFFLOADED, activation_checkpoint_cpu_offload=False)
     optimizer = replace(optimizer, optimizer=OptimizerOptions(offload="cpu"))
     assert host_limit.longest(optimizer) == "what is needed does not depend on seq_len"

@@ -59,7 +59,7 @@ def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("verb", ["run", "sweep"])
 @pytest.mark.parametrize("meanwhile", ["hangs", "reduces"])
-def test_another_rank_that_fails_is_the_row(tmp_path: Path, verb: str, meanwhile: str) -> None:
+def test_the_row_names_another_rank_that_fails(tmp_path: Path, verb: str, meanwhile: str) -> None:
     """The row names that rank, whether rank 0's collective then fails or never returns."""
     out = tmp_path / "rows.csv"
     job = [*TORCHRUN, "-m", "tests.support.joined_job", meanwhile, verb, *SMALL.split()]

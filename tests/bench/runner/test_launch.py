@@ -75,7 +75,7 @@ def test_run_appends_one_whole_row(tmp_path: Path) -> None:
     assert float(row["wall_s"]) - 5 * float(row["step_ms_p80"]) / 1e3 < 8
 
 
-def test_a_hybrid_says_where_its_axes_lie(tmp_path: Path) -> None:
+def test_a_hybrid_prints_the_placement_of_its_axes(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     flags = (
         f"run {SMALL} --world_size 4 --ring_parallel_size 2 --seq_len 1024 --steps 1 --out {out}"

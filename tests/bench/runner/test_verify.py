@@ -99,7 +99,7 @@ def _with_one_gradient_scaled(run: RunConfig) -> dict[str, Any]:
         return verify.history(run)
 
 
-def test_one_wrong_gradient_is_found(
+def test_one_wrong_gradient_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdicts = []
@@ -131,9 +131,7 @@ FINE = {"status": "ok", "error": "", "loss": [2.0, 1.0], "grad_norm": [4.0, 2.0]
 
 @pytest.mark.parametrize("name", verify.QUANTITIES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none_fails(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: float
-) -> None:
+def test_nan_and_infinity_fail(monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
     run = RunConfig(steps=2)
     broken = FINE | {name: [*FINE[name][:1], value]}
     for pair in ((FINE, broken), (broken, FINE), (broken, broken)):

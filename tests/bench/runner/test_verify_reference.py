@@ -88,7 +88,7 @@ def read_in_a_step(run: RunConfig, step: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("axes", [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
-def test_both_read_the_same_samples(axes: tuple[int, int]) -> None:
+def test_reference_and_candidate_read_the_same_samples(axes: tuple[int, int]) -> None:
     ring, size = axes
     run = replace(OTHER, data=DataOptions(), ring_parallel_size=ring, sequence_parallel_size=size)
     for step in (0, 1, 5):

@@ -36,7 +36,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", PATCHED)
-def test_pytorch_has_what_a_dry_run_patches(name: str) -> None:
+def test_pytorch_has_every_patched_attribute(name: str) -> None:
     look_here = f"torch changed: look at {name} in bench/simulator/fake_world.py"
     try:
         attribute = pkgutil.resolve_name(name)
@@ -71,11 +71,13 @@ def test_few_tiles_have_the_peak_of_all(method: str, tokens: int) -> None:
         seq_len=tokens,
         tiled_mlp_compute=True,
     )
-    of_all = dry_run.count(run, 0)
+    all_tiles = dry_run.count(run, 0)
     with few_tiles():
-        of_few = dry_run.count(run, 0)
-    assert of_few.peak.bytes == of_all.peak.bytes
-    assert (of_few.flops["matmul_flops"] < of_all.flops["matmul_flops"]) == (tokens > 3 * 256)
+        first_tiles = dry_run.count(run, 0)
+    assert first_tiles.peak.bytes == all_tiles.peak.bytes
+    assert (first_tiles.flops["matmul_flops"] < all_tiles.flops["matmul_flops"]) == (
+        tokens > 3 * 256
+    )
 
 
 def test_garbage_is_collected_again_afterwards() -> None:

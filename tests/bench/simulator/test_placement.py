@@ -78,7 +78,7 @@ def test_only_sends_and_all_to_alls_connect(method: str, backend: str, ring: int
     assert (connected(run, 8) > 0) == (sends > 0)
 
 
-def test_what_nccl_takes_for_eight_gpus_is_what_was_seen() -> None:
+def test_nccl_memory_for_eight_gpus_equals_the_measured_one() -> None:
     """NCCL takes 3.28 GB from tensors on eight H100."""
     profile = PROFILES["h100-80g"]
     ulysses, tp = (

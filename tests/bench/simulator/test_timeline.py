@@ -123,13 +123,13 @@ def test_hooks_come_before_each_collective_of_zeros(method: str, engine: str) ->
     program = dry_run.count(run, 0, True).program
     kinds = [action.kind if isinstance(action, Op) else "" for action in program]
     after = [i + 1 for i, kind in enumerate(kinds) if kind == HOOKS]
-    of_zero = [
+    zero_ops = [
         i
         for i, action in enumerate(program)
         if isinstance(action, Op) and action.purpose in ("parameter", "gradient")
     ]
-    assert after == of_zero
-    assert of_zero
+    assert after == zero_ops
+    assert zero_ops
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -265,7 +265,7 @@ def test_bad_traces(flags: str, expected: str, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("ranks", [(0, 8), (0, 4, 8, 12), (6, 7, 8, 9, 10, 11), tuple(range(16))])
-def test_what_crosses_nodes_takes_longer(ranks: tuple[int, ...]) -> None:
+def test_collectives_across_nodes_take_longer(ranks: tuple[int, ...]) -> None:
     """Test also groups with strided ranks and groups that straddle the end of a node."""
     known = target.clock(replace(LLAMA, world_size=16))
     assert known is not None

@@ -41,7 +41,7 @@ def test_ratios_and_their_spread_are_the_rows() -> None:
 @pytest.mark.parametrize(
     ("part", "tail"), [("blocks", ", blocks alone"), ("model", ""), (None, "")]
 )
-def test_a_panel_says_of_which_part_it_is(part: str | None, tail: str, tmp_path: Path) -> None:
+def test_a_panel_names_its_part(part: str | None, tail: str, tmp_path: Path) -> None:
     """Older files have no column for the part."""
     rows = pd.read_csv(SHIPPED, dtype=str).head(1).drop(columns="part", errors="ignore")
     rows = rows if part is None else rows.assign(part=part)
