@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.theory import model_flops
-from odysseus.config.groups import ModelOptions
+from odysseus.config.nested import ModelOptions
 from odysseus.config.run import RunConfig
 
 

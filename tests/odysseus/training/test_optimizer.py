@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from odysseus.config.groups import OptimizerOptions
+from odysseus.config.nested import OptimizerOptions
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemory
 from odysseus.training.optimizer import ShardedAdamW
