@@ -9,6 +9,8 @@ cd "$(dirname "$0")"
 source scripts/setup_env.sh requirements-dev.txt requirements-torchtitan.txt
 
 export OMP_NUM_THREADS=1
+# Tests start some hundred processes: each must find the modules compiled.
+unset PYTHONDONTWRITEBYTECODE
 chosen="not slow"
 if [ "${1:-}" = --all ]; then
     chosen="slow or not slow"

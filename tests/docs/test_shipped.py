@@ -47,7 +47,7 @@ def test_every_csv_has_its_command_and_its_mode(name: str) -> None:
     text = section_of(name)
     made = [word for command in pictures.commands(text) for word in command]
     folder, _, _ = name.rpartition("/")
-    by_script = folder and re.search(rf"scripts/{folder.split('/')[0]}_study\.sh", text)
+    by_script = folder and re.search(rf"scripts/studies/{folder.split('/')[0]}_study\.sh", text)
     assert by_script or {f"results/{name}", f"results/{name.removesuffix('.csv')}"} & set(made)
     table = rows.read(RESULTS / name)
     assert re.search("`measured`|`dry_run`", text)
