@@ -16,6 +16,7 @@ from bench import rows
 from bench.__main__ import main
 from bench.config import options
 from scripts.written import pictures, tables
+from tests.support.marks import slow
 from tests.support.paths import RESULTS, ROOT
 
 README = (RESULTS / "README.md").read_text()
@@ -61,8 +62,8 @@ def test_every_csv_has_its_command_and_its_mode(name: str) -> None:
     "cells",
     [
         "dry_runs.yml --world_size 8 --seq_len 4096",
-        "dry_runs.yml --world_size 4096 --seq_len 65536 --method odysseus",
-        "dry_runs_ring8.yml --seq_len 262144 --method ulysses",
+        slow("dry_runs.yml --world_size 4096 --seq_len 65536 --method odysseus"),
+        slow("dry_runs_ring8.yml --seq_len 262144 --method ulysses"),
     ],
 )
 def test_the_shipped_dry_runs_are_counted_again(
@@ -135,6 +136,7 @@ def test_every_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
         assert module != "bench" or main(arguments) == 130, arguments
 
 
+@pytest.mark.slow
 def test_no_figure_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every figure, drawn again from the shipped files, equals the shipped figure."""
     shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "*.svg"))

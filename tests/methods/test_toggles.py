@@ -70,7 +70,7 @@ def test_every_pair_of_tricks(method: str, world_size: int) -> None:
     check_all([replace(base, **toggles) for toggles in combinations()])
 
 
-SLOWLY = ("tp_sp", "ulysses")  # as odysseus, but for tp_sp's MLP, which is as its attention
+SLOWLY = ("tp", "tp_sp", "ulysses")  # odysseus has every kind of layer but tp's all-reduce
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def profile(run: RunConfig, links: tuple[Link, ...] = ()) -> dict[str, Any]:
         return asdict(calibrate.measure(run, torch.device("cpu"), links))
 
 
+@pytest.mark.slow
 def test_four_ranks_and_a_prediction_from_them(tmp_path: Path) -> None:
     one, *others = run_ranks(profile, 4, RunConfig(world_size=4), fresh=True)
     assert all(other == one for other in others)  # the slowest rank's, on every rank

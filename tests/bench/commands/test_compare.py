@@ -24,6 +24,7 @@ from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.training.block_trainer import Stream
+from tests.support.marks import slow
 from tests.support.peer_bytes import (
     BYTES,
     RUN,
@@ -49,7 +50,7 @@ def compare_all(run: RunConfig, asked: Asked) -> dict[tuple[str, str], dict[str,
     }
 
 
-@pytest.mark.parametrize(("world_size", "parts"), [(2, PARTS), (4, ("model",))])
+@pytest.mark.parametrize(("world_size", "parts"), [(2, PARTS), slow(4, ("model",))])
 def test_every_peer_agrees_in_fp32(world_size: int, parts: tuple[str, ...]) -> None:
     """Compare the loss, or the blocks' output and input gradient, and every weight's gradient in
     fp32, to 1e-5."""
@@ -70,6 +71,7 @@ def test_every_peer_agrees_in_fp32(world_size: int, parts: tuple[str, ...]) -> N
             assert sent == bytes_of_blocks(world_size)
 
 
+@pytest.mark.slow
 def test_every_peer_agrees_in_bf16() -> None:
     """Peers agree to bf16 rounding, and the stream is sent in bf16: half the bytes of fp32. Peers
     run in reverse order, so that none needs the set-up of another."""

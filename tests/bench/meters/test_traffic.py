@@ -10,6 +10,7 @@ import pytest
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import OptimizerOptions, RunConfig
+from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 from tests.support.runs import MODEL, RUN, VARIANTS
 from tests.support.traffic import measured_columns
@@ -55,7 +56,7 @@ def variants(world_size: int) -> list[RunConfig]:
     return runs if world_size < 8 else runs[::2]  # eight ranks take their time on two cores
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("world_size", [1, slow(2), 4, slow(8)])
 def test_traffic_equals_theory(world_size: int) -> None:
     runs = variants(world_size)
     expected = [theory_traffic.step_traffic(run).columns for run in runs]
@@ -85,7 +86,7 @@ def ring_variants(world_size: int) -> list[RunConfig]:
     return runs if world_size < 8 else runs[::2]
 
 
-@pytest.mark.parametrize("world_size", [2, 4, 8])
+@pytest.mark.parametrize("world_size", [slow(2), 4, slow(8)])
 def test_traffic_of_rings_equals_theory(world_size: int) -> None:
     runs = ring_variants(world_size)
     for run in runs:

@@ -52,6 +52,7 @@ def test_layouts_of_all_sizes_and_of_the_one_that_is_set() -> None:
     assert {run.sequence_size for run in ranking.layouts(set_by_user)} == {2}
 
 
+@pytest.mark.slow
 def test_fastest_first_each_with_the_fewest_tricks() -> None:
     lines: list[str] = []
     base = replace(LLAMA3_ON_4_GPUS, world_size=2, seq_len=2**17)

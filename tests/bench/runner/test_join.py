@@ -20,6 +20,7 @@ from bench.runner import host_limit, join
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
 from tests.support.launched import SMALL, bench, finished, one_row
+from tests.support.marks import slow
 from tests.support.paths import ROOT
 from tests.support.small_runs import OFFLOADED
 
@@ -57,8 +58,10 @@ def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) ->
     assert not measure.called
 
 
-@pytest.mark.parametrize("verb", ["run", "sweep"])
-@pytest.mark.parametrize("meanwhile", ["hangs", "reduces"])
+@pytest.mark.parametrize(
+    ("verb", "meanwhile"),
+    [("run", "hangs"), ("sweep", "reduces"), slow("run", "reduces"), slow("sweep", "hangs")],
+)
 def test_the_row_names_another_rank_that_fails(tmp_path: Path, verb: str, meanwhile: str) -> None:
     """The row names that rank, whether rank 0's collective then fails or never returns."""
     out = tmp_path / "rows.csv"
@@ -111,6 +114,7 @@ def test_run_joins_workers_that_a_launcher_started(tmp_path: Path, launcher: str
     assert one_row(out)["world_size"] == "2"
 
 
+@pytest.mark.slow
 def test_a_sweep_joins_workers_and_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

@@ -22,6 +22,7 @@ from bench import rows
 from bench.runner import launch, worker
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from tests.support.launched import SMALL, bench, finished, one_row
+from tests.support.marks import slow
 
 ENDLESS = f"{SMALL} --world_size 2 --seq_len 512 --steps 1000000"
 MODEL = ModelOptions(num_hidden_layers=1, hidden_size=64, intermediate_size=64)
@@ -75,6 +76,7 @@ def test_run_appends_one_whole_row(tmp_path: Path) -> None:
     assert float(row["wall_s"]) - 5 * float(row["step_ms_p80"]) / 1e3 < 8
 
 
+@pytest.mark.slow
 def test_a_hybrid_prints_the_placement_of_its_axes(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     flags = (
@@ -98,6 +100,7 @@ def test_a_hybrid_prints_the_placement_of_its_axes(tmp_path: Path) -> None:
     assert float(row["attention_flops_max"]) == float(row["attention_flops_mean"]) > 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_row_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     process = bench("run", *ENDLESS.split(), "--out", str(out))
@@ -125,7 +128,7 @@ def test_a_sweep_goes_on_past_a_killed_cell(tmp_path: Path) -> None:
     assert "2 cells: 0 had rows, 1 ok, 1 failed" in said
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_ctrl_c_leaves_no_process_and_no_row(tmp_path: Path, sent: signal.Signals) -> None:
     out = tmp_path / "rows.csv"
     process = bench("run", *ENDLESS.split(), "--out", str(out))
@@ -137,12 +140,14 @@ def test_ctrl_c_leaves_no_process_and_no_row(tmp_path: Path, sent: signal.Signal
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
     process = bench("run", *ENDLESS.split(), "--out", str(tmp_path / "rows.csv"))
     with workers_of(process, 2), process:  # closes its pipes, which the workers may still hold
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_cell_that_takes_too_long_is_a_timeout_row(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     flags = [*ENDLESS.split(), "--timeout_s", "4", "--out", str(out)]

@@ -23,6 +23,7 @@ from methods import METHODS
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 from odysseus.parallel.sharding import huggingface_shapes
 from tests.support.dry_run import check_all
+from tests.support.marks import slow
 from tests.support.runs import RUN, VARIANTS
 from tests.support.toggles import ALL_ON, LOSS_TILES
 
@@ -82,15 +83,21 @@ def test_hybrids_of_other_worlds(method: str, world_size: int, ring: int) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("world_size", [4, 8])
+@pytest.mark.parametrize("world_size", [4, slow(8)])
 def test_every_rank_of_larger_worlds(method: str, world_size: int) -> None:
     base = replace(BASE, method=method, world_size=world_size, model=VARIANTS["ragged_rows"])
     in_bf16 = replace(base, dtype="bf16", **ALL_ON)
     check_all([base, replace(base, **ALL_ON), in_bf16], [0, 1, world_size - 1])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("backend", ["native", "allgather"])
+@pytest.mark.parametrize(
+    ("method", "backend"),
+    [
+        *(("tp_sp", "native"), ("ulysses", "allgather"), ("odysseus", "native")),
+        *(slow("tp", "native"), slow("ulysses", "native")),
+        *(slow(name, "allgather") for name in METHODS if name != "ulysses"),
+    ],
+)
 def test_every_hybrid(method: str, backend: str) -> None:
     base = replace(BASE, method=method, world_size=4, ring_parallel_size=2, ring_backend=backend)
     contiguous = replace(base, ring_order="contiguous", dtype="bf16")

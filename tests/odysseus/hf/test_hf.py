@@ -6,6 +6,7 @@ The loss and every gradient are compared with Transformers' own attention and ma
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.support.hf_models import (
     registered,
     undone,
 )
+from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 from tests.support.toggles import ALL_ON
 from tests.support.toggles import TOGGLES as OWN_TOGGLES
@@ -51,8 +53,12 @@ def cases(name: str, world_size: int) -> list[Case]:
     return found
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+# Every family over 2 ranks, by heads and by a ring; the family with the most toggles over both.
+QUICK = [*((name, 2) for name in CONFIGS), ("llama", 4)]
+OTHERS = [case for case in product(CONFIGS, (1, 2, 4)) if case not in QUICK]
+
+
+@pytest.mark.parametrize(("name", "world_size"), [*QUICK, *(slow(*case) for case in OTHERS)])
 def test_equals_transformers(name: str, world_size: int) -> None:
     chosen = cases(name, world_size)
     for of_rank in run_ranks(errors, world_size, chosen):

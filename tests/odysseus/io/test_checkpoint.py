@@ -33,6 +33,7 @@ from odysseus.parallel import sharding
 from tests.support.checkpoint_ranks import CPU, bytes_read, errors, save_again
 from tests.support.hf_configs import CONFIGS
 from tests.support.hf_reference import full_precision_norm
+from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}
@@ -77,7 +78,7 @@ def norms_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(norm, "forward", full_precision_norm)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [slow(1), 2, slow(4)])
 def test_every_method_computes_what_transformers_does(
     world_size: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:

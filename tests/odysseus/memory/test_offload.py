@@ -23,6 +23,7 @@ from odysseus.memory.offload import CheckpointOffload
 from odysseus.parallel import sharding
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
+from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -155,7 +156,7 @@ def bytes_held(runs: list[RunConfig]) -> list[dict[str, int]]:
     return found
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [slow(1), 2, slow(4)])
 def test_bytes_on_either_side(size: int) -> None:
     """To the byte, for every method: host memory is its closed form, and the device loses that.
 

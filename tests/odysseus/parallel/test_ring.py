@@ -100,6 +100,7 @@ def test_replicas_and_rings_in_any_order(axis_order: str) -> None:
         assert_parity(replace(base, method=method, model=model, gradient_accumulation_steps=2))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_with_a_ring() -> None:
     base = replace(BASE, method="ulysses", world_size=2, compile=True, ring_parallel_size=2)
     check_all([base, replace(base, activation_checkpointing=True)])
