@@ -35,9 +35,9 @@ STUDIES = {
 
 def commands(text: str) -> Iterator[list[str]]:
     """Yield module and arguments of every `python -m` command in a text, with loops over words
-    expanded."""
+    expanded and continued lines joined."""
     name, words = "", [""]
-    for line in text.splitlines():
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
         if loop := re.fullmatch(r"for (\w+) in (.+); do", line):
             name, words = loop[1], loop[2].split()
         elif line == "done":

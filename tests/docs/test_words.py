@@ -9,20 +9,24 @@ import pytest
 
 from tests.support.paths import ROOT
 
-FOLDERS = ("odysseus", "methods", "bench", "scripts")
+FOLDERS = ("odysseus", "methods", "bench", "scripts", "tests")
 _QUESTION_OR_PREPOSITION = re.compile(
-    r"(What|Who|Where|Which|How|As|Of|By|In|On|At|From|That|Those|So|And)\b"
+    r"(What|Who|Where|Which|How|As|Of|By|In|On|At|From|With|To|For|That|Those|So|And)\b"
 )
 
 
 def wrong_beginnings(source: str) -> list[str]:
-    """First lines of the docstrings that begin with none of the two."""
-    nodes = [
-        node
+    """First lines of the texts in a module that begin with neither.
+
+    Docstrings count, and documentation below the name that it explains.
+    """
+    texts = [
+        node.value.value.strip()
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
     ]
-    texts = [ast.get_docstring(node) or "" for node in nodes]
     return [text.splitlines()[0] for text in texts if _QUESTION_OR_PREPOSITION.match(text)]
 
 
@@ -37,5 +41,7 @@ def test_no_docstring_begins_with_a_question_or_a_preposition(folder: str) -> No
 
 
 def test_a_wrong_beginning_is_found() -> None:
-    source = 'def f():\n    """What a row has."""\n\nclass A:\n    """Rows of results."""\n'
-    assert wrong_beginnings(source) == ["What a row has."]
+    source = (
+        'def f():\n    """What a row has."""\n\nclass A:\n    """Rows."""\nX = 1\n"""Of a row."""\n'
+    )
+    assert wrong_beginnings(source) == ["Of a row.", "What a row has."]

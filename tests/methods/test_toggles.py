@@ -42,7 +42,7 @@ def combinations() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("world_size", ["2", "4"])
 def test_tricks_in_pairs(method: str, world_size: str) -> None:
-    """With each method, each two values of two tricks occur together in some run.
+    """Each two values of two tricks occur together in some run of each method.
 
     Two ranks also have each trick alone, so that no other hides it.
     """

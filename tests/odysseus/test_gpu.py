@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped without one."""
+"""Behaviour that only a GPU can show; skipped without one."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ from tests.support.numerics import EPS, random, values_and_gradients
 CPU = torch.device("cpu")
 
 TOLERANCE = 1e-4
-"""Of a model in fp32, relative to the largest element of a gradient. Some thirty kernels and
-matmuls lie behind it, and each rounds a few times at eps / 2 = 6e-8, which norms of small numbers
-enlarge; a wrong contribution changes the first digits."""
+"""Largest error of a model in fp32, relative to the largest element of a gradient. Some thirty
+kernels and matmuls lie behind it, and each rounds a few times at eps / 2 = 6e-8, which norms of
+small numbers enlarge; a wrong contribution changes the first digits."""
 
 LABELS = torch.tensor([0, 6, -100, 3, 3, -100, -100, 1, 2, 5, 18])
 

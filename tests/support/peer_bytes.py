@@ -119,4 +119,4 @@ BYTES = {
     "deepspeed_ulysses": bytes_of_deepspeed_ulysses,
     "deepspeed_alst": bytes_of_deepspeed_alst,
 }
-"""Of the whole model, in fp32, by the number of ranks."""
+"""Bytes per rank and step of the whole model in fp32, as functions of the number of ranks."""

@@ -15,7 +15,8 @@ from tests.support.paths import ROOT
 
 def commands(text: str) -> list[str]:
     """Return the bench commands in a text, without their line's comment."""
-    found = re.findall(r"^python -m bench (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    joined = re.sub(r"\\\n\s*", "", text)
+    found = re.findall(r"^python -m bench (.*?)(?:\s+#.*)?$", joined, re.MULTILINE)
     files = {"config": "sweeps/example.yml", "rings": "sweeps/hybrids.yml"}
     for name, file in files.items():
         found = [c.replace(f'"${{{name}[@]}}"', f"--config scripts/{file}") for c in found]

@@ -56,8 +56,8 @@ def test_memory_grows_alike_with_every_block(run: RunConfig, method: str, offloa
 
 @pytest.mark.parametrize("method", ["tp_sp", "ulysses", "odysseus"])
 def test_the_peak_may_move_on_the_way_to_a_deep_run(run: RunConfig, method: str) -> None:
-    """With a vocabulary this large, a shallow run's peak is at the head. A deep run's is at the end
-    of backward, where the gradients of every block are alive."""
+    """A vocabulary this large puts a shallow run's peak at the head. A deep run's peak is at the
+    end of backward, where the gradients of every block are alive."""
     model = replace(MODEL, num_hidden_layers=12, vocab_size=8192)
     run = replace(run, method=method, model=model, activation_checkpointing=True)
     run = replace(run, tiled_mlp_compute=True, tiled_loss_compute=True)

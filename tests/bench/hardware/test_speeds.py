@@ -25,8 +25,8 @@ def test_a_curve_between_and_beyond_its_points() -> None:
 
 
 def test_a_message_takes_a_latency_and_its_bytes() -> None:
-    """With 1 ms and 1 µs per byte, both ends are measured and every size between them follows the
-    same law."""
+    """Both ends are measured, at 1 ms and 1 µs per byte; every size between them follows the same
+    law."""
     points = tuple((x, x / (1e-3 + 1e-6 * x)) for x in (1e3, 8e3))
     for size in (1e3, 2e3, 5e3, 8e3):
         assert size / bandwidth(points, size) == pytest.approx(1e-3 + 1e-6 * size)
@@ -68,7 +68,7 @@ def test_silu_has_its_own_rate_if_it_was_measured() -> None:
 
 @pytest.mark.parametrize(("mib", "bus_gb_per_s"), [(16, 71.80), (256, 283.23), (16384, 376.71)])
 def test_an_all_reduce_over_nodes_is_priced_as_a_ring(mib: int, bus_gb_per_s: float) -> None:
-    """With 32 ranks on four nodes, each network card sends 4/31 of the bus bandwidth, not 3/31."""
+    """Each network card of 32 ranks on four nodes sends 4/31 of the bus bandwidth, not 3/31."""
     sent = 2 * 31 / 32 * mib * 2**20
     ranks = tuple(range(32))
     op = Op("", "all_reduce", "", (), 0, sent, (mib * 2**20,), ranks, "", "")

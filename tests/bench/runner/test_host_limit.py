@@ -40,7 +40,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("optimizer", ["none", "cpu"])
 @pytest.mark.parametrize("n", [2, 4])
 def test_the_longest_length_fits_and_the_next_does_not(method: Any, optimizer: Any, n: int) -> None:
-    """With `tp` every rank offloads the whole stream, with other methods a shard."""
+    """`tp` offloads the whole stream on every rank, the other methods a shard."""
     run = replace(OFFLOADED, method=method, sequence_parallel_size=n)
     run = replace(run, optimizer=OptimizerOptions(offload=optimizer))
     fixed = host_limit.node_bytes(replace(run, activation_checkpoint_cpu_offload=False))

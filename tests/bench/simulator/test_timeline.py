@@ -201,7 +201,7 @@ def test_a_second_dry_run_issues_the_same() -> None:
 
 
 def test_ring_hops_hide_behind_attention() -> None:
-    """With double buffering no hop of forward is exposed while attention takes longer."""
+    """Double buffering exposes no hop of forward while attention takes longer."""
     run = replace(LLAMA, ring_parallel_size=8, seq_len=2**20)
     found = predict.timeline(run, dry_run.count(run, 0, True))
     assert found is not None

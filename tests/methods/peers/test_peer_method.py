@@ -71,7 +71,7 @@ def test_a_sweep_has_ours_and_peers(swept: Path) -> None:
 
 
 def last_losses(runs: list[RunConfig]) -> list[float]:
-    """Of cells one after another."""
+    """Measure cells one after another and return their last losses."""
     torch.set_num_threads(1)
     return [launch.measure_in_group(run, CPU)["loss_last"] for run in runs]
 
@@ -214,7 +214,7 @@ def of_wrong_ones(run: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def test_what_is_not_the_same_is_not_timed() -> None:
-    """On no rank, though one rank alone may see it."""
+    """No rank times a peer whose results differ, even if only one rank sees the difference."""
     asked = replace(RUN, method="peer:dtensor_tp", world_size=2, steps=1)
     run = as_method.with_peer_defaults(asked)
     for found in run_ranks(of_wrong_ones, 2, run, fresh=True):
@@ -228,7 +228,7 @@ def test_what_is_not_the_same_is_not_timed() -> None:
 
 
 def measure_with_wrong_ones(run: RunConfig) -> dict[str, Any]:
-    """What a worker does."""
+    """Measure a cell as a worker does, with the wrong peers registered."""
     with wrong_ones():
         return launch.measure(run)
 

@@ -1,4 +1,4 @@
-"""What a peer as a method cannot be told ends in one line, before anything starts."""
+"""Options that a peer cannot have are refused in one line, before anything starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.small_runs import SIZES, nothing_starts
 
 @pytest.mark.parametrize("name", PEERS)
 def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
-    """By name; what it always does may be asked for."""
+    """The message names the toggle; a toggle that the peer always has may be set."""
     (dtype, *_) = PEERS[name].dtypes
     asked = RunConfig(method=f"peer:{name}", model=MODEL, world_size=2)
     run = as_method.with_peer_defaults(replace(asked, dtype=dtype))

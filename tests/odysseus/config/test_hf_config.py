@@ -19,7 +19,7 @@ LLAMA = SIZES | {"model_type": "llama"}
 
 
 def of(folder: Path, **given: Any) -> Architecture:
-    """What is read of a configuration."""
+    """Return the architecture read from a configuration with these fields changed."""
     (folder / "config.json").write_text(json.dumps(LLAMA | given))
     return hf_config.read(folder)
 
@@ -69,7 +69,7 @@ def test_keys_that_are_not_there(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_come_back(name: str, tmp_path: Path) -> None:
-    """From what is written here, and from what Transformers writes of that."""
+    """The file that is written here reads as the preset, as does Transformers' own copy of it."""
     given = hf_config.to_config(PRESETS[name], positions=4096)
     assert of(tmp_path, **given) == PRESETS[name]
     AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")

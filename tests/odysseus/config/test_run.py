@@ -1,4 +1,4 @@
-"""What a configuration refuses names the key, the value and what is valid; what it derives."""
+"""Refusals of a configuration name the key, the value and what is valid; derived properties."""
 
 from __future__ import annotations
 

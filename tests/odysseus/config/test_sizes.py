@@ -1,4 +1,4 @@
-"""How ranks, heads and tokens divide among the axes, and what is said when they do not."""
+"""Ranks, heads and tokens divide among the axes, or the refusal names the valid sizes."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_what_is_refused() -> None:
 
 
 def test_padding_at_the_end_is_nobodys() -> None:
-    """With -100 as its labels, a padded batch is the short samples alone."""
+    """Padding with labels of -100 leaves the loss and gradients of the short samples unchanged."""
     for of_rank in run_ranks(padded, 2):
         assert of_rank < 1e-12
 

@@ -170,7 +170,7 @@ def test_a_run_trains_on_and_saves(folders: dict[str, Path], tmp_path: Path) -> 
 
 
 def test_a_preset_is_saved_for_transformers(tmp_path: Path) -> None:
-    """With Llama-3's frequencies: its loss there is the one that we go on with."""
+    """Transformers computes the loss that training here continues with, with Llama-3's angles."""
     model = ModelOptions(rope_factor=8.0, rope_original_max_position_embeddings=32)
     run = RunConfig(model=model, seq_len=64, steps=1, warmup_steps=0, method="tp_sp")
     run_ranks(worker.measure_in_group, 1, run, CPU, str(tmp_path / "tiny"))

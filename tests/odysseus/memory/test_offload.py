@@ -66,7 +66,7 @@ class Chain:
         """Weak references to the inputs, in order."""
         self.copies: list[Tensor] = []
         self.read: list[Tensor] = []
-        """What every run of a block read: forward, then in backward from the last to the first."""
+        """Inputs that the blocks have read: in forward, then in backward from the last block on."""
 
     def block(self, x: Tensor, weight: Tensor) -> Tensor:
         self.read.append(x.detach().clone())
@@ -158,7 +158,7 @@ def bytes_held(runs: list[RunConfig]) -> list[dict[str, int]]:
 
 @pytest.mark.parametrize("size", [slow(1), 2, slow(4)])
 def test_bytes_on_either_side(size: int) -> None:
-    """To the byte, for every method: host memory is its closed form, and the device loses that.
+    """Host memory equals its closed form to the byte for every method, and the device has it less.
 
     All block inputs but two leave: the last stays, whose backward is next, and the one before it
     is fetched meanwhile. Of what ZeRO keeps, nothing is left; gradients pass, a block's at a time.

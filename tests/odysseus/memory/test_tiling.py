@@ -108,7 +108,7 @@ def test_tile_count(batch: int, tokens: int, width: int, tiles: int) -> None:
 
 
 TILES = [7, 7, 6]
-"""Of 20 tokens at width 8: ceil(20 / 8) = 3 tiles of ceil(20 / 3) = 7, and what is left."""
+"""Tiles of 20 tokens at width 8: ceil(20 / 8) = 3 of at most ceil(20 / 3) = 7 tokens."""
 
 
 @pytest.mark.parametrize("recompute", [False, True])

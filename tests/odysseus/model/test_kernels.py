@@ -114,7 +114,7 @@ def test_inputs_are_left_as_they_are() -> None:
 
 
 def test_bf16_norm_is_computed_in_fp32() -> None:
-    """With weight 1 the result is the exact one rounded once, here for all of 80 numbers."""
+    """Weight 1 gives the exact result rounded once, here for all of 80 numbers."""
     x = random(2, 5, 8).bfloat16()
     found = kernels.rms_norm(x, torch.ones(8, dtype=torch.bfloat16), EPS)
     assert torch.equal(found, plain_rms_norm(x.double(), torch.ones(8).double()).bfloat16())

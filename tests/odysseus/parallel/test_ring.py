@@ -61,7 +61,7 @@ def hybrids(method: str, axes: tuple[int, int], ways: list[Any]) -> list[RunConf
 
 
 def test_half_of_the_ways_hold_every_pair() -> None:
-    """Of order, backend and tricks."""
+    """Every pair of values of order, backend and tricks occurs exactly once in HALF."""
     for one, other in ((0, 1), (0, 2), (1, 2)):
         pairs = [(way[one], way[other]) for way in HALF]
         assert all(pairs.count(pair) == 1 for pair in pairs), pairs
