@@ -26,6 +26,7 @@ from bench.meters.traffic import COLLECTIVES, PURPOSES
 from bench.simulator import target
 from methods import label_of
 from odysseus.config.architecture import ARCHITECTURE_FIELDS
+from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import choose_attention
 from odysseus.parallel.mesh import pick_device
@@ -91,7 +92,7 @@ def _model_texts(label: str) -> dict[str, str]:
     return {"model.name_or_path": model} | {f"model.{name}": sizes[name] for name in sizes}
 
 
-def _has_ring(run: RunConfig) -> bool:
+def _has_ring(run: Parallelism) -> bool:
     return run.ring_parallel_size > 1
 
 

@@ -12,6 +12,7 @@ import torch
 from bench.simulator import dry_run, target
 from methods import METHODS, method_of
 from methods.peers import as_method, name_of
+from odysseus.config.groups import Execution
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import check_tokens
@@ -67,7 +68,7 @@ def refusal(run: RunConfig) -> str:
     return ""
 
 
-def check_compiler(run: RunConfig, device: torch.device) -> None:
+def check_compiler(run: Execution, device: torch.device) -> None:
     """Raise ValueError if the run uses torch.compile and its compiler is missing here."""
     compiler = os.environ.get("CXX", "g++")
     if not run.compile:

@@ -7,6 +7,7 @@ import torch
 from bench.runner import host_limit
 from bench.runner.allocator import allocator_settings
 from bench.simulator import target
+from odysseus.config.groups import Execution
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import node_limit_bytes
 
@@ -22,7 +23,7 @@ def advice(run: RunConfig, device: torch.device) -> list[str]:
     ]
 
 
-def _on_allocator(run: RunConfig, device: torch.device) -> list[str]:
+def _on_allocator(run: Execution, device: torch.device) -> list[str]:
     settings = allocator_settings()
     wanted = "expandable_segments:True"
     if device.type != "cuda" or wanted in settings or (run.expandable_segments and not settings):

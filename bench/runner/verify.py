@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from bench.runner import launch, worker
+from odysseus.config.groups import Precision
 from odysseus.config.run import OptimizerOptions, RunConfig
 
 QUANTITIES = ("loss", "grad_norm")
@@ -110,6 +111,6 @@ def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = histor
     return Verdict(steps, largest, *TOLERANCES[coarsest_dtype(run)])
 
 
-def coarsest_dtype(run: RunConfig) -> str:
+def coarsest_dtype(run: Precision) -> str:
     """The coarsest dtype that a run rounds to: its compute dtype or that of gradient reduction."""
     return "bf16" if run.reduce_dtype == torch.bfloat16 else run.dtype

@@ -24,6 +24,7 @@ from bench.meters.traffic import TrafficMeter
 from bench.runner.allocator import allocator_settings, configure_allocator
 from bench.theory import model_flops
 from methods import method_of
+from odysseus.config.groups import Execution
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch, Samples
@@ -144,7 +145,7 @@ def hardware_name(device: torch.device) -> str:
 
 
 def timed_steps(
-    run: RunConfig, step: Step[Result], samples: Samples, device: torch.device
+    run: Execution, step: Step[Result], samples: Samples, device: torch.device
 ) -> tuple[list[Result], list[float]]:
     """The results of all steps, and the milliseconds of each step after the warm-up."""
     results, times_ms = [], []

@@ -25,6 +25,7 @@ from bench.simulator.program import Program
 from bench.simulator.recorder import Recorder
 from bench.simulator.target import attention_of, clock, on_gpu
 from methods import method_of
+from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
 from odysseus.model.kernels import check_flash
@@ -133,7 +134,7 @@ def need(run: RunConfig, counted: Counted) -> fit.Need:
     return fit.need(run, counted.peak.bytes, counted.memory.peak(HOST).bytes)
 
 
-def _attention_of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
+def _attention_of_all_ranks(run: Parallelism, counted: Counted) -> dict[str, float]:
     """Attention FLOPs of the busiest rank and the mean of all, from those of one rank."""
     order, ring = run.ring_order, run.ring_parallel_size
     mean = counted.flops["attention_flops"] / share_of_attention(order, ring, counted.ring_rank)
@@ -176,7 +177,7 @@ def heaviest_rank(run: RunConfig) -> int:
         return max(ranks, key=lambda rank: count(few, rank).peak.bytes)
 
 
-def first_rank(run: RunConfig, ring_rank: int) -> int:
+def first_rank(run: Parallelism, ring_rank: int) -> int:
     """Return the first rank of the world with this number in its ring."""
     sizes = run.axis_sizes
     grid = np.arange(run.world_size).reshape(list(sizes.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
 
 _WORDS = {"sp": "sequence axis", "ring": "ring", "dp": "replicas"}
@@ -40,7 +41,7 @@ def connected(run: RunConfig, ranks_per_node: int) -> int:
     return exchanges * (run.sequence_size - 1) + sends
 
 
-def _crosses(run: RunConfig, ranks_per_node: int) -> dict[str, bool]:
+def _crosses(run: Parallelism, ranks_per_node: int) -> dict[str, bool]:
     """Whether each axis has ranks on several nodes."""
     sizes = run.axis_sizes
     node = np.arange(run.world_size).reshape(list(sizes.values())) // ranks_per_node

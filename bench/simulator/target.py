@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bench.hardware import profile_file
 from bench.simulator.cost_model import Clock
+from odysseus.config.groups import DryRun
 from odysseus.config.run import RunConfig
 
 
-def on_gpu(run: RunConfig) -> bool:
+def on_gpu(run: DryRun) -> bool:
     """Whether a dry run is for a GPU."""
     return bool(run.hardware) and profile_file.find(run.hardware).device == "cuda"
 

@@ -10,6 +10,7 @@ import torch
 
 from bench.theory.traffic import shard_elements
 from methods import method_of
+from odysseus.config.groups import Precision
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
 from odysseus.method import unchanged
@@ -214,6 +215,6 @@ def _scales(run: RunConfig) -> int:
     return _stream_tokens(run) * _wide(run)
 
 
-def _wide(run: RunConfig) -> int:
+def _wide(run: Precision) -> int:
     """Bytes of norms' scales, log-sum-exp and losses: at least fp32."""
     return torch.promote_types(run.compute_dtype, torch.float32).itemsize

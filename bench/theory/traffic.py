@@ -18,6 +18,7 @@ import torch
 
 from bench.meters.traffic import COLLECTIVES, PURPOSES, bytes_sent
 from methods import method_of
+from odysseus.config.groups import Parallelism, Zero
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
 from odysseus.parallel.sharding import is_cut, pieces
@@ -249,7 +250,7 @@ def _zero(run: RunConfig) -> Iterator[Term]:
                 yield Term("reduce_scatter", "gradient", count * parts, elements * reduced, ranks)
 
 
-def _reductions(run: RunConfig, elements: int, ranks: int) -> list[tuple[int, int]]:
+def _reductions(run: Zero, elements: int, ranks: int) -> list[tuple[int, int]]:
     """Return (elements, count) of the reductions of a unit's gradients."""
     if not run.reduce_bucket_size or ranks == 1:
         return [(elements, 1)]
@@ -268,7 +269,7 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
         yield Term("reduce_scatter", "edge", 1, stream, n)
 
 
-def _edge(run: RunConfig) -> Iterator[Term]:
+def _edge(run: Parallelism) -> Iterator[Term]:
     """Yield a step's sums of the token count, the loss and the gradient norm, 8 bytes each."""
     yield Term("all_reduce", "edge", 3, 8, run.world_size)
 
@@ -277,7 +278,7 @@ def _tokens(run: RunConfig) -> int:
     return run.micro_batch_size * run.ring_seq_len
 
 
-def _zero_ranks(run: RunConfig, is_cut: bool) -> int:
+def _zero_ranks(run: Parallelism, is_cut: bool) -> int:
     """Return the number of ranks over which ZeRO shards cut or uncut parameters."""
     return run.world_size // run.sequence_size if is_cut else run.world_size
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.parallel.mesh import Mesh
@@ -109,7 +110,7 @@ class Peer:
         """Return the run of this project's method that does the same work as the peer."""
         return replace(run, method=self.method, **self.overrides, **self.axes(run))
 
-    def axes(self, run: RunConfig) -> dict[str, int]:
+    def axes(self, run: Parallelism) -> dict[str, int]:
         """Return the options of the axis sizes that the peer needs; empty if it needs none."""
         ring_only = {"ring_parallel_size": run.world_size, "sequence_parallel_size": 1}
         return ring_only if self.ring else {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from odysseus.config.groups import MemorySavings
 from odysseus.config.run import RunConfig
 
 _ALL_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -18,7 +19,7 @@ class HostMemoryError(MemoryError):
     """Offloading needs more host memory than it may take."""
 
 
-def node_limit_bytes(run: RunConfig, node_bytes: int | None = None) -> int:
+def node_limit_bytes(run: MemorySavings, node_bytes: int | None = None) -> int:
     """Return the bytes of host memory that offloading may take per node: the limit, else 90 %.
 
     Args:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from odysseus.config.groups import MemorySavings
 from odysseus.config.run import RunConfig
 from odysseus.model import liger
 
@@ -40,7 +41,7 @@ def loss_tile_tokens(run: RunConfig) -> int:
     return min(run.local_tokens, _most_tokens(run, run.architecture.vocab_size))
 
 
-def _most_tokens(run: RunConfig, vocabulary: int) -> int:
+def _most_tokens(run: MemorySavings, vocabulary: int) -> int:
     """Return how many tokens' fp32 logits fit in ``tiled_loss_bytes``; at least one."""
     return max(1, run.tiled_loss_bytes // (4 * vocabulary))
 

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import CausalAttention, differentiable
 from odysseus.model.block_attention import BlockAttention
@@ -87,7 +88,7 @@ def check(run: RunConfig, device: torch.device) -> None:
     check_blocks(run, device, "ring attention")
 
 
-def choose_ring(run: RunConfig, axis: Axis, kernels: Kernels) -> Kernels:
+def choose_ring(run: Parallelism, axis: Axis, kernels: Kernels) -> Kernels:
     """Kernels with the run's attention over the ring axis in place of the given attention."""
     if run.ring_backend == "yunchang":
         return replace(kernels, attend=yunchang_ring(axis, run.ring_order), attention_with_lse=None)

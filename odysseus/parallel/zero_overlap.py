@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from odysseus.config.run import RunConfig
+from odysseus.config.groups import Zero
 from odysseus.parallel import fsdp_internals
 from odysseus.parallel.fsdp_internals import FSDPParamGroup, ReduceScatter
 
 
-def check(run: RunConfig, on_gpu: bool) -> None:
+def check(run: Zero, on_gpu: bool) -> None:
     """Raise ValueError if the run cannot have `zero_engine` overlap."""
     if run.zero_engine != "overlap":
         return
