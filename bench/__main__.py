@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from bench.commands import flags
 from bench.config import options
 from bench.config.command import command
+from bench.config.launched import launched_world_size
 
 VERBS = {
     "run": "measure one cell: a method, a model, a sequence length, a world size",
@@ -23,8 +27,16 @@ VERBS = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Run one verb and return its exit status; 2 means bad input, before anything was started."""
+STARTING_WORKERS = ("run", "sweep", "compare", "verify", "calibrate", "theory")
+
+
+def main(arguments: list[str], may_fork: bool = False) -> int:
+    """Run one verb and return its exit status; 2 means bad input, before anything was started.
+
+    Args:
+        may_fork: Whether this process runs no thread and may be forked, so that workers need not
+            import everything again.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {command()} VERB [options]\n")
         print("\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items()))
@@ -37,11 +49,18 @@ def main(arguments: list[str]) -> int:
         parsed = options.parse(flags.PARSERS[verb](), rest)
         # Not imported before, as it imports torch: help and mistyped flags must not wait for it.
         action: Callable[[Any], int] = import_module(f"bench.commands.{verb}").main
+        if may_fork and verb in STARTING_WORKERS and not _starts_nothing(parsed):
+            import_module("bench.runner.processes").fork_now()
         return action(parsed)
     except ValueError as error:
         return _bad_input(verb, str(error))
     except KeyboardInterrupt:
         return 130
+
+
+def _starts_nothing(parsed: Any) -> bool:
+    """Whether all cells are dry runs, or torchrun or srun has started the workers."""
+    return parsed.dry_run is True or launched_world_size() is not None
 
 
 def _bad_input(verb: str, message: str) -> int:
@@ -50,8 +69,17 @@ def _bad_input(verb: str, message: str) -> int:
 
 
 def console() -> int:
-    """Run the console command; return its exit status."""
-    return main(sys.argv[1:])
+    """Run the console command; return its exit status. SIGINT and SIGTERM end it at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    return main(sys.argv[1:], may_fork=True)
+
+
+def _end(number: int, _: Any) -> NoReturn:
+    """End this process without an exception, which whatever runs now might swallow."""
+    with suppress(OSError, RuntimeError):  # a closed pipe; a line that was just being written
+        sys.stdout.flush()
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from bench.config.launched import is_first_rank, own_rank
-from bench.runner import host_limit, launch
+from bench.runner import fork_server, host_limit, launch
+from bench.runner.signals import received_signals
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
 
@@ -82,7 +83,7 @@ def _outcome(run: RunConfig, measure: Measure) -> Row:
     try:
         return {"status": "ok", "error": ""} | measure()
     except Exception as error:
-        message, follows = f"{type(error).__name__}: {error}", launch.follows_another(error)
+        message, follows = fork_server.described(error), fork_server.follows_another(error)
         if rank:
             if not follows:
                 _report_failure(rank, message)
@@ -103,7 +104,7 @@ def _write_row_before_sigterm(run: RunConfig, write: Write) -> Iterator[Write]:
                 written.append(row)
                 write(row)
 
-    def listen() -> None:
+    def listen(received: int) -> None:
         while number := os.read(received, 1):
             if number[0] == signal.SIGTERM:
                 if failure := _first_failure():
@@ -112,17 +113,9 @@ def _write_row_before_sigterm(run: RunConfig, write: Write) -> Iterator[Write]:
                     os._exit(128 + signal.SIGTERM)
         os.close(received)
 
-    received, signalled = os.pipe()
-    os.set_blocking(signalled, False)
-    threading.Thread(target=listen, daemon=True).start()
-    previous_fd = signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
-    previous = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
+    with received_signals(signal.SIGTERM) as received:
+        threading.Thread(target=listen, args=(os.dup(received),), daemon=True).start()
         yield once
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        signal.set_wakeup_fd(previous_fd)
-        os.close(signalled)
 
 
 def _store() -> PrefixStore | None:

@@ -1,28 +1,15 @@
-"""Start a cell's workers with torch elastic, and turn every outcome, errors included, into a
-row."""
+"""Run a cell on new processes, and turn every outcome, errors included, into a row."""
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
-import select
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench import rows
-from bench.runner import host_limit, peer_worker, worker
+from bench.runner import host_limit, peer_worker, processes, worker
 from bench.simulator import predict
 from bench.theory import memory as theory_memory
 from bench.theory import traffic as theory_traffic
@@ -30,9 +17,6 @@ from methods import METHODS
 from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
 
-PRELOADED = (__name__, "torch._dynamo")
-"""Modules that are already imported when a worker starts. This one imports all others that a worker
-needs; DTensor imports torch._dynamo when it is first used."""
 _OUT_OF_MEMORY = {
     "OutOfMemoryError": "oom_gpu",
     "HostMemoryError": "oom_cpu",
@@ -79,14 +63,16 @@ def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) 
     if short := host_limit.shortage(run):
         return {"status": "oom_cpu", "error": short}
     try:
-        with _time_limit(run.timeout_s):
-            return {"status": "ok", "error": ""} | _launch(run, measure)
-    except ChildFailedError as failed:
-        return _failure(failed, run)
-    except SignalException as stopped:
-        raise SystemExit(128 + stopped.sigval) from None
+        outcome = processes.run_ranks(
+            measure, run, world_size=run.world_size, timeout_s=run.timeout_s
+        )
     except TimeoutError as timeout:
         return {"status": "timeout", "error": str(timeout)}
+    except OSError as error:
+        return {"status": "error", "error": f"no workers could be started: {error}"}
+    if outcome.error:
+        return failed_outcome(outcome.rank, outcome.error, run)
+    return {"status": "ok", "error": ""} | outcome.result
 
 
 def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
@@ -117,87 +103,9 @@ def _count(run: RunConfig) -> dict[str, Any]:
         return {"status": "error", "error": f"{type(error).__name__}: {error}"}
 
 
-def _launch(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
-    for logger in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    # Workers fork from a server that has imported everything and runs no thread: each start takes
-    # milliseconds and is safe with CUDA.
-    multiprocessing.set_forkserver_preload([*PRELOADED])
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=run.world_size,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"cell-{os.getpid()}",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="forkserver",
-        shutdown_timeout=5,
-    )
-    return elastic_launch(config, _worker)(measure, run, os.getpid())[0]
-
-
-@record
-def _worker(
-    measure: Callable[[RunConfig], dict[str, Any]], run: RunConfig, launcher: int
-) -> dict[str, Any]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The launcher handles Ctrl-C.
-    _die_with(launcher)
-    try:
-        return measure(run)
-    except Exception as error:
-        if follows_another(error):
-            time.sleep(2)  # so that the launcher sees the other rank's failure first
-        raise
-
-
-def follows_another(error: Exception) -> bool:
-    """Whether this error most likely follows from the end of another rank."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
-
-
-def _die_with(pid: int) -> None:
-    """Kill this process when the process `pid` ends, even if that process is killed (Linux
-    only)."""
-    if sys.platform != "linux":
-        return
-    launcher = os.pidfd_open(pid)
-
-    def wait() -> None:
-        select.select([launcher], [], [])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _failure(failed: ChildFailedError, run: RunConfig) -> dict[str, Any]:
-    rank, failure = failed.get_first_failure()
-    reported: Any = failure.message
-    text = reported["message"] if isinstance(reported, dict) else reported
-    message = text.strip().splitlines()[0]
-    if failure.exitcode < 0:
-        message = f"killed by {signal.Signals(-failure.exitcode).name}"
-    return failed_outcome(rank, message, run)
-
-
 def failed_outcome(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
     """Status and error of a cell whose first failure was on this rank."""
     status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
     if message.startswith("HostMemoryError") and host_limit.longest(run) not in message:
         message += f"; {host_limit.longest(run)}"
     return {"status": status, "error": f"rank {rank}: {message}"}
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"stopped after timeout_s = {seconds}")
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

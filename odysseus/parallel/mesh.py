@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -93,13 +93,23 @@ def pick_device(choice: str) -> torch.device:
 
 
 def start_process_group(device: torch.device, timeout_s: float) -> None:
-    """Join the process group that the launcher's environment describes: NCCL on GPUs, else gloo."""
+    """Join the process group that the launcher's environment describes: NCCL on GPUs, else gloo.
+
+    Ranks find each other at MASTER_ADDR, or in the file ODYSSEUS_STORE where that is set: a file
+    needs no open port.
+    """
     timeout = timedelta(seconds=timeout_s)
+    where: dict[str, Any] = {}
+    if path := os.environ.get("ODYSSEUS_STORE"):
+        size = int(os.environ["WORLD_SIZE"])
+        store = dist.FileStore(path, size)  # pyright: ignore[reportPrivateImportUsage]
+        store.set_timeout(timeout)
+        where = {"store": store, "rank": int(os.environ["RANK"]), "world_size": size}
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=timeout, device_id=device)
+        dist.init_process_group("nccl", timeout=timeout, device_id=device, **where)
     else:
-        dist.init_process_group("gloo", timeout=timeout)
+        dist.init_process_group("gloo", timeout=timeout, **where)
 
 
 def world_group() -> dist.ProcessGroup:

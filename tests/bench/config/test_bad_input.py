@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.runner import launch
+from bench.runner import processes
 
 
 @pytest.fixture(autouse=True)
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def started(*_: object) -> None:
+    def started(*_: object, **__: object) -> None:
         raise AssertionError("a cell was started")
 
-    monkeypatch.setattr(launch, "elastic_launch", started)
+    monkeypatch.setattr(processes, "run_ranks", started)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # with which Liger's kernels run on CPU
 
 

@@ -14,7 +14,7 @@ import torch
 from bench import rows
 from bench.__main__ import main
 from bench.config import launched
-from bench.runner import host_limit, launch
+from bench.runner import host_limit, launch, processes
 from methods import METHODS
 from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.memory import host_memory
@@ -125,7 +125,7 @@ def test_a_cell_that_cannot_fit_is_a_row_and_starts_nothing(
     def started(*_: object) -> None:
         raise AssertionError("a cell was started")
 
-    monkeypatch.setattr(launch, "elastic_launch", started)
+    monkeypatch.setattr(processes, "run_ranks", started)
     row = launch.run_cell(replace(OFFLOADED, host_memory_limit_bytes=100 * TOKEN))
     assert (row["status"], row["error"]) == (
         "oom_cpu",

@@ -3,11 +3,9 @@ are stopped."""
 
 from __future__ import annotations
 
-import pickle
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +15,12 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from bench import rows
-from bench.runner import launch, worker
+from bench.runner import launch
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
+from odysseus.parallel.mesh import start_process_group
 from tests.support.launched import SMALL, bench, finished, one_row
 from tests.support.marks import slow
 
@@ -42,18 +42,6 @@ def workers_of(process: subprocess.Popen[str], count: int) -> Iterator[list[psut
     yield workers
     _, alive = psutil.wait_procs(helpers, timeout=10)
     assert alive == []
-
-
-def test_workers_find_all_that_they_need_imported() -> None:
-    # The fork server ignores a module that it cannot import: then every worker imports for seconds.
-    code = f"""
-import pickle, sys, {", ".join(launch.PRELOADED)}
-before = set(sys.modules)
-pickle.loads({pickle.dumps((launch._worker, launch.measure, worker.measure))!r})
-print(sorted(set(sys.modules) - before))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 @pytest.mark.alone
@@ -158,9 +146,7 @@ def test_a_cell_that_takes_too_long_is_a_timeout_row(tmp_path: Path) -> None:
 
 
 def _hang_in_a_collective(run: RunConfig) -> dict[str, object]:
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
+    start_process_group(torch.device("cpu"), run.timeout_s)
     if dist.get_rank() == 1:
         time.sleep(600)
     dist.barrier()
@@ -182,9 +168,7 @@ _FAILURES = {
 
 
 def _fail_on_rank_one(run: RunConfig) -> dict[str, object]:
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
+    start_process_group(torch.device("cpu"), run.timeout_s)
     if dist.get_rank() == 1:
         raise _FAILURES[run.data.path]
     dist.barrier()

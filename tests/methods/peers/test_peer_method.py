@@ -24,7 +24,7 @@ from bench.meters.memory import KINDS
 from bench.meters.traffic import PURPOSES
 from bench.report import catalogue, inputs, labels
 from bench.report.charts import ring_balance
-from bench.runner import launch, worker
+from bench.runner import launch, processes, worker
 from methods.peers import as_method, plain
 from methods.peers.optimizer import AdamW
 from methods.peers.peer import Peer
@@ -101,7 +101,7 @@ def test_what_only_ours_can_tell_is_empty(swept: Path) -> None:
 def test_a_sweep_skips_peers_that_have_rows(
     swept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "elastic_launch", nothing_starts)
+    monkeypatch.setattr(processes, "run_ranks", nothing_starts)
     assert main([*SWEEP.split(), "--out", str(swept)]) == 0
     assert "3 cells: 3 had rows" in capsys.readouterr().out
 

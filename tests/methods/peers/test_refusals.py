@@ -10,7 +10,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.config import checks
-from bench.runner import launch
+from bench.runner import processes
 from methods.peers import as_method
 from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
@@ -92,7 +92,7 @@ def test_refusals(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(launch, "elastic_launch", nothing_starts)
+    monkeypatch.setattr(processes, "run_ranks", nothing_starts)
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
     printed = capsys.readouterr()
@@ -106,7 +106,7 @@ def test_a_missing_package(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = replace(PEERS["torchtitan_tp_sp"], package="torch no_such_package")
-    monkeypatch.setattr(launch, "elastic_launch", nothing_starts)
+    monkeypatch.setattr(processes, "run_ranks", nothing_starts)
     monkeypatch.setitem(PEERS, "torchtitan_tp_sp", missing)
     assert main([verb, "--method", "peer:torchtitan_tp_sp", "--world_size", "2"]) == 2
     assert (
@@ -118,7 +118,7 @@ def test_a_missing_package(
 def test_a_sweep_marks_sizes_that_a_peer_cannot_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "elastic_launch", nothing_starts)
+    monkeypatch.setattr(processes, "run_ranks", nothing_starts)
     out = tmp_path / "rows.csv"
     flags = f"sweep {SIZES} --world_size 8 --method [peer:dtensor_tp] --out {out}"
     assert main(flags.split()) == 1
