@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from bench.commands import flags
-from bench.config import options
+from bench.commands.output import WhileRead
 from bench.config.command import command
 from bench.config.launched import launched_world_size
+from odysseus.io.files import NotSaved
 
 VERBS = {
     "run": "measure one cell: a method, a model, a sequence length, a world size",
@@ -45,6 +46,10 @@ def main(arguments: list[str], may_fork: bool = False) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _bad_input("VERB", f"unknown verb {verb!r}; valid: {', '.join(VERBS)}")
+    # Imported here so that signal handlers are set before.
+    from bench.commands import flags
+    from bench.config import options
+
     try:
         parsed = options.parse(flags.PARSERS[verb](), rest)
         # Not imported before, as it imports torch: help and mistyped flags must not wait for it.
@@ -54,8 +59,9 @@ def main(arguments: list[str], may_fork: bool = False) -> int:
         return action(parsed)
     except ValueError as error:
         return _bad_input(verb, str(error))
-    except KeyboardInterrupt:
-        return 130
+    except (OSError, NotSaved) as error:
+        print(f"{command()} {verb}: {error}", file=sys.stderr)
+        return 1
 
 
 def _starts_nothing(parsed: Any) -> bool:
@@ -64,7 +70,9 @@ def _starts_nothing(parsed: Any) -> bool:
 
 
 def _bad_input(verb: str, message: str) -> int:
-    print(f"{command()} {verb}: {message}", file=sys.stderr)
+    """Print one line, in which a value has at most 200 characters; return the exit status."""
+    line = re.sub(r"\S{200,}", lambda long: f"{long[0][:199]}…", " ".join(message.split()))
+    print(f"{command()} {verb}: {line}", file=sys.stderr)
     return 2
 
 
@@ -72,7 +80,13 @@ def console() -> int:
     """Run the console command; return its exit status. SIGINT and SIGTERM end it at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
-    return main(sys.argv[1:], may_fork=True)
+    sys.stdout = printed = WhileRead(sys.stdout)
+    status = main(sys.argv[1:], may_fork=True)
+    printed.flush()
+    if printed.failure:
+        print(f"{command()}: standard output: {printed.failure.strerror}", file=sys.stderr)
+        return status or 1
+    return status
 
 
 def _end(number: int, _: Any) -> NoReturn:

@@ -6,9 +6,9 @@ pandas reads and writes every value as text, so that no number changes on the wa
 
 from __future__ import annotations
 
-import errno
+import csv
 import fcntl
-import os
+import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from methods import label_of
 from odysseus.config.architecture import ARCHITECTURE_FIELDS
 from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
+from odysseus.io import files
 from odysseus.model.attention import choose_attention
 from odysseus.parallel.mesh import pick_device
 
@@ -222,10 +223,18 @@ def key(row: Mapping[Any, Any], more: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """All rows of a file as text, missing values empty; no rows if there is no file."""
-    if not path.exists():
+    """All rows of a file as text, missing values empty; no rows if there is no file or no text.
+
+    Raises:
+        ValueError: the file is no CSV.
+    """
+    if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=list(COLUMNS))
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # all that pandas raises for a damaged file
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no CSV of rows: {reason}") from None
 
 
 def keys(path: Path, only_ok: bool = False, more: Sequence[str] = ()) -> set[tuple[str, ...]]:
@@ -239,43 +248,55 @@ def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) ->
 
     Raises:
         ValueError: the row has a column that is not in `columns`.
+        NotSaved: the file cannot be written, or is no longer a file of rows; the row is kept.
     """
     unknown = row.keys() - set(columns)
     if unknown:
         raise ValueError(f"unknown columns: {sorted(unknown)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock_file(path).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        added = pd.DataFrame([{column: _text(row.get(column)) for column in columns}])
-        earlier = [read(path)] if path.exists() else []
-        table = pd.concat([*earlier, added], ignore_index=True).fillna("")
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        table.to_csv(draft, index=False)
-        draft.replace(path)
-
-
-def check_writable(path: Path, needed: Sequence[str] = ("method", "status")) -> None:
-    """Raise ValueError unless rows can be added to this file; a file that exists needs the columns
-    in `needed`."""
-    check_folder(path)
-    if path.exists() and (missing := set(needed) - set(read(path).columns)):
-        raise ValueError(
-            f"out is {str(path)!r}, a CSV without the columns {sorted(missing)}; "
-            "valid: a new file, or one that this program wrote"
-        )
-
-
-def check_folder(path: Path) -> None:
-    """Create the file's folder. Raise ValueError unless the file can be written."""
+    texts = {column: _text(row.get(column)) for column in columns}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock_file(path).open("a"):
-            pass
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        reason = error.strerror
-        raise ValueError(f"out is {str(path)!r}: {reason}; valid: a file you may write") from None
+        with _lock_file(path).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            earlier = [read(path)] if path.exists() else []
+            table = pd.concat([*earlier, pd.DataFrame([texts])], ignore_index=True).fillna("")
+            with files.replacing(path) as draft:
+                table.to_csv(draft, index=False)
+    except (OSError, ValueError) as error:
+        known = {name: text for name, text in texts.items() if text}
+        raise files.not_saved(path, json.dumps(known), error) from None
+
+
+def check_writable(
+    path: Path,
+    columns: Sequence[str] = COLUMNS,
+    needed: Sequence[str] = ("method", "status"),
+    option: str = "out",
+) -> None:
+    """Raise ValueError unless rows can be added to this file, see
+    :func:`odysseus.io.files.check_output`.
+
+    Args:
+        columns: The columns that such a file may have.
+        needed: The columns that it must have.
+        option: Name of the option that names the file.
+    """
+
+    def foreign(path: Path) -> str:
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                header = next(csv.reader(file), [])
+        except (UnicodeDecodeError, csv.Error):
+            return "it is no text file"
+        if missing := sorted(set(needed) - set(header)):
+            return f"it is a file without the columns {missing}"
+        if others := sorted(set(header) - set(columns)):
+            return f"it has columns of another program: {others[:5]}"
+        read(path)
+        return ""
+
+    valid = "a new file, or a CSV that this command wrote, in a folder you may write to"
+    files.check_output(option, path, valid, foreign)
 
 
 def _lock_file(path: Path) -> Path:
@@ -287,9 +308,9 @@ def _text(value: Any) -> str:
 
 
 def _output(command: list[str]) -> str:
-    """The output of a command; empty where it fails or is not installed."""
+    """The output of a command; empty where it fails or cannot be started."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+    except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

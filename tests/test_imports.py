@@ -41,7 +41,7 @@ LEVELS = {
         {"meters"},
         {"theory", "hardware"},
         {"simulator"},
-        {"config", "rows", "calibration"},
+        {"config", "rows", "pool", "calibration"},
         {"planner", "runner"},
         {"report"},
         {"commands"},

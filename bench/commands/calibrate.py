@@ -34,7 +34,8 @@ def main(parsed: Any) -> int:
     out = Path(parsed.out)
     if out.suffix not in (".yml", ".yaml"):
         raise ValueError(f"out = {out} is no profile name; valid: a name ending in .yml or .yaml")
-    checks.check_file("out", out)
+    if is_first_rank():
+        profile_file.check_writable(out)
     measured = partial(_profile, links=_links_of(parsed.links_of, run))
     outcome = measured(run) if launched else launch.run_workers(run, measured)
     if outcome["status"] != "ok":

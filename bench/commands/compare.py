@@ -77,8 +77,9 @@ def main(parsed: Any) -> int:
         ValueError: a peer is unknown or not installed, or a cell cannot be started.
     """
     out = Path(parsed.out)
+    rows.check_writable(out, COLUMNS, ("peer", "method", "status"))
+    draw_matplotlib.check_beside(out)
     comparisons = comparisons_of(parsed)
-    rows.check_writable(out, ("peer", "method", "status"))
     known = rows.keys(out, parsed.retry_failed, _EXTRA_IDENTITY)
     by_key = {rows.key(one.identity, _EXTRA_IDENTITY): one for one in comparisons}
     left = [one for key, one in by_key.items() if key not in known]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.commands.plan_row import check_speeds
-from bench.config import checks
-from bench.planner import method_map
+from bench.planner import map_file, method_map
 from bench.report import draw_matplotlib
 from bench.report.charts import method_map as map_chart
 from odysseus.config.run import RunConfig
@@ -25,7 +24,7 @@ def main(base: RunConfig, path: Path, seq_lens: list[int], world_sizes: list[int
     """
     check_speeds(base)
     csv = path.with_name(f"{path.name}.csv")
-    checks.check_file("map", csv)
+    map_file.check_writable(csv)
     data = method_map.cells(base, seq_lens, world_sizes, csv)
     title = f"{base.model.label}, {base.dtype}, dry run, {base.hardware}"
     drawn = map_chart.chart(data, title, map_chart.changes(base, data))

@@ -37,6 +37,7 @@ def main(parsed: Any) -> int:
     gc.freeze()  # collecting garbage among imported objects took a sixth of the time
     known = PROFILES | {name: profile_file.find(name) for name in parsed.hardware}
     given, out = inputs.read([Path(name) for name in parsed.rows]), Path(parsed.out)
+    page.check_writable(out / "report.html", "out")
     data = inputs.drawable(given, known)
     cards = catalogue.cards(given, data, known)
     text = page.html(given, cards)

@@ -17,9 +17,10 @@ from bench.runner import join, launch
 from bench.runner.advice import advice
 from bench.simulator import dry_run, predict, target
 from bench.simulator.placement import placement
+from bench.simulator.trace import check_writable as check_trace
 from bench.simulator.trace import write_trace
 from odysseus.config.run import RunConfig
-from odysseus.io import checkpoint
+from odysseus.io import checkpoint, files
 from odysseus.memory.host_memory import ranks_per_node
 from odysseus.parallel.mesh import pick_device
 
@@ -55,7 +56,7 @@ def _check_trace(run: RunConfig, path: Path) -> None:
             f"trace = {path} needs dry_run = true and a profile with speeds; "
             f"valid: {profiles.with_speeds()}"
         )
-    checks.check_file("trace", path)
+    check_trace(path)
 
 
 def _check_save(run: RunConfig, folder: Path) -> None:
@@ -69,7 +70,7 @@ def _check_save(run: RunConfig, folder: Path) -> None:
     taken = [path for path in (folder, Path(f"{folder}.partial")) if path.exists()]
     if taken:
         raise ValueError(f"save = {folder}: {taken[0]} exists already; valid: a new folder")
-    checks.check_file("save", folder)
+    files.check_output("save", folder, "a new folder")
 
 
 def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:

@@ -14,6 +14,7 @@ from bench.report.charts import verify as verify_chart
 from bench.runner import verify
 from methods import label_of
 from odysseus.config.run import RunConfig
+from odysseus.io import files
 
 
 def main(parsed: Any) -> int:
@@ -29,17 +30,22 @@ def main(parsed: Any) -> int:
     checks.check_gpus(run, None)
     if launched_world_size() is not None:
         raise ValueError("verify starts its own workers; run it without torchrun or srun")
-    rows.check_folder(out)
+    rows.check_writable(out, verify.COLUMNS, verify.COLUMNS)
+    draw_matplotlib.check_beside(out)
     try:
         verdict = verify.verify(run)
     except RuntimeError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 1
-    verdict.steps.to_csv(out, index=False)
+    print(f"{title(run)}\n{judgement(verdict)}", flush=True)
+    steps = verdict.steps.to_csv(index=False)
+    try:
+        files.write(out, steps)
+    except OSError as error:
+        raise files.not_saved(out, steps, error) from None
     draw_matplotlib.save(
         draw_matplotlib.draw(verify_chart.overlay(verdict.steps, title(run))), out.with_suffix("")
     )
-    print(f"{title(run)}\n{judgement(verdict)}")
     return 0 if verdict.passed else 1
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from pathlib import Path
 
 import torch
 
@@ -99,12 +98,4 @@ def check_gpus(run: RunConfig, launched: int | None) -> None:
         raise ValueError(
             f"world_size = {run.world_size} is more than the {gpus} GPUs of this machine; "
             f"valid: up to {gpus}, or device = cpu"
-        )
-
-
-def check_file(name: str, path: Path) -> None:
-    """Raise ValueError unless the file that an option names can be written."""
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(
-            f"{name} = {path} cannot be written; valid: a file in a folder that can be written to"
         )

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from bench.config import arctic, shipped
+from bench.config import arctic, shipped, yaml_text
 from bench.config.command import command
 from bench.config.launched import is_first_rank
 from odysseus.config.option_group import groups_of
@@ -26,7 +26,10 @@ from odysseus.config.run import RunConfig
 def parser(verb: str, description: str) -> ArgumentParser:
     """Return a verb's parser with only ``--config``."""
     verb_parser = ArgumentParser(
-        prog=f"{command()} {verb}", description=description, exit_on_error=False
+        prog=f"{command()} {verb}",
+        description=description,
+        exit_on_error=False,
+        parser_mode=yaml_text.MODE,
     )
     verb_parser.add_argument(
         "--config",
@@ -101,13 +104,20 @@ def _config_first(arguments: Sequence[str]) -> list[str]:
     rest = iter(arguments)
     for argument in rest:
         if argument == "--config":
-            files += [argument, *map(shipped.find, itertools.islice(rest, 1))]
+            files += [argument, *map(_config_file, itertools.islice(rest, 1))]
         elif argument.startswith("--config="):
             flag, _, name = argument.partition("=")
-            files.append(f"{flag}={shipped.find(name)}")
+            files.append(f"{flag}={_config_file(name)}")
         else:
             flags.append(argument)
     return files + flags
+
+
+def _config_file(name: str) -> str:
+    """Return the path of a file that exists; raise ValueError if it is none, or no YAML."""
+    path = shipped.find(name)
+    yaml_text.check_file("config", path)
+    return path
 
 
 def _suggestion(verb_parser: ArgumentParser, message: str) -> str:

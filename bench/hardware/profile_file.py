@@ -15,6 +15,7 @@ from bench.hardware.profiles import PROFILES, Hardware
 from bench.hardware.speeds import Attention, Link, Points, Speeds
 from bench.meters.traffic import COLLECTIVES
 from odysseus.config.groups import DTYPES
+from odysseus.io import files
 
 _WHOLE = "whole_forward", "whole_backward"
 _RATES = {field.name for field in fields(Attention)}
@@ -53,10 +54,29 @@ def digest(name: str) -> str:
 
 
 def write(hardware: Hardware, path: Path) -> None:
-    """Write a profile as a file that :func:`find` reads; an interrupted write leaves no file."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(as_yaml(asdict(hardware)))
-    partial.replace(path)
+    """Write a profile as a file that :func:`find` reads.
+
+    Raises:
+        NotSaved: the file cannot be written; the profile is kept.
+    """
+    text = as_yaml(asdict(hardware))
+    try:
+        files.write(path, text)
+    except OSError as error:
+        raise files.not_saved(path, text, error) from None
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError unless the file can be written, and is new or a profile."""
+
+    def foreign(path: Path) -> str:
+        try:
+            find(str(path))
+        except ValueError:
+            return "it is no hardware profile"
+        return ""
+
+    files.check_output("out", path, "a new file, or a profile that calibrate wrote", foreign)
 
 
 def as_yaml(fields_of: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from bench.hardware import profiles
 from odysseus.config.architecture import PRESETS
 from odysseus.config.option_group import flags_of
 from odysseus.config.run import RunConfig
+from odysseus.io import files
 
 CELL = ("world_size", "seq_len")
 """Columns that differ between the cells of one map."""
@@ -61,6 +62,16 @@ def read(path: Path, base: RunConfig) -> pd.DataFrame:
                 "valid: a new name, or the same flags"
             )
     return pd.read_csv(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError unless the map's file can be written, and is new or a map."""
+
+    def foreign(path: Path) -> str:
+        missing = {*CELL, *_SAME, "flags"} - set(rows.read(path).columns)
+        return f"it is a file without the columns {sorted(missing)[:5]}" if missing else ""
+
+    files.check_output("map", path, "a new name, or that of an earlier map", foreign)
 
 
 def run_of(data: pd.DataFrame, known_profiles: Mapping[str, profiles.Hardware]) -> RunConfig:

@@ -6,12 +6,9 @@ across nodes; or the sequence axis over all ranks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,10 @@ from bench.config import checks
 from bench.hardware import profile_file
 from bench.planner import map_file, ranking
 from bench.planner.longest import by_method
+from bench.pool import pool
 from methods import METHODS
 from odysseus.config.run import RunConfig
+from odysseus.io import files
 
 NOTHING = "nothing fits"
 """The method of a cell in which no layout fits."""
@@ -87,8 +86,8 @@ def cells(base: RunConfig, seq_lens: list[int], world_sizes: list[int], out: Pat
     known = map_file.read(out, wanted[0])
     done = set(map(tuple, known[[*map_file.CELL]].to_numpy().tolist()))
     left = [run for run in wanted if (run.world_size, run.seq_len) not in done]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("forkserver")) as pool:
-        for row in pool.map(cell, left):
+    with pool("forkserver") as processes:
+        for row in processes.map(cell, left):
             known = pd.concat([known, pd.DataFrame([row])], ignore_index=True)
-            known.to_csv(out, index=False)
+            files.write(out, known.to_csv(index=False))
     return known

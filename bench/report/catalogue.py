@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 
 from bench.hardware.profiles import PROFILES, Hardware
 from bench.planner import map_file
+from bench.pool import pool
 from bench.report import accuracy, draw_matplotlib, inputs, labels
 from bench.report.chart import Chart
 from bench.report.charts import (
@@ -158,9 +156,9 @@ def _fewer(data: pd.DataFrame) -> pd.DataFrame:
 def write_figures(cards: list[Card], folder: Path) -> Iterator[str]:
     """Write every chart as files, on all cores. Yield a line for each chart and each note."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
+    with pool("fork") as processes:
         written = {
-            id(chart): pool.submit(_write, chart, folder / _file(card, number))
+            id(chart): processes.submit(_write, chart, folder / _file(card, number))
             for card in cards
             for number, chart in enumerate(card.charts, 1)
         }

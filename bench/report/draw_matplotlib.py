@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from bench.report.chart import Axis, Bars, Chart, Mark, Panel, shortened
+from odysseus.io import files
 
 FORMATS = ("png", "svg", "pdf")
 _STYLE: dict[Any, Any] = {
@@ -51,7 +52,20 @@ def save(figure: Figure, path: Path, formats: tuple[str, ...] = FORMATS[:2]) -> 
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)  # names in other scripts
         ConstrainedLayoutEngine().execute(figure)  # once, not again for each format
         for name in formats:
-            figure.savefig(f"{path}.{name}", metadata=dates.get(name))
+            with files.replacing(Path(f"{path}.{name}")) as draft:
+                figure.savefig(draft, metadata=dates.get(name))
+
+
+def check_beside(csv: Path) -> None:
+    """Raise ValueError unless the figure of a CSV can be written beside it, over nothing but an
+    earlier figure of the same CSV."""
+    for name in FORMATS[:2]:
+        figure = csv.with_suffix(f".{name}")
+        if figure == csv:
+            raise ValueError(f"out = {csv} is the name of its figure; valid: a name ending in .csv")
+        if csv.exists() and figure.exists():
+            continue
+        files.check_output("out", figure, "a name whose PNG and SVG are new, too")
 
 
 def draw(chart: Chart) -> Figure:

@@ -23,19 +23,14 @@ class LivePage:
         cells: Number of cells of the whole sweep.
 
     Raises:
-        ValueError: the folder cannot be created.
+        ValueError: the page cannot be written there.
     """
 
     def __init__(self, out: Path, folder: str, cells: int) -> None:
         self.out, self.cells = out, cells
         self.path = Path(folder) / "report.html" if folder else None
-        try:
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"watch is {folder!r}: {error.strerror}; valid: a folder that can be created"
-            ) from None
+        if self.path is not None:
+            page.check_writable(self.path, "watch")
 
     def write(self, done: int, ended: bool = False) -> None:
         """Write the page. If that fails print why, and continue the sweep.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from plotly.offline import get_plotlyjs
 from bench.report import draw_plotly, labels
 from bench.report.catalogue import Card
 from bench.report.inputs import ReportInputs
+from odysseus.io import files
 
 MOST_ROWS = 10_000
 """Most rows in the page's table; browsers stay fast up to this number."""
+_MARK = b"<title>Parallelism report</title>"
+"""Text by which a page is known."""
 _MIB = 1 / 2**20
 # Column of a row: (heading, factor of a number; 0 for text).
 _TABLE: dict[str, tuple[str, float]] = {
@@ -79,7 +82,7 @@ def html(given: ReportInputs, cards: list[Card], reload_s: int = 0, heading: str
         ],
         "table": table(cells.tail(MOST_ROWS)),
     }
-    folder = files("bench.report") / "page"
+    folder = resources.files("bench.report") / "page"
     filled = (folder / "page.html").read_text(encoding="utf-8")
     # The data come last, so that no text in them is taken for a placeholder.
     for name, text in (
@@ -99,11 +102,20 @@ def as_json(content: Any) -> str:
 
 
 def write(text: str, path: Path) -> None:
-    """Write the page to a draft and rename it, so that a browser never reads half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    """Write the page; a browser never reads half a page."""
+    files.write(path, text)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise ValueError unless a page can be written, over nothing but an earlier page."""
+
+    def foreign(path: Path) -> str:
+        is_page = _MARK in path.read_bytes()[:2000]
+        return "" if is_page else "it is no page that report wrote"
+
+    files.check_output(
+        option, path, "a folder without report.html, or with an earlier one", foreign
+    )
 
 
 def table(cells: pd.DataFrame) -> dict[str, Any]:

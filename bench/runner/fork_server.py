@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 
 class Outcome(NamedTuple):
-    """How the ranks of a cell ended.
+    """The end of the ranks of a cell.
 
     Attributes:
         rank: The first rank that failed; 0 if none did.
@@ -39,17 +39,21 @@ class Outcome(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """What every rank of a cell calls. It travels as a pickle, through a pipe from the parent.
+    """The call that every rank of a cell makes; a pickle brings it through a pipe.
 
     Attributes:
         function: A module-level function.
         arguments: What it is called with.
         world_size: Number of ranks.
+        folder: The working directory.
+        environment: The environment variables.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     world_size: int
+    folder: str
+    environment: dict[str, str]
 
 
 def serve(requests: Connection, answers: Connection, folder: str) -> NoReturn:
@@ -128,7 +132,7 @@ def _run(ranks: Ranks, store: str, requests: Connection, lifeline: tuple[int, in
 
 
 def _ended(receiver: Connection, rank: int, pid: int) -> Outcome:
-    """How a rank ended that has sent its outcome, or whose pipe has closed."""
+    """The outcome of a rank that has sent it, or whose pipe has closed."""
     try:
         outcome = receiver.recv()
     except EOFError:
@@ -145,7 +149,10 @@ def _rank(ranks: Ranks, rank: int, store: str, lifeline: int, sender: Connection
     """Call the function as one rank, send its outcome and end this process."""
     try:
         threading.Thread(target=_end_with_server, args=(lifeline,), daemon=True).start()
-        os.environ |= rank_environment(rank, ranks.world_size, store)
+        os.chdir(ranks.folder)
+        os.environ.clear()
+        os.environ.update(ranks.environment)
+        os.environ.update(rank_environment(rank, ranks.world_size, store))
         outcome = Outcome(rank, "", ranks.function(*ranks.arguments))
         sender.send(outcome if rank == 0 else Outcome(rank, ""))
     except BaseException as error:

@@ -79,7 +79,8 @@ def run_ranks(
         server = _servers[0]
         usable = False
         try:
-            server.requests.send_bytes(pickle.dumps(Ranks(function, arguments, world_size)))
+            ranks = Ranks(function, arguments, world_size, os.getcwd(), dict(os.environ))
+            server.requests.send_bytes(pickle.dumps(ranks))
             while server.answers not in (ready := _wait(server.answers, received, deadline)):
                 if not ready:
                     raise TimeoutError(f"stopped after timeout_s = {timeout_s}")
@@ -156,5 +157,5 @@ def _spawned(requests: Ends, answers: Ends, folder: str) -> int:
 
 
 def _wait(answers: Connection, received: int, deadline: float) -> list[Any]:
-    """Those of an answer and a signal that have come; empty if neither came in time."""
+    """Wait for an answer or a signal; return those that came, none if neither came in time."""
     return wait([answers, received], max(0.0, deadline - time.monotonic()))

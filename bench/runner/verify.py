@@ -19,6 +19,12 @@ from odysseus.config.groups import Precision
 from odysseus.config.run import OptimizerOptions, RunConfig
 
 QUANTITIES = ("loss", "grad_norm")
+COLUMNS = (
+    "step",
+    *(f"{name}{suffix}" for suffix in ("_reference", "") for name in QUANTITIES),
+    *(f"{name}_difference" for name in QUANTITIES),
+)
+"""Columns of the table of steps."""
 TOLERANCES = {
     "fp64": (1e-10, "fp64 sums in another order differ by 1e-16, which training enlarges"),
     "fp32": (1e-4, "fp32 sums in another order differ by 1e-7, of which 50 steps made 6e-6"),

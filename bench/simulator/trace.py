@@ -11,6 +11,7 @@ from bench.simulator.program import HOST
 from bench.simulator.timeline import Timeline
 from methods import label_of
 from odysseus.config.run import RunConfig
+from odysseus.io import files
 
 
 def _exact_us(seconds: float) -> float:
@@ -64,4 +65,15 @@ def write_trace(timeline: Timeline, path: Path, run: RunConfig) -> None:
         f"{run.model.label}, {run.seq_len} tokens, {run.world_size} x {run.hardware}, {run.dtype}"
     )
     whole = {"otherData": {"method": label_of(run.method), "of": about}, "displayTimeUnit": "ms"}
-    path.write_text(json.dumps(whole | {"traceEvents": events}))
+    files.write(path, json.dumps(whole | {"traceEvents": events}))
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError unless a trace can be written, over nothing but an earlier trace."""
+
+    def foreign(path: Path) -> str:
+        with path.open("rb") as file:
+            is_trace = file.read(200).startswith(b'{"otherData": {"method": ')
+        return "" if is_trace else "it is no trace of a dry run"
+
+    files.check_output("trace", path, "a new file, or a trace that run wrote", foreign)

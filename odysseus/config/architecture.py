@@ -7,7 +7,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import inf
+from reprlib import repr as shortened
 from typing import Any
+
+_MOST = {"num_hidden_layers": 10_000}
+"""Largest values; other sizes are at most 2^24."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +46,11 @@ class Architecture:
             value = getattr(self, f.name)
             if f.type == "int" and value < 1:
                 raise ValueError(f"model.{f.name} is {value}; it must be at least 1")
-            if f.type == "float" and not (value > 0 or (value == 0 and f.name == "rms_norm_eps")):
-                raise ValueError(f"model.{f.name} is {value}; it must be above 0")
+            if f.type == "int" and value > (most := _MOST.get(f.name, 2**24)):
+                raise ValueError(f"model.{f.name} is {shortened(value)}; it must be at most {most}")
+            least_is_zero = f.name == "rms_norm_eps" and value == 0
+            if f.type == "float" and not (0 < value < inf or least_is_zero):
+                raise ValueError(f"model.{f.name} is {value}; it must be above 0 and finite")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"model.num_key_value_heads is {self.num_key_value_heads}; it must divide "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from odysseus.config.option_group import OptionGroup, at_least
+from odysseus.config.option_group import OptionGroup, bounded
 from odysseus.config.sizes import check_ring, chunks_of
 
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ class Parallelism(OptionGroup):
             k and v into one all-to-all; yunchang has one each for q, k, v and the output.
     """
 
-    world_size: int = at_least(1, default=1)
-    sequence_parallel_size: int = at_least(0, default=0)
-    ring_parallel_size: int = at_least(1, default=1)
+    world_size: int = bounded(1, default=1)
+    sequence_parallel_size: int = bounded(0, default=0)
+    ring_parallel_size: int = bounded(1, default=1)
     ring_order: Literal["zigzag", "contiguous"] = "zigzag"
     ring_backend: Literal["native", "allgather", "yunchang"] = "native"
     axis_order: Literal[
         "dp-ring-sp", "dp-sp-ring", "ring-dp-sp", "ring-sp-dp", "sp-dp-ring", "sp-ring-dp"
     ] = "dp-ring-sp"
-    overlap_chunks: int = at_least(1, default=1)
+    overlap_chunks: int = bounded(1, default=1)
     ulysses_all_to_all: Literal["native", "yunchang"] = "native"
 
     @property
@@ -108,9 +108,9 @@ class Batch(OptionGroup):
         gradient_accumulation_steps: Micro steps per optimizer step.
     """
 
-    seq_len: int = at_least(1, default=1024)
-    micro_batch_size: int = at_least(1, default=1)
-    gradient_accumulation_steps: int = at_least(1, default=1)
+    seq_len: int = bounded(1, 2**40, default=1024)
+    micro_batch_size: int = bounded(1, default=1)
+    gradient_accumulation_steps: int = bounded(1, default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class Zero(OptionGroup):
             is the device that computes; cpu is host memory (implies optimizer.offload cpu).
     """
 
-    reduce_bucket_size: int = at_least(0, default=0)
+    reduce_bucket_size: int = bounded(0, 2**40, default=0)
     zero_prefetch: bool = True
     reshard_after_forward: bool = True
     zero_engine: Literal["fsdp2", "overlap"] = "fsdp2"
@@ -199,13 +199,13 @@ class MemorySavings(OptionGroup):
 
     activation_checkpointing: bool = False
     activation_checkpoint_cpu_offload: bool = False
-    host_memory_limit_bytes: int = at_least(0, default=0)
+    host_memory_limit_bytes: int = bounded(0, 2**60, default=0)
     tiled_mlp_compute: bool = False
     tiled_loss_compute: Literal["auto"] | bool = "auto"
-    tiled_loss_bytes: int = at_least(1, default=2**30)
+    tiled_loss_bytes: int = bounded(1, 2**60, default=2**30)
     tiled_loss_engine: Literal["auto", "fused", "checkpoint", "torch", "liger"] = "auto"
     regather: bool = True
-    ulysses_head_chunks: int = at_least(1, default=1)
+    ulysses_head_chunks: int = bounded(1, default=1)
 
     @property
     def recomputes(self) -> bool:
@@ -232,10 +232,10 @@ class Execution(OptionGroup):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
     expandable_segments: bool = True
-    steps: int = at_least(1, default=5)
-    warmup_steps: int = at_least(0, default=2)
-    seed: int = at_least(0, default=0)
-    timeout_s: int = at_least(1, default=1800)
+    steps: int = bounded(1, 10**9, default=5)
+    warmup_steps: int = bounded(0, 10**9, default=2)
+    seed: int = bounded(0, 2**63 - 1, default=0)
+    timeout_s: int = bounded(1, 10**8, default=1800)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,4 +253,4 @@ class DryRun(OptionGroup):
 
     dry_run: bool = False
     hardware: str = ""
-    rank: int = at_least(-1, default=-1)
+    rank: int = bounded(-1, default=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -106,9 +107,11 @@ class OptimizerOptions(OptionGroup):
     offload: Literal["none", "cpu"] = "none"
 
     def check(self) -> None:
-        """Raise ValueError unless the learning rate is above 0."""
-        if self.learning_rate <= 0:
-            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; it must be above 0")
+        """Raise ValueError unless the learning rate is a finite number above 0."""
+        if not 0 < self.learning_rate < inf:
+            raise ValueError(
+                f"optimizer.learning_rate is {self.learning_rate}; it must be above 0 and finite"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Base class of option groups: fields declare lower bounds, and a method checks them.
+"""Base class of option groups: fields declare bounds, and a method checks them.
 
 The flags and YAML keys are generated from the fields of the groups, their types and docstrings.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from reprlib import repr as shortened
 from typing import Any
 
 
-def at_least(least: int, *, default: int) -> Any:
-    """Declare a field with a lower bound, which :meth:`OptionGroup.check` enforces."""
-    return field(default=default, metadata={"at_least": least})
+def bounded(least: int, most: int = 2**20, *, default: int) -> Any:
+    """Declare a field with a least and a most value, which :meth:`OptionGroup.check` enforces."""
+    return field(default=default, metadata={"bounds": (least, most)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,14 @@ class OptionGroup:
     """Base class of a group of options."""
 
     def check(self) -> None:
-        """Raise ValueError, naming the value and the bound, if a field is below its bound."""
+        """Raise ValueError, naming the value and the bound, if a field is out of its bounds."""
         for f in fields(self):
-            least, value = f.metadata.get("at_least"), getattr(self, f.name)
-            if least is not None and value < least:
-                raise ValueError(f"{f.name} is {value}; it must be at least {least}")
+            if bounds := f.metadata.get("bounds"):
+                (least, most), value = bounds, getattr(self, f.name)
+                if value < least:
+                    raise ValueError(f"{f.name} is {value}; it must be at least {least}")
+                if value > most:
+                    raise ValueError(f"{f.name} is {shortened(value)}; it must be at most {most}")
 
 
 def groups_of(config: type) -> Iterator[tuple[type, list[Field[Any]]]]:

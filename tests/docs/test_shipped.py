@@ -121,10 +121,14 @@ def test_every_picture_is_described() -> None:
     assert [name for name in names if not section_of(name)] == []
 
 
+class Stopped(Exception):
+    """Raised in place of what follows the parsing of flags."""
+
+
 def test_every_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(made: Any, arguments: list[str]) -> None:
         real(made, arguments)
-        raise KeyboardInterrupt
+        raise Stopped
 
     real = options.parse
     monkeypatch.setattr(options, "parse", stop)
@@ -133,7 +137,9 @@ def test_every_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) > 40
     for module, *arguments in found:
         assert find_spec(module) is not None
-        assert module != "bench" or main(arguments) == 130, arguments
+        if module == "bench":
+            with pytest.raises(Stopped):
+                main(arguments)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from tests.support.covering import (
     pairs_of,
     tricks_of,
 )
+from tests.support.marks import slow
 from tests.support.toggles import AHEAD, ALL_ON, BASE, TOGGLES, check_all
 
 
@@ -40,7 +41,7 @@ def combinations() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("world_size", ["2", "4"])
+@pytest.mark.parametrize("world_size", ["2", slow("4")])
 def test_tricks_in_pairs(method: str, world_size: str) -> None:
     """Each two values of two tricks occur together in some run of each method.
 

@@ -150,6 +150,7 @@ def test_a_line_without_flags_is_no_cell(lines: str, tmp_path: Path) -> None:
 
 
 @needs_namespaces
+@pytest.mark.slow
 def test_hosts_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = tmp_path / "taskset"
     stub.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n")

@@ -16,6 +16,7 @@ from bench.planner import longest
 from bench.simulator import dry_run, fit, shallow
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
+from tests.support.marks import slow
 
 SMALL = profiles.Hardware(
     memory_bytes=48 * 2**20,
@@ -47,14 +48,14 @@ def counted_need(run: RunConfig) -> fit.Need:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("offload", [slow(False), True])
 def test_memory_grows_alike_with_every_block(run: RunConfig, method: str, offload: bool) -> None:
     run = replace(run, method=method, activation_checkpoint_cpu_offload=offload)
     run = replace(run, activation_checkpointing=True, tiled_mlp_compute=True)
     assert longest.predicted_need(run) == counted_need(run)
 
 
-@pytest.mark.parametrize("method", ["tp_sp", "ulysses", "odysseus"])
+@pytest.mark.parametrize("method", [slow("tp_sp"), slow("ulysses"), "odysseus"])
 def test_the_peak_may_move_on_the_way_to_a_deep_run(run: RunConfig, method: str) -> None:
     """A vocabulary this large puts a shallow run's peak at the head. A deep run's peak is at the
     end of backward, where the gradients of every block are alive."""
@@ -70,7 +71,7 @@ def test_the_peak_may_move_on_the_way_to_a_deep_run(run: RunConfig, method: str)
     assert longest.predicted_need(run) == dry_run.need(run, deep)
 
 
-@pytest.mark.parametrize("method", ["tp", "ulysses"])
+@pytest.mark.parametrize("method", [slow("tp"), "ulysses"])
 def test_the_longest_that_fits_is_the_gpus(run: RunConfig, method: str) -> None:
     run = replace(run, method=method, activation_checkpointing=True)
     tried: list[int] = []

@@ -228,7 +228,7 @@ def test_config_with_an_equals_sign_and_an_overlay(file: Path) -> None:
         ("stage: 3", "stage: 2", "deepspeed.zero_optimization.stage is 2; valid: 3"),
         ("type: sft", "type: dpo", "type is 'dpo'; valid: sft or causal"),
         ("type: sft", "!!python/object/apply:os.system ['false']: sft", "python/object"),
-        ("[0, 1]", "[0, 1", "Problems parsing config"),
+        ("[0, 1]", "[0, 1", "while parsing"),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "sweep"])

@@ -60,7 +60,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--data.path /nowhere.txt", ["'/nowhere.txt'", "UTF-8"]),
         ("--config /nowhere.yml", ["/nowhere.yml"]),
         ("--seq_len 1000000", ["1000001 tokens", "seq_len up to"]),
-        ("--out /proc/version/rows.csv", ["/proc/version/rows.csv", "a file you may write"]),
+        (
+            "--out /proc/version/rows.csv",
+            ["/proc/version/rows.csv", "in a folder you may write to"],
+        ),
         ("--reduce_bucket_size -1", ["reduce_bucket_size is -1", "at least 0"]),
         ("--host_memory_limit_bytes -1", ["host_memory_limit_bytes is -1", "at least 0"]),
         ("--tiled_loss_bytes 0", ["tiled_loss_bytes is 0", "at least 1"]),

@@ -150,7 +150,7 @@ TRICKS: list[dict[str, Any]] = [
 
 PEAKS = {"wide_mlp": VOCABULARY, "thin_mlp": THIN}
 # Whole blocks cut, and none: the other methods mix the two.
-QUICK = [("tp_sp", "wide_mlp"), ("ulysses", "thin_mlp")]
+QUICK = [("ulysses", "thin_mlp")]
 OTHERS = [case for case in product(METHODS, PEAKS) if case not in QUICK]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 from tests.support.runs import MODEL, RUN, VARIANTS
 from tests.support.traffic import measured_columns
+
+Choose = Callable[[list[RunConfig]], list[RunConfig]]
 
 
 def variants(world_size: int) -> list[RunConfig]:
@@ -54,12 +57,20 @@ def variants(world_size: int) -> list[RunConfig]:
         if world_size > 1:
             runs.append(replace(run, sequence_parallel_size=world_size // 2))
             runs.append(replace(run, sequence_parallel_size=1))
-    return runs if world_size < 8 else runs[::2]  # eight ranks take their time on two cores
+    return runs
 
 
-@pytest.mark.parametrize("world_size", [1, slow(2), 4, slow(8)])
-def test_traffic_equals_theory(world_size: int) -> None:
-    runs = variants(world_size)
+def half(runs: list[RunConfig]) -> list[RunConfig]:
+    """Half of the runs, as many take their time on two cores. As each method has an odd number of
+    options, two methods have each of them."""
+    return runs[::2]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "chosen"), [(1, list), slow(2, list), (4, half), slow(4, list), slow(8, half)]
+)
+def test_traffic_equals_theory(world_size: int, chosen: Choose) -> None:
+    runs = chosen(variants(world_size))
     expected = [theory_traffic.step_traffic(run).columns for run in runs]
     for measured in run_ranks(measured_columns, world_size, runs):
         for run, columns, formula in zip(runs, measured, expected, strict=True):
@@ -84,12 +95,14 @@ def ring_variants(world_size: int) -> list[RunConfig]:
             replace(run, sequence_parallel_size=1, reduce_bucket_size=4000),
             replace(run, reshard_after_forward=False),
         ]
-    return runs if world_size < 8 else runs[::2]
+    return runs
 
 
-@pytest.mark.parametrize("world_size", [slow(2), 4, slow(8)])
-def test_traffic_of_rings_equals_theory(world_size: int) -> None:
-    runs = ring_variants(world_size)
+@pytest.mark.parametrize(
+    ("world_size", "chosen"), [slow(2, list), (4, half), slow(4, list), slow(8, half)]
+)
+def test_traffic_of_rings_equals_theory(world_size: int, chosen: Choose) -> None:
+    runs = chosen(ring_variants(world_size))
     for run in runs:
         run.check()
     expected = [theory_traffic.step_traffic(run).columns for run in runs]

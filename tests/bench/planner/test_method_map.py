@@ -124,9 +124,9 @@ def map_card(cells: pd.DataFrame) -> catalogue.Card:
 
 
 def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--map", "no/such/folder", "--world_size", "8"]) == 2
+    assert main(["plan", "--map", "/proc/version/map", "--world_size", "8"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "map = no/such/folder.csv cannot be written" in line
+    assert "map = /proc/version/map.csv: it cannot be written" in line
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def cpu_s() -> float:
     return sum(os.times()[:4])
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     """Times are relative to reading the file with pandas and drawing one chart with matplotlib,
     before and after: a busy machine slows down both."""

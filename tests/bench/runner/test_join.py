@@ -60,7 +60,7 @@ def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("verb", "meanwhile"),
-    [("run", "hangs"), ("sweep", "reduces"), slow("run", "reduces"), slow("sweep", "hangs")],
+    [("run", "hangs"), slow("sweep", "reduces"), slow("run", "reduces"), slow("sweep", "hangs")],
 )
 def test_the_row_names_another_rank_that_fails(tmp_path: Path, verb: str, meanwhile: str) -> None:
     """The row names that rank, whether rank 0's collective then fails or never returns."""
@@ -78,6 +78,7 @@ def test_the_row_names_another_rank_that_fails(tmp_path: Path, verb: str, meanwh
     )
 
 
+@pytest.mark.slow
 def test_a_job_that_is_ended_leaves_no_row(tmp_path: Path) -> None:
     """A sweep that is started again then runs this cell again."""
     out, begun = tmp_path / "rows.csv", tmp_path / "begun"

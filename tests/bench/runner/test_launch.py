@@ -48,7 +48,9 @@ def workers_of(process: subprocess.Popen[str], count: int) -> Iterator[list[psut
 def test_run_appends_one_whole_row(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     flags = f"run {SMALL} --world_size 4 --seq_len 1024 --steps 2 --warmup_steps 1 --out {out}"
-    status, said, err = finished(bench(*flags.split()))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    status, said, err = finished(bench(*flags.split(), TMPDIR=str(temporary)))
     assert (status, err) == (0, "")
     row = one_row(out)
     assert tuple(row) == rows.COLUMNS
@@ -130,9 +132,13 @@ def test_ctrl_c_leaves_no_process_and_no_row(tmp_path: Path, sent: signal.Signal
 
 @pytest.mark.slow
 def test_a_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
-    process = bench("run", *ENDLESS.split(), "--out", str(tmp_path / "rows.csv"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    flags = [*ENDLESS.split(), "--out", str(tmp_path / "rows.csv")]
+    process = bench("run", *flags, TMPDIR=str(temporary))
     with workers_of(process, 2), process:  # closes its pipes, which the workers may still hold
         process.kill()
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -47,14 +47,14 @@ TOGGLES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [slow("tp"), slow("tp_sp"), "ulysses", "odysseus"])
 def test_every_toggle_of_every_method(method: str) -> None:
     base = replace(BASE, method=method, world_size=2)
     wide = [replace(base, **toggles) for toggles in TOGGLES]
     check_all(wide + [replace(base, dtype="bf16", **toggles) for toggles in ({}, ALL_ON)], [0])
 
 
-@pytest.mark.parametrize("ring", [1, 2])
+@pytest.mark.parametrize("ring", [1, slow(2)])
 def test_chunks_of_heads(ring: int) -> None:
     """Chunks hold several kv heads, or a part of the heads that share one; also across a ring."""
     base = replace(BASE, method="ulysses", world_size=2 * ring, ring_parallel_size=ring)
@@ -93,8 +93,8 @@ def test_every_rank_of_larger_worlds(method: str, world_size: int) -> None:
 @pytest.mark.parametrize(
     ("method", "backend"),
     [
-        *(("tp_sp", "native"), ("ulysses", "allgather"), ("odysseus", "native")),
-        *(slow("tp", "native"), slow("ulysses", "native")),
+        *(("ulysses", "allgather"), ("odysseus", "native")),
+        *(slow(name, "native") for name in METHODS if name != "odysseus"),
         *(slow(name, "allgather") for name in METHODS if name != "ulysses"),
     ],
 )

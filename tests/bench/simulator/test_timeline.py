@@ -250,12 +250,15 @@ def test_a_row_has_its_time_and_a_trace_its_operations(tmp_path: Path) -> None:
     assert max(e["ts"] + e["dur"] for e in spans) == pytest.approx(float(row["step_ms_p50"]) * 1e3)
 
 
+PREDICTED = "--dry_run true --hardware h100-80g --dtype bf16"
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
         ("--trace t.json", "needs dry_run = true"),
         ("--trace t.json --dry_run true", "a profile with speeds"),
-        ("--trace no/t.json --dry_run true --hardware h100-80g --dtype bf16", "cannot be written"),
+        (f"--trace /proc/version/t.json {PREDICTED}", "cannot be written"),
     ],
 )
 def test_bad_traces(flags: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from math import inf, nan
+from reprlib import repr as shortened
 
 import pytest
 
-from odysseus.config.groups import Batch, MemorySavings, Parallelism, Precision
+from odysseus.config.groups import Batch, Execution, MemorySavings, Parallelism, Precision
 from odysseus.config.nested import OptimizerOptions
 from odysseus.config.option_group import OptionGroup, flags_of, groups_of, ordered_fields
 from odysseus.config.run import RunConfig
@@ -26,7 +28,23 @@ from tests.support.paths import ROOT
             Parallelism(world_size=4, ring_parallel_size=3),
             "ring_parallel_size = 3 does not divide world_size = 4; valid: [1, 2, 4]",
         ),
-        (OptimizerOptions(learning_rate=0.0), "optimizer.learning_rate is 0.0; it must be above 0"),
+        (
+            OptimizerOptions(learning_rate=0.0),
+            "optimizer.learning_rate is 0.0; it must be above 0 and finite",
+        ),
+        (
+            OptimizerOptions(learning_rate=nan),
+            "optimizer.learning_rate is nan; it must be above 0 and finite",
+        ),
+        (
+            OptimizerOptions(learning_rate=inf),
+            "optimizer.learning_rate is inf; it must be above 0 and finite",
+        ),
+        (
+            Execution(timeout_s=10**400),
+            f"timeout_s is {shortened(10**400)}; it must be at most 100000000",
+        ),
+        (Parallelism(world_size=10**12), "world_size is 1000000000000; it must be at most 1048576"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, OptionGroup) else "",
 )

@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[RunConfig, str]] = {
     ),
     "learning rate": (
         RunConfig(optimizer=OptimizerOptions(learning_rate=0.0)),
-        "optimizer.learning_rate is 0.0; it must be above 0",
+        "optimizer.learning_rate is 0.0; it must be above 0 and finite",
     ),
     "kv heads": (
         RunConfig(model=model(num_key_value_heads=3)),

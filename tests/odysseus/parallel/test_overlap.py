@@ -20,12 +20,14 @@ from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.support.dry_run import check_all as check_dry_runs
+from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 from tests.support.runs import RUN, VARIANTS
 from tests.support.toggles import check_all
 from tests.support.traffic import measured_columns
 
 CUT = [name for name in METHODS if name != "ulysses"]
+ONE_AND_REST = [name if name == "odysseus" else slow(name) for name in CUT]
 AHEAD = {"zero_engine": "overlap"}
 IN_CHUNKS: list[dict[str, Any]] = [
     {},
@@ -43,7 +45,7 @@ def in_chunks(run: RunConfig) -> list[RunConfig]:
 
 
 @pytest.mark.parametrize("method", CUT)
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [slow(2), 4])
 def test_chunks_leave_every_gradient_as_it_is(method: str, world_size: int) -> None:
     check_all(in_chunks(replace(RUN, method=method, world_size=world_size)))
 
@@ -57,7 +59,7 @@ def test_chunks_with_a_ring_replicas_and_biases(method: str) -> None:
     check_all([replace(base, model=VARIANTS["qwen"], **AHEAD)])
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [slow(2), 4])
 def test_chunks_send_what_theory_says(world_size: int) -> None:
     """Chunks send the same bytes in more calls. Recomputation repeats the closing collective of all
     chunks but the last."""
@@ -71,7 +73,7 @@ def test_chunks_send_what_theory_says(world_size: int) -> None:
         assert (more > 0) == (run.recomputes and run.method != "odysseus")
 
 
-@pytest.mark.parametrize("method", CUT)
+@pytest.mark.parametrize("method", ONE_AND_REST)
 def test_a_dry_run_counts_chunks_as_they_are(method: str) -> None:
     runs = in_chunks(replace(RUN, method=method, world_size=2, dtype="fp32"))
     check_dry_runs([*runs, replace(runs[0], dtype="bf16")], [0])
@@ -95,7 +97,7 @@ def beside(run: RunConfig) -> tuple[float, float]:
     return hidden["activation"] / total["activation"], hidden["zero"] / total["zero"]
 
 
-@pytest.mark.parametrize("method", CUT)
+@pytest.mark.parametrize("method", ONE_AND_REST)
 def test_more_collectives_run_beside_matmuls(method: str) -> None:
     """Without chunks, only backward's second gather and the reduction before the weight's gradient
     run beside matmuls. On a CPU none of FSDP2's collectives do; here all do, except those of the

@@ -26,6 +26,7 @@ from odysseus.parallel.mesh import Axis, world_group
 from odysseus.parallel.ring import AllGatherExchange, RingExchange, ring_attention
 from odysseus.parallel.ring_order import tokens_of
 from odysseus.parallel.yunchang import yunchang_ring
+from tests.support.marks import slow
 from tests.support.parity import assert_parity
 from tests.support.ranks import run_ranks
 from tests.support.ring import in_two_blocks
@@ -39,6 +40,7 @@ BASE = replace(RUN, seq_len=80, tiled_loss_compute=False)
 
 
 AXES = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
+QUICK_AXES = [axes if axes != (4, 2) else slow(axes) for axes in AXES]
 WAYS = list(itertools.product(ORDERS, BACKENDS, ({}, ALL_ON)))
 HALF = [way for at, way in enumerate(WAYS) if at in (0, 3, 5, 6)]
 """Four of the eight ways: each two values of order, backend and tricks occur together."""
@@ -68,7 +70,7 @@ def test_half_of_the_ways_hold_every_pair() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("axes", AXES, ids=lambda axes: f"ring{axes[0]}x{axes[1]}")
+@pytest.mark.parametrize("axes", QUICK_AXES, ids=lambda axes: f"ring{axes[0]}x{axes[1]}")
 def test_parity_of_hybrids(method: str, axes: tuple[int, int]) -> None:
     """Half of the ways with every other method, the other half with the rest."""
     odd = [*METHODS].index(method) % 2
@@ -89,7 +91,13 @@ def test_an_odd_ring(method: str) -> None:
     check_all([replace(base, ring_order=order, ring_backend=backend) for order, backend in orders])
 
 
-@pytest.mark.parametrize("axis_order", get_args(get_type_hints(RunConfig)["axis_order"]))
+@pytest.mark.parametrize(
+    "axis_order",
+    [
+        order if order in ("dp-ring-sp", "sp-dp-ring") else slow(order)
+        for order in get_args(get_type_hints(RunConfig)["axis_order"])
+    ],
+)
 def test_replicas_and_rings_in_any_order(axis_order: str) -> None:
     """2 x 2 x 2, where fewer kv heads than ranks also make copies of them."""
     base = replace(
@@ -168,8 +176,13 @@ def attention_errors(backend: str, order: str, dtype: torch.dtype) -> list[tuple
     ]
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("backend", [*BACKENDS, "yunchang"])
+@pytest.mark.parametrize(
+    ("backend", "order"),
+    [
+        case if case in (("native", "zigzag"), ("allgather", "contiguous")) else slow(*case)
+        for case in itertools.product((*BACKENDS, "yunchang"), ORDERS)
+    ],
+)
 def test_bf16_errs_little_more_than_plain_attention(backend: str, order: str) -> None:
     """Eight ring ranks: the root mean square error of o, dq, dk, dv is at most 1.2 x that of plain
     attention.

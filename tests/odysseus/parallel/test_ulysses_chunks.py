@@ -18,6 +18,7 @@ from bench.simulator import dry_run
 from bench.theory import traffic as theory_traffic
 from odysseus.config.run import RunConfig
 from odysseus.parallel import ulysses_chunks
+from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 from tests.support.runs import VARIANTS
 from tests.support.toggles import ALL_ON, BASE, check_all
@@ -39,7 +40,7 @@ def variants(base: RunConfig, chunks: list[int]) -> list[RunConfig]:
     return [replace(base, ulysses_head_chunks=c, **tricks) for c in chunks for tricks in TRICKS]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [slow(1), 2, slow(4)])
 @pytest.mark.parametrize("model", ["kv_heads_more_than_ranks", "kv_heads_fewer_than_ranks", "qwen"])
 def test_parity(world_size: int, model: str) -> None:
     """A rank has 8 / N query heads, and 4 / N kv heads or a copy of one."""
@@ -47,7 +48,7 @@ def test_parity(world_size: int, model: str) -> None:
     check_all(variants(base, [c for c in (2, 4, 8) if 8 // world_size % c == 0]))
 
 
-@pytest.mark.parametrize(("world_size", "tokens"), [(1, 601), (2, 1040), (4, 1100)])
+@pytest.mark.parametrize(("world_size", "tokens"), [slow(1, 601), slow(2, 1040), (4, 1100)])
 def test_parity_in_tiles(world_size: int, tokens: int) -> None:
     """Batch 1, two or three tiles of projections, the last one ragged."""
     base = replace(BASE, world_size=world_size, micro_batch_size=1, seq_len=tokens)
@@ -55,7 +56,7 @@ def test_parity_in_tiles(world_size: int, tokens: int) -> None:
     check_all([base, replace(base, **ALL_ON)])
 
 
-@pytest.mark.parametrize("backend", ["native", "allgather"])
+@pytest.mark.parametrize("backend", ["native", slow("allgather")])
 def test_parity_across_a_ring(backend: str) -> None:
     base = replace(BASE, world_size=4, seq_len=72, ring_parallel_size=2, ring_backend=backend)
     bases = [replace(base, ulysses_head_chunks=chunks) for chunks in (2, 4)]

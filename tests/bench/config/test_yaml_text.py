@@ -1,0 +1,78 @@
+"""YAML files that are empty, too deep, without end, or no files at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import main
+from bench.runner import processes
+from tests.support.small_runs import nothing_starts
+
+BOMB = "a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+
+
+def test_sections_without_keys_are_as_good_as_none(tmp_path: Path) -> None:
+    config, out = tmp_path / "run.yml", tmp_path / "rows.csv"
+    config.write_text("dry_run: true\nseq_len: 64\ndata:\n  # path: book.txt\nmodel:\noptimizer:\n")
+    assert main(["run", "--config", str(config), "--out", str(out)]) == 0
+
+
+def test_an_anchor_may_be_used_again(tmp_path: Path) -> None:
+    config, out = tmp_path / "run.yml", tmp_path / "rows.csv"
+    config.write_text("dry_run: true\nworld_size: &n 2\nsequence_parallel_size: *n\nseq_len: 64\n")
+    assert main(["run", "--config", str(config), "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no names of options"),
+        ("# seq_len: 64", "no names of options"),
+        ("- seq_len", "no names of options"),
+        ("seq_len:", "seq_len is empty"),
+        ("data: 3", "data is 3"),
+        ("a: " + "[" * 5000 + "]" * 5000, "more than 50 levels"),
+        (BOMB, "an alias stands inside"),
+        ("a: &a [*a]", "an alias stands inside"),
+        ("a: [1", "while parsing"),
+        ("#" * 2**21, "more than 1048576 bytes"),
+        (b"path: caf\xe9", "utf-8"),
+    ],
+    ids=lambda value: "" if len(value) > 40 else str(value),
+)
+def test_files_that_are_refused(
+    text: str | bytes,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(processes, "run_ranks", nothing_starts)
+    config = tmp_path / "run.yml"
+    config.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert main(["run", "--config", str(config)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"config = {str(config)!r}: " in line
+    assert reason in line
+
+
+@pytest.mark.parametrize("name", ["", ".", "/dev/zero", "pipe", "nowhere.yml"])
+def test_names_that_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    for flags in (["--config", name], [f"--config={name}"]):
+        assert main(["sweep", *flags]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"config = {name!r}: " in line
+
+
+def test_a_value_in_a_message_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--method", "m" * 100_000]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) < 1000
+    assert "mmm…" in line
