@@ -64,7 +64,12 @@ def _advance(progress: tqdm[Any], was_known: bool) -> None:
 
 
 def _measure_if_new(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:
-    """Measure a cell unless its row is known; return the new row's status, else None."""
+    """Measure a cell unless it has a row or another sweep measures it; return its status, else
+    None.
+
+    Args:
+        known: Keys of the cells that had rows when the sweep started.
+    """
     try:
         checks.check(run)
         checks.check_gpus(run, None)
@@ -72,13 +77,15 @@ def _measure_if_new(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> s
         row = launch.invalid_row(run, str(error))
     else:
         row = None
-    if rows.key(row or rows.identity(run)) in known:
+    cell = rows.key(row or rows.identity(run))
+    if cell in known:
         return None
-    row = row or launch.run_cell(run)
-    rows.append(out, row)
-    if row["status"] == "ok":
-        known.add(rows.key(row))  # two cells of a grid may be equal
-    else:
+    with rows.claimed(out, cell) as is_ours:
+        if not is_ours or cell in rows.keys(out, only_ok=True):
+            return None
+        row = row or launch.run_cell(run)
+        rows.append(out, row)
+    if row["status"] != "ok":
         tqdm.write(f"{row['status']}: {run.method}: {row['error']}", file=sys.stderr)
     return row["status"]
 

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from bench.config.checks import check_method
+from bench.hardware import profile_file
 from methods import METHODS, from_file, method_of
 from methods.peers import as_method
 from methods.peers.checks import PREFIX, check_package, name_of
@@ -22,9 +23,12 @@ def run_config(parsed: Any, peers: bool = False) -> RunConfig:
         peers: Whether its method may be a peer.
 
     Raises:
-        ValueError: its method is unknown, is not for this verb, or its package is not installed.
+        ValueError: its method is unknown, is not for this verb, or its package is not installed;
+            or there is no profile of its hardware.
     """
-    return _with_peer_defaults(RunConfig(**_options(parsed)), peers)
+    run = _with_peer_defaults(RunConfig(**_options(parsed)), peers)
+    _check_hardware([run])
+    return run
 
 
 def expand(parsed: Any, peers: bool = False) -> list[RunConfig]:
@@ -34,9 +38,18 @@ def expand(parsed: Any, peers: bool = False) -> list[RunConfig]:
         peers: Whether methods may be peers.
 
     Raises:
-        ValueError: a cell's method is not valid, see :func:`run_config`.
+        ValueError: a list is empty, or a cell's method or hardware is not valid, see
+            :func:`run_config`.
     """
-    return [_with_peer_defaults(run, peers) for run in _expand(RunConfig, _options(parsed))]
+    runs = [_with_peer_defaults(run, peers) for run in _expand(RunConfig, _options(parsed))]
+    _check_hardware(runs)
+    return runs
+
+
+def _check_hardware(runs: list[RunConfig]) -> None:
+    """Raise ValueError unless every profile that a cell names can be read."""
+    for name in sorted({run.hardware for run in runs} - {""}):
+        profile_file.find(name)
 
 
 def _options(parsed: Any) -> dict[str, Any]:
@@ -61,14 +74,16 @@ def _with_peer_defaults(run: RunConfig, peers: bool) -> RunConfig:
     return as_method.with_peer_defaults(run)
 
 
-def _expand(config: type, values: dict[str, Any]) -> list[Any]:
+def _expand(config: type, values: dict[str, Any], prefix: str = "") -> list[Any]:
     """Return one instance of a dataclass for each combination of the values in lists."""
     axes = []
     hints = get_type_hints(config)
     for name, value in values.items():
         if is_dataclass(hints[name]):
             nested = {f.name: getattr(value, f.name) for f in fields(value)}
-            axes.append(_expand(hints[name], nested))
+            axes.append(_expand(hints[name], nested, f"{name}."))
+        elif value == []:
+            raise ValueError(f"{prefix}{name} = [] makes no cells; valid: at least one value")
         else:
             axes.append(value if isinstance(value, list) else [value])
     return [config(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*axes)]

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.paths import ROOT
 
 NOTEBOOK = ROOT / "scripts" / "figures.ipynb"
@@ -38,6 +40,7 @@ def test_it_draws_nothing_itself() -> None:
     ] == []
 
 
+@pytest.mark.slow
 def test_every_cell_runs(tmp_path: Path) -> None:
     """Run every cell headless, with its figures in another folder."""
     text = NOTEBOOK.read_text()

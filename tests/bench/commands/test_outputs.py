@@ -104,7 +104,7 @@ def test_a_row_outlives_its_file(
 
 def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
     """``report … | true`` writes the page and prints nothing on standard error."""
-    report = f"{sys.executable} -m bench report --rows results/example.csv --out {tmp_path}"
+    report = f"{sys.executable} -m bench report --rows results/tiles.csv --out {tmp_path}"
     shell = ["bash", "-o", "pipefail", "-c", f"{report} | true"]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

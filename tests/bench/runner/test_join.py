@@ -96,7 +96,7 @@ def test_a_job_that_is_ended_leaves_no_row(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+@pytest.mark.parametrize("launcher", ["torchrun", slow("srun")])
 def test_run_joins_workers_that_a_launcher_started(tmp_path: Path, launcher: str) -> None:
     out = tmp_path / "rows.csv"
     flags = f"{SMALL} --world_size 2 --seq_len 64 --steps 1 --out {out}".split()

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from bench import rows
+from bench.__main__ import main
 from bench.runner import launch
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from odysseus.parallel.mesh import start_process_group
@@ -160,9 +161,9 @@ def _hang_in_a_collective(run: RunConfig) -> dict[str, object]:
 
 
 def test_a_hung_collective_is_a_timeout_row() -> None:
-    run = RunConfig(model=MODEL, world_size=2, timeout_s=8)
+    run = RunConfig(model=MODEL, world_size=2, timeout_s=4)
     row = launch.run_cell(run, _hang_in_a_collective)
-    assert (row["status"], row["error"]) == ("timeout", "stopped after timeout_s = 8")
+    assert (row["status"], row["error"]) == ("timeout", "stopped after timeout_s = 4")
     assert float(row["wall_s"]) < 30
 
 
@@ -197,15 +198,17 @@ def test_the_first_failing_rank_speaks(kind: str, status: str, error: str) -> No
     assert (row["status"], row["error"]) == (status, error)
 
 
-def test_a_sweep_resumes_keeps_going_and_marks_the_impossible(tmp_path: Path) -> None:
+def test_a_sweep_resumes_keeps_going_and_marks_the_impossible(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, grid = tmp_path / "rows.csv", tmp_path / "grid.yml"
     grid.write_text(
         "method: [tp, ulysses]\nworld_size: [1, 3]\nseq_len: 60\nsteps: 1\nwarmup_steps: 0\n"
         "model: {num_hidden_layers: 1, hidden_size: 64, intermediate_size: 64}\n"
     )
-    sweep = ("sweep", "--config", str(grid), "--out", str(out))
-    status, said, err = finished(bench(*sweep))
-    assert status == 1
+    sweep = ["sweep", "--config", str(grid), "--out", str(out)]
+    assert main(sweep) == 1
+    said, err = capsys.readouterr()
     assert "4 cells: 0 had rows, 2 ok, 2 failed" in said
     assert "sequence_parallel_size = 3" in err
     table = rows.read(out)
@@ -213,15 +216,16 @@ def test_a_sweep_resumes_keeps_going_and_marks_the_impossible(tmp_path: Path) ->
 
     # A sweep killed after its first row goes on from there; finished rows stay as they are.
     table.iloc[:1].to_csv(out, index=False)
-    status, said, _ = finished(bench(*sweep))
-    assert "4 cells: 1 had rows, 1 ok, 2 failed" in said
+    assert main(sweep) == 1
+    assert "4 cells: 1 had rows, 1 ok, 2 failed" in capsys.readouterr().out
     again = rows.read(out)
     assert list(again["status"]) == ["ok", "invalid", "ok", "invalid"]
     pd.testing.assert_series_equal(again.iloc[0], table.iloc[0])
-    assert "4 cells: 4 had rows, 0 ok, 0 failed" in finished(bench(*sweep))[1]
+    assert main(sweep) == 0
+    assert "4 cells: 4 had rows, 0 ok, 0 failed" in capsys.readouterr().out
 
 
-def test_a_killed_sweep_loses_no_row(tmp_path: Path) -> None:
+def test_a_killed_sweep_loses_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.csv"
     flags = f"sweep {SMALL} --world_size 1 --seq_len 64 --steps 1 --seed [0,1,2,3] --out {out}"
     process = bench(*flags.split())
@@ -232,6 +236,14 @@ def test_a_killed_sweep_loses_no_row(tmp_path: Path) -> None:
     process.communicate()
     kept = rows.read(out)
     assert set(kept["status"]) == {"ok"}
-    status, said, _ = finished(bench(*flags.split()))
-    assert status == 0
+    assert main(flags.split()) == 0
+    said = capsys.readouterr().out
     assert f"4 cells: {len(kept)} had rows, {4 - len(kept)} ok, 0 failed" in said
+
+
+def test_two_sweeps_on_one_file_share_their_cells(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    flags = f"sweep {SMALL} --world_size 1 --seq_len 64 --steps 1 --seed [0,1,2,3] --out {out}"
+    both = [bench(*flags.split()) for _ in range(2)]
+    assert [finished(process)[0] for process in both] == [0, 0]
+    assert sorted(rows.read(out)["seed"]) == ["0", "1", "2", "3"]

@@ -27,6 +27,7 @@ from tests.support.marks import slow
 from tests.support.runs import RUN, VARIANTS
 from tests.support.toggles import ALL_ON, LOSS_TILES
 
+METHODS_QUICK = [slow(name) if name in ("tp", "tp_sp") else name for name in METHODS]
 BASE = replace(RUN, dtype="fp32", seq_len=80, tiled_loss_compute=False)
 TOGGLES: list[dict[str, Any]] = [
     {},
@@ -47,7 +48,7 @@ TOGGLES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("method", [slow("tp"), slow("tp_sp"), "ulysses", "odysseus"])
+@pytest.mark.parametrize("method", METHODS_QUICK)
 def test_every_toggle_of_every_method(method: str) -> None:
     base = replace(BASE, method=method, world_size=2)
     wide = [replace(base, **toggles) for toggles in TOGGLES]
@@ -82,7 +83,7 @@ def test_hybrids_of_other_worlds(method: str, world_size: int, ring: int) -> Non
     check_all([replace(r, **toggles) for r in both for toggles in TOGGLES], [0, world_size - 1])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS_QUICK)
 @pytest.mark.parametrize("world_size", [4, slow(8)])
 def test_every_rank_of_larger_worlds(method: str, world_size: int) -> None:
     base = replace(BASE, method=method, world_size=world_size, model=VARIANTS["ragged_rows"])

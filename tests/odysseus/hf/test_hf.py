@@ -54,7 +54,7 @@ def cases(name: str, world_size: int) -> list[Case]:
 
 
 # Every family over 2 ranks, by heads and by a ring; the family with the most toggles over both.
-QUICK = [(name, 4 if name == "llama" else 2) for name in CONFIGS]
+QUICK = [(name, 2) for name in CONFIGS]
 OTHERS = [case for case in product(CONFIGS, (1, 2, 4)) if case not in QUICK]
 
 
