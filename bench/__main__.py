@@ -26,9 +26,8 @@ VERBS = {
     "plan": "find which methods fit in memory, and the longest sequence of each",
     "report": "draw one HTML page, figures and a table from CSV rows",
 }
-
-
-STARTING_WORKERS = ("run", "sweep", "compare", "verify", "calibrate", "theory")
+_STARTING_WORKERS = ("run", "sweep", "compare", "verify", "calibrate", "theory")
+"""Verbs that measure something in processes of their own."""
 
 
 def main(arguments: list[str], may_fork: bool = False) -> int:
@@ -54,7 +53,7 @@ def main(arguments: list[str], may_fork: bool = False) -> int:
         parsed = options.parse(flags.PARSERS[verb](), rest)
         # Not imported before, as it imports torch: help and mistyped flags must not wait for it.
         action: Callable[[Any], int] = import_module(f"bench.commands.{verb}").main
-        if may_fork and verb in STARTING_WORKERS and not _starts_nothing(parsed):
+        if may_fork and verb in _STARTING_WORKERS and not _starts_nothing(parsed):
             import_module("bench.runner.processes").fork_now()
         return action(parsed)
     except ValueError as error:

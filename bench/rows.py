@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -267,24 +265,6 @@ def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) ->
     except (OSError, ValueError) as error:
         known = {name: text for name, text in texts.items() if text}
         raise files.not_saved(path, json.dumps(known), error) from None
-
-
-@contextmanager
-def claimed(path: Path, cell: tuple[str, ...]) -> Iterator[bool]:
-    """Claim a cell of a file for this process; yield False if another process has claimed it.
-
-    The claim ends with the context, or with the process. It is a lock on one byte of a file beside
-    the rows; which byte follows from the cell's :func:`key`.
-    """
-    digest = hashlib.sha256("\0".join(cell).encode()).digest()
-    place = int.from_bytes(digest[:7], "big")
-    with path.with_name(f".{path.name}.cells").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def check_writable(

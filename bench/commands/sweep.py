@@ -15,7 +15,7 @@ from bench import rows
 from bench.config import checks, grid
 from bench.config.launched import is_first_rank, launched_world_size
 from bench.report.live_page import LivePage
-from bench.runner import host_limit, join, launch, worker
+from bench.runner import claims, host_limit, join, launch, worker
 from odysseus.config.run import RunConfig
 
 _SAME_PER_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
@@ -80,7 +80,7 @@ def _measure_if_new(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> s
     cell = rows.key(row or rows.identity(run))
     if cell in known:
         return None
-    with rows.claimed(out, cell) as is_ours:
+    with claims.claimed(out, cell) as is_ours:
         if not is_ours or cell in rows.keys(out, only_ok=True):
             return None
         row = row or launch.run_cell(run)

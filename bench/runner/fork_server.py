@@ -72,10 +72,11 @@ def serve(requests: Connection, answers: Connection, folder: str) -> NoReturn:
             request = requests.recv_bytes()
             try:
                 ranks = pickle.loads(request)
-            except Exception as error:
-                outcome = Outcome(0, described(error))
-            else:
                 outcome = _run(ranks, os.path.join(folder, str(number)), requests, lifeline)
+            except EOFError:
+                raise
+            except Exception as error:  # an unknown module; too many processes
+                outcome = Outcome(0, described(error))
             answers.send(outcome)
     except (EOFError, BrokenPipeError):
         shutil.rmtree(folder, ignore_errors=True)
