@@ -14,11 +14,11 @@ import pytest
 
 from bench import rows
 from bench.__main__ import main
-from bench.runner import launch, processes
+from bench.runner import launch
 from odysseus.config.run import RunConfig
 from tests.support.launched import SMALL, bench, finished
 from tests.support.paths import ROOT
-from tests.support.small_runs import nothing_starts
+from tests.support.refusals import refused_line
 
 TRACED = "--dry_run true --hardware h100-80g --dtype bf16"
 COMPARED = "peer,part,method,status,ratio_p50\ndtensor_tp,model,tp,ok,1.0\n"
@@ -51,7 +51,6 @@ def test_a_file_of_another_kind_stays(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(processes, "run_ranks", nothing_starts)
     monkeypatch.chdir(tmp_path)
     Path("README.md").write_text("# A project\n\nwith, commas\n")
     Path("compared.csv").write_text(COMPARED)
@@ -62,8 +61,7 @@ def test_a_file_of_another_kind_stays(
     Path("site").mkdir()
     Path("site/report.html").write_text("<!doctype html><title>Home</title>")
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    assert main(command.split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused_line(capsys, *command.split())
     assert reason in line
     assert "valid: " in line
     after = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}

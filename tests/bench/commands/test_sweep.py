@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import main
-from bench.runner import processes
-from tests.support.small_runs import nothing_starts
+from tests.support.refusals import refused_line
 
 
 @pytest.mark.parametrize(
@@ -26,12 +24,8 @@ def test_one_bad_value_stops_the_sweep_at_its_start(
     flags: str,
     reason: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(processes, "run_ranks", nothing_starts)
     out = tmp_path / "rows.csv"
-    assert main(["sweep", *flags.split(), "--out", str(out)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert reason in line
+    assert reason in refused_line(capsys, "sweep", *flags.split(), "--out", str(out))
     assert not out.exists()

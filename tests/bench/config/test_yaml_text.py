@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.runner import processes
-from tests.support.small_runs import nothing_starts
+from tests.support.refusals import refused_line
 
 BOMB = "a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
 
@@ -47,14 +46,11 @@ def test_files_that_are_refused(
     text: str | bytes,
     reason: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(processes, "run_ranks", nothing_starts)
     config = tmp_path / "run.yml"
     config.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert main(["run", "--config", str(config)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused_line(capsys, "run", "--config", str(config))
     assert f"config = {str(config)!r}: " in line
     assert reason in line
 
@@ -66,13 +62,10 @@ def test_names_that_are_refused(
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     for flags in (["--config", name], [f"--config={name}"]):
-        assert main(["sweep", *flags]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert f"config = {name!r}: " in line
+        assert f"config = {name!r}: " in refused_line(capsys, "sweep", *flags)
 
 
 def test_a_value_in_a_message_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--method", "m" * 100_000]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused_line(capsys, "run", "--method", "m" * 100_000)
     assert len(line) < 1000
     assert "mmm…" in line
