@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import main
 from bench.runner import processes
+from tests.support.refusals import refused_line
 
 
 @pytest.fixture(autouse=True)
@@ -17,14 +17,6 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(processes, "run_ranks", started)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # with which Liger's kernels run on CPU
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(list(arguments)) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
-    return printed.err
 
 
 @pytest.mark.parametrize(
@@ -77,7 +69,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ],
 )
 def test_flags(capsys: pytest.CaptureFixture[str], flags: str, expected: list[str]) -> None:
-    message = refused(capsys, "run", *flags.split())
+    message = refused_line(capsys, "run", *flags.split())
     assert message.startswith("python -m bench run: ")
     assert [part for part in expected if part not in message] == []
 
@@ -95,7 +87,7 @@ def test_data_files(
 ) -> None:
     file = tmp_path / "text"
     file.write_bytes(content)
-    assert expected in refused(capsys, "run", "--data.path", str(file))
+    assert expected in refused_line(capsys, "run", "--data.path", str(file))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +106,7 @@ def test_yaml_files(
 ) -> None:
     file = tmp_path / "run.yml"
     file.write_text(content)
-    assert expected in refused(capsys, verb, "--config", str(file))
+    assert expected in refused_line(capsys, verb, "--config", str(file))
 
 
 def test_an_output_that_is_another_csv_is_kept(
@@ -122,7 +114,7 @@ def test_an_output_that_is_another_csv_is_kept(
 ) -> None:
     other = tmp_path / "budget.csv"
     other.write_text("month,sum\nMay,3\n")
-    assert "without the columns" in refused(capsys, "run", "--out", str(other))
+    assert "without the columns" in refused_line(capsys, "run", "--out", str(other))
     assert other.read_text() == "month,sum\nMay,3\n"
 
 
@@ -131,7 +123,9 @@ def test_more_ranks_than_gpus(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    message = refused(capsys, "run", "--world_size", "4", "--model.attn_implementation", "sdpa")
+    message = refused_line(
+        capsys, "run", "--world_size", "4", "--model.attn_implementation", "sdpa"
+    )
     assert "world_size = 4 is more than the 2 GPUs" in message
 
 
@@ -140,13 +134,13 @@ def test_a_launcher_of_another_size(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    message = refused(capsys, "run", "--world_size", "2")
+    message = refused_line(capsys, "run", "--world_size", "2")
     assert "world_size = 2, but the launcher started 4 processes" in message
 
 
 def test_unknown_verb_and_missing_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "valid: run, sweep" in refused(capsys, "rnu")
-    assert "no such file: nothing.csv" in refused(capsys, "report", "--rows", "nothing.csv")
+    assert "valid: run, sweep" in refused_line(capsys, "rnu")
+    assert "no such file: nothing.csv" in refused_line(capsys, "report", "--rows", "nothing.csv")
 
 
 def test_a_length_that_is_legal_but_slow_gets_advice() -> None:
