@@ -21,7 +21,8 @@ if [ $# -gt 0 ]; then
 fi
 ruff check .
 ruff format --check .
-python -m pytest -m "alone and ($chosen)"
+mapfile -t timed < <(grep -rl --include='test_*.py' 'mark\.alone' tests)
+python -m pytest -m "alone and ($chosen)" "${timed[@]}"
 pyright &
 types=$!
 trap 'kill $types 2>/dev/null || true' EXIT

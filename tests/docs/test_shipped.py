@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from fnmatch import fnmatch
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from bench import rows
 from bench.__main__ import main
+from bench.commands import flags
 from bench.config import options
 from scripts.written import pictures, tables
 from tests.support.marks import slow
@@ -132,6 +134,7 @@ def test_every_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = options.parse
     monkeypatch.setattr(options, "parse", stop)
+    monkeypatch.setattr(flags, "PARSERS", {verb: cache(of) for verb, of in flags.PARSERS.items()})
     monkeypatch.chdir(ROOT)
     found = list(pictures.commands(README))
     assert len(found) > 40

@@ -61,13 +61,18 @@ def variants(world_size: int) -> list[RunConfig]:
 
 
 def half(runs: list[RunConfig]) -> list[RunConfig]:
-    """Half of the runs, as many take their time on two cores. As each method has an odd number of
-    options, two methods have each of them."""
+    """Half of the runs. As each method has an odd number of options, two methods have each."""
     return runs[::2]
 
 
+def quarter(runs: list[RunConfig]) -> list[RunConfig]:
+    """A quarter of the runs: one method has each option, or two if there are two rings."""
+    return runs[::4]
+
+
 @pytest.mark.parametrize(
-    ("world_size", "chosen"), [(1, list), slow(2, list), (4, half), slow(4, list), slow(8, half)]
+    ("world_size", "chosen"),
+    [(1, half), slow(1, list), slow(2, list), (4, quarter), slow(4, list), slow(8, half)],
 )
 def test_traffic_equals_theory(world_size: int, chosen: Choose) -> None:
     runs = chosen(variants(world_size))
@@ -99,7 +104,7 @@ def ring_variants(world_size: int) -> list[RunConfig]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "chosen"), [slow(2, list), (4, half), slow(4, list), slow(8, half)]
+    ("world_size", "chosen"), [slow(2, list), (4, quarter), slow(4, list), slow(8, half)]
 )
 def test_traffic_of_rings_equals_theory(world_size: int, chosen: Choose) -> None:
     runs = chosen(ring_variants(world_size))

@@ -31,6 +31,7 @@ def test_shallow_runs_predict_a_deep_one(method: str, step: int) -> None:
     assert sum(parts) == pytest.approx(found.parts_ms["step_ms_p50"])
 
 
+@pytest.mark.slow
 def test_every_trick_takes_less_memory_and_more_time_than_the_one_before() -> None:
     """Compare tricks on a run whose computation takes longer than its copies."""
     choices = [

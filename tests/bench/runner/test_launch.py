@@ -23,7 +23,6 @@ from bench.runner import launch
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from odysseus.parallel.mesh import start_process_group
 from tests.support.launched import SMALL, bench, finished, one_row
-from tests.support.marks import slow
 
 ENDLESS = f"{SMALL} --world_size 2 --seq_len 512 --steps 1000000"
 MODEL = ModelOptions(num_hidden_layers=1, hidden_size=64, intermediate_size=64)
@@ -107,6 +106,7 @@ def test_a_killed_worker_is_an_error_row_and_leaves_nothing(tmp_path: Path) -> N
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_past_a_killed_cell(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     flags = f"{SMALL} --world_size 2 --seq_len 512 --steps [1000000,1] --out {out}"
@@ -119,7 +119,8 @@ def test_a_sweep_goes_on_past_a_killed_cell(tmp_path: Path) -> None:
     assert "2 cells: 0 had rows, 1 ok, 1 failed" in said
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, slow(signal.SIGTERM)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_no_process_and_no_row(tmp_path: Path, sent: signal.Signals) -> None:
     out = tmp_path / "rows.csv"
     process = bench("run", *ENDLESS.split(), "--out", str(out))
@@ -225,6 +226,7 @@ def test_a_sweep_resumes_keeps_going_and_marks_the_impossible(
     assert "4 cells: 4 had rows, 0 ok, 0 failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_loses_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.csv"
     flags = f"sweep {SMALL} --world_size 1 --seq_len 64 --steps 1 --seed [0,1,2,3] --out {out}"

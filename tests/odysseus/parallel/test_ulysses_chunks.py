@@ -87,9 +87,9 @@ def test_parity_of_compiled_blocks() -> None:
 
 def test_bytes_and_calls_equal_theory() -> None:
     base = replace(BASE, dtype="fp32", world_size=4, seq_len=64)
-    models = [VARIANTS[name] for name in ("qwen", "kv_heads_fewer_than_ranks")]
-    runs = [replace(run, model=model) for model in models for run in variants(base, [2])]
-    for ring, chunks in ((2, 2), (2, 4), (4, 4)):
+    model = VARIANTS["kv_heads_fewer_than_ranks"]
+    runs = variants(replace(base, model=model), [2])
+    for ring, chunks in ((2, 2), (4, 4)):
         hybrid = replace(base, ring_parallel_size=ring)
         runs += variants(hybrid, [chunks])[:3]
         runs += variants(replace(hybrid, ring_backend="allgather"), [chunks])[:1]
