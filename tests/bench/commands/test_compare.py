@@ -24,7 +24,6 @@ from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.training.block_trainer import Stream
-from tests.support.marks import slow
 from tests.support.peer_bytes import (
     BYTES,
     RUN,
@@ -50,8 +49,9 @@ def compare_all(run: RunConfig, asked: Asked) -> dict[tuple[str, str], dict[str,
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world_size", "parts"), [(2, ("model",)), slow(2, ("blocks",)), slow(4, ("model",))]
+    ("world_size", "parts"), [(2, ("model",)), (2, ("blocks",)), (4, ("model",))]
 )
 def test_every_peer_agrees_in_fp32(world_size: int, parts: tuple[str, ...]) -> None:
     """Compare the loss, or the blocks' output and input gradient, and every weight's gradient in

@@ -100,6 +100,7 @@ def test_a_row_outlives_its_file(
         assert json.loads(Path(f"{out}.unsaved").read_text()) == json.loads(row)
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
     """``report … | true`` writes the page and prints nothing on standard error."""
     report = f"{sys.executable} -m bench report --rows results/tiles.csv --out {tmp_path}"

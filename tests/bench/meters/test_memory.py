@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.meters.memory import MemoryMeter
 from bench.meters.step import memory_of_step
+from bench.simulator import dry_run
 from bench.theory import memory as theory_memory
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
@@ -117,8 +119,23 @@ MODEL = ModelOptions(
 RUN = RunConfig(method="tp_sp", model=MODEL, seq_len=1024)
 
 
-@pytest.mark.parametrize("size", [slow(1), 2, slow(4), slow(8)])
-def test_activations_equal_their_closed_form(size: int) -> None:
+def counted_activations(runs: list[RunConfig]) -> list[int]:
+    """Return each run's peak of activations, from a dry run of rank 0."""
+    return [dry_run.count(run, 0).memory.peak("activations").bytes for run in runs]
+
+
+def of_rank_0(runs: list[RunConfig]) -> list[int]:
+    """Return each run's peak of activations on rank 0 of real ranks."""
+    return run_ranks(measured_activations, runs[0].world_size, runs)[0]
+
+
+Peaks = Callable[[list[RunConfig]], list[int]]
+
+
+@pytest.mark.parametrize(
+    ("size", "peaks"), [(4, counted_activations), *(slow(n, of_rank_0) for n in (1, 2, 4, 8))]
+)
+def test_activations_equal_their_closed_form(size: int, peaks: Peaks) -> None:
     """The closed form holds to the byte for every method; tp_sp's is 1/n of the whole, within 2
     %."""
     runs = [replace(RUN, method=method, world_size=size) for method in METHODS]
@@ -126,7 +143,7 @@ def test_activations_equal_their_closed_form(size: int) -> None:
     grouped = replace(MODEL, num_key_value_heads=2)
     runs += [replace(RUN, micro_batch_size=2, dtype="fp64", world_size=size, model=grouped)]
     closed = [theory_memory.peak_activation_bytes(run) for run in runs]
-    assert run_ranks(measured_activations, size, runs)[0] == closed
+    assert peaks(runs) == closed
     whole = theory_memory.peak_activation_bytes(replace(RUN, world_size=1))
     shard = closed[runs.index(replace(RUN, world_size=size))]
     assert shard * size == pytest.approx(whole, rel=0.02)
@@ -149,13 +166,14 @@ TRICKS: list[dict[str, Any]] = [
 
 
 PEAKS = {"wide_mlp": VOCABULARY, "thin_mlp": THIN}
-# Whole blocks cut, and none: the other methods mix the two.
-QUICK = [("ulysses", "thin_mlp")]
-OTHERS = [case for case in product(METHODS, PEAKS) if case not in QUICK]
+QUICK = [("ulysses", "thin_mlp", counted_activations)]
+OTHERS = [slow(method, peak, of_rank_0) for method, peak in product(METHODS, PEAKS)]
 
 
-@pytest.mark.parametrize(("method", "peak"), [*QUICK, *(slow(*case) for case in OTHERS)])
-def test_activations_under_tricks_equal_their_closed_form(method: str, peak: str) -> None:
+@pytest.mark.parametrize(("method", "peak", "peaks"), [*QUICK, *OTHERS])
+def test_activations_under_tricks_equal_their_closed_form(
+    method: str, peak: str, peaks: Peaks
+) -> None:
     """The closed form holds to the byte, with the peak at the MLP, at a norm, at attention or at
     the loss."""
     model = PEAKS[peak]
@@ -164,7 +182,7 @@ def test_activations_under_tricks_equal_their_closed_form(method: str, peak: str
     runs = [replace(base, **tricks) for tricks in TRICKS]
     closed = [theory_memory.peak_activation_bytes(run) for run in runs]
     assert None not in closed
-    assert run_ranks(measured_activations, 4, runs)[0] == closed
+    assert peaks(runs) == closed
 
 
 def test_no_closed_form_is_claimed_without_a_derivation() -> None:

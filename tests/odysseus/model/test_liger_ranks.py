@@ -80,6 +80,7 @@ def check_steps(folder: Path, runs: list[RunConfig]) -> None:
         assert [(run, e) for run, e in zip(runs, errors, strict=True) if not e < TOLERANCE] == []
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_the_reference(tmp_path: Path) -> None:
     """Two methods that share no linear layer, one with its attention in head chunks."""
     in_chunks = replace(RUN, method="ulysses", ulysses_head_chunks=2)
