@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from odysseus.config.environment import whole_number
 from odysseus.config.groups import MemorySavings
 from odysseus.config.run import RunConfig
 
@@ -49,8 +50,12 @@ def _control_groups() -> list[Path]:
 
 
 def ranks_per_node(world_size: int) -> int:
-    """Return how many ranks share this machine: LOCAL_WORLD_SIZE, which torchrun sets, or all."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    """Return how many ranks share this machine: LOCAL_WORLD_SIZE, which torchrun sets, or all.
+
+    Raises:
+        ValueError: LOCAL_WORLD_SIZE is no whole number of at least 1.
+    """
+    return whole_number("LOCAL_WORLD_SIZE", least=1) or world_size
 
 
 class HostMemory:

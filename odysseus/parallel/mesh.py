@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from odysseus.config.environment import whole_number
 from odysseus.config.run import RunConfig
 from odysseus.parallel.fsdp_internals import flatten_mesh
 
@@ -89,7 +90,7 @@ def pick_device(choice: str) -> torch.device:
     """This process's device: its GPU, or the CPU."""
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", whole_number("LOCAL_RANK") or 0)
 
 
 def start_process_group(device: torch.device, timeout_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -46,3 +47,23 @@ def test_srun(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert [os.environ[name] for name in NAMES[:4]] == ["5", "20", "1", "8"]
     assert (own_rank(), is_first_rank()) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK is 4; valid with WORLD_SIZE = 4: 0 to 3"),
+        ({"RANK": "one", "WORLD_SIZE": "4"}, "RANK is 'one'; valid: a whole number, at least 0"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0'; valid: a whole number, at least 1"),
+        (SLURM | {"SLURM_LOCALID": None}, "SLURM_LOCALID is missing, but others of the same"),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4(x"}, "PER_NODE is '4(x'; valid: the number of"),
+    ],
+)
+def test_variables_that_fit_no_launcher(
+    changes: dict[str, str | None], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in changes.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        launched_world_size()

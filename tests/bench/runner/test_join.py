@@ -32,6 +32,7 @@ def test_the_row_of_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     write = Mock()
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert join.run_cell(RunConfig(), fail, write) == "oom_gpu"
     ((row,),) = (call.args for call in write.call_args_list)
@@ -46,6 +47,7 @@ def test_the_row_of_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -
 def test_a_host_that_is_too_small(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row is written before any process group starts."""
     measure, write = Mock(), Mock()
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
     run = replace(OFFLOADED, host_memory_limit_bytes=1)
     if rank == "1":
