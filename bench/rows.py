@@ -237,9 +237,16 @@ def read(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is no CSV of rows: {reason}") from None
 
 
-def keys(path: Path, only_ok: bool = False, more: Sequence[str] = ()) -> set[tuple[str, ...]]:
-    """The keys, see :func:`key`, of all rows of a file, or only of rows whose status is ok."""
-    records = read(path).to_dict("records")
+def keys(
+    path: Path, only_ok: bool = False, more: Sequence[str] = (), after: int = 0
+) -> set[tuple[str, ...]]:
+    """The keys, see :func:`key`, of the rows of a file.
+
+    Args:
+        only_ok: Whether to leave out rows whose status is not ok.
+        after: Number of rows at the beginning of the file to leave out.
+    """
+    records = read(path)[after:].to_dict("records")
     return {key(row, more) for row in records if row["status"] == "ok" or not only_ok}
 
 

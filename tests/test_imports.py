@@ -38,7 +38,7 @@ LEVELS = {
         {"training"},
     ),
     "bench": (
-        {"meters"},
+        {"meters", "safe_yaml"},
         {"theory", "hardware"},
         {"simulator"},
         {"config", "rows", "pool", "calibration"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from odysseus.config.run import RunConfig
 _SAME_PER_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
 """Options with which a process group and its allocator are started."""
 
+_CLAIMED = "claimed"
+"""In place of a status: another sweep on the same file measures the cell."""
+
 
 def main(parsed: Any) -> int:
     """Measure every cell of a grid that has no row yet; return 0 if these are all ok, else 1.
@@ -32,20 +36,26 @@ def main(parsed: Any) -> int:
     cells, launched = grid.expand(parsed, peers=True), launched_world_size()
     rows.check_writable(out)
     known = rows.keys(out, only_ok=parsed.retry_failed)
+    had = len(rows.read(out))
     live = LivePage(out, parsed.watch, len(cells))
     if launched is not None:
         return _join_workers(cells, launched, known, out, live)
     failed = done = 0
     with _progress(len(cells)) as progress:
         live.write(0)
-        for number, run in enumerate(cells, 1):
+        left = deque((run, False) for run in cells)
+        while left:
+            run, wait = left.popleft()
             progress.set_description(f"{run.method} n={run.world_size} L={run.seq_len}")
-            status = _measure_if_new(run, known, out)
+            status = _measure_if_new(run, known, out, had, wait)
+            if status == _CLAIMED:
+                left.append((run, True))  # in case that the other sweep ends without its row
+                continue
             done += status is not None
             failed += status not in (None, "ok")
             _advance(progress, was_known=status is None)
             if status is not None:
-                live.write(number)
+                live.write(len(cells) - len(left))
     live.write(len(cells), ended=True)
     print(f"{len(cells)} cells: {len(cells) - done} had rows, {done - failed} ok, {failed} failed")
     return 1 if failed else 0
@@ -63,12 +73,15 @@ def _advance(progress: tqdm[Any], was_known: bool) -> None:
     progress.update()
 
 
-def _measure_if_new(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> str | None:
-    """Measure a cell unless it has a row or another sweep measures it; return its status, else
-    None.
+def _measure_if_new(
+    run: RunConfig, known: set[tuple[str, ...]], out: Path, had: int, wait: bool
+) -> str | None:
+    """Measure a cell unless it has a row; return its status, or None if it has one.
 
     Args:
         known: Keys of the cells that had rows when the sweep started.
+        had: Number of rows of the file then.
+        wait: Whether to wait for another sweep that measures the cell, or return _CLAIMED.
     """
     try:
         checks.check(run)
@@ -80,14 +93,29 @@ def _measure_if_new(run: RunConfig, known: set[tuple[str, ...]], out: Path) -> s
     cell = rows.key(row or rows.identity(run))
     if cell in known:
         return None
-    with claims.claimed(out, cell) as is_ours:
-        if not is_ours or cell in rows.keys(out, only_ok=True):
+    with claims.claimed(out, cell, wait) as is_ours:
+        if not is_ours:
+            return _CLAIMED
+        if cell in _keys_since(out, had):
             return None
         row = row or launch.run_cell(run)
         rows.append(out, row)
     if row["status"] != "ok":
         tqdm.write(f"{row['status']}: {run.method}: {row['error']}", file=sys.stderr)
     return row["status"]
+
+
+def _keys_since(out: Path, had: int) -> set[tuple[str, ...]]:
+    """The keys of the rows that this and other sweeps have added since the start.
+
+    Raises:
+        OSError: the file is no longer one of rows, so that nothing can be added.
+    """
+    try:
+        rows.check_writable(out)
+        return rows.keys(out, after=had)
+    except ValueError as error:
+        raise OSError(str(error)) from None
 
 
 def _join_workers(

@@ -15,8 +15,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-import yaml
-
+from bench import safe_yaml
 from bench.config.arctic_keys import (
     DEFAULTS,
     FIXED,
@@ -85,8 +84,8 @@ def convert(recipe: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _read(file: str) -> dict[str, Any] | None:
     """Read the recipe in a file; None if it has none or is damaged, which the parser reports."""
     try:
-        content = yaml.safe_load(Path(file).read_bytes())
-    except (OSError, ValueError, yaml.YAMLError):
+        content = safe_yaml.read(Path(file))
+    except ValueError:
         return None
     if not isinstance(content, dict):
         return None

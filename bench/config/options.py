@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from bench import safe_yaml
 from bench.config import arctic, shipped, yaml_text
 from bench.config.command import command
 from bench.config.launched import is_first_rank
@@ -47,9 +48,16 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
     Raises:
         ValueError: a key is unknown or a value has a wrong type; the message says what is valid.
     """
+    for flag, value in itertools.pairwise(["", *arguments]):
+        try:
+            safe_yaml.check_digits(value)
+        except safe_yaml.UnboundedError as error:
+            raise ValueError(f"{flag} {value}: {error}; valid: fewer") from None
     arguments, notes = arctic.translate(_config_first(arguments))
     try:
-        parsed = verb_parser.instantiate(verb_parser.parse_args(arguments))
+        given = verb_parser.parse_args(arguments)
+        _check_none_is_empty(given, verb_parser.get_defaults())
+        parsed = verb_parser.instantiate(given)
     except ArgumentError as error:
         message = " ".join(str(error).split()).replace("typing.", "").rstrip(".")
         raise ValueError(message + _suggestion(verb_parser, message)) from None
@@ -57,6 +65,14 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
         for note in notes:
             print(note, file=sys.stderr)
     return parsed
+
+
+def _check_none_is_empty(given: Namespace, defaults: Namespace) -> None:
+    """Raise ValueError if an option has no value but needs one, see :func:`Namespace.items`."""
+    known = dict(defaults.items())
+    for name, value in given.items():
+        if value is None and known.get(name) is not None:
+            raise ValueError(f"{name} is empty; valid: a value, or leave the key out")
 
 
 def add_run_options(verb_parser: ArgumentParser) -> None:

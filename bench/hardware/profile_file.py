@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from bench import safe_yaml
 from bench.hardware.profiles import PROFILES, Hardware
 from bench.hardware.speeds import Attention, Link, Points, Speeds
 from bench.meters.traffic import COLLECTIVES
@@ -39,10 +40,9 @@ def find(name: str) -> Hardware:
     if not name.endswith((".yml", ".yaml")):
         raise ValueError(f"hardware is {name!r}; valid: {valid}")
     try:
-        given = yaml.safe_load(Path(name).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"hardware is {name!r}: {reason}; valid: {valid}") from None
+        given = safe_yaml.read(Path(name))
+    except ValueError as error:
+        raise ValueError(f"hardware is {name!r}: {error}; valid: {valid}") from None
     return _checked(name, given if isinstance(given, dict) else {})
 
 

@@ -33,6 +33,7 @@ def test_an_anchor_may_be_used_again(tmp_path: Path) -> None:
         ("- seq_len", "no names of options"),
         ("seq_len:", "seq_len is empty"),
         ("data: 3", "data is 3"),
+        (f"seq_len: {'9' * 400}", "a number has more than 300 digits"),
         ("a: " + "[" * 5000 + "]" * 5000, "more than 50 levels"),
         (BOMB, "an alias stands inside"),
         ("a: &a [*a]", "an alias stands inside"),
@@ -69,3 +70,21 @@ def test_a_value_in_a_message_is_shortened(capsys: pytest.CaptureFixture[str]) -
     line = refused_line(capsys, "run", "--method", "m" * 100_000)
     assert len(line) < 1000
     assert "mmm…" in line
+
+
+def test_a_key_of_a_section_needs_a_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yml"
+    config.write_text("seq_len: 64\nmodel:\n  name_or_path:\n")
+    line = refused_line(capsys, "run", "--config", str(config))
+    assert "model.name_or_path is empty; valid: a value, or leave the key out" in line
+
+
+@pytest.mark.parametrize("flag", ["--seq_len", "--optimizer.learning_rate", "--seed"])
+def test_a_number_on_the_command_line_is_no_longer_than_a_float(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused_line(capsys, "run", flag, "9" * 400)
+    assert f"{flag} 999" in line
+    assert "a number has more than 300 digits; valid: fewer" in line

@@ -1,0 +1,64 @@
+"""Read YAML that anybody may have written: bounded in size, depth, aliases and digits."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MOST_BYTES, _MOST_DEPTH, _MOST_DIGITS = 2**20, 50, 300
+_NUMBER = re.compile(rf"[0-9_]{{{_MOST_DIGITS + 1},}}")
+
+
+class UnboundedError(yaml.YAMLError):
+    """YAML that is too deep, whose aliases could grow without bound, or with an endless number."""
+
+
+def read(path: Path) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        ValueError: there is no such file, or it is no bounded YAML; the message is the reason.
+    """
+    try:
+        if not path.exists():
+            raise ValueError("there is no such file")
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        check(text)
+        return yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(os.strerror(error.errno or 0)) from None
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(re.sub(r'in "<(unicode|byte) string>", ', "", reason)) from None
+
+
+def check(text: str) -> None:
+    """Raise yaml.YAMLError unless a text is YAML, not deeper than 50 levels, no number has more
+    than 300 digits, and no alias stands inside a value that has an anchor, so that aliases cannot
+    multiply."""
+    anchors: list[bool] = []
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent) and any(anchors):
+            raise UnboundedError("an alias stands inside a value that has an anchor")
+        if isinstance(event, yaml.ScalarEvent):
+            check_digits(event.value)
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors.append(event.anchor is not None)
+            if len(anchors) > _MOST_DEPTH:
+                raise UnboundedError(f"it is nested more than {_MOST_DEPTH} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchors.pop()
+
+
+def check_digits(text: str) -> None:
+    """Raise yaml.YAMLError if a text holds a number of more than 300 digits, which is no float."""
+    if _NUMBER.search(text):
+        raise UnboundedError(f"a number has more than {_MOST_DIGITS} digits")
