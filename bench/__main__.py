@@ -69,8 +69,11 @@ def _starts_nothing(parsed: Any) -> bool:
 
 
 def _bad_input(verb: str, message: str) -> int:
-    """Print one line, in which a value has at most 200 characters; return the exit status."""
+    """Print one line, in which a word has at most 200 characters, and all 1,500; return the exit
+    status."""
     line = re.sub(r"\S{200,}", lambda long: f"{long[0][:199]}…", " ".join(message.split()))
+    if len(line) > 1500:
+        line = f"{line[:1000]} … {line[-497:]}"  # what is valid comes last
     print(f"{command()} {verb}: {line}", file=sys.stderr)
     return 2
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-_MOST_BYTES, _MOST_DEPTH, _MOST_DIGITS = 2**20, 50, 300
+_MOST_BYTES, _MOST_DEPTH, _MOST_DIGITS, _MOST_ITEMS = 2**20, 50, 300, 1000
 _NUMBER = re.compile(rf"[0-9_]{{{_MOST_DIGITS + 1},}}")
 
 
@@ -41,24 +41,28 @@ def read(path: Path) -> Any:
 
 
 def check(text: str) -> None:
-    """Raise yaml.YAMLError unless a text is YAML, not deeper than 50 levels, no number has more
-    than 300 digits, and no alias stands inside a value that has an anchor, so that aliases cannot
-    multiply."""
+    """Raise yaml.YAMLError unless a text is bounded YAML.
+
+    It is not deeper than 50 levels; no number has more than 300 digits and no list more than
+    1,000 values, for which the command line's parser takes the square of their time; no alias
+    stands inside a value that has an anchor, so that aliases cannot multiply.
+    """
     anchors: list[bool] = []
+    nodes = [0]
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) and any(anchors):
             raise UnboundedError("an alias stands inside a value that has an anchor")
-        if isinstance(event, yaml.ScalarEvent):
-            check_digits(event.value)
+        if isinstance(event, yaml.NodeEvent):
+            nodes[-1] += 1
+            if nodes[-1] > _MOST_ITEMS:
+                raise UnboundedError(f"a list has more than {_MOST_ITEMS} values")
+        if isinstance(event, yaml.ScalarEvent) and _NUMBER.search(event.value):
+            raise UnboundedError(f"a number has more than {_MOST_DIGITS} digits")
         if isinstance(event, yaml.CollectionStartEvent):
             anchors.append(event.anchor is not None)
+            nodes.append(0)
             if len(anchors) > _MOST_DEPTH:
                 raise UnboundedError(f"it is nested more than {_MOST_DEPTH} levels deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             anchors.pop()
-
-
-def check_digits(text: str) -> None:
-    """Raise yaml.YAMLError if a text holds a number of more than 300 digits, which is no float."""
-    if _NUMBER.search(text):
-        raise UnboundedError(f"a number has more than {_MOST_DIGITS} digits")
+            nodes.pop()

@@ -6,6 +6,7 @@ import re
 import sys
 from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
+from os.path import isfile
 from pathlib import Path
 
 from odysseus.method import Method
@@ -42,7 +43,7 @@ def load(name: str) -> Method:
 
 @lru_cache
 def _load(name: str, path: Path) -> Method:
-    if not path.is_file():
+    if not isfile(path):
         raise ValueError(f"method = {name} is not a file; valid: a Python file with a METHOD")
     spec = spec_from_file_location(f"method_file_{path.stem}", path)
     assert spec is not None, "its name ends in .py"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
+from os.path import isdir
 from reprlib import repr as shortened
 from typing import Any
 
@@ -105,7 +105,7 @@ def _prefetch(key: str, value: Any) -> dict[str, Any]:
 
 def _model(key: str, value: Any) -> str:
     """Return the preset of a model's name on the hub; return a checkpoint's folder unchanged."""
-    if isinstance(value, str) and Path(value).is_dir() and value:
+    if isinstance(value, str) and isdir(value):
         return value
     if value not in list(_MODELS):
         raise _refusal(key, value, f"{', '.join(_MODELS)}, or a checkpoint's folder")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from bench import safe_yaml
@@ -50,9 +51,11 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
     """
     for flag, value in itertools.pairwise(["", *arguments]):
         try:
-            safe_yaml.check_digits(value)
+            safe_yaml.check(value)
         except safe_yaml.UnboundedError as error:
             raise ValueError(f"{flag} {value}: {error}; valid: fewer") from None
+        except yaml.YAMLError:  # any text may be a value, the parser knows
+            continue
     arguments, notes = arctic.translate(_config_first(arguments))
     try:
         given = verb_parser.parse_args(arguments)

@@ -5,6 +5,7 @@ A clone has them in scripts/, an installed package in bench/shipped/.
 
 from __future__ import annotations
 
+from os.path import exists, isfile  # false for a name that is too long; pathlib raises
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
@@ -26,5 +27,5 @@ def find(name: str) -> str:
     path = Path(name)
     parts = path.parts[1:] if path.parts[:1] == ("scripts",) else path.parts
     shipped = folder().joinpath(*parts)
-    is_shipped = len(parts) == 2 and parts[0] in ("recipes", "sweeps") and shipped.is_file()
-    return str(shipped) if is_shipped and not path.exists() else name
+    is_shipped = len(parts) == 2 and parts[0] in ("recipes", "sweeps") and isfile(shipped)
+    return str(shipped) if is_shipped and not exists(path) else name

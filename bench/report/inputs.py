@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def read(paths: list[Path]) -> ReportInputs:
     Raises:
         ValueError: a file is missing or of no known kind; the message names it.
     """
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if not isfile(path)]
     if missing:
         raise ValueError(f"rows: no such file: {', '.join(missing)}; valid: {_VALID}")
     given, cells = ReportInputs(pd.DataFrame()), []
@@ -165,7 +166,7 @@ def _trace(path: Path) -> dict[str, Any]:
         trace = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(trace["traceEvents"], list):
             return trace
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise ValueError(f"rows: {path} is no trace of run --trace; valid: {_VALID}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from os.path import isdir  # false for a name that is too long; pathlib raises
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +71,7 @@ class ModelOptions(OptionGroup):
     def checkpoint(self) -> Path | None:
         """Folder of the checkpoint; None for a preset."""
         name, folder = self.name_or_path, Path(self.name_or_path)
-        return folder if name and name not in PRESETS and folder.is_dir() else None
+        return folder if name and name not in PRESETS and isdir(folder) else None
 
     @property
     def tokenizer(self) -> Path | None:

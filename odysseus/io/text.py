@@ -75,7 +75,7 @@ def open_tokens(path: str) -> np.ndarray:
     if not path:
         return _builtin_tokens()
     file = Path(path)
-    if not (file.is_file() and os.access(file, os.R_OK)):
+    if not (os.path.isfile(file) and os.access(file, os.R_OK)):
         raise ValueError(
             f"data.path is {path!r}, which is not a readable file; valid: a UTF-8 text file"
         )

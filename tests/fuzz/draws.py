@@ -41,8 +41,9 @@ def _text(number: Any) -> str:
 
 
 def in_file() -> st.SearchStrategy[Any]:
-    """Return a value in a file."""
-    return st.one_of(st.sampled_from(IN_FILES), st.integers(), st.floats(), st.text(max_size=20))
+    """Return a value in a file, which may be changed further."""
+    known = st.sampled_from(IN_FILES).map(copy.deepcopy)
+    return st.one_of(known, st.integers(), st.floats(), st.text(max_size=20))
 
 
 @st.composite

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from bench import rows
-from tests.support.launched import SMALL, bench, finished
+from tests.support.launched import SMALL, bench, finished, wait_for_handlers
 from tests.support.marks import slow
 
 SWEEP = f"sweep {SMALL} --dry_run true --hardware h100-80g --dtype bf16 --seq_len 64"
-
-
-def wait_for_handlers(process: subprocess.Popen[str]) -> None:
-    """Wait until a process catches SIGTERM, which Python itself does not (proc(5))."""
-    while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        mask = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
-        if int(mask.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
-            return
-        time.sleep(0.001)
-    raise AssertionError(process.communicate())
 
 
 @pytest.mark.parametrize("delay_s", [0, slow(0.3), 2])

@@ -34,6 +34,7 @@ def test_an_anchor_may_be_used_again(tmp_path: Path) -> None:
         ("seq_len:", "seq_len is empty"),
         ("data: 3", "data is 3"),
         (f"seq_len: {'9' * 400}", "a number has more than 300 digits"),
+        (f"seed: {list(range(3000))}", "a list has more than 1000 values"),
         ("a: " + "[" * 5000 + "]" * 5000, "more than 50 levels"),
         (BOMB, "an alias stands inside"),
         ("a: &a [*a]", "an alias stands inside"),
@@ -81,10 +82,18 @@ def test_a_key_of_a_section_needs_a_value(
     assert "model.name_or_path is empty; valid: a value, or leave the key out" in line
 
 
-@pytest.mark.parametrize("flag", ["--seq_len", "--optimizer.learning_rate", "--seed"])
-def test_a_number_on_the_command_line_is_no_longer_than_a_float(
-    flag: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flag", "value", "reason"),
+    [
+        ("--seq_len", "9" * 400, "a number has more than 300 digits"),
+        ("--optimizer.learning_rate", "9" * 400, "a number has more than 300 digits"),
+        ("--seed", f"{list(range(3000))}", "a list has more than 1000 values"),
+    ],
+    ids=str.__len__,
+)
+def test_values_on_the_command_line_have_bounds(
+    flag: str, value: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused_line(capsys, "run", flag, "9" * 400)
-    assert f"{flag} 999" in line
-    assert "a number has more than 300 digits; valid: fewer" in line
+    line = refused_line(capsys, "sweep", flag, value)
+    assert f"{flag} {value[:9]}" in line
+    assert f"{reason}; valid: fewer" in line

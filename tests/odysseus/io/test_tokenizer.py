@@ -10,6 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace, Sequence
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
@@ -58,5 +59,28 @@ def test_a_tokenizer_of_another_model(run: RunConfig) -> None:
 
 def test_a_tokenizer_that_is_none(run: RunConfig) -> None:
     (Path(run.model.name_or_path) / "tokenizer.json").write_text('{"model": 3}')
-    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read: .*; valid: "):
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be used: .*; valid: "):
+        check_tokens(run)
+
+
+def test_a_tokenizer_that_makes_a_thousand_letters_of_one(run: RunConfig) -> None:
+    file = Path(run.model.name_or_path) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.normalizer = Sequence([Replace("a", "a" * 1000), Replace("a", "a" * 1000)])
+    tokenizer.save(str(file))
+    with pytest.raises(ValueError, match=r"makes \d+ characters or tokens of 'the cat sat on t'"):
+        check_tokens(run)
+
+
+def test_a_panic_of_the_library_is_told_as_any_other_error(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """Its base class is that of a panic of Rust's."""
+
+    def panic(_: str) -> None:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr("tokenizers.Tokenizer.from_file", panic)
+    with pytest.raises(ValueError, match=r"cannot be used: index out of bounds; valid"):
         check_tokens(run)

@@ -1,0 +1,321 @@
+"""Commands to which a fault happens at a random moment, and what is wrong with them afterwards.
+
+A trial follows from its seed: the command, the fault and the moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from bench import rows
+from tests.support.launched import SMALL, wait_for_handlers
+from tests.support.paths import RESULTS, ROOT
+
+SECONDS = 60
+"""Time that a command may take after its fault. The longest cell has timeout_s = 10."""
+LATEST_S = 8
+"""Latest moment of a fault after the start; most commands end then."""
+_CACHE = "torchinductor_"
+"""Name of the folder that torch keeps for compiled code, the same for all its processes."""
+_MARK = "ODYSSEUS_TRIAL"
+"""Environment variable by which the processes of a trial are found."""
+
+_CELL = f"{SMALL} --seq_len 64 --warmup_steps 0 --timeout_s 10"
+COMMANDS = {
+    "dry_sweep": f"sweep {_CELL} --dry_run true --seed [{','.join(map(str, range(30)))}]",
+    "sweep": f"sweep {_CELL} --steps 2 --world_size 2 --seed [0,1,2,3]",
+    "run": f"run {_CELL} --steps 500 --world_size 2",
+    "verify": f"verify {_CELL} --steps 3 --world_size 2",
+    "theory": f"theory {_CELL} --world_size 2",
+    "plan": f"plan {_CELL}",
+    "map": f"plan {_CELL} --map_seq_lens [8192] --map_world_sizes [8]",
+    "report": f"report --rows {RESULTS / 'limit.csv'}",
+}
+_OUT = {"verify": "--out rows.csv", "theory": "", "map": "--map rows", "report": "--out page"}
+_START_RANKS = ("sweep", "run", "verify", "theory")
+_WRITE_ROWS = ("dry_sweep", "sweep", "run")
+
+
+@dataclass
+class Trial:
+    """A running command.
+
+    Attributes:
+        folder: Its current folder, in which it writes.
+        before: Rows of its CSV just before the fault.
+        status: The exit status that the fault asks for; None if any but 128 and more will do.
+        damages: Whether the fault itself damages the rows.
+    """
+
+    random: Random
+    command: str
+    folder: Path
+    process: subprocess.Popen[str]
+    before: list[str] | None = None
+    status: int | None = None
+    damages: bool = False
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "rows.csv"
+
+    def wait(self, latest_s: float = LATEST_S) -> None:
+        """Wait until a random moment, or until the command has ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(self.random.uniform(0, latest_s))
+        self.before = self.lines()
+
+    def wait_for_row(self) -> None:
+        """Wait for the first row, and a random moment more."""
+        end = time.monotonic() + SECONDS
+        while self.process.poll() is None and not self.out.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        self.wait(1)
+
+    def lines(self) -> list[str]:
+        return self.out.read_text().splitlines() if self.out.is_file() else []
+
+    def server(self) -> psutil.Process | None:
+        """Return the process that forks the ranks; None if there is none."""
+        with suppress(psutil.Error):
+            found = psutil.Process(self.process.pid).children()
+            return next((p for p in found if os.getpgid(p.pid) == p.pid), None)
+        return None
+
+
+Fault = Callable[[Trial], None]
+
+
+def interrupted(trial: Trial, number: signal.Signals) -> None:
+    """SIGINT or SIGTERM, from the first moment at which they are handled."""
+    with suppress(AssertionError):
+        wait_for_handlers(trial.process)
+    trial.wait()
+    if trial.process.poll() is None:
+        trial.process.send_signal(number)
+        trial.status = 128 + number
+
+
+def killed(trial: Trial) -> None:
+    trial.wait()
+    trial.process.kill()
+
+
+def rank_killed(trial: Trial) -> None:
+    trial.wait()
+    with suppress(psutil.Error):
+        if (server := trial.server()) and (ranks := server.children()):
+            trial.random.choice(ranks).kill()
+
+
+def server_sent(trial: Trial, number: signal.Signals) -> None:
+    """SIGKILL or SIGSTOP to the process that forks the ranks."""
+    trial.wait()
+    with suppress(psutil.Error):
+        if server := trial.server():
+            server.send_signal(number)
+
+
+def reader_left(trial: Trial) -> None:
+    trial.wait()
+    assert trial.process.stdout is not None
+    trial.process.stdout.close()
+
+
+def rows_damaged(trial: Trial) -> None:
+    """The file of rows is emptied, cut, overwritten, removed or replaced by a folder."""
+    trial.wait_for_row()
+    trial.damages = True
+    if not trial.out.is_file():
+        return
+    match trial.random.choice(["empty", "cut", "binary", "foreign", "removed", "folder"]):
+        case "empty":
+            trial.out.write_bytes(b"")
+        case "cut":
+            content = trial.out.read_bytes()
+            trial.out.write_bytes(content[: trial.random.randrange(len(content))])
+        case "binary":
+            trial.out.write_bytes(trial.random.randbytes(1000))
+        case "foreign":
+            trial.out.write_text("name,colour\nsea,blue\n")
+        case "removed":
+            trial.out.unlink()
+        case _:
+            trial.out.unlink()
+            trial.out.mkdir()
+
+
+def folder_removed(trial: Trial) -> None:
+    trial.wait()
+    trial.damages = True
+    subprocess.run(["rm", "-rf", trial.folder], check=True)
+
+
+def disk_filled(trial: Trial) -> None:
+    """Only for a trial in a file system of its own."""
+    trial.wait()
+    with suppress(OSError), open(trial.folder / "filling", "wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+
+
+def nothing(trial: Trial) -> None:
+    """The fault is there from the start."""
+
+
+FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
+    "SIGINT": (partial(interrupted, number=signal.SIGINT), tuple(COMMANDS)),
+    "SIGTERM": (partial(interrupted, number=signal.SIGTERM), tuple(COMMANDS)),
+    "SIGKILL": (killed, tuple(COMMANDS)),
+    "rank killed": (rank_killed, _START_RANKS),
+    "server killed": (partial(server_sent, number=signal.SIGKILL), _START_RANKS),
+    "server stopped": (partial(server_sent, number=signal.SIGSTOP), _START_RANKS),
+    "reader left": (reader_left, tuple(COMMANDS)),
+    "rows damaged": (rows_damaged, _WRITE_ROWS),
+    "folder removed": (folder_removed, tuple(COMMANDS)),
+    "disk filled": (disk_filled, (*_WRITE_ROWS, "verify", "plan")),
+    "few descriptors": (nothing, tuple(COMMANDS)),
+    "slow names": (nothing, _START_RANKS),
+}
+"""Faults, and the commands to which they can happen."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a trial was, and what was wrong: nothing, or a line for each harm."""
+
+    trial: str
+    harms: list[str]
+
+
+def held(seed: int) -> Verdict:
+    """Hold a trial and judge it."""
+    random = Random(seed)
+    fault = random.choice([*FAULTS])
+    act, commands = FAULTS[fault]
+    command = random.choice(commands)
+    about = f"seed {seed}: {command}, {fault}"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, temporaries = Path(temporary, "work"), Path(temporary, "temporary")
+        folder.mkdir()
+        temporaries.mkdir()
+        with _small_disk(folder, fault == "disk filled"):
+            bystander = folder / "README.md"
+            bystander.write_text("not theirs\n")
+            mark = hashlib.sha256(temporary.encode()).hexdigest()
+            process = _start(command, folder, temporaries, mark, fault, random)
+            trial = Trial(random, command, folder, process)
+            try:
+                act(trial)
+                harms = [*_judged(trial)]
+                if fault != "folder removed" and bystander.read_text() != "not theirs\n":
+                    harms.append("overwritten: README.md")
+                harms += [f"left: {name}" for name in _left(mark)]
+                litter = (p for p in temporaries.iterdir() if not p.name.startswith(_CACHE))
+                harms += [f"litter: {path.name}" for path in litter]
+            finally:
+                for found in _marked(mark):
+                    found.kill()
+                process.communicate()
+    return Verdict(about, harms)
+
+
+def _start(
+    command: str, folder: Path, temporaries: Path, mark: str, fault: str, random: Random
+) -> subprocess.Popen[str]:
+    environment = {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporaries), _MARK: mark}
+    paths = [str(ROOT)]
+    if fault == "slow names":
+        paths.append(str(Path(__file__).parent / "slow_names"))
+    most = random.randrange(24, 64) if fault == "few descriptors" else 1024
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    arguments = f"{COMMANDS[command]} {_OUT.get(command, '--out rows.csv')}".split()
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=folder,
+        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limited,
+    )
+
+
+def _judged(trial: Trial) -> Iterator[str]:
+    """Yield each harm of a trial whose fault has happened."""
+    process = trial.process
+    try:
+        if process.stdout and process.stdout.closed:
+            process.stdout = None
+        _, err = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        yield f"hang: over {SECONDS} s"
+        return
+    for sign in ("Traceback", "terminate called", "Fatal Python error"):
+        if sign in err:
+            yield f"traceback: {err[-2000:]}"
+    status, expected = process.returncode, trial.status
+    if expected is not None and status != expected:
+        yield f"status: {status}, not {expected}: {err[-500:]}"
+    if expected is None and status not in (0, 1, 2, -signal.SIGKILL):
+        yield f"status: {status}: {err[-500:]}"
+    if trial.damages or trial.command not in _WRITE_ROWS:
+        return
+    if lost := set(trial.before or ()) - set(trial.lines()):
+        yield f"lost: {lost}"
+    if trial.out.exists() and not set(rows.read(trial.out)["status"]) <= {
+        *("ok", "error", "timeout", "oom_cpu"),
+    }:
+        yield f"rows: {trial.lines()}"
+
+
+def _marked(mark: str) -> Iterator[psutil.Process]:
+    """Yield every process of a trial."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(_MARK) == mark and process.status() != "zombie":
+                yield process
+
+
+def _left(mark: str) -> list[str]:
+    """Return the processes that are still there after ten seconds."""
+    end = time.monotonic() + 10
+    while (found := [*_marked(mark)]) and time.monotonic() < end:
+        time.sleep(0.05)
+    names = []
+    for process in found:
+        with suppress(psutil.Error):
+            names.append(f"{process.pid} {process.status()} {' '.join(process.cmdline())[:200]}")
+    return names
+
+
+@contextmanager
+def _small_disk(folder: Path, wanted: bool) -> Iterator[None]:
+    """Put a file system of 200 KB at a folder, which takes root."""
+    if not wanted or os.geteuid():
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
