@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 _MOST_BYTES, _MOST_DEPTH, _MOST_DIGITS, _MOST_ITEMS = 2**20, 50, 300, 1000
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""PyYAML's safe loader, in C where it was built with libyaml: ten times as fast."""
 _NUMBER = re.compile(rf"[0-9_]{{{_MOST_DIGITS + 1},}}")
 
 
@@ -32,7 +34,7 @@ def read(path: Path) -> Any:
             raise ValueError(f"it has more than {_MOST_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
         check(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_LOADER)
     except OSError as error:
         raise ValueError(os.strerror(error.errno or 0)) from None
     except (ValueError, yaml.YAMLError) as error:
@@ -49,7 +51,7 @@ def check(text: str) -> None:
     """
     anchors: list[bool] = []
     nodes = [0]
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.AliasEvent) and any(anchors):
             raise UnboundedError("an alias stands inside a value that has an anchor")
         if isinstance(event, yaml.NodeEvent):

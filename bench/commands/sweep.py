@@ -23,7 +23,7 @@ _SAME_PER_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "opti
 """Options with which a process group and its allocator are started."""
 
 _CLAIMED = "claimed"
-"""In place of a status: another sweep on the same file measures the cell."""
+"""Status of a cell that another sweep on the same file measures."""
 
 
 def main(parsed: Any) -> int:

@@ -1,4 +1,4 @@
-"""Commands to which a fault happens at a random moment, and what is wrong with them afterwards.
+"""Commands to which a fault happens at a random moment, and the harm that it does.
 
 A trial follows from its seed: the command, the fault and the moment.
 """
@@ -42,7 +42,7 @@ COMMANDS = {
     "run": f"run {_CELL} --steps 500 --world_size 2",
     "verify": f"verify {_CELL} --steps 3 --world_size 2",
     "theory": f"theory {_CELL} --world_size 2",
-    "plan": f"plan {_CELL}",
+    "plan": f"plan {_CELL} --objective throughput --world_size 1 --tiled_mlp_compute true",
     "map": f"plan {_CELL} --map_seq_lens [8192] --map_world_sizes [8]",
     "report": f"report --rows {RESULTS / 'limit.csv'}",
 }
@@ -198,7 +198,7 @@ FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trial was, and what was wrong: nothing, or a line for each harm."""
+    """A trial, and a line for each harm that was found."""
 
     trial: str
     harms: list[str]

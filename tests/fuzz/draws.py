@@ -1,4 +1,5 @@
-"""What the fuzzer draws: values of no sense, documents with a few places changed, damaged bytes."""
+"""Inputs that the fuzzer draws: values of no sense, documents with a few places changed, damaged
+bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ TEXTS = [
     *("!!python/object:os.system", "$HOME", "a\nb", "notes.txt", "rows.csv", "folder", "method.py"),
 ]
 IN_FILES: list[Any] = [*NUMBERS, *TEXTS, None, True, False, [], {}, [1, 2], {"a": {"b": 1}}, DEEP]
-"""Values that a file may hold."""
+"""Values in a file."""
 IN_FILES += ["a\0b", "\ud800", [None], [[1.0, 2.0]], [{}], list(range(3000))]
 
 

@@ -25,13 +25,13 @@ from bench.runner import join, processes, worker
 from bench.simulator import dry_run
 
 SECONDS = 30
-"""Longest time that a command may take until it ends or would start ranks."""
+"""Longest time of a command until it ends or would start ranks."""
 MEMORY_BYTES = 3 * 10**9
 """Most resident memory of the process."""
 LINE = 2_000
 """Longest line that a refusal may print: a few values of 200 characters, and what is valid."""
 NOTE = " is an ArcticTraining recipe; ignored: "
-"""What a recipe's note says, which may come before a refusal."""
+"""Part of the note on a recipe, which may come before a refusal."""
 _PARSERS = {verb: cache(parser) for verb, parser in flags.PARSERS.items()}
 
 
@@ -45,7 +45,7 @@ class Hung(BaseException):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended.
+    """The end of a command.
 
     Attributes:
         status: Its exit status; None if it would have started.

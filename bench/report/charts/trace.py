@@ -35,7 +35,7 @@ def chart(traces: Mapping[str, Mapping[str, Any]]) -> Chart | str:
     for file, trace in traces.items():
         about = trace.get("otherData")
         about = about if isinstance(about, dict) else {}
-        name = about.get("method")
+        name = str(about.get("method"))
         strips[name if name in METHODS else file] = list(_events(trace))
         sources.add(str(about.get("of", file)))
     if not strips:
@@ -55,7 +55,7 @@ def _events(trace: Mapping[str, Any]) -> Iterator[_Event]:
             begin, length = float(event["ts"]) / 1e3, float(event["dur"]) / 1e3
             args, kind = event["args"], str(event["cat"])
             unit, purpose = str(args.get("unit", "")), args.get("purpose")
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             continue
         if 0 <= begin < 1e12 and 0 < length < 1e12:
             yield _group_of(kind, purpose), unit, begin, length, str(event.get("name", ""))

@@ -241,11 +241,3 @@ def test_a_killed_sweep_loses_no_row(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(flags.split()) == 0
     said = capsys.readouterr().out
     assert f"4 cells: {len(kept)} had rows, {4 - len(kept)} ok, 0 failed" in said
-
-
-def test_two_sweeps_on_one_file_share_their_cells(tmp_path: Path) -> None:
-    out = tmp_path / "rows.csv"
-    flags = f"sweep {SMALL} --dry_run true --seq_len 64 --seed [0,1,2,3] --out {out}"
-    both = [bench(*flags.split()) for _ in range(2)]
-    assert [finished(process)[0] for process in both] == [0, 0]
-    assert sorted(rows.read(out)["seed"]) == ["0", "1", "2", "3"]
