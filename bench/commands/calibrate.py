@@ -55,7 +55,7 @@ def _links_of(name: str, run: RunConfig) -> tuple[Link, ...]:
     """
     if not name:
         return ()
-    earlier, local = profile_file.find(name), ranks_per_node(run.world_size)
+    earlier, local = profile_file.find(name, "links_of"), ranks_per_node(run.world_size)
     device = pick_device(run.device).type
     links = earlier.speeds.links if earlier.speeds else ()
     most = max((link.ranks for link in links), default=0)

@@ -17,7 +17,7 @@ def launched_world_size() -> int | None:
     Raises:
         ValueError: a variable is missing or has no number that fits the others.
     """
-    for name, least in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("MASTER_PORT", 1)):
+    for name, least in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("MASTER_PORT", 0)):
         whole_number(name, least)
     rank, size = whole_number("RANK"), whole_number("WORLD_SIZE", least=1)
     if rank is None or size is None:

@@ -28,8 +28,11 @@ _OLD_KEYS = {"gpus_a_node": "gpus_per_node"}
 """Keys that earlier versions wrote, by the keys of today; files with them are still read."""
 
 
-def find(name: str) -> Hardware:
+def find(name: str, option: str = "hardware") -> Hardware:
     """Return a built-in profile by its name, or one from a YAML file.
+
+    Args:
+        option: Name of the option that names the profile, for the message.
 
     Raises:
         ValueError: no profile has this name, or the file lacks a field or has an unknown one.
@@ -38,12 +41,12 @@ def find(name: str) -> Hardware:
         return PROFILES[name]
     valid = f"{', '.join(PROFILES)}, or a YAML file"
     if not name.endswith((".yml", ".yaml")):
-        raise ValueError(f"hardware is {name!r}; valid: {valid}")
+        raise ValueError(f"{option} is {name!r}; valid: {valid}")
     try:
         given = safe_yaml.read(Path(name))
     except ValueError as error:
-        raise ValueError(f"hardware is {name!r}: {error}; valid: {valid}") from None
-    return _checked(name, given if isinstance(given, dict) else {})
+        raise ValueError(f"{option} is {name!r}: {error}; valid: {valid}") from None
+    return _checked(f"{option} {name!r}", given if isinstance(given, dict) else {})
 
 
 def digest(name: str) -> str:
@@ -91,8 +94,11 @@ def _plain(value: Any) -> Any:
     return [_plain(of) for of in value] if isinstance(value, list | tuple) else value
 
 
-def _checked(name: str, given: dict[str, Any]) -> Hardware:
+def _checked(what: str, given: dict[str, Any]) -> Hardware:
     """Return the profile that a file's fields describe.
+
+    Args:
+        what: Option and file, for the message.
 
     Raises:
         ValueError: a field is missing, unknown or out of range.
@@ -100,22 +106,20 @@ def _checked(name: str, given: dict[str, Any]) -> Hardware:
     given = {_OLD_KEYS.get(key, key): value for key, value in given.items()}
     names = {f.name for f in fields(Hardware)}
     needed = {f.name for f in fields(Hardware) if f.default is MISSING}
-    for what, wrong in (("lacks", needed - given.keys()), ("has unknown", given.keys() - names)):
+    for verb, wrong in (("lacks", needed - given.keys()), ("has unknown", given.keys() - names)):
         if wrong:
             listed = ", ".join(sorted(map(str, wrong)))
-            raise ValueError(
-                f"hardware {name!r} {what} {listed}; valid: {', '.join(sorted(names))}"
-            )
+            raise ValueError(f"{what} {verb} {listed}; valid: {', '.join(sorted(names))}")
     whole = [key for key in given if key in needed or key.endswith("_bytes")]
     bad = [key for key in whole if type(given[key]) is not int or given[key] < 0]
     if bad:
-        raise ValueError(f"hardware {name!r}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
+        raise ValueError(f"{what}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
     if given["gpus_per_node"] < 1:
-        raise ValueError(f"hardware {name!r}: gpus_per_node is 0; valid: 1 and more")
+        raise ValueError(f"{what}: gpus_per_node is 0; valid: 1 and more")
     for key, valid in (("device", ("cuda", "cpu")), ("dtype", ("", *DTYPES))):
         if given.get(key, valid[0]) not in valid:
             listed = ", ".join(v or "''" for v in valid)
-            raise ValueError(f"hardware {name!r}: {key} is {given[key]!r}; valid: {listed}")
+            raise ValueError(f"{what}: {key} is {given[key]!r}; valid: {listed}")
     try:
         if known := given.pop("speeds", None):
             given["speeds"] = _speeds(known)
@@ -123,11 +127,11 @@ def _checked(name: str, given: dict[str, Any]) -> Hardware:
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"hardware {name!r}: speeds: {reason}; valid: as python -m bench calibrate writes them"
+            f"{what}: speeds: {reason}; valid: as python -m bench calibrate writes them"
         ) from None
     if found.usable_bytes <= 0:
         raise ValueError(
-            f"hardware {name!r}: memory_bytes is {found.memory_bytes}; valid: more than the "
+            f"{what}: memory_bytes is {found.memory_bytes}; valid: more than the "
             f"{found.memory_bytes - found.usable_bytes} that context, nccl and workspace take"
         )
     return found

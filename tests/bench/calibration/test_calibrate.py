@@ -270,7 +270,7 @@ def test_skew_is_the_extra_time_of_a_collective_after_more_computing() -> None:
         ("--out profile.csv", "ending in .yml"),
         ("--dry_run true", "nothing to measure"),
         ("--out /proc/version/profile.yml", "cannot be written"),
-        ("--links_of none.yml", "No such file"),
+        ("--links_of none.yml", "links_of is 'none.yml': there is no such file"),
         (
             "--links_of a100-80g --world_size 2",
             "links of 0 ranks, 8 per node, on cuda; valid: a file",
