@@ -47,6 +47,9 @@ COMMANDS = {
     "report": f"report --rows {RESULTS / 'limit.csv'}",
 }
 _OUT = {"verify": "--out rows.csv", "theory": "", "map": "--map rows", "report": "--out page"}
+_NO_SHARED_MEMORY = ["unshare", "--mount", "sh", "-c"]
+_NO_SHARED_MEMORY += ['mount -t tmpfs -o size=4k tmpfs /dev/shm && exec "$@"', "sh"]
+"""Command that runs another one with a full /dev/shm, which takes root."""
 _START_RANKS = ("sweep", "run", "verify", "theory")
 _WRITE_ROWS = ("dry_sweep", "sweep", "run")
 
@@ -192,6 +195,7 @@ FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "disk filled": (disk_filled, (*_WRITE_ROWS, "verify", "plan")),
     "few descriptors": (nothing, tuple(COMMANDS)),
     "slow names": (nothing, _START_RANKS),
+    "no shared memory": (nothing, (*_START_RANKS, "map", "report")),
 }
 """Faults, and the commands to which they can happen."""
 
@@ -249,8 +253,9 @@ def _start(
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     arguments = f"{COMMANDS[command]} {_OUT.get(command, '--out rows.csv')}".split()
+    before = _NO_SHARED_MEMORY if fault == "no shared memory" and not os.geteuid() else []
     return subprocess.Popen(
-        [sys.executable, "-m", "bench", *arguments],
+        [*before, sys.executable, "-m", "bench", *arguments],
         cwd=folder,
         env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
