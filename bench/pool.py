@@ -11,11 +11,12 @@ from multiprocessing.connection import wait
 from typing import Literal
 
 
-def pool(start: Literal["fork", "forkserver"]) -> ProcessPoolExecutor:
+def pool(start: Literal["fork", "spawn"]) -> ProcessPoolExecutor:
     """Return a pool with a process for each core.
 
     Args:
-        start: How its processes start, see :mod:`multiprocessing`.
+        start: How its processes start, see :mod:`multiprocessing`. (A fork server would leave its
+            temporary folder where it is when this process is killed.)
     """
     return ProcessPoolExecutor(os.cpu_count(), get_context(start), initializer=_end_with_parent)
 

@@ -86,7 +86,7 @@ def cells(base: RunConfig, seq_lens: list[int], world_sizes: list[int], out: Pat
     known = map_file.read(out, wanted[0])
     done = set(map(tuple, known[[*map_file.CELL]].to_numpy().tolist()))
     left = [run for run in wanted if (run.world_size, run.seq_len) not in done]
-    with pool("forkserver") as processes:
+    with pool("spawn") as processes:
         for row in processes.map(cell, left):
             known = pd.concat([known, pd.DataFrame([row])], ignore_index=True)
             files.write(out, known.to_csv(index=False))

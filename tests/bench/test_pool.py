@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,10 +26,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("start", ["fork", "forkserver"])
-def test_a_pool_ends_with_its_parent(start: str, sent: signal.Signals) -> None:
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_pool_ends_with_its_parent(start: str, sent: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-c", ENDLESS, start]
-    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    temporary = os.environ | {"TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen(command, cwd=ROOT, env=temporary, stdout=subprocess.PIPE)
     with parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"started\n"
@@ -36,3 +39,4 @@ def test_a_pool_ends_with_its_parent(start: str, sent: signal.Signals) -> None:
         parent.send_signal(sent)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+    assert [*tmp_path.iterdir()] == []
