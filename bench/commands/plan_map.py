@@ -23,6 +23,8 @@ def main(base: RunConfig, path: Path, seq_lens: list[int], world_sizes: list[int
         ValueError: the profile has no speeds, or the files cannot be written.
     """
     check_speeds(base)
+    if not path.name:
+        raise ValueError(f"map = {path}: it names no file; valid: a new name, without ending")
     csv = path.with_name(f"{path.name}.csv")
     map_file.check_writable(csv)
     data = method_map.cells(base, seq_lens, world_sizes, csv)

@@ -35,6 +35,8 @@ def check_output(
     name = name if name.isprintable() else ascii(name)
     try:
         str(path).encode()
+        if not path.name:
+            raise ValueError("it names no file")
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = _draft(path)
         draft.touch()
@@ -46,7 +48,7 @@ def check_output(
         reason = "it cannot be written: its folder is a file"
     except OSError as error:
         reason = f"it cannot be written: {error.strerror}"
-    except ValueError as error:  # a null byte in the name, or from `foreign`
+    except ValueError as error:  # no name, a null byte in it, or from `foreign`
         reason = str(error)
     if reason:
         raise ValueError(f"{option} = {name}: {reason}; valid: {valid}")

@@ -97,3 +97,22 @@ def test_values_on_the_command_line_have_bounds(
     line = refused_line(capsys, "sweep", flag, value)
     assert f"{flag} {value[:9]}" in line
     assert f"{reason}; valid: fewer" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--model.name_or_path", "valid presets: tiny"),
+        ("--data.path", "is not a readable file"),
+        ("--hardware", "File name too long"),
+        ("--method", "is not a file"),
+        ("--config", "File name too long"),
+    ],
+)
+def test_a_name_that_is_too_long_is_that_of_no_file(
+    flag: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endings = {"--hardware": ".yml", "--method": ".py"}
+    line = refused_line(capsys, "run", flag, "x" * 256 + endings.get(flag, ""))
+    assert flag.lstrip("-") in line
+    assert reason in line
