@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
@@ -58,7 +59,7 @@ def main(arguments: list[str], may_fork: bool = False) -> int:
         return action(parsed)
     except ValueError as error:
         return _bad_input(verb, str(error))
-    except (OSError, NotSaved) as error:
+    except (OSError, NotSaved, BrokenExecutor) as error:
         print(f"{command()} {verb}: {error}", file=sys.stderr)
         return 1
 

@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Literal
 
 
@@ -17,7 +18,11 @@ def pool(start: Literal["fork", "spawn"]) -> ProcessPoolExecutor:
     Args:
         start: How its processes start, see :mod:`multiprocessing`. (A fork server would leave its
             temporary folder where it is when this process is killed.)
+
+    Raises:
+        OSError: the current folder is gone, in which a new process starts.
     """
+    Path.cwd()
     return ProcessPoolExecutor(os.cpu_count(), get_context(start), initializer=_end_with_parent)
 
 

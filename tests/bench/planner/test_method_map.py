@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,17 @@ def test_cells_that_cannot_run(
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert not list(tmp_path.glob("*.csv"))
+
+
+def killed(_: RunConfig) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_of_the_pool_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(method_map, "cell", killed)
+    flags = "--map_seq_lens [8192] --map_world_sizes [8]"
+    assert main(["plan", "--map", str(tmp_path / "map"), *flags.split()]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "terminated abruptly" in line
