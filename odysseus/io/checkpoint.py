@@ -253,6 +253,8 @@ def _files(folder: Path) -> dict[str, Path]:
 def _open(file: Path) -> Iterator[Any]:
     """Open a safetensors file; the library checks its header against the file's size."""
     try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is no regular file")  # to open a pipe would wait for its writer
         with safe_open(file, framework="pt", device="cpu") as opened:
             yield opened
     except (SafetensorError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -315,3 +316,15 @@ def test_no_header_crashes_the_reader(
     except ValueError as error:
         told = str(error)
     assert len(told.splitlines()) <= 1
+
+
+def test_a_pipe_is_no_shard(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Nobody writes to it, so that opening it would never end."""
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama"], folder)
+    shard = next(folder.glob("model-*.safetensors"))
+    shard.unlink()
+    os.mkfifo(shard)
+    run = run_of(folder)
+    with pytest.raises(ValueError, match="cannot be read: it is no regular file; valid"):
+        Checkpoint(folder).check(run.architecture)
