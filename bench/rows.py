@@ -240,12 +240,7 @@ def read(path: Path) -> pd.DataFrame:
 def keys(
     path: Path, only_ok: bool = False, more: Sequence[str] = (), after: int = 0
 ) -> set[tuple[str, ...]]:
-    """The keys, see :func:`key`, of the rows of a file.
-
-    Args:
-        only_ok: Whether to leave out rows whose status is not ok.
-        after: Number of rows at the beginning of the file to leave out.
-    """
+    """The keys, see :func:`key`, of a file's rows but the first `after`; of all, or of those ok."""
     records = read(path)[after:].to_dict("records")
     return {key(row, more) for row in records if row["status"] == "ok" or not only_ok}
 

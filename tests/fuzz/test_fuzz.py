@@ -76,6 +76,15 @@ def test_many_inputs(kind: str) -> None:
     _fuzz(kind, MANY, same_each_time=False)
 
 
-def test_a_traceback_and_a_changed_file_are_noticed() -> None:
+def test_a_traceback_is_noticed() -> None:
     with patch("bench.commands.run.main", side_effect=KeyError("no")), pytest.raises(KeyError):
+        run(Case(["run"]))
+
+
+def test_a_changed_file_is_noticed() -> None:
+    def overwrite(_: object) -> int:
+        Path("notes.txt").write_text("gone")
+        return 0
+
+    with patch("bench.commands.run.main", overwrite), pytest.raises(AssertionError):
         run(Case(["run"]))
