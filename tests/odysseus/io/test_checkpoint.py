@@ -244,10 +244,10 @@ def damage(folder: Path, how: str) -> None:
         index.write_text("{}")
     elif how == "index to nothing":
         index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "gone.safetensors")}))
-    elif how in ("pipe", "other.safetensors"):
+    elif how in ("index to pipe", "index to other.safetensors"):
         save_file({"x": torch.ones(1)}, folder / "other.safetensors")
         os.mkfifo(folder / "pipe")  # nobody writes to it: opening it would never end
-        index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, how)}))
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, how[9:])}))
 
 
 @pytest.mark.parametrize(
@@ -268,8 +268,8 @@ def damage(folder: Path, how: str) -> None:
         ("index elsewhere", "names the file '../model.safetensors'"),
         ("index without map", "has no weight_map"),
         ("index to nothing", "gone.safetensors cannot be read"),
-        ("pipe", "pipe cannot be read: it is no regular file"),
-        ("other.safetensors", "other.safetensors"),
+        ("index to pipe", "pipe cannot be read: it is no regular file"),
+        ("index to other.safetensors", "other.safetensors"),
     ],
 )
 def test_bad_checkpoints(
