@@ -63,7 +63,8 @@ def test_every_csv_has_its_command_and_its_mode(name: str) -> None:
 @pytest.mark.parametrize(
     "cells",
     [
-        "dry_runs.yml --world_size 8 --seq_len 4096",
+        "dry_runs.yml --world_size 8 --seq_len 4096 --method odysseus",
+        slow("dry_runs.yml --world_size 8 --seq_len 4096"),
         slow("dry_runs.yml --world_size 4096 --seq_len 65536 --method odysseus"),
         slow("dry_runs_ring8.yml --seq_len 262144 --method ulysses"),
     ],

@@ -10,15 +10,13 @@ import pytest
 
 from bench import rows
 from tests.support.launched import SMALL, bench, finished
-from tests.support.marks import slow
 
 SEEDS = [str(seed) for seed in range(24)]
 
 
-@pytest.mark.parametrize(
-    ("mode", "trial"),
-    [("dry_run", 1), *(slow(mode, n) for mode in ("dry_run", "measured") for n in (2, 3))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["dry_run", "measured"])
+@pytest.mark.parametrize("trial", [1, 2, 3])
 def test_the_other_takes_over(mode: str, trial: int, tmp_path: Path) -> None:
     out, random = tmp_path / "rows.csv", Random(trial)
     dry = str(mode == "dry_run").lower()

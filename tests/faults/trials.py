@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ _CACHE = "torchinductor_"
 """Name of the folder that torch keeps for compiled code, the same for all its processes."""
 _MARK = "ODYSSEUS_TRIAL"
 """Environment variable by which the processes of a trial are found."""
+_MOST_BYTES = 3_000_000_000
+"""Memory that the processes of a trial may hold together."""
 _OUT = {"verify": "--out rows.csv", "theory": "", "map": "--map rows", "report": "--out page"}
 _NO_SHARED_MEMORY = ["unshare", "--mount", "sh", "-c"]
 _NO_SHARED_MEMORY += ['mount -t tmpfs -o size=4k tmpfs /dev/shm && exec "$@"', "sh"]
@@ -58,8 +61,11 @@ def held(seed: int) -> Verdict:
             process = _start(command, folder, temporaries, mark, fault, random)
             trial = Trial(random, command, folder, process)
             try:
-                act(trial)
-                harms = [*_judged(trial)]
+                with _memory(process.pid) as held_bytes:
+                    act(trial)
+                    harms = [*_judged(trial)]
+                if max(held_bytes) > _MOST_BYTES:
+                    harms.append(f"memory: {max(held_bytes):,} bytes")
                 if fault != "folder removed" and bystander.read_text() != "not theirs\n":
                     harms.append("overwritten: README.md")
                 harms += [f"left: {name}" for name in _left(mark)]
@@ -123,6 +129,35 @@ def _judged(trial: Trial) -> Iterator[str]:
         *("ok", "error", "timeout", "oom_cpu"),
     }:
         yield f"rows: {trial.lines()}"
+
+
+@contextmanager
+def _memory(pid: int) -> Iterator[list[int]]:
+    """Append, four times a second, the bytes that a process and its descendants hold."""
+    found, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.25):
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                family = [process, *process.children(recursive=True)]
+                found.append(sum(_own_bytes(one) for one in family))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """Return the memory of a process without what it shares through files; 0 if it has ended."""
+    with suppress(psutil.Error):
+        memory = process.memory_info()
+        return memory.rss - memory.shared
+    return 0
 
 
 def _marked(mark: str) -> Iterator[psutil.Process]:

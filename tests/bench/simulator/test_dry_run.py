@@ -55,7 +55,8 @@ def test_every_toggle_of_every_method(method: str) -> None:
     check_all(wide + [replace(base, dtype="bf16", **toggles) for toggles in ({}, ALL_ON)], [0])
 
 
-@pytest.mark.parametrize("ring", [1, slow(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ring", [1, 2])
 def test_chunks_of_heads(ring: int) -> None:
     """Chunks hold several kv heads, or a part of the heads that share one; also across a ring."""
     base = replace(BASE, method="ulysses", world_size=2 * ring, ring_parallel_size=ring)

@@ -73,7 +73,8 @@ def test_chunks_send_what_theory_says(world_size: int) -> None:
         assert (more > 0) == (run.recomputes and run.method != "odysseus")
 
 
-@pytest.mark.parametrize("method", ONE_AND_REST)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CUT)
 def test_a_dry_run_counts_chunks_as_they_are(method: str) -> None:
     runs = in_chunks(replace(RUN, method=method, world_size=2, dtype="fp32"))
     check_dry_runs([*runs, replace(runs[0], dtype="bf16")], [0])

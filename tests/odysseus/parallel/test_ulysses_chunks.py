@@ -85,6 +85,7 @@ def test_parity_of_compiled_blocks() -> None:
     check_all(variants(replace(BASE, world_size=2, compile=True), [2]))
 
 
+@pytest.mark.slow
 def test_bytes_and_calls_equal_theory() -> None:
     base = replace(BASE, dtype="fp32", world_size=4, seq_len=64)
     model = VARIANTS["kv_heads_fewer_than_ranks"]
