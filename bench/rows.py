@@ -174,8 +174,9 @@ PROVENANCE = (
     *("torch_version", "git_commit", "git_dirty", "utc"),
 )
 RESULTS = (
-    "wall_s",
-    *("step_ms_p50", "step_ms_p20", "step_ms_p80", "tokens_per_s", "tokens_per_s_per_gpu"),
+    *("wall_s", "steps", "warmup_steps", "rounds", "other_load", "noisy"),
+    *("step_ms_p50", "step_ms_p20", "step_ms_p80", "round_ms_low", "round_ms_high"),
+    *("tokens_per_s", "tokens_per_s_per_gpu"),
     *("compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms"),
     *("model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"),
     *("attention_flops_max", "attention_flops_mean", "matmul_flops_max", "matmul_flops_mean"),

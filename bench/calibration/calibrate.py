@@ -23,7 +23,7 @@ from bench.calibration import host
 from bench.calibration.stopwatch import extra_s, in_turn, reduce_over_ranks, seconds
 from bench.hardware.profiles import GIB, NCCL_PEER_BYTES, Hardware
 from bench.hardware.speeds import Attention, Link, Points, Speeds
-from bench.meters.device import peak_flops_per_s
+from bench.meters.device import data_sheet_flops_per_s, matmul_flops_per_s
 from bench.meters.flops import attention_flops
 from bench.meters.traffic import bytes_sent
 from odysseus.config.run import RunConfig
@@ -71,7 +71,7 @@ def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) 
 
 def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link, ...]) -> Speeds:
     dtype, on_gpu = run.compute_dtype, device.type == "cuda"
-    peak, _ = peak_flops_per_s(device, dtype)
+    peak = data_sheet_flops_per_s(device, dtype) or matmul_flops_per_s(device, dtype)
     name, attention = _attention(run, device)
     pinned = torch.empty(2**26, dtype=torch.uint8, pin_memory=on_gpu)
     on_device = torch.empty_like(pinned, device=device)

@@ -28,7 +28,7 @@ def planned_row(
             longest that fits.
     """
     wall_s = time.monotonic() - started
-    row = launch.finish_row(run, predict.columns(run, counted), wall_s)
+    row = launch.finish_row(run, [predict.columns(run, counted)], wall_s)
     row["longest_limit"] = limit or None
     if out:
         rows.append(Path(out), row)

@@ -64,6 +64,10 @@ def _check_save(run: RunConfig, folder: Path) -> None:
     checks.check_method(run, "save")
     if run.dry_run:
         raise ValueError(f"save = {folder} needs weights; valid: dry_run = false")
+    if run.rounds > 1:
+        raise ValueError(
+            f"save = {folder} is not for rounds = {run.rounds}, each of which trains; valid: 1"
+        )
     checkpoint.saved_config(run)
     if not is_first_rank():
         return  # only the first rank writes
@@ -79,7 +83,7 @@ def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
     counted = predict.count(run)
     timeline = predict.timeline(run, counted)
     outcome = predict.columns(run, counted, timeline)
-    row = launch.finish_row(run, outcome, time.monotonic() - started)
+    row = launch.finish_row(run, [outcome], time.monotonic() - started)
     if explain:
         print(dry_run.explain(counted))
     if trace:
@@ -107,7 +111,8 @@ def _join_workers(run: RunConfig, out: Path, save: str) -> int:
 
     Return the exit status, which is 0 on all ranks but the first.
     """
-    measure = partial(launch.measure, run, save)
+    several = run.rounds > 1
+    measure = partial(launch.measure_rounds, run) if several else partial(launch.measure, run, save)
     status = join.run_cell(run, measure, partial(_finish, out))
     return 1 if status != "ok" and is_first_rank() else 0
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
@@ -16,12 +17,18 @@ from bench import rows
 from bench.config import checks, grid
 from bench.config.launched import is_first_rank, launched_world_size
 from bench.report.live_page import LivePage
-from bench.runner import claims, host_limit, join, launch, worker
+from bench.runner import claims, host_limit, join, launch, rounds, worker
+from bench.runner.claims import Key
+from bench.runner.resume import Resumed, key_of
+from bench.runner.rounds import rounds_of
+from bench.runner.unfinished import Unfinished
 from odysseus.config.run import RunConfig
 
 _SAME_PER_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
 """Options with which a process group and its allocator are started."""
 
+_HAD = "had"
+"""Status of a cell that has a row."""
 _CLAIMED = "claimed"
 """Status of a cell that another sweep on the same file measures."""
 
@@ -35,97 +42,93 @@ def main(parsed: Any) -> int:
     out = Path(parsed.out)
     cells, launched = grid.expand(parsed, peers=True), launched_world_size()
     rows.check_writable(out)
-    known = rows.keys(out, only_ok=parsed.retry_failed)
-    had = len(rows.read(out))
+    resumed = Resumed(out, parsed.retry_failed)
     live = LivePage(out, parsed.watch, len(cells))
+    if is_first_rank() and (again := sum(map(resumed.has_less, cells))):
+        print(f"{again} cells are measured again, with more rounds or steps", file=sys.stderr)
     if launched is not None:
-        return _join_workers(cells, launched, known, out, live)
-    failed = done = 0
-    with _progress(len(cells)) as progress:
+        return _join_workers(cells, launched, resumed, live)
+    statuses: list[str] = []
+    with _progress(sum(map(rounds_of, cells))) as progress:
         live.write(0)
-        left = deque((run, False) for run in cells)
+        left = deque((group, False) for group in rounds.alternating(cells))
         while left:
-            run, wait = left.popleft()
-            progress.set_description(f"{run.method} n={run.world_size} L={run.seq_len}")
-            status = _measure_if_new(run, known, out, had, wait)
-            if status == _CLAIMED:
-                left.append((run, True))  # in case that the other sweep ends without its row
-                continue
-            done += status is not None
-            failed += status not in (None, "ok")
-            _advance(progress, was_known=status is None)
-            if status is not None:
-                live.write(len(cells) - len(left))
+            group, wait = left.popleft()
+            found = _measure_if_new(group, resumed, wait, progress)
+            claimed = [run for run, status in zip(group, found, strict=True) if status == _CLAIMED]
+            left += (([run], True) for run in claimed)  # in case that the other sweep ends first
+            statuses += (status for status in found if status != _CLAIMED)
+            if set(found) - {_HAD, _CLAIMED}:
+                live.write(len(statuses))
     live.write(len(cells), ended=True)
-    print(f"{len(cells)} cells: {len(cells) - done} had rows, {done - failed} ok, {failed} failed")
+    had, ok = (statuses.count(status) for status in (_HAD, "ok"))
+    failed = len(statuses) - had - ok
+    print(f"{len(cells)} cells: {had} had rows, {ok} ok, {failed} failed")
     return 1 if failed else 0
 
 
-def _progress(cells: int) -> tqdm[Any]:
+def _progress(total: int) -> tqdm[Any]:
     """Return a bar with the current cell and the time left; hidden without a terminal."""
-    return tqdm(total=cells, unit="cell", smoothing=0, file=sys.stderr, disable=None)
-
-
-def _advance(progress: tqdm[Any], was_known: bool) -> None:
-    """Advance the bar by one cell. A cell whose row was known does not count for the time left."""
-    if was_known and not progress.disable:
-        progress.initial += 1
-    progress.update()
+    return tqdm(total=total, unit="round", smoothing=0, file=sys.stderr, disable=None)
 
 
 def _measure_if_new(
-    run: RunConfig, known: set[tuple[str, ...]], out: Path, had: int, wait: bool
-) -> str | None:
-    """Measure a cell unless it has a row; return its status, or None if it has one.
+    group: list[RunConfig], resumed: Resumed, wait: bool, progress: tqdm[Any]
+) -> list[str]:
+    """Measure the cells of a group that have no row, in turn; return the status of each cell.
 
     Args:
-        known: Keys of the cells that had rows when the sweep started.
-        had: Number of rows of the file then.
-        wait: Whether to wait for another sweep that measures the cell, or return _CLAIMED.
+        wait: Whether to wait for another sweep that measures a cell; else it is _CLAIMED.
     """
+    new = [key_of(run) for run in group if not resumed.has(run)]
+    with claims.claimed(resumed.out, new, wait) as ours:
+        measured: dict[Key, Unfinished] = {}
+        statuses: list[str] = []
+        for run in group:
+            key = key_of(run)
+            if key not in new or key in measured or (key in ours and resumed.has_now(run)):
+                statuses.append(_HAD)
+                _skip(progress, rounds_of(run))
+            elif key not in ours:
+                statuses.append(_CLAIMED)
+            else:
+                measured[key] = Unfinished(run, resumed.out)
+                statuses.append("")
+        for _ in range(rounds_of(group[0])):
+            for cell in measured.values():
+                _measure_round(cell, progress)
+        done = (cell.status for cell in measured.values())
+        return [status or next(done) for status in statuses]
+
+
+def _skip(progress: tqdm[Any], rounds_left: int) -> None:
+    """Advance the bar by rounds that are not measured, and do not count for the time left."""
+    if not progress.disable:
+        progress.initial += rounds_left
+    progress.update(rounds_left)
+
+
+def _measure_round(cell: Unfinished, progress: tqdm[Any]) -> None:
+    """Measure the next round of a cell, unless it has failed."""
+    if cell.status:
+        return _skip(progress, 1)
+    run, started = cell.run, time.monotonic()
+    progress.set_description(f"{run.method} n={run.world_size} L={run.seq_len}")
     try:
         checks.check(run)
         checks.check_gpus(run, None)
     except ValueError as error:
-        row = launch.invalid_row(run, str(error))
+        outcome = {"status": "invalid", "error": str(error)}
     else:
-        row = None
-    cell = rows.key(row or rows.identity(run))
-    if cell in known:
-        return None
-    with claims.claimed(out, cell, wait) as is_ours:
-        if not is_ours:
-            return _CLAIMED
-        if cell in _keys_since(out, had):
-            return None
-        row = row or launch.run_cell(run)
-        rows.append(out, row)
-    if row["status"] != "ok":
-        tqdm.write(f"{row['status']}: {run.method}: {row['error']}", file=sys.stderr)
-    return row["status"]
+        outcome = launch.run_round(run)
+    cell.add(outcome, started)
+    if outcome["status"] != "ok":
+        tqdm.write(f"{outcome['status']}: {run.method}: {outcome['error']}", file=sys.stderr)
+    progress.update()
 
 
-def _keys_since(out: Path, had: int) -> set[tuple[str, ...]]:
-    """The keys of the rows that this and other sweeps have added since the start.
-
-    Raises:
-        OSError: the file is no longer one of rows, so that nothing can be added.
-    """
-    try:
-        rows.check_writable(out)
-        return rows.keys(out, after=had)
-    except ValueError as error:
-        raise OSError(str(error)) from None
-
-
-def _join_workers(
-    cells: list[RunConfig],
-    launched: int,
-    known: set[tuple[str, ...]],
-    out: Path,
-    live: LivePage,
-) -> int:
-    """Measure all cells, one after another, as one of the workers that torchrun or srun started.
+def _join_workers(cells: list[RunConfig], launched: int, resumed: Resumed, live: LivePage) -> int:
+    """Measure all cells, in turn, as one of the workers that torchrun or srun started.
 
     A cell that fails ends the job. Started again, the sweep continues with the next cell.
 
@@ -144,31 +147,41 @@ def _join_workers(
         return 0
     failed = 0
     with worker.process_group(cells[0]) as device:
-        keys = {rows.key(rows.identity(run)): run for run in cells}
-        left = [[run for key, run in keys.items() if key not in known]]
+        by_key = {key_of(run): run for run in cells}
+        left = [[run for run in by_key.values() if not resumed.has(run)]]
         dist.broadcast_object_list(left, src=0)  # the first rank's file decides what is left
-        for number, run in enumerate(left[0], 1 + len(keys) - len(left[0])):
-            finish = partial(_append, out, run, time.monotonic())
-            if refused := _refused_on_any_rank(run):
-                status = refused["status"]
-                if is_first_rank():
-                    finish(refused)
-            else:
-                measure = partial(launch.measure_in_group, run, device)
-                status = join.measured(run, measure, finish)
+        number = len(by_key) - len(left[0])
+        for group in rounds.alternating(left[0]):
+            found = [Unfinished(run, resumed.out, is_first_rank()) for run in group]
+            turns = [cell for _ in range(rounds_of(group[0])) for cell in found]
+            lost = any(_join_round(cell, device) for cell in turns)
+            number += sum(cell.status != "" for cell in found)
+            failed += sum(cell.status not in ("ok", "") for cell in found)
             if is_first_rank():
-                live.write(number, ended=number == len(keys))
-            failed += status != "ok"
-            if status not in ("ok", "invalid") and not refused:
-                break  # other ranks may have ended
+                live.write(number, ended=number == len(by_key))
+            if lost:
+                break
     # A rank that exits with 1 before the first rank has finished would end the first rank too.
     return 1 if failed and is_first_rank() else 0
 
 
-def _append(out: Path, run: RunConfig, started: float, outcome: dict[str, Any]) -> None:
-    """Append a joined cell's row and print its status."""
-    rows.append(out, launch.finish_row(run, outcome, time.monotonic() - started))
-    print(f"{run.method} n={run.world_size} L={run.seq_len}: {outcome['status']}")
+def _join_round(cell: Unfinished, device: torch.device) -> bool:
+    """Measure the next round of a joined cell, unless it has failed. Return whether other ranks may
+    have ended."""
+    if cell.status:
+        return False
+    run, started = cell.run, time.monotonic()
+    refused = _refused_on_any_rank(run)
+    if refused:
+        cell.add(refused, started)
+    else:
+        measure = partial(launch.measure_in_group, run, device)
+        status = join.measured(run, measure, partial(cell.add, started=started))
+        if not is_first_rank():
+            cell.add({"status": status}, started)
+    if cell.status and is_first_rank():
+        print(f"{run.method} n={run.world_size} L={run.seq_len}: {cell.status}")
+    return not refused and cell.status not in ("", "ok", "invalid")
 
 
 def _refused_on_any_rank(run: RunConfig) -> dict[str, Any]:

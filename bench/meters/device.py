@@ -1,4 +1,4 @@
-"""A device's peak rate, and waiting for a device."""
+"""Peak rates of a device, and waiting for it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from bench.meters.data_sheet import PEAK_BF16_FLOPS_PER_S
 
 
-def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Return the peak rate that this rank's MFU is a fraction of, in FLOP/s, and its source.
-
-    For a GPU in bf16 that is its data sheet's rate. For everything else it is the rate of large
-    matmuls, measured here for a quarter of a second while every other rank measures too.
-    """
+def data_sheet_flops_per_s(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the peak rate of a GPU by its data sheet, which MFU is a fraction of; None if it has
+    none for this dtype. A CPU has none: its ranks share cores, and its clock follows the load."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
-        for gpu, flops in PEAK_BF16_FLOPS_PER_S.items():
-            if gpu in name:
-                return flops, "data sheet"
+        return next((flops for gpu, flops in PEAK_BF16_FLOPS_PER_S.items() if gpu in name), None)
+    return None
+
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the rate of large matmuls, measured for a quarter of a second while every other rank
+    measures too."""
     size = 4096 if device.type == "cuda" else 512
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     torch.mm(a, b)
@@ -29,7 +30,7 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, s
         torch.mm(a, b)
         synchronize(device)
         done += 1
-    return done * 2 * size**3 / (time.perf_counter() - start), "measured matmul"
+    return done * 2 * size**3 / (time.perf_counter() - start)
 
 
 def synchronize(device: torch.device) -> None:

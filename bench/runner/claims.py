@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+Key = tuple[str, ...]
 
 
 @contextmanager
-def claimed(path: Path, cell: tuple[str, ...], wait: bool = False) -> Iterator[bool]:
-    """Claim a cell of a file for this process; yield False if another process has claimed it.
+def claimed(path: Path, cells: Sequence[Key], wait: bool = False) -> Iterator[set[Key]]:
+    """Claim cells of a file for this process; yield those that no other process has claimed.
 
     Args:
-        wait: Whether to wait until no other process claims it.
+        wait: Whether to wait until no other process claims them.
 
-    The claim ends with the context, or with the process. It is a lock on one byte of a file beside
-    the rows; which byte follows from the cell's :func:`bench.rows.key`.
+    The claims end with the context, or with the process. They are locks on single bytes of a file
+    beside the rows; which byte follows from the cell's :func:`bench.rows.key`. A process must hold
+    one such context at a time: to close the file anywhere would end all its locks.
     """
+    with path.with_name(f".{path.name}.cells").open("w") as file:
+        yield {cell for cell in cells if _claim(file, cell, wait)}
+
+
+def _claim(file: TextIO, cell: Key, wait: bool) -> bool:
     digest = hashlib.sha256("\0".join(cell).encode()).digest()
     place = int.from_bytes(digest[:7], "big")
-    with path.with_name(f".{path.name}.cells").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+    except BlockingIOError:
+        return False
+    return True

@@ -49,7 +49,7 @@ def run_cell(run: RunConfig, measure: Measure, write: Write) -> str:
         return measure()
 
     def finish(outcome: Row) -> None:
-        write(launch.finish_row(run, outcome, time.monotonic() - started))
+        write(launch.finish_row(run, [outcome], time.monotonic() - started))
 
     return measured(run, measure_if_it_fits, finish)
 

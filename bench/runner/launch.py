@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench import rows
-from bench.runner import host_limit, peer_worker, processes, worker
+from bench.runner import host_limit, peer_worker, processes, rounds, worker
 from bench.simulator import predict
 from bench.theory import memory as theory_memory
 from bench.theory import traffic as theory_traffic
@@ -30,6 +30,12 @@ def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
     return peer_worker.measure(run) if name_of(run.method) else worker.measure(run, save)
 
 
+def measure_rounds(run: RunConfig) -> dict[str, Any]:
+    """Measure all rounds of a cell on this rank, in one process group."""
+    with worker.process_group(run) as device:
+        return rounds.merged([measure_in_group(run, device) for _ in range(run.rounds)], run)
+
+
 def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
     """Do the same as :func:`measure` in a process group that has already been started."""
     module = peer_worker if name_of(run.method) else worker
@@ -39,8 +45,8 @@ def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
 def run_cell(
     run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = measure
 ) -> dict[str, Any]:
-    """Run a checked cell in new processes, or count it in this process if it is a dry run. Return
-    its complete row, whatever its status.
+    """Run a checked cell in new processes, once a round, or count it in this process if it is a dry
+    run. Return its complete row, whatever its status.
 
     Args:
         measure: Called in each worker; a module-level function, so that it can be pickled.
@@ -49,8 +55,17 @@ def run_cell(
         SystemExit: after Ctrl-C or SIGTERM, once the workers have ended.
     """
     started = time.monotonic()
-    outcome = _count(run) if run.dry_run else run_workers(run, measure)
-    return finish_row(run, outcome, time.monotonic() - started)
+    outcomes = [run_round(run, measure)]
+    while outcomes[-1]["status"] == "ok" and len(outcomes) < run.rounds and not run.dry_run:
+        outcomes.append(run_round(run, measure))
+    return finish_row(run, outcomes, time.monotonic() - started)
+
+
+def run_round(
+    run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = measure
+) -> dict[str, Any]:
+    """Run one round of a cell as :func:`run_cell` does; return its outcome."""
+    return _count(run) if run.dry_run else run_workers(run, measure)
 
 
 def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
@@ -77,14 +92,16 @@ def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) 
 
 def invalid_row(run: RunConfig, reason: str) -> dict[str, Any]:
     """The row of a cell that cannot be started."""
-    return finish_row(run, {"status": "invalid", "error": reason}, 0.0)
+    return finish_row(run, [{"status": "invalid", "error": reason}], 0.0)
 
 
-def finish_row(run: RunConfig, outcome: dict[str, Any], wall_s: float) -> dict[str, Any]:
-    """Return a row from a cell's outcome, with identity, provenance and the theory's columns.
+def finish_row(run: RunConfig, outcomes: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
+    """Return a row from the outcomes of a cell's rounds, with identity, provenance and the theory's
+    columns.
 
     The theory knows this project's own methods. For all others its columns stay empty.
     """
+    outcome = rounds.merged(outcomes, run)
     row = rows.identity(run) | rows.provenance() | outcome | {"wall_s": round(wall_s, 2)}
     if "comm_bytes_total" in row and run.method in METHODS:
         row |= {

@@ -42,10 +42,10 @@ def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
     gc.collect()  # this project's trainer, whose memory is not the peer's
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    losses, times_ms = worker.timed_steps(run, peer.train, peer.samples, device)
+    losses, times_ms, meanwhile = worker.timed_steps(run, peer.train, peer.samples, device)
     dist.barrier()
     columns = worker.metered_columns(
-        run, times_ms, peer.train, peer.memory_of_step, peer.samples, device
+        run, times_ms, meanwhile, peer.train, peer.memory_of_step, peer.samples, device
     )
     known = {name: value for name, value in columns.items() if name not in _ONLY_NATIVE}
     return known | {"loss_first": losses[0].item(), "loss_last": losses[-1].item()}

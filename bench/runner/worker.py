@@ -9,20 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from bench.meters.device import peak_flops_per_s, synchronize
+from bench.meters.device import data_sheet_flops_per_s, synchronize
 from bench.meters.flops import FlopMeter
+from bench.meters.load import Interval, Watch, other_load
 from bench.meters.memory import MemoryMeter
 from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
+from bench.runner import rounds
 from bench.runner.allocator import allocator_settings, configure_allocator
-from bench.theory import model_flops
 from methods import method_of
 from odysseus.config.groups import Execution
 from odysseus.config.run import RunConfig
@@ -78,41 +77,43 @@ def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
 def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> dict[str, Any]:
     """Do the same as :func:`measure` in a process group that has already been started."""
     trainer, samples = start(run, device)
-    results, times_ms = timed_steps(run, trainer.step, samples, device)
+    results, times_ms, meanwhile = timed_steps(run, trainer.step, samples, device)
     dist.barrier()
     saved = _save(run, trainer, device, Path(save)) if save else {}
     memory = partial(memory_of_step, trainer)
-    columns = metered_columns(run, times_ms, trainer.step, memory, samples, device)
+    columns = metered_columns(run, times_ms, meanwhile, trainer.step, memory, samples, device)
     return columns | _number_columns(results) | saved
 
 
 def metered_columns(
     run: RunConfig,
     times_ms: list[float],
+    meanwhile: Interval,
     step: Step[Any],
     memory: Step[MemoryMeter],
     samples: Samples,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Run two more steps under meters. Return the columns of time, traffic, FLOPs and memory, the
-    same on every rank. A collective.
+    """Run two more steps under meters. Return the columns of load, traffic, FLOPs and memory and
+    what :func:`bench.runner.rounds.merged` needs, the same on every rank. A collective.
 
     Args:
         times_ms: Milliseconds of each of this rank's timed steps.
+        meanwhile: CPU times during the timed steps.
         step: Trains one step.
         memory: Trains one step under a memory meter and returns the meter.
     """
-    peak_flops, source = peak_flops_per_s(device, run.compute_dtype)
+    peak_flops = data_sheet_flops_per_s(device, run.compute_dtype)
     at = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # the meters do not see compiled code
         traffic, flops_done = _metered_traffic(step, samples.step(at))
         peaks = _metered_memory(memory, samples.step(at + 1), device)
-    ranks = gathered(
-        {"ms": times_ms, "peak_flops": peak_flops, "memory": peaks, "flops": flops_done}
-    )
+    ranks = gathered({"ms": times_ms, "meanwhile": meanwhile, "memory": peaks, "flops": flops_done})
+    slowest_ms = [max(step_ms) for step_ms in zip(*(r["ms"] for r in ranks), strict=True)]
     return (
-        time_columns(run, [r["ms"] for r in ranks], fmean(r["peak_flops"] for r in ranks))
-        | {"peak_flops_source": source}
+        {rounds.TIMES: slowest_ms, rounds.PEAK: peak_flops, rounds.CORES: os.cpu_count()}
+        | {"other_load": other_load([r["meanwhile"] for r in ranks])}
+        | {"peak_flops_source": "data sheet" if peak_flops else None}
         | traffic
         | flop_columns([r["flops"] for r in ranks])
         | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
@@ -146,17 +147,20 @@ def hardware_name(device: torch.device) -> str:
 
 def timed_steps(
     run: Execution, step: Step[Result], samples: Samples, device: torch.device
-) -> tuple[list[Result], list[float]]:
-    """The results of all steps, and the milliseconds of each step after the warm-up."""
-    results, times_ms = [], []
+) -> tuple[list[Result], list[float], Interval]:
+    """The results of all steps, and the milliseconds of each step after the warm-up with the CPU
+    times meanwhile."""
+    results, times_ms, watch = [], [], Watch()
     for index in range(run.warmup_steps + run.steps):
+        if index == run.warmup_steps:
+            watch = Watch()
         batches = samples.step(index)
         synchronize(device)
         start = time.perf_counter()
         results.append(step(batches))
         synchronize(device)
         times_ms.append((time.perf_counter() - start) * 1e3)
-    return results, times_ms[run.warmup_steps :]
+    return results, times_ms[run.warmup_steps :], watch.interval()
 
 
 def _metered_traffic(
@@ -189,19 +193,6 @@ def gathered(local: dict[str, Any]) -> list[dict[str, Any]]:
     ranks: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(ranks, local)
     return ranks
-
-
-def time_columns(run: RunConfig, times_ms: list[list[float]], peak_flops: float) -> dict[str, Any]:
-    """Return the columns of time: per step, that of the slowest rank.
-
-    Args:
-        times_ms: Milliseconds by rank and step.
-        peak_flops: FLOP/s of one rank that MFU is a fraction of.
-    """
-    slowest_ms = np.max(times_ms, axis=0)
-    p20, p50, p80 = np.percentile(slowest_ms, [20, 50, 80])
-    quantiles = {"step_ms_p50": p50, "step_ms_p20": p20, "step_ms_p80": p80}
-    return quantiles | model_flops.speed_columns(run, p50, peak_flops)
 
 
 def _number_columns(results: list[StepResult]) -> dict[str, float]:

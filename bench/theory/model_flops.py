@@ -25,8 +25,8 @@ def step_flops(run: RunConfig) -> int:
     return 6 * matmul_parameters(a) * run.tokens_per_step + attention
 
 
-def speed_columns(run: RunConfig, step_ms: float, peak_flops_per_s: float) -> dict[str, Any]:
-    """Return the row's columns of speed, from a step's time and a rank's peak rate.
+def speed_columns(run: RunConfig, step_ms: float, peak_flops_per_s: float | None) -> dict[str, Any]:
+    """Return the row's columns of speed, from a step's time and a rank's peak rate, if it is known.
 
     FLOPs are left out for packed documents: those of attention depend on each sample's documents.
     """
@@ -35,11 +35,8 @@ def speed_columns(run: RunConfig, step_ms: float, peak_flops_per_s: float) -> di
     if run.data.pack:
         return speed
     per_gpu = step_flops(run) / run.world_size / (step_ms / 1e3)
-    return speed | {
-        "model_tflops_per_gpu": per_gpu / 1e12,
-        "mfu": per_gpu / peak_flops_per_s,
-        "flops_convention": CONVENTION,
-    }
+    mfu = {"mfu": per_gpu / peak_flops_per_s} if peak_flops_per_s else {}
+    return speed | {"model_tflops_per_gpu": per_gpu / 1e12, "flops_convention": CONVENTION} | mfu
 
 
 def matmul_parameters(architecture: Architecture) -> int:

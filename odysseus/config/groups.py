@@ -222,8 +222,11 @@ class Execution(OptionGroup):
         compile: Run torch.compile on the blocks.
         expandable_segments: CUDA: let PyTorch's allocator use expandable segments, unless
             PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF is set.
-        steps: Measured steps.
-        warmup_steps: Steps before the measured ones.
+        steps: Measured steps of each round.
+        warmup_steps: Steps before the measured ones of each round.
+        rounds: Times that a cell is started and measured. A sweep measures the cells that differ
+            only in their method in turn, round by round, so that a change of the machine's speed
+            is no difference of methods.
         seed: Seed of all initial weights that no checkpoint has. The weights do not depend on the
             method or the number of processes.
         timeout_s: Seconds after which a cell is stopped and becomes a row with status timeout.
@@ -234,6 +237,7 @@ class Execution(OptionGroup):
     expandable_segments: bool = True
     steps: int = bounded(1, 10**9, default=5)
     warmup_steps: int = bounded(0, 10**9, default=2)
+    rounds: int = bounded(1, 10**6, default=1)
     seed: int = bounded(0, 2**63 - 1, default=0)
     timeout_s: int = bounded(1, 10**8, default=1800)
 
