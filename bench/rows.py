@@ -9,21 +9,19 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from bench.hardware import profile_file
 from bench.meters.memory import KINDS
 from bench.meters.traffic import COLLECTIVES, PURPOSES
 from bench.simulator import target
+from bench.theory import model_sizes
 from methods import label_of
 from odysseus.config.architecture import ARCHITECTURE_FIELDS
 from odysseus.config.groups import Parallelism
@@ -187,30 +185,13 @@ RESULTS = (
     *("peak_host_bytes", "theory_peak_host_bytes", "longest_limit"),
     *("loss_first", "loss_last", "grad_norm_first", "grad_norm_last"),
 )
-COLUMNS = (*IDENTITY, *PROVENANCE, "status", "error", *RESULTS)
+COLUMNS = (*IDENTITY, *PROVENANCE, *model_sizes.COLUMNS, "status", "error", *RESULTS)
 """All columns of a row, in the order of the file; docs/columns.md explains each."""
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
     """The columns of a row that its run determines, before anything is measured or counted."""
     return {name: column.value(run) for name, column in (IDENTITY | ENVIRONMENT).items()}
-
-
-def provenance() -> dict[str, Any]:
-    """Columns that say with which versions, from which commit and when a row was made."""
-    root = Path(__file__).resolve().parent.parent
-    git = ["git", "-C", str(root)]
-    # An installed package has no commit, but may lie inside another project's repository.
-    is_clone = _output([*git, "rev-parse", "--show-toplevel"]) == str(root)
-    commit = _output([*git, "rev-parse", "HEAD"]) if is_clone else ""
-    code = ["--untracked-files=no", "--", ":/", ":(top,exclude)results"]
-    changes = _output([*git, "status", "--porcelain", *code])
-    return {
-        "torch_version": torch.__version__,
-        "git_commit": commit,
-        "git_dirty": bool(changes) if commit else None,
-        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def key(row: Mapping[Any, Any], more: Sequence[str] = ()) -> tuple[str, ...]:
@@ -308,12 +289,3 @@ def _lock_file(path: Path) -> Path:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
-
-
-def _output(command: list[str]) -> str:
-    """The output of a command; empty where it fails or cannot be started."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

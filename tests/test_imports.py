@@ -41,7 +41,7 @@ LEVELS = {
         {"meters", "safe_yaml"},
         {"theory", "hardware"},
         {"simulator"},
-        {"config", "rows", "pool", "calibration"},
+        {"config", "rows", "pool", "provenance", "calibration"},
         {"planner", "runner"},
         {"report"},
         {"commands"},

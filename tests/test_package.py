@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import rows
+from bench import provenance, rows
 from bench.__main__ import main
 from bench.config import shipped
 from tests.support.paths import ROOT
@@ -171,6 +171,6 @@ def test_a_config_that_is_nowhere_is_refused(
 
 
 def test_a_commit_is_known_in_a_clone_and_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(rows.provenance()["git_commit"]) == 40
+    assert len(provenance.columns()["git_commit"]) == 40
     monkeypatch.setenv("PATH", "")
-    assert rows.provenance()["git_commit"] == ""
+    assert provenance.columns()["git_commit"] == ""

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from bench import rows
+from bench import provenance, rows
 from bench.config import checks, grid
 from bench.report import draw_matplotlib
 from bench.report.charts import compare as compare_chart
@@ -67,7 +67,7 @@ class Comparison:
         measured = partial(compare.measured, peer=self.peer, pairs=self.pairs, part=self.part)
         outcome = launch.run_workers(self.run, measured)
         about = self.identity | {"differs": PEERS[self.peer].differs(self.part)}
-        return about | rows.provenance() | outcome
+        return about | provenance.columns() | outcome
 
 
 def main(parsed: Any) -> int:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def main(parsed: Any) -> int:
                 f"out = {parsed.out} is not for a map, which has its own CSV; valid: empty"
             )
         return plan_map.main(base, Path(parsed.map), parsed.map_seq_lens, parsed.map_world_sizes)
+    for line in base.size_advice():
+        print(f"advice: {line}", file=sys.stderr)
     if parsed.out:
         rows.check_writable(Path(parsed.out))
     program = plan_throughput if parsed.objective == "throughput" else plan_longest

@@ -80,6 +80,8 @@ def _check_save(run: RunConfig, folder: Path) -> None:
 def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
     """Count and predict one rank's step, append the row and return the exit status."""
     started = time.monotonic()
+    for line in run.size_advice():
+        print(f"advice: {line}", file=sys.stderr)
     counted = predict.count(run)
     timeline = predict.timeline(run, counted)
     outcome = predict.columns(run, counted, timeline)

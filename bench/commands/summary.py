@@ -1,12 +1,14 @@
-"""Summary of a row in one line."""
+"""Summary of a row in two lines."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from bench.theory.model_sizes import in_words
+
 
 def summary(row: dict[str, Any]) -> str:
-    """Return a row with status ok in one line: the cell, its times, bytes, memory and loss."""
+    """Return a row with status ok: the cell, its times, bytes, memory and loss; its model."""
     predicted = row["mode"] == "dry_run"
     device = (predicted and row["hardware"]) or row["device"]
     ring = f" x ring {row['ring_parallel_size']}" if row["ring_parallel_size"] > 1 else ""
@@ -19,5 +21,6 @@ def summary(row: dict[str, Any]) -> str:
     return (
         f"{row['method']}{ring} on {row['world_size']} x {device}, {row['seq_len']} tokens: {times}"
         f"{row['comm_bytes_total'] / 2**20:.2f} MiB sent per rank, "
-        f"peak {row['peak_memory_bytes'] / 2**20:.1f} MiB{loss}"
+        f"peak {row['peak_memory_bytes'] / 2**20:.1f} MiB{loss}\n"
+        f"{row['model']}: {in_words(row)}"
     )

@@ -48,6 +48,8 @@ def main(parsed: Any) -> int:
         print(f"{again} cells are measured again, with more rounds or steps", file=sys.stderr)
     if launched is not None:
         return _join_workers(cells, launched, resumed, live)
+    for line in dict.fromkeys(line for run in cells for line in _size_advice(run)):
+        print(f"advice: {line}", file=sys.stderr)
     statuses: list[str] = []
     with _progress(sum(map(rounds_of, cells))) as progress:
         live.write(0)
@@ -65,6 +67,14 @@ def main(parsed: Any) -> int:
     failed = len(statuses) - had - ok
     print(f"{len(cells)} cells: {had} had rows, {ok} ok, {failed} failed")
     return 1 if failed else 0
+
+
+def _size_advice(run: RunConfig) -> list[str]:
+    """Return advice on the model's sizes; none if they do not fit together, which the row says."""
+    try:
+        return run.size_advice()
+    except ValueError:
+        return []
 
 
 def _progress(total: int) -> tqdm[Any]:
@@ -120,7 +130,7 @@ def _measure_round(cell: Unfinished, progress: tqdm[Any]) -> None:
     except ValueError as error:
         outcome = {"status": "invalid", "error": str(error)}
     else:
-        outcome = launch.run_round(run)
+        outcome = launch.run_round(run, is_first=not cell.begun)
     cell.add(outcome, started)
     if outcome["status"] != "ok":
         tqdm.write(f"{outcome['status']}: {run.method}: {outcome['error']}", file=sys.stderr)
@@ -175,7 +185,7 @@ def _join_round(cell: Unfinished, device: torch.device) -> bool:
     if refused:
         cell.add(refused, started)
     else:
-        measure = partial(launch.measure_in_group, run, device)
+        measure = partial(launch.measure_in_group, run, device, meters=not cell.begun)
         status = join.measured(run, measure, partial(cell.add, started=started))
         if not is_first_rank():
             cell.add({"status": status}, started)

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from bench import safe_yaml
 from bench.config import arctic, shipped, yaml_text
 from bench.config.command import command
+from bench.config.help_text import HelpFormatter, epilog, type_of
 from bench.config.launched import is_first_rank
 from odysseus.config.option_group import groups_of
 from odysseus.config.run import RunConfig
@@ -29,7 +30,10 @@ def parser(verb: str, description: str) -> ArgumentParser:
     """Return a verb's parser with only ``--config``."""
     verb_parser = ArgumentParser(
         prog=f"{command()} {verb}",
+        usage=f"{command()} {verb} [--config FILE] [--FLAG VALUE ...]",
         description=description,
+        epilog=epilog(verb, command()),
+        formatter_class=HelpFormatter,
         exit_on_error=False,
         parser_mode=yaml_text.MODE,
     )
@@ -49,6 +53,7 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
     Raises:
         ValueError: a key is unknown or a value has a wrong type; the message says what is valid.
     """
+    arguments = _with_values(verb_parser, arguments)
     for flag, value in itertools.pairwise(["", *arguments]):
         try:
             safe_yaml.check(value)
@@ -68,6 +73,22 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
         for note in notes:
             print(note, file=sys.stderr)
     return parsed
+
+
+def _with_values(verb_parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `true` after each boolean flag that has no value."""
+    switches = {
+        flag
+        for action in verb_parser._actions
+        if bool in (type_of(action), *get_args(type_of(action)))
+        for flag in action.option_strings
+    }
+    complete: list[str] = []
+    for argument, following in itertools.pairwise([*arguments, "--"]):
+        complete.append(argument)
+        if argument in switches and following.startswith("--"):
+            complete.append("true")
+    return complete
 
 
 def _check_none_is_empty(given: Namespace, defaults: Namespace) -> None:

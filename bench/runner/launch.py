@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from bench import rows
+from bench import provenance, rows
 from bench.runner import host_limit, peer_worker, processes, rounds, worker
 from bench.simulator import predict
 from bench.theory import memory as theory_memory
+from bench.theory import model_sizes
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from methods.peers.checks import name_of
@@ -25,47 +27,51 @@ _OUT_OF_MEMORY = {
 }
 
 
-def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
+def measure(run: RunConfig, save: str = "", meters: bool = True) -> dict[str, Any]:
     """Measure a cell on this rank, by :func:`bench.runner.worker.measure` or the peer's worker."""
-    return peer_worker.measure(run) if name_of(run.method) else worker.measure(run, save)
+    if name_of(run.method):
+        return peer_worker.measure(run, meters)
+    return worker.measure(run, save, meters)
 
 
 def measure_rounds(run: RunConfig) -> dict[str, Any]:
     """Measure all rounds of a cell on this rank, in one process group."""
     with worker.process_group(run) as device:
-        return rounds.merged([measure_in_group(run, device) for _ in range(run.rounds)], run)
+        outcomes = [measure_in_group(run, device, meters=not n) for n in range(run.rounds)]
+        return rounds.merged(outcomes, run)
 
 
-def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
+def measure_in_group(run: RunConfig, device: torch.device, meters: bool = True) -> dict[str, Any]:
     """Do the same as :func:`measure` in a process group that has already been started."""
     module = peer_worker if name_of(run.method) else worker
-    return module.measure_in_group(run, device)
+    return module.measure_in_group(run, device, meters=meters)
 
 
-def run_cell(
-    run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = measure
-) -> dict[str, Any]:
+def run_cell(run: RunConfig, measure: Callable[..., dict[str, Any]] = measure) -> dict[str, Any]:
     """Run a checked cell in new processes, once a round, or count it in this process if it is a dry
     run. Return its complete row, whatever its status.
 
     Args:
-        measure: Called in each worker; a module-level function, so that it can be pickled.
+        measure: Called in each worker; a module-level function, so that it can be pickled. Later
+            rounds pass meters=False.
 
     Raises:
         SystemExit: after Ctrl-C or SIGTERM, once the workers have ended.
     """
     started = time.monotonic()
     outcomes = [run_round(run, measure)]
-    while outcomes[-1]["status"] == "ok" and len(outcomes) < run.rounds and not run.dry_run:
-        outcomes.append(run_round(run, measure))
+    while outcomes[-1]["status"] == "ok" and len(outcomes) < rounds.rounds_of(run):
+        outcomes.append(run_round(run, measure, is_first=False))
     return finish_row(run, outcomes, time.monotonic() - started)
 
 
 def run_round(
-    run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]] = measure
+    run: RunConfig, measure: Callable[..., dict[str, Any]] = measure, is_first: bool = True
 ) -> dict[str, Any]:
     """Run one round of a cell as :func:`run_cell` does; return its outcome."""
-    return _count(run) if run.dry_run else run_workers(run, measure)
+    if run.dry_run:
+        return _count(run)
+    return run_workers(run, measure if is_first else partial(measure, meters=False))
 
 
 def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
@@ -102,7 +108,8 @@ def finish_row(run: RunConfig, outcomes: list[dict[str, Any]], wall_s: float) ->
     The theory knows this project's own methods. For all others its columns stay empty.
     """
     outcome = rounds.merged(outcomes, run)
-    row = rows.identity(run) | rows.provenance() | outcome | {"wall_s": round(wall_s, 2)}
+    sizes = model_sizes.columns(run) if outcome["status"] != "invalid" else {}
+    row = rows.identity(run) | provenance.columns() | sizes | outcome | {"wall_s": round(wall_s, 2)}
     if "comm_bytes_total" in row and run.method in METHODS:
         row |= {
             "theory_comm_bytes_total": theory_traffic.step_traffic(run).total,

@@ -6,7 +6,6 @@ import gc
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from bench.meters.memory import KINDS
 from bench.meters.traffic import PURPOSES
@@ -24,17 +23,20 @@ _ONLY_NATIVE = {
 """Columns by purpose or kind, which are unknown for a peer's collectives and tensors."""
 
 
-def measure(run: RunConfig) -> dict[str, Any]:
+def measure(run: RunConfig, meters: bool = True) -> dict[str, Any]:
     """Run a peer's cell on this rank. Return the measured columns of its row, the same on every
     rank.
 
     Call it on every rank of a launched job; it starts and stops the process group.
+
+    Args:
+        meters: As of :func:`bench.runner.worker.measure`.
     """
     with worker.process_group(run) as device:
-        return measure_in_group(run, device)
+        return measure_in_group(run, device, meters)
 
 
-def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
+def measure_in_group(run: RunConfig, device: torch.device, meters: bool = True) -> dict[str, Any]:
     """Do the same as :func:`measure` in a process group that has already been started."""
     peer, wrong = checked(as_method.matching_run(run), name_of(run.method), device)
     if wrong:
@@ -43,9 +45,10 @@ def measure_in_group(run: RunConfig, device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     losses, times_ms, meanwhile = worker.timed_steps(run, peer.train, peer.samples, device)
-    dist.barrier()
-    columns = worker.metered_columns(
-        run, times_ms, meanwhile, peer.train, peer.memory_of_step, peer.samples, device
-    )
-    known = {name: value for name, value in columns.items() if name not in _ONLY_NATIVE}
-    return known | {"loss_first": losses[0].item(), "loss_last": losses[-1].item()}
+    columns = worker.timed_columns(run, times_ms, meanwhile, device)
+    columns |= {"loss_first": losses[0].item(), "loss_last": losses[-1].item()}
+    if not meters:
+        return columns
+    memory = peer.memory_of_step
+    metered = worker.metered_columns(run, peer.train, memory, peer.samples, device)
+    return columns | {name: of for name, of in metered.items() if name not in _ONLY_NATIVE}

@@ -47,19 +47,20 @@ def alternating(cells: Iterable[RunConfig]) -> Iterator[list[RunConfig]]:
 
 def merged(outcomes: list[Outcome], run: RunConfig) -> Outcome:
     """Return a cell's outcome from those of its rounds: the columns of time from all rounds, the
-    others from the first; if a round failed, its outcome."""
-    failed = next((outcome for outcome in outcomes if outcome.get("status", "ok") != "ok"), None)
-    if failed is not None or TIMES not in outcomes[0]:
-        return _without_parts(failed or outcomes[0])
+    others from the first; if a round was not timed, its outcome."""
+    if untimed := next((outcome for outcome in outcomes if TIMES not in outcome), None):
+        return untimed
     times_ms = [outcome[TIMES] for outcome in outcomes]
+    peak = outcomes[0][PEAK]
     load = fmean(outcome["other_load"] for outcome in outcomes)
     medians = [median(times) for times in times_ms]
     low, high = min(medians), max(medians)
     several = {"round_ms_low": low, "round_ms_high": high} if len(medians) > 1 else {}
     is_noisy = high > (1 + NOISY) * low or load > NOISY * outcomes[0][CORES]
     return (
-        _without_parts(outcomes[0])
-        | time_columns(run, times_ms, outcomes[0][PEAK])
+        {name: of for name, of in outcomes[0].items() if name not in (TIMES, PEAK, CORES)}
+        | time_columns(run, times_ms, peak)
+        | {"peak_flops_source": "data sheet" if peak else None}
         | {"rounds": len(outcomes), "steps": run.steps, "warmup_steps": run.warmup_steps}
         | {"other_load": round(load, 3), "noisy": is_noisy}
         | several
@@ -78,7 +79,3 @@ def time_columns(
     p20, p50, p80 = np.percentile(times_ms, [20, 50, 80])
     quantiles = {"step_ms_p50": p50, "step_ms_p20": p20, "step_ms_p80": p80}
     return quantiles | model_flops.speed_columns(run, p50, peak_flops_per_s)
-
-
-def _without_parts(outcome: Outcome) -> Outcome:
-    return {name: of for name, of in outcome.items() if name not in (TIMES, PEAK, CORES)}

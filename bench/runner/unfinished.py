@@ -30,6 +30,11 @@ class Unfinished:
         self._wall_s = 0.0
         self.status = ""
 
+    @property
+    def begun(self) -> bool:
+        """Whether a round has been measured."""
+        return bool(self._outcomes)
+
     def add(self, outcome: dict[str, Any], started: float) -> None:
         """Add the outcome of a round.
 

@@ -36,16 +36,18 @@ Step = Callable[[list[Batch]], Result]
 """step(micro batches) trains one optimizer step and returns its result."""
 
 
-def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
+def measure(run: RunConfig, save: str = "", meters: bool = True) -> dict[str, Any]:
     """Run a cell on this rank. Return the measured columns of its row, the same on every rank.
 
     Call it on every rank of a launched job; it starts and stops the process group.
 
     Args:
         save: Folder to which the weights are written after the timed steps; empty for none.
+        meters: Whether to run two more steps under meters, for the columns that are the same in
+            every round.
     """
     with process_group(run) as device:
-        return measure_in_group(run, device, save)
+        return measure_in_group(run, device, save, meters)
 
 
 @contextmanager
@@ -74,47 +76,60 @@ def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
     return trainer, Samples(run, mesh.replica, mesh.shard, device)
 
 
-def measure_in_group(run: RunConfig, device: torch.device, save: str = "") -> dict[str, Any]:
+def measure_in_group(
+    run: RunConfig, device: torch.device, save: str = "", meters: bool = True
+) -> dict[str, Any]:
     """Do the same as :func:`measure` in a process group that has already been started."""
     trainer, samples = start(run, device)
     results, times_ms, meanwhile = timed_steps(run, trainer.step, samples, device)
-    dist.barrier()
-    saved = _save(run, trainer, device, Path(save)) if save else {}
+    columns = timed_columns(run, times_ms, meanwhile, device) | _number_columns(results)
+    columns |= _save(run, trainer, device, Path(save)) if save else {}
+    if not meters:
+        return columns
     memory = partial(memory_of_step, trainer)
-    columns = metered_columns(run, times_ms, meanwhile, trainer.step, memory, samples, device)
-    return columns | _number_columns(results) | saved
+    return columns | metered_columns(run, trainer.step, memory, samples, device)
+
+
+def timed_columns(
+    run: RunConfig, times_ms: list[float], meanwhile: Interval, device: torch.device
+) -> dict[str, Any]:
+    """Return what :func:`bench.runner.rounds.merged` needs of a round, the same on every rank. A
+    collective.
+
+    Args:
+        times_ms: Milliseconds of each of this rank's timed steps.
+        meanwhile: CPU times during the timed steps.
+    """
+    ranks = gathered({"ms": times_ms, "meanwhile": meanwhile})
+    return {
+        rounds.TIMES: [max(ms) for ms in zip(*(rank["ms"] for rank in ranks), strict=True)],
+        rounds.PEAK: data_sheet_flops_per_s(device, run.compute_dtype),
+        rounds.CORES: os.cpu_count(),
+        "other_load": other_load([rank["meanwhile"] for rank in ranks]),
+    }
 
 
 def metered_columns(
     run: RunConfig,
-    times_ms: list[float],
-    meanwhile: Interval,
     step: Step[Any],
     memory: Step[MemoryMeter],
     samples: Samples,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Run two more steps under meters. Return the columns of load, traffic, FLOPs and memory and
-    what :func:`bench.runner.rounds.merged` needs, the same on every rank. A collective.
+    """Run two more steps under meters. Return the columns of traffic, FLOPs, memory and device, the
+    same on every rank. A collective.
 
     Args:
-        times_ms: Milliseconds of each of this rank's timed steps.
-        meanwhile: CPU times during the timed steps.
         step: Trains one step.
         memory: Trains one step under a memory meter and returns the meter.
     """
-    peak_flops = data_sheet_flops_per_s(device, run.compute_dtype)
     at = run.warmup_steps + run.steps
     with torch.compiler.set_stance("force_eager"):  # the meters do not see compiled code
         traffic, flops_done = _metered_traffic(step, samples.step(at))
         peaks = _metered_memory(memory, samples.step(at + 1), device)
-    ranks = gathered({"ms": times_ms, "meanwhile": meanwhile, "memory": peaks, "flops": flops_done})
-    slowest_ms = [max(step_ms) for step_ms in zip(*(r["ms"] for r in ranks), strict=True)]
+    ranks = gathered({"memory": peaks, "flops": flops_done})
     return (
-        {rounds.TIMES: slowest_ms, rounds.PEAK: peak_flops, rounds.CORES: os.cpu_count()}
-        | {"other_load": other_load([r["meanwhile"] for r in ranks])}
-        | {"peak_flops_source": "data sheet" if peak_flops else None}
-        | traffic
+        traffic
         | flop_columns([r["flops"] for r in ranks])
         | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
         | {

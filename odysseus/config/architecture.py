@@ -11,6 +11,8 @@ from math import inf
 from reprlib import repr as shortened
 from typing import Any
 
+_IN_PROPORTION = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
+_WIDTHS = {*_IN_PROPORTION, "head_dim"}
 _MOST = {"num_hidden_layers": 10_000}
 """Largest values; other sizes are at most 2^24."""
 
@@ -178,3 +180,16 @@ def with_overrides(base: Architecture, overrides: dict[str, Any]) -> Architectur
             )
         sizes["head_dim"] = hidden // heads
     return Architecture(**sizes)
+
+
+def in_proportion(base: Architecture, overrides: dict[str, Any]) -> dict[str, int]:
+    """Return the sizes that would be in proportion to an overridden ``hidden_size``, by name: the
+    MLP's width, and the heads at the same ``head_dim``.
+
+    Empty if no ``hidden_size`` is overridden, or another width is too.
+    """
+    if "hidden_size" not in overrides or overrides.keys() & _WIDTHS:
+        return {}
+    factor = overrides["hidden_size"] / base.hidden_size
+    wanted = {name: getattr(base, name) * factor for name in _IN_PROPORTION}
+    return {name: max(1, round(size)) for name, size in wanted.items() if factor != 1}

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from odysseus.config import hf_config
-from odysseus.config.architecture import Architecture, preset, with_overrides
+from odysseus.config.architecture import Architecture, in_proportion, preset, with_overrides
 from odysseus.config.groups import (
     Batch,
     DryRun,
@@ -45,9 +45,13 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     @cached_property
     def architecture(self) -> Architecture:
         """Architecture of the model. Raises ValueError if its sizes do not fit together."""
+        return with_overrides(self._named_architecture, self.model.overrides)
+
+    @cached_property
+    def _named_architecture(self) -> Architecture:
+        """Architecture of the preset or checkpoint, before any size is overridden."""
         folder = self.model.checkpoint
-        base = hf_config.read(folder) if folder else preset(self.model.name_or_path)
-        return with_overrides(base, self.model.overrides)
+        return hf_config.read(folder) if folder else preset(self.model.name_or_path)
 
     @property
     def samples_per_step(self) -> int:
@@ -138,7 +142,22 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             raise ValueError(f"model.vocab_size is {a.vocab_size}; byte tokens need at least 256")
 
     def advice(self) -> list[str]:
-        """Return lines about options that are valid but slow."""
+        """Return lines about options that are valid but slow, or seldom meant."""
+        return [*self.size_advice(), *self._length_advice()]
+
+    def size_advice(self) -> list[str]:
+        """Return a line if ``hidden_size`` alone is overridden, so that other widths stay."""
+        wanted = in_proportion(self._named_architecture, self.model.overrides)
+        if not wanted:
+            return []
+        kept = ", ".join(f"{name} = {getattr(self.architecture, name)}" for name in wanted)
+        scaled = ", ".join(f"{name} = {size}" for name, size in wanted.items())
+        return [
+            f"model.hidden_size = {self.architecture.hidden_size} keeps the other sizes of "
+            f"{self.model.name_or_path}: {kept}; in proportion would be: {scaled}"
+        ]
+
+    def _length_advice(self) -> list[str]:
         unit = 256 * self.shards
         if self.seq_len % unit == 0:
             return []

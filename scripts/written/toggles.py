@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 from docstring_parser import parse
 
+from bench.config.help_text import default_in_words, values
 from odysseus.config.option_group import groups_of
 from odysseus.config.run import RunConfig
 
@@ -39,33 +39,12 @@ def sections(config: type, prefix: str = "") -> Iterator[tuple[str, list[tuple[s
         for f in own:
             if f.name not in nested:
                 meaning = " ".join(meanings[f.name].split()).replace("|", r"\|")
-                values = ", ".join(dict.fromkeys(_values(hints[f.name])))
-                cells = f"| `--{prefix}{f.name}` | {values} | {_default(f.default)} | {meaning} |"
-                lines.append((f"{prefix}{f.name}", cells))
+                allowed = ", ".join(dict.fromkeys(values(hints[f.name])))
+                cells = f"`--{prefix}{f.name}`", allowed, default_in_words(f.default), meaning
+                lines.append((f"{prefix}{f.name}", f"| {' | '.join(cells)} |"))
         yield (documented.short_description or "").partition(". ")[0].rstrip("."), lines
         for name in nested:
             yield from sections(hints[name], f"{prefix}{name}.")
-
-
-def _values(hint: Any) -> Iterator[str]:
-    """Yield the values that a field may hold, as a person writes them."""
-    if get_origin(hint) is Literal:
-        yield from (f"`{value}`" for value in get_args(hint))
-    elif get_origin(hint) in (Union, UnionType):
-        for part in get_args(hint):
-            yield from _values(part)
-    elif hint is bool:
-        yield from ("`true`", "`false`")
-    elif hint is not NoneType:
-        yield {int: "an integer", float: "a number", str: "text"}[hint]
-
-
-def _default(value: Any) -> str:
-    if value is None:
-        return "the model's"
-    if value == "":
-        return "empty"
-    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
 
 
 def page() -> str:

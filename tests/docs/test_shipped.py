@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from bench import rows
+from bench import provenance, rows
 from bench.__main__ import main
 from bench.commands import flags
 from bench.config import options
+from bench.theory import model_sizes
 from scripts.written import pictures, tables
 from tests.support.marks import slow
 from tests.support.paths import RESULTS, ROOT
@@ -112,9 +113,12 @@ def test_the_shipped_predictions_are_predicted_again(
 
 
 def by_key(path: Path) -> dict[tuple[str, ...], dict[Any, Any]]:
-    """Return a file's rows by key, without the columns of when and how long they were made."""
+    """Return a file's rows by key, without the columns of when and how long they were made, and of
+    the model's sizes, which older rows lack."""
     found = rows.read(path).reindex(columns=rows.COLUMNS, fill_value="")  # newer columns too
-    found = found.drop(columns=[*rows.provenance(), "wall_s"]).to_dict("records")
+    found = found.drop(columns=[*provenance.columns(), "wall_s", *model_sizes.COLUMNS]).to_dict(
+        "records"
+    )
     return {rows.key(row): row for row in found}
 
 

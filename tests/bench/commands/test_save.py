@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from bench.runner import worker
+from bench.runner import rounds, worker
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io import checkpoint
 from tests.support.ranks import run_ranks
@@ -35,6 +35,8 @@ def test_a_full_disk(tmp_path: Path, calls_that_work: int) -> None:
     first, second = run_ranks(measured, 2, run, str(tmp_path / "saved"), calls_that_work)
     assert first["status"] == second["status"] == "error"
     assert first["error"] == f"save = {tmp_path / 'saved'}: {FULL}"
-    assert first["step_ms_p50"] > 0
+    row = rounds.merged([first], run)
+    assert row["status"] == "error"
+    assert row["step_ms_p50"] > 0
     assert (first["calls"], second["calls"]) == (calls_that_work + 1, 0)
     assert list(tmp_path.iterdir()) == []

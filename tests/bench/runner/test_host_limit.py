@@ -193,7 +193,9 @@ def test_a_sweep_goes_on_past_cells_that_run_out(
     """The longest cell needs more host memory than the machine has; the one before it, more device
     memory."""
     run_round = launch.run_round
-    monkeypatch.setattr(launch, "run_round", lambda run: run_round(run, _out_of_device_memory))
+    monkeypatch.setattr(
+        launch, "run_round", lambda run, is_first: run_round(run, _out_of_device_memory)
+    )
     out, limit = tmp_path / "rows.csv", 512 * 2 * TOKEN
     flags = f"sweep {FLAGS} --seq_len [1024,512,64] --host_memory_limit_bytes {limit} --out {out}"
     assert main(flags.split()) == 1

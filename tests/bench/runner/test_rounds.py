@@ -86,7 +86,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Method and length of every round in order; ulysses fails at 128 tokens."""
     done: list[tuple[str, int]] = []
 
-    def run_round(run: RunConfig, *_: object) -> dict[str, Any]:
+    def run_round(run: RunConfig, is_first: bool) -> dict[str, Any]:
         done.append((run.method, run.seq_len))
         if done[-1] == ("ulysses", 128):
             return {"status": "error", "error": "no"}
@@ -152,7 +152,8 @@ def test_a_joined_sweep_goes_round_by_round(
 ) -> None:
     done: list[tuple[str, int]] = []
 
-    def measure(run: RunConfig, device: torch.device) -> dict[str, Any]:
+    def measure(run: RunConfig, device: torch.device, meters: bool) -> dict[str, Any]:
+        assert meters == ((run.method, run.seq_len) not in done)
         done.append((run.method, run.seq_len))
         return outcome(20)
 

@@ -47,6 +47,7 @@ OTHER = RunConfig(
     data=DataOptions(path="somewhere", repeat=True),
     steps=7,
     warmup_steps=9,
+    rounds=4,
     seed=3,
     timeout_s=11,
     device="cpu",

@@ -237,7 +237,9 @@ def test_an_invalid_peer_is_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_round, out = launch.run_round, tmp_path / "rows.csv"
-    monkeypatch.setattr(launch, "run_round", lambda r: run_round(r, measure_with_wrong_ones))
+    monkeypatch.setattr(
+        launch, "run_round", lambda r, is_first: run_round(r, measure_with_wrong_ones)
+    )
     flags = f"sweep {SIZES} --world_size 2 --method [peer:one_rank,peer:dtensor_tp] --out {out}"
     with wrong_ones():
         assert main(flags.split()) == 1
@@ -259,7 +261,9 @@ def test_a_joined_sweep_goes_on_past_an_invalid_peer(
         "tp_sp": {"status": "error", "error": "gone"},
         "ulysses": {"status": "ok"},
     }
-    monkeypatch.setattr(launch, "measure_in_group", lambda run, device: outcomes[run.method])
+    monkeypatch.setattr(
+        launch, "measure_in_group", lambda run, device, meters: outcomes[run.method]
+    )
     here = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in (here | {"MASTER_PORT": "0"}).items():
         monkeypatch.setenv(name, value)

@@ -187,6 +187,27 @@ def test_advice_is_about_256_times_the_size(seq_len: int, ranks: int, better: in
     assert run.advice() == ([] if better is None else [said])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "scaled"),
+    [
+        ({"hidden_size": 512}, "1536, num_attention_heads = 16, num_key_value_heads = 8"),
+        ({"hidden_size": 64}, "192, num_attention_heads = 2, num_key_value_heads = 1"),
+        ({"hidden_size": 256}, ""),
+        ({"hidden_size": 512, "intermediate_size": 64}, ""),
+        ({"num_hidden_layers": 1}, ""),
+    ],
+)
+def test_a_hidden_size_alone_keeps_the_other_sizes(sizes: dict[str, Any], scaled: str) -> None:
+    """tiny has 256, 768, 8 and 4."""
+    run = RunConfig(model=ModelOptions(**sizes))
+    kept = "intermediate_size = 768, num_attention_heads = 8, num_key_value_heads = 4"
+    said = (
+        f"model.hidden_size = {sizes.get('hidden_size')} keeps the other sizes of tiny: {kept}; "
+        f"in proportion would be: intermediate_size = {scaled}"
+    )
+    assert run.advice() == ([said] if scaled else [])
+
+
 def test_sizes_that_follow_from_others() -> None:
     run = RunConfig(
         world_size=8,

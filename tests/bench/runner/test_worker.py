@@ -1,0 +1,24 @@
+"""Times of a round: a step takes as long as its slowest rank."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import torch
+
+from bench.meters.load import Interval
+from bench.runner import rounds, worker
+from odysseus.config.run import RunConfig
+
+
+def test_the_slowest_rank_is_the_step() -> None:
+    """Three steps, in which the slowest rank changes from step to step."""
+    meanwhile = Interval("a", wall_s=1, own_s=1, machine_s=3)
+    times_by_rank = [[10.0, 40.0, 20.0], [30.0, 5.0, 25.0]]
+    reports = [{"ms": times_ms, "meanwhile": meanwhile} for times_ms in times_by_rank]
+    with patch.object(worker, "gathered", lambda own: reports):
+        device = torch.device("cpu")
+        found = worker.timed_columns(RunConfig(), times_by_rank[0], meanwhile, device)
+    assert found[rounds.TIMES] == [30, 40, 25]
+    assert found[rounds.PEAK] is None
+    assert found["other_load"] == 1
