@@ -10,6 +10,8 @@ import torch
 from tests.support.ranks import close_worlds
 
 LONGEST = (
+    "faults/test_faults.py",
+    "fuzz/test_fuzz.py",
     "bench/runner/test_launch.py",
     "scripts/test_cluster.py",
     "methods/test_toggles.py",
@@ -26,7 +28,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; otherwise the order stays."""
+    """Put the longest files first; otherwise the order stays. Refuse names that differ between the
+    processes that share the tests."""
+    if differ := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"the names of these cases have addresses in memory: {differ}")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.nodeid[6:].split("::")[0], len(LONGEST)))
 

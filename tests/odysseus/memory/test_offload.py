@@ -158,7 +158,7 @@ def bytes_held(runs: list[RunConfig]) -> list[dict[str, int]]:
 
 @pytest.mark.parametrize(
     ("size", "methods"),
-    [(2, ("tp_sp",)), slow(1, METHODS), slow(2, METHODS), slow(4, METHODS)],
+    [(2, ("tp_sp",)), *(slow(size, tuple(METHODS)) for size in (1, 2, 4))],
 )
 def test_bytes_on_either_side(size: int, methods: tuple[str, ...]) -> None:
     """Host memory equals its closed form to the byte for every method, and the device has it less.
