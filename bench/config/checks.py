@@ -45,6 +45,7 @@ def check(run: RunConfig) -> None:
     if run.dry_run:
         zero_overlap.check(run, target.on_gpu(run))
         return
+    check_log(run)
     device = pick_device(run.device)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but there is no GPU; valid here: auto, cpu")
@@ -65,6 +66,16 @@ def refusal(run: RunConfig) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def check_log(run: Execution) -> None:
+    """Raise ValueError if the package of the run's log is missing, or its folder is a file."""
+    if run.log == "none":
+        return
+    if importlib.util.find_spec(run.log) is None:
+        raise ValueError(f"log = {run.log} needs the package {run.log}; valid without it: none")
+    if os.path.exists(run.log_dir) and not os.path.isdir(run.log_dir):
+        raise ValueError(f"log_dir = {run.log_dir} is no folder; valid: a folder, new or not")
 
 
 def check_compiler(run: Execution, device: torch.device) -> None:

@@ -21,15 +21,15 @@ EXAMPLES = {
 }
 """A command of each verb."""
 _OF_PREDICTIONS = {"dry_run", "hardware", "rank"}
-_OF_STEPS = {"steps", "warmup_steps", "rounds"}
+_OF_STEPS = {"steps", "warmup_steps", "rounds", "log", "log_dir"}
 _OF_RINGS = {"ring_parallel_size", "ring_order", "ring_backend", "axis_order"}
 _NOT_READ: dict[str, set[str]] = {
-    "verify": {*_OF_PREDICTIONS, "warmup_steps", "rounds"},
+    "verify": {*_OF_PREDICTIONS, *_OF_STEPS} - {"steps"},
     "compare": {
         *(*_OF_PREDICTIONS, *_OF_STEPS, *_OF_RINGS, "sequence_parallel_size"),
         *("gradient_accumulation_steps", "data.pack", "model.implementation"),
     },
-    "theory": {*_OF_PREDICTIONS, "rounds"},
+    "theory": {*_OF_PREDICTIONS, *_OF_STEPS} - {"steps", "warmup_steps"},
     "plan": {*_OF_STEPS, "dry_run", "rank", "device", "seed", "timeout_s"},
 }
 """Options of a run that a verb takes, so that all verbs read the same files, but does not read."""

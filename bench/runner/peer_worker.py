@@ -9,7 +9,7 @@ import torch
 
 from bench.meters.memory import KINDS
 from bench.meters.traffic import PURPOSES
-from bench.runner import worker
+from bench.runner import rounds, step_log, worker
 from bench.runner.compare import checked
 from methods.peers import as_method
 from methods.peers.checks import name_of
@@ -47,6 +47,7 @@ def measure_in_group(run: RunConfig, device: torch.device, meters: bool = True) 
     losses, times_ms, meanwhile = worker.timed_steps(run, peer.train, peer.samples, device)
     columns = worker.timed_columns(run, times_ms, meanwhile, device)
     columns |= {"loss_first": losses[0].item(), "loss_last": losses[-1].item()}
+    columns |= step_log.write(run, [loss.item() for loss in losses], columns[rounds.TIMES])
     if not meters:
         return columns
     memory = peer.memory_of_step

@@ -20,7 +20,7 @@ from bench.meters.load import Interval, Watch, other_load
 from bench.meters.memory import MemoryMeter
 from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
-from bench.runner import rounds
+from bench.runner import rounds, step_log
 from bench.runner.allocator import allocator_settings, configure_allocator
 from methods import method_of
 from odysseus.config.groups import Execution
@@ -82,7 +82,9 @@ def measure_in_group(
     """Do the same as :func:`measure` in a process group that has already been started."""
     trainer, samples = start(run, device)
     results, times_ms, meanwhile = timed_steps(run, trainer.step, samples, device)
-    columns = timed_columns(run, times_ms, meanwhile, device) | _number_columns(results)
+    columns = timed_columns(run, times_ms, meanwhile, device)
+    columns |= _number_columns(results)
+    columns |= step_log.write(run, [r.loss.item() for r in results], columns[rounds.TIMES])
     columns |= _save(run, trainer, device, Path(save)) if save else {}
     if not meters:
         return columns

@@ -215,7 +215,7 @@ class MemorySavings(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class Execution(OptionGroup):
-    """Execution: device, number of steps, seed and time limit.
+    """Execution: device, number of steps, seed, time limit and log.
 
     Args:
         device: Device that computes; auto takes CUDA where there is a GPU.
@@ -230,6 +230,9 @@ class Execution(OptionGroup):
         seed: Seed of all initial weights that no checkpoint has. The weights do not depend on the
             method or the number of processes.
         timeout_s: Seconds after which a cell is stopped and becomes a row with status timeout.
+        log: Where the loss, time and tokens/s of every step go besides: TensorBoard or Weights &
+            Biases, whose package must be installed.
+        log_dir: Folder of the log; each round of a cell has a subfolder.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -240,6 +243,8 @@ class Execution(OptionGroup):
     rounds: int = bounded(1, 10**6, default=1)
     seed: int = bounded(0, 2**63 - 1, default=0)
     timeout_s: int = bounded(1, 10**8, default=1800)
+    log: Literal["none", "tensorboard", "wandb"] = "none"
+    log_dir: str = "results/log"
 
 
 @dataclass(frozen=True, kw_only=True)
