@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from bench.meters.data_sheet import PEAK_BF16_FLOPS_PER_S
+from bench.meters.data_sheet import peak_bf16_flops_per_s
 
 
 def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
@@ -15,11 +15,11 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, s
     For a GPU in bf16 that is its data sheet's rate. For everything else it is the rate of large
     matmuls, measured here for a quarter of a second while every other rank measures too.
     """
+    known = None
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for gpu, flops in PEAK_BF16_FLOPS_PER_S.items():
-            if gpu in name:
-                return flops, "data sheet"
+        known = peak_bf16_flops_per_s(torch.cuda.get_device_name(device))
+    if known:
+        return known, "data sheet"
     size = 4096 if device.type == "cuda" else 512
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     torch.mm(a, b)
