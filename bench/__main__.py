@@ -23,6 +23,7 @@ VERBS = {
     "compare": "time other implementations of the same methods beside this project's",
     "verify": "train a method and a reference, and compare them step by step",
     "calibrate": "measure this machine or cluster, and write a profile for --hardware",
+    "hardware": "list the hardware profiles, or print one as YAML with comments",
     "theory": "print the bytes that each method sends: published, derived, measured",
     "plan": "find which methods fit in memory, and the longest sequence of each",
     "report": "draw one HTML page, figures and a table from CSV rows",

@@ -32,8 +32,7 @@ def main(parsed: Any) -> int:
     if run.dry_run:
         raise ValueError("dry_run = true has nothing to measure; valid: false")
     out = Path(parsed.out)
-    if out.suffix not in (".yml", ".yaml"):
-        raise ValueError(f"out = {out} is no profile name; valid: a name ending in .yml or .yaml")
+    profile_file.check_name(out)
     if is_first_rank():
         profile_file.check_writable(out)
     measured = partial(_profile, links=_links_of(parsed.links_of, run))

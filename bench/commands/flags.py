@@ -153,6 +153,27 @@ def calibrate() -> ArgumentParser:
     return parser
 
 
+def hardware() -> ArgumentParser:
+    """Return the parser of ``hardware``."""
+    parser = options.parser(
+        "hardware",
+        "List the built-in hardware profiles; with a name or a file, print that profile as YAML, "
+        "with the meaning, unit and source of every field.",
+    )
+    parser.add_argument(
+        "name",
+        type=str,
+        nargs="?",
+        default="",
+        help="Profile to print: a built-in one, or a YAML file. In brackets, fields may differ: "
+        "'h100-80g(network_bytes_per_s=12.5e9)'.",
+    )
+    parser.add_argument(
+        "--out", type=str, default="", help="YAML file to write the profile to, for --hardware."
+    )
+    return parser
+
+
 def theory() -> ArgumentParser:
     """Return the parser of ``theory``."""
     parser = options.parser("theory", "Communication of one optimizer step, byte by byte.")
@@ -249,6 +270,7 @@ PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "compare": compare,
     "verify": verify,
     "calibrate": calibrate,
+    "hardware": hardware,
     "theory": theory,
     "plan": plan,
     "report": report,

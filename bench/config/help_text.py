@@ -15,6 +15,7 @@ EXAMPLES = {
     "compare": "compare --peers megatron_tp,deepspeed_ulysses --world_size 2 --seq_len 2048",
     "verify": "verify --method odysseus --world_size 4 --seq_len 512 --tiled_mlp_compute",
     "calibrate": "calibrate --world_size 4 --out profile.yml",
+    "hardware": "hardware h100-80g --out mine.yml",
     "theory": "theory --model.name_or_path llama3-8b --world_size 8 --seq_len 131072",
     "plan": "plan --model.name_or_path llama3-8b --world_size 8 --seq_len 131072",
     "report": "report --rows results/mine.csv --out results/mine",

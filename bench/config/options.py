@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from bench import safe_yaml
-from bench.config import arctic, shipped, yaml_text
+from bench.config import arctic, hardware_flags, shipped, yaml_text
 from bench.config.command import command
 from bench.config.help_text import HelpFormatter, epilog, type_of
 from bench.config.launched import is_first_rank
@@ -61,10 +61,14 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
             raise ValueError(f"{flag} {value}: {error}; valid: fewer") from None
         except yaml.YAMLError:  # any text may be a value, the parser knows
             continue
-    arguments, notes = arctic.translate(_config_first(arguments))
+    defaults = verb_parser.get_defaults()
+    arguments = _config_first(arguments)
+    if isinstance(profile := defaults.get("hardware"), str):
+        arguments = hardware_flags.fold(arguments, profile)
+    arguments, notes = arctic.translate(arguments)
     try:
         given = verb_parser.parse_args(arguments)
-        _check_none_is_empty(given, verb_parser.get_defaults())
+        _check_none_is_empty(given, defaults)
         parsed = verb_parser.instantiate(given)
     except ArgumentError as error:
         message = " ".join(str(error).split()).replace("typing.", "").rstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -45,13 +46,25 @@ def _wrong_content(content: Any) -> str:
 
 
 def load(text: str) -> Any:
-    """Load YAML as jsonargparse does. A section without keys is as good as none."""
+    """Load YAML as jsonargparse does. A section without keys is as good as none.
+
+    Of the section `hardware` only the name of the profile is left: bench/config/hardware_flags.py
+    reads its fields.
+    """
     if len(text) > _SHORT:
         safe_yaml.check(text)
     value = _load(text)
-    if isinstance(value, dict):
-        return {k: v for k, v in value.items() if v is not None or k not in _SECTIONS}
-    return value
+    return dict(_options(value)) if isinstance(value, dict) else value
+
+
+def _options(content: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the options in the content of a file."""
+    for key, value in content.items():
+        if key == "hardware" and isinstance(value, dict):
+            if "name" in value:
+                yield key, value["name"]
+        elif not str(key).startswith("hardware.") and (value is not None or key not in _SECTIONS):
+            yield key, value
 
 
 set_loader(MODE, load, (yaml.YAMLError,))

@@ -1,4 +1,7 @@
-"""Hardware profiles by name or from a YAML file: read, check and write."""
+"""Hardware profiles by name or from a YAML file: read, check and write.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from typing import Any
 import yaml
 
 from bench import safe_yaml
+from bench.hardware import overrides
 from bench.hardware.profiles import PROFILES, Hardware
 from bench.hardware.speeds import Attention, Link, Points, Speeds
-from bench.meters.traffic import COLLECTIVES
-from odysseus.config.groups import DTYPES
+from bench.meters.kinds import COLLECTIVES
 from odysseus.io import files
 
 _WHOLE = "whole_forward", "whole_backward"
@@ -29,16 +32,25 @@ _OLD_KEYS = {"gpus_a_node": "gpus_per_node"}
 
 
 def find(name: str, option: str = "hardware") -> Hardware:
-    """Return a built-in profile by its name, or one from a YAML file.
+    """Return a built-in profile by its name, or one from a YAML file, with overridden fields.
 
     Args:
+        name: Name or file, and in brackets the fields that differ (bench/hardware/overrides.py).
         option: Name of the option that names the profile, for the message.
 
     Raises:
-        ValueError: no profile has this name, or the file lacks a field or has an unknown one.
+        ValueError: no profile has this name, the file lacks a field or has an unknown one, or an
+            overridden field is unknown or out of range.
     """
-    if name in PROFILES:
-        return PROFILES[name]
+    base, changed = overrides.split(name)
+    profile = PROFILES.get(base) or _from_file(base, option)
+    if not changed:
+        return profile
+    return _checked(f"{option} {name!r}", asdict(overrides.applied(profile, changed)))
+
+
+def _from_file(name: str, option: str) -> Hardware:
+    """Return the profile in a YAML file."""
     valid = f"{', '.join(PROFILES)}, or a YAML file"
     if not name.endswith((".yml", ".yaml")):
         raise ValueError(f"{option} is {name!r}; valid: {valid}")
@@ -51,9 +63,10 @@ def find(name: str, option: str = "hardware") -> Hardware:
 
 def digest(name: str) -> str:
     """Return the first 12 digits of a profile file's SHA-256; empty if there is no file."""
-    if not name or name in PROFILES:
+    file, _ = overrides.split(name)
+    if not file or file in PROFILES:
         return ""
-    return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
 
 
 def write(hardware: Hardware, path: Path) -> None:
@@ -62,11 +75,21 @@ def write(hardware: Hardware, path: Path) -> None:
     Raises:
         NotSaved: the file cannot be written; the profile is kept.
     """
-    text = as_yaml(asdict(hardware))
+    write_text(as_yaml(asdict(hardware)), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write the YAML of a profile, see :func:`write`."""
     try:
         files.write(path, text)
     except OSError as error:
         raise files.not_saved(path, text, error) from None
+
+
+def check_name(path: Path) -> None:
+    """Raise ValueError unless a file's name is one of a profile."""
+    if path.suffix not in (".yml", ".yaml"):
+        raise ValueError(f"out = {path} is no profile name; valid: a name ending in .yml or .yaml")
 
 
 def check_writable(path: Path) -> None:
@@ -79,19 +102,19 @@ def check_writable(path: Path) -> None:
             return "it is no hardware profile"
         return ""
 
-    files.check_output("out", path, "a new file, or a profile that calibrate wrote", foreign)
+    files.check_output("out", path, "a new file, or a hardware profile", foreign)
 
 
 def as_yaml(fields_of: dict[str, Any]) -> str:
     """Return a profile's fields as YAML."""
-    return yaml.safe_dump(_plain(fields_of), sort_keys=False)
+    return yaml.safe_dump(plain(fields_of), sort_keys=False)
 
 
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, for YAML."""
+def plain(value: Any) -> Any:
+    """Return a value with lists in place of tuples, for YAML."""
     if isinstance(value, dict):
-        return {key: _plain(of) for key, of in value.items()}
-    return [_plain(of) for of in value] if isinstance(value, list | tuple) else value
+        return {key: plain(of) for key, of in value.items()}
+    return [plain(of) for of in value] if isinstance(value, list | tuple) else value
 
 
 def _checked(what: str, given: dict[str, Any]) -> Hardware:
@@ -116,7 +139,7 @@ def _checked(what: str, given: dict[str, Any]) -> Hardware:
         raise ValueError(f"{what}: {bad[0]} is {given[bad[0]]!r}; valid: whole bytes")
     if given["gpus_per_node"] < 1:
         raise ValueError(f"{what}: gpus_per_node is 0; valid: 1 and more")
-    for key, valid in (("device", ("cuda", "cpu")), ("dtype", ("", *DTYPES))):
+    for key, valid in overrides.CHOICES.items():
         if given.get(key, valid[0]) not in valid:
             listed = ", ".join(v or "''" for v in valid)
             raise ValueError(f"{what}: {key} is {given[key]!r}; valid: {listed}")

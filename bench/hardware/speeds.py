@@ -58,22 +58,23 @@ class Speeds:
     """Speeds of one rank: of its device, unless an attribute names another part.
 
     Attributes:
-        peak_flops_per_s: Peak rate; MFU is a fraction of it.
+        peak_flops_per_s: Peak rate in FLOP/s, of which MFU is a fraction.
         issue_s: Seconds of the host per operation, without computing.
         hooks_s: Seconds of the host per gather or reduction of ZeRO's, in its engine's hooks.
-        multiprocessors: Multiprocessors that share the tiles of a matmul in whole rounds; 0 if the
-            rates of `matmul` include that.
+        multiprocessors: Number of multiprocessors that share the tiles of a matmul in whole rounds;
+            0 if the rates of matmul include that.
         matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest shapes count.
-        attention: Rates by implementation.
+        attention: FLOP/s by kernel, direction and number of keys.
         memory: Bytes/s of elementwise operations, by the bytes that they read and write.
-        silu: The same for SiLU and its backward, which compute an exponential per element; the
-            rates of `memory` if empty.
-        host_memory_bytes_per_s: One rank's share of its host's memory bandwidth.
-        to_host_bytes_per_s: Copies from device to host.
-        to_device_bytes_per_s: Copies from host to device.
-        network_bytes_per_s: One rank's share of the network, by the size of messages; used where
-            no link was measured between nodes.
-        links: Bandwidth of collectives, measured after little computing, or published.
+        silu: Bytes/s of SiLU and its backward, which compute an exponential per element, likewise;
+            the rates of memory if empty.
+        host_memory_bytes_per_s: One rank's share of its host's memory bandwidth, in bytes/s.
+        to_host_bytes_per_s: Copies from device to host, in bytes/s.
+        to_device_bytes_per_s: Copies from host to device, in bytes/s.
+        network_bytes_per_s: One rank's share of the network in bytes/s, by the bytes of a message;
+            used where no link was measured between nodes.
+        links: Bus bandwidth of collectives in bytes/s by the bytes of a message, measured after
+            little computing, or published.
         skew: Seconds that a collective takes more, by the seconds since the ranks last waited for
             each other; empty for none.
     """

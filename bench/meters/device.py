@@ -6,15 +6,14 @@ import time
 
 import torch
 
-from bench.meters.data_sheet import PEAK_BF16_FLOPS_PER_S
+from bench.meters.data_sheet import peak_bf16_flops_per_s
 
 
 def data_sheet_flops_per_s(device: torch.device, dtype: torch.dtype) -> float | None:
     """Return the peak rate of a GPU by its data sheet, which MFU is a fraction of; None if it has
     none for this dtype. A CPU has none: its ranks share cores, and its clock follows the load."""
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        return next((flops for gpu, flops in PEAK_BF16_FLOPS_PER_S.items() if gpu in name), None)
+        return peak_bf16_flops_per_s(torch.cuda.get_device_name(device))
     return None
 
 

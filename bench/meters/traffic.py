@@ -17,10 +17,8 @@ from torch._C._distributed_c10d import _resolve_process_group
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
+from bench.meters.kinds import COLLECTIVES, PURPOSES
 from bench.meters.watcher import Watcher
-
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "p2p")
-PURPOSES = ("activation", "parameter", "gradient", "edge")
 
 # c10d operation: (collective, argument that holds the whole tensor, argument of the group)
 _OPERATIONS = {

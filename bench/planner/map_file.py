@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pandas as pd
 
 from bench import rows
-from bench.hardware import profiles
+from bench.hardware import overrides, profiles
 from odysseus.config.architecture import PRESETS
 from odysseus.config.option_group import flags_of
 from odysseus.config.run import RunConfig
@@ -92,11 +92,11 @@ def run_of(data: pd.DataFrame, known_profiles: Mapping[str, profiles.Hardware]) 
     for name in _SAME:
         for option, text in _COLUMNS[name].texts(str(data[name].iloc[0])).items():
             run = _with_option(run, option, text)
-    for what, name, known in (
-        ("model", run.model.name_or_path, PRESETS),
-        ("hardware", run.hardware, known_profiles),
+    for what, name, is_known, known in (
+        ("model", run.model.name_or_path, run.model.name_or_path in PRESETS, PRESETS),
+        ("hardware", run.hardware, overrides.among(run.hardware, known_profiles), known_profiles),
     ):
-        if name not in known:
+        if not is_known:
             raise ValueError(f"{what} {name!r} is not known; valid: {', '.join(known)}")
     return run
 

@@ -6,7 +6,6 @@ No content of a file is trusted: cells are text until they have been checked.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from bench import rows
+from bench.hardware import overrides
 from bench.hardware.profiles import PROFILES, Hardware
 from bench.report.charts import compare
 from bench.report.labels import TRICKS, is_outside, layout, peer_methods, tricks
@@ -229,11 +229,10 @@ def drawable(given: ReportInputs, profiles: Mapping[str, Hardware] = PROFILES) -
         "empty and its bars have no formula line"
         for name in sorted(outside & set(data["method"]))
     ]
-    usable = {os.path.abspath(name): profile.usable_bytes for name, profile in profiles.items()}
-    paths = {name: os.path.abspath(name) for name in data["hardware"].unique()}
+    named = {name: overrides.among(name, profiles) for name in data["hardware"].unique()}
     return data.assign(
         layout=_layouts(data),
-        usable_bytes=data["hardware"].map(paths).map(usable),
+        usable_bytes=data["hardware"].map({n: of.usable_bytes for n, of in named.items() if of}),
         step_tokens=data["seq_len"]
         * data["data_parallel_size"]
         * data["micro_batch_size"]

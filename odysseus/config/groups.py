@@ -255,8 +255,10 @@ class DryRun(OptionGroup):
         dry_run: Count instead of measuring: run one rank's step, with the same code, on fake
             tensors and a fake process group of any world_size. The row has mode dry_run, traffic,
             memory and FLOPs.
-        hardware: dry_run: GPU to predict for, a100-80g, h100-80g, h200-141g or b200-180g, or a YAML
-            profile. Without one, the dry run counts what a cell on this machine's CPU does.
+        hardware: dry_run: node to predict for, a profile that `python -m bench hardware` lists, or
+            a YAML file. --hardware.FIELD VALUE overrides one of its fields, for example
+            --hardware.network_bytes_per_s 12.5e9. Without a profile, the dry run counts what a cell
+            on this machine's CPU does.
         rank: dry_run: rank to count; -1 is the rank with the most memory.
     """
 

@@ -31,6 +31,7 @@ LEAST = {
     "compare": ["compare", *SMALL.split(), "--seq_len", "64", "--world_size", "2"],
     "verify": ["verify", *SMALL.split(), "--seq_len", "64"],
     "calibrate": ["calibrate", *SMALL.split()],
+    "hardware": ["hardware", "h20"],
     "theory": ["theory", *SMALL.split(), "--seq_len", "64", "--measure", "false"],
     "plan": ["plan", *SMALL.split(), "--seq_len", "64"],
     "report": ["report", "--rows", "good.csv"],
@@ -60,7 +61,8 @@ class Case:
 @cache
 def _flags(verb: str) -> list[str]:
     named = (action.option_strings for action in flags.PARSERS[verb]()._actions)
-    return [names[0] for names in named if names and names[0] not in ("-h", "--config")]
+    found = [names[0] for names in named if names and names[0] not in ("-h", "--config")]
+    return [*found, *(f"{flag}.memory" for flag in found if flag == "--hardware")]
 
 
 @st.composite

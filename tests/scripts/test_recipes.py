@@ -4,21 +4,28 @@ CPU."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.config import checks, grid, options
+from bench.planner import longest
 from bench.runner import launch
+from bench.simulator import fit
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
+from tests.support.marks import slow
 from tests.support.paths import ROOT
 
 RECIPES = ROOT / "scripts/recipes"
 OVERLAY = RECIPES / "cpu.yml"
 CELLS = sorted(RECIPES.glob("*gpu.yml"))
 SWEEP = RECIPES / "ablation.yml"
+QUICK = ("llama3-70b-8gpu", "llama3-70b-64gpu")
+"""Recipes whose need is counted in the default suite: near the limit of their GPUs, their hosts."""
 
 
 def parsed(*files: Path) -> RunConfig:
@@ -62,6 +69,44 @@ def test_a_recipe_could_start(file: Path) -> None:
     assert file.stem == f"{run.model.name_or_path}-{run.world_size}gpu"
     assert run.seq_len % (256 * run.sequence_size) == 0
     assert run.advice() == []
+
+
+def need_of(run: RunConfig) -> fit.Need:
+    """Return what the planner predicts that a recipe needs on its nodes.
+
+    Its kernels are PyTorch's here: a dry run does not know Liger's.
+    """
+    model = replace(run.model, type="torch")
+    asked = replace(run, model=model, dry_run=True, hardware="h100-80g")
+    checks.check(asked)
+    return longest.predicted_need(asked)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file if file.stem in QUICK else slow(file) for file in CELLS],
+    ids=lambda file: file.stem,
+)
+def test_a_recipe_fits_its_own_hardware(file: Path) -> None:
+    need = need_of(parsed(file))
+    assert need.limit == "", need
+
+
+@pytest.mark.parametrize(
+    ("stem", "change", "limit"),
+    [
+        ("llama3-70b-8gpu", {"parameter_offload": "none"}, "GPU"),
+        slow("llama3-70b-64gpu", {"seq_len": 9682944 + 16384}, "host"),
+    ],
+)
+def test_what_a_comment_says_of_the_limit(stem: str, change: dict[str, Any], limit: str) -> None:
+    run = parsed(RECIPES / f"{stem}.yml")
+    assert need_of(replace(run, **change)).limit == limit
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_ablation_fits() -> None:
+    assert [need for run in expanded(SWEEP) if (need := need_of(run)).limit] == []
 
 
 @pytest.mark.parametrize("file", CELLS, ids=lambda file: file.stem)

@@ -63,13 +63,21 @@ def test_help_shows_the_groups_of_options() -> None:
         (["run", "--dtype", "fp8"], "fp8"),
         (["sweep", "--seq_len", "[1024,many]"], "many"),
         (["rnu"], "unknown verb 'rnu'; valid: run, sweep"),
+        (["plan", "--hardware.memory", "fast"], "hardware.memory = 'fast'; valid: a finite number"),
     ],
-    ids=["flag", "value", "grid", "verb"],
+    ids=["flag", "value", "grid", "verb", "field"],
 )
 def test_a_typo_imports_no_torch(arguments: list[str], message: str) -> None:
     _, (error, status) = run_light(*arguments)
     assert message in error
     assert status == "2"
+
+
+@pytest.mark.parametrize("arguments", [[], ["h20(memory_bytes=6e10)"]], ids=["list", "one"])
+def test_profiles_are_shown_without_torch(arguments: list[str]) -> None:
+    shown, errors = run_light("hardware", *arguments)
+    assert "h20" in shown
+    assert errors == ["0"]
 
 
 def test_an_unknown_yaml_key_imports_no_torch(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_a_files_own_run_has_the_lines_of_its_map() -> None:
 
 def test_the_columns_of_a_map_give_its_run_back() -> None:
     run = replace(
-        RunConfig(dry_run=True, hardware="h100-80g", dtype="bf16", micro_batch_size=2),
+        RunConfig(
+            dry_run=True, hardware="h100-80g(gpus_per_node=4)", dtype="bf16", micro_batch_size=2
+        ),
         model=ModelOptions(name_or_path="llama3-8b", use_qk_norm=True, rope_theta=1e6),
         tiled_mlp_compute=True,
         activation_checkpointing=True,
@@ -103,6 +105,7 @@ def test_the_columns_of_a_map_give_its_run_back() -> None:
         ("model", "llama3-8b(name_or_path=x)", "name_or_path is no size"),
         ("model", "llama3-8b(num_hidden_layers=--config=x)", "num_hidden_layers"),
         ("hardware", "some.yml", "hardware 'some.yml' is not known"),
+        ("hardware", "h100-80g(speed=1)", "hardware 'h100-80g(speed=1)' is not known"),
         ("dtype", "--config=some.yml", "dtype"),
         ("tiled_mlp_compute", None, "no column tiled_mlp_compute"),
     ],
