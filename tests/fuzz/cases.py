@@ -31,7 +31,7 @@ LEAST = {
     "compare": ["compare", *SMALL.split(), "--seq_len", "64", "--world_size", "2"],
     "verify": ["verify", *SMALL.split(), "--seq_len", "64"],
     "calibrate": ["calibrate", *SMALL.split()],
-    "theory": ["theory", *SMALL.split(), "--seq_len", "64", "--measure", "false"],
+    "theory": ["theory", *SMALL.split(), "--seq_len", "64"],
     "plan": ["plan", *SMALL.split(), "--seq_len", "64"],
     "report": ["report", "--rows", "good.csv"],
 }

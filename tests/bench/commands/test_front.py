@@ -49,7 +49,7 @@ def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> 
     for command in shown:
         with pytest.raises(Stopped):
             main(command.split())
-    assert len(parsed) == len(shown) == 14
+    assert len(parsed) == len(shown) == 16
 
 
 @pytest.mark.parametrize("verb", VERBS)
