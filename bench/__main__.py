@@ -24,7 +24,7 @@ VERBS = {
     "verify": "train a method and a reference, and compare them step by step",
     "calibrate": "measure this machine or cluster, and write a profile for --hardware",
     "hardware": "list the hardware profiles, or print one as YAML with comments",
-    "theory": "print the bytes that each method sends: published, derived, measured",
+    "theory": "print the bytes that each method sends: published, derived, on request measured",
     "plan": "find which methods fit in memory, and the longest sequence of each",
     "report": "draw one HTML page, figures and a table from CSV rows",
 }
@@ -48,9 +48,11 @@ def main(arguments: list[str], may_fork: bool = False) -> int:
     if verb not in VERBS:
         return _bad_input("VERB", f"unknown verb {verb!r}; valid: {', '.join(VERBS)}")
     # Imported here so that signal handlers are set before.
+    from bench import pool
     from bench.commands import flags
     from bench.config import options
 
+    pool.may_fork = may_fork
     try:
         parsed = options.parse(flags.PARSERS[verb](), rest)
         # Not imported before, as it imports torch: help and mistyped flags must not wait for it.
@@ -66,8 +68,10 @@ def main(arguments: list[str], may_fork: bool = False) -> int:
 
 
 def _starts_nothing(parsed: Any) -> bool:
-    """Whether all cells are dry runs, or torchrun or srun has started the workers."""
-    return parsed.dry_run is True or launched_world_size() is not None
+    """Whether nothing is measured, all cells are dry runs, or torchrun or srun has started the
+    workers."""
+    computes = parsed.dry_run is True or parsed.get("measure") is False
+    return computes or launched_world_size() is not None
 
 
 def _bad_input(verb: str, message: str) -> int:

@@ -5,11 +5,71 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+may_fork = False
+"""Whether this process runs no thread, so that processes may be forked from it."""
+
+
+class Here(Executor):
+    """Executor that computes in this process, before :meth:`submit` returns."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Return the future of a call that has ended."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def workers() -> Iterator[Executor]:
+    """Yield an executor on all cores: processes forked now, which need not import anything again.
+
+    It computes in this process where that may not be forked or has one core. At the end of the
+    context, calls that have not begun are dropped.
+    """
+    if not may_fork or os.cpu_count() == 1:
+        yield Here()
+        return
+    with pool("fork") as processes:
+        processes.submit(int).result()  # forks them all, before there are threads
+        try:
+            yield processes
+        finally:
+            processes.shutdown(cancel_futures=True)
+
+
+def waiting(executor: Executor, calls: int) -> Executor:
+    """Return an executor for calls that wait for those of another one: threads, so that these many
+    wait at once; or this process, where that computes everything."""
+    return Here() if isinstance(executor, Here) else ThreadPoolExecutor(calls)
+
+
+def as_done(
+    executor: Executor, function: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[tuple[int, Any]]:
+    """Yield each item's number and the function's result for it, as soon as that is known."""
+    if isinstance(executor, Here):
+        yield from ((number, function(item)) for number, item in enumerate(items))
+        return
+    numbers = {executor.submit(function, item): number for number, item in enumerate(items)}
+    for call in as_completed(numbers):
+        yield numbers[call], call.result()
 
 
 def pool(start: Literal["fork", "spawn"]) -> ProcessPoolExecutor:

@@ -182,7 +182,7 @@ RESULTS = (
     *("comm_calls_total", "theory_comm_bytes_total"),
     *("peak_memory_bytes", *(f"peak_memory_{kind}_bytes" for kind in KINDS)),
     *("peak_reserved_bytes", "peak_activation_bytes", "theory_peak_activation_bytes"),
-    *("peak_host_bytes", "theory_peak_host_bytes", "longest_limit"),
+    *("peak_host_bytes", "theory_peak_host_bytes", "longest_limit", "ladder_toggle"),
     *("loss_first", "loss_last", "grad_norm_first", "grad_norm_last"),
 )
 COLUMNS = (*IDENTITY, *PROVENANCE, *model_sizes.COLUMNS, "status", "error", *RESULTS)

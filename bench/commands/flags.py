@@ -13,6 +13,9 @@ from jsonargparse import ArgumentParser
 
 from bench.config import options
 
+ALL_METHODS = "all"
+"""Value of ``plan --method`` that stands for this project's four methods."""
+
 
 def run() -> ArgumentParser:
     """Return the parser of ``run``."""
@@ -176,13 +179,19 @@ def hardware() -> ArgumentParser:
 
 def theory() -> ArgumentParser:
     """Return the parser of ``theory``."""
-    parser = options.parser("theory", "Communication of one optimizer step, byte by byte.")
+    parser = options.parser(
+        "theory",
+        "Communication of one optimizer step, byte by byte, by closed forms: of any model on any "
+        "number of ranks, at once. All four methods are shown, whatever --method says. If the "
+        "sequence axis is not set and cannot take all ranks, it takes the most that it can. For "
+        "example: theory --world_size 1024 --model.name_or_path llama3-70b",
+    )
     options.add_run_options(parser)
     parser.add_argument(
         "--measure",
         type=bool,
-        default=True,
-        help="Also run a step of each method and count its bytes.",
+        default=False,
+        help="Also run a step of each method on --world_size processes and count its bytes.",
     )
     parser.set_defaults(world_size=4, steps=1, warmup_steps=1)
     return parser
@@ -192,14 +201,27 @@ def plan() -> ArgumentParser:
     """Return the parser of ``plan``."""
     parser = options.parser(
         "plan",
-        "Which methods fit at --seq_len and the longest sequence of each, or which is fastest.",
+        "Which methods fit at --seq_len and the longest sequence of each, or which is fastest. If "
+        "nothing fits, which memory savings to add. --method restricts it to one method or to "
+        f"several, separated by commas; the default, {ALL_METHODS}, is this project's four. For "
+        "example: plan --model.name_or_path llama3-8b --seq_len 131072 --method tp_sp,ulysses "
+        "--ladder true",
     )
     options.add_run_options(parser)
     parser.add_argument(
         "--out",
         type=str,
         default="",
-        help="CSV file to append the rows to: at --seq_len and at the longest sequence.",
+        help="CSV file to append the rows to: at --seq_len and at the longest sequence; of a "
+        "ladder its rungs, whose figure is saved beside the file, as PNG and SVG.",
+    )
+    parser.add_argument(
+        "--ladder",
+        type=bool,
+        default=False,
+        help="Print instead the longest sequence of each method as given, then with the memory "
+        "saving that makes it longest, and so on until none makes it longer. --seq_len does not "
+        "matter.",
     )
     parser.add_argument(
         "--objective",
@@ -230,6 +252,7 @@ def plan() -> ArgumentParser:
         help="Numbers of GPUs of the map.",
     )
     parser.set_defaults(dry_run=True, hardware="h100-80g", dtype="bf16", world_size=8)
+    parser.set_defaults(method=ALL_METHODS)
     return parser
 
 

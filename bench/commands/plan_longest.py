@@ -2,59 +2,78 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from bench.commands.plan_row import GIB, planned_row
-from bench.config import checks
+from bench import pool
+from bench.commands import plan_advice
+from bench.commands.plan_row import GIB, checked_runs, planned_row
+from bench.commands.progress import Search, bar, say
 from bench.planner import longest
-from bench.simulator import fit, predict
+from bench.planner.dry_runs import DryRuns
+from bench.simulator import fit
 from methods import label_of
 from odysseus.config.run import RunConfig
 
 _KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
+_STEPS = 10
+"""Dry runs that the search for one method takes as a rule."""
 
 
-def main(base: RunConfig, out: str) -> int:
+def main(base: RunConfig, methods: Sequence[str], out: str) -> int:
     """Print a line for every method at one layout; return 0 if one fits, else 1.
 
+    If none fits, print which memory savings would make it fit.
+
     Args:
+        methods: The methods that are planned.
         out: CSV file for the rows; empty writes none.
 
     Raises:
         ValueError: no method can run the layout.
     """
-    runs = [longest.by_method(name, base) for name in longest.planned_methods(base)]
-    refusals = [checks.refusal(run) for run in runs]
-    if all(refusals):
-        raise ValueError(refusals[0])
-    lines, fitting = [], 0
-    for run, refusal in zip(runs, refusals, strict=True):
-        if refusal:
-            lines.append({"method": label_of(run.method), "fits": f"invalid: {refusal}"})
-            continue
-        started = time.monotonic()
-        row = planned_row(run, predict.count(run), started, out)
-        fitting += row["status"] == "ok"
-        lines.append(_line(row) | _longest(run, out))
-    print(f"{base.model.label} on {base.world_size} x {base.hardware}, {base.seq_len} tokens, GiB")
-    print(pd.DataFrame(lines).fillna("").to_string(index=False))
-    return 0 if fitting else 1
+    runs, refused = checked_runs(base, methods)
+    with pool.workers() as processes, bar(_STEPS * len(runs), "dry run") as shown:
+        dry_runs = DryRuns(processes)
+        plan = partial(_plan, dry_runs=dry_runs, shown=shown, out=out)
+        with pool.waiting(processes, len(runs)) as threads:
+            lines = [*threads.map(plan, runs)]
+        shown.close()
+        print(
+            f"{base.model.label} on {base.world_size} x {base.hardware}, {base.seq_len} tokens, GiB"
+        )
+        lines += [{"method": name, "fits": f"invalid: {why}"} for name, why in refused.items()]
+        order = [label_of(name) for name in methods]
+        lines.sort(key=lambda line: order.index(line["method"]))
+        print(pd.DataFrame(lines).fillna("").to_string(index=False), flush=True)
+        if any(line["fits"] == "yes" for line in lines):
+            return 0
+        plan_advice.advise(runs, dry_runs)
+    return 1
 
 
-def _longest(run: RunConfig, out: str) -> dict[str, Any]:
-    """Find the longest sequence that fits; return its columns of the table."""
+def _plan(run: RunConfig, dry_runs: DryRuns, shown: Any, out: str) -> dict[str, Any]:
+    """Plan one method; return its line of the table."""
+    search = Search(shown, _STEPS)
     started = time.monotonic()
-    result = longest.longest(run, _print_length(run))
-    if result.counted is not None:
-        at_longest = replace(run, seq_len=result.seq_len)
-        planned_row(at_longest, result.counted, started, out, result.limit)
-    return {"longest": result.seq_len, "limit": result.limit}
+    row = planned_row(run, dry_runs.whole(run, with_time=True).columns, started, out)
+    line = _line(row)
+    name = line["method"]
+    say(f"{name}: {run.seq_len} tokens take {line['peak']} GiB on a GPU, fits: {line['fits']}")
+    search.step()
+    started = time.monotonic()
+    found = longest.longest(run, _reporter(run, search), dry_runs)
+    if found.whole is not None:
+        at_longest = replace(run, seq_len=found.seq_len)
+        planned_row(at_longest, found.whole.columns, started, out, found.limit)
+    search.end()
+    say(f"{name}: the longest is {found.seq_len} tokens")
+    return line | {"longest": found.seq_len, "limit": found.limit}
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
@@ -65,10 +84,11 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     return {"method": row["method"], "fits": "yes" if row["status"] == "ok" else "no", **shown}
 
 
-def _print_length(run: RunConfig) -> Callable[[int, fit.Need], None]:
+def _reporter(run: RunConfig, search: Search) -> Callable[[int, fit.Need], None]:
     """Return a function that prints each length that the search tries."""
 
-    def print_length(length: int, need: fit.Need) -> None:
-        print(f"{label_of(run.method)}: {length} tokens take {need.share:.1%}", file=sys.stderr)
+    def report(length: int, need: fit.Need) -> None:
+        search.step()
+        say(f"{label_of(run.method)}: {length} tokens take {need.share:.1%}")
 
-    return print_length
+    return report

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.commands.plan_row import check_speeds
+from bench.commands.progress import bar, say
 from bench.planner import map_file, method_map
+from bench.pool import workers
 from bench.report import draw_matplotlib
 from bench.report.charts import method_map as map_chart
+from methods import METHODS
 from odysseus.config.run import RunConfig
 
 
-def main(base: RunConfig, path: Path, seq_lens: list[int], world_sizes: list[int]) -> int:
+def main(
+    base: RunConfig,
+    methods: Sequence[str],
+    path: Path,
+    seq_lens: list[int],
+    world_sizes: list[int],
+) -> int:
     """Write the map's CSV, PNG and SVG; return 0.
 
     Args:
+        methods: The methods that are tried.
         path: Name of the files, without ending.
         seq_lens: Tokens per sample.
         world_sizes: Numbers of GPUs.
@@ -27,9 +38,18 @@ def main(base: RunConfig, path: Path, seq_lens: list[int], world_sizes: list[int
         raise ValueError(f"map = {path}: it names no file; valid: a new name, without ending")
     csv = path.with_name(f"{path.name}.csv")
     map_file.check_writable(csv)
-    data = method_map.cells(base, seq_lens, world_sizes, csv)
+    runs = method_map.wanted(base, seq_lens, world_sizes, methods)
+    cells = method_map.Cells(runs, csv, methods)
+    with workers() as processes, bar(len(cells.tasks), "layout") as shown:
+
+        def report(run: RunConfig, line: str) -> None:
+            say(f"{run.seq_len} tokens on {run.world_size} GPUs: {line}")
+            shown.update()
+
+        data = cells.predict(report, processes)
     title = f"{base.model.label}, {base.dtype}, dry run, {base.hardware}"
-    drawn = map_chart.chart(data, title, map_chart.changes(base, data))
+    lines = map_chart.changes(base, data) if {*methods} == {*METHODS} else {}
+    drawn = map_chart.chart(data, title, lines)
     draw_matplotlib.save(draw_matplotlib.draw(drawn), path)
     print(f"{csv}, .png and .svg: {len(data)} cells")
     return 0

@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
+from bench import pool
+from bench.commands import plan_advice
 from bench.commands.plan_row import GIB, check_speeds, planned_row
+from bench.commands.progress import bar, say
 from bench.commands.summary import summary
 from bench.config import checks
 from bench.planner import ranking
+from bench.planner.dry_runs import DryRuns
 from bench.simulator import predict
 from methods import label_of
 from odysseus.config.run import RunConfig
 
 
-def main(base: RunConfig, out: str) -> int:
+def main(base: RunConfig, methods: Sequence[str], out: str) -> int:
     """Print the table, and the row of the fastest layout with all blocks counted.
 
-    Return 0 if a layout fits, else 1.
+    Return 0 if a layout fits, else print what to add and return 1.
 
     Args:
+        methods: The methods that are planned.
         out: CSV file for that row; empty writes none.
 
     Raises:
         ValueError: the profile has no speeds, or no layout can run with these options.
     """
     check_speeds(base)
-    if not any(ranking.layouts(base)):
+    layouts = [*ranking.layouts(base, methods)]
+    if not layouts:
         raise ValueError(checks.refusal(base) or "no size of the axes can run this")
     started = time.monotonic()
-    choices = ranking.ranked(ranking.layouts(base), lambda line: print(line, file=sys.stderr))
-    print(f"{base.model.label} on {base.world_size} x {base.hardware}, {base.seq_len} tokens")
-    if not choices:
-        print("nothing fits, even with every memory saving on")
-        return 1
-    print(pd.DataFrame([_line(choice) for choice in choices]).to_string(index=False))
+    with pool.workers() as processes:
+        with bar(len(layouts), "layout") as shown:
+
+            def report(line: str) -> None:
+                say(line)
+                shown.update()
+
+            choices = ranking.ranked(layouts, report, processes)
+        print(f"{base.model.label} on {base.world_size} x {base.hardware}, {base.seq_len} tokens")
+        if not choices:
+            plan_advice.advise([*_widest(layouts)], DryRuns(processes))
+            return 1
+    print(pd.DataFrame([_line(choice) for choice in choices]).to_string(index=False), flush=True)
     best = choices[0].run
-    row = planned_row(best, predict.count(best), started, out)
+    row = planned_row(best, predict.columns(best, predict.count(best)), started, out)
     print(f"the first, all blocks counted: {summary(row)}")
     return 0 if row["status"] == "ok" else 1
+
+
+def _widest(layouts: Sequence[RunConfig]) -> Iterator[RunConfig]:
+    """Yield the layout of each method that splits a sample over the most ranks."""
+    for method in dict.fromkeys(run.method for run in layouts):
+        alike = [run for run in layouts if run.method == method]
+        yield max(alike, key=lambda run: (run.shards, run.sequence_size))
 
 
 def _line(choice: ranking.Choice) -> dict[str, Any]:

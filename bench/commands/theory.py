@@ -1,7 +1,11 @@
-"""``python -m bench theory``: bytes that each method sends, published, derived and measured."""
+"""``python -m bench theory``: bytes that each method sends, published, derived and measured.
+
+The derived bytes are closed forms of any model on any number of ranks: nothing is allocated.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -9,11 +13,13 @@ from typing import Any
 import pandas as pd
 
 from bench.config import checks, grid
+from bench.planner.longest import by_method
 from bench.runner import launch
 from bench.theory import published
 from bench.theory import traffic as theory_traffic
-from methods import METHODS
+from methods import METHODS, method_of
 from odysseus.config.run import RunConfig
+from odysseus.config.sizes import divisors
 
 _COLUMNS = ("activation", "parameter", "gradient", "edge", "total")
 
@@ -22,16 +28,17 @@ def main(parsed: Any) -> int:
     """Print the tables; return 1 if a measured byte count differs from the formula, else 0.
 
     Raises:
-        ValueError: a method cannot run the configuration.
+        ValueError: no method can run the configuration, or one cannot be measured here.
     """
-    base = grid.run_config(parsed)
-    runs = [replace(base, method=name) for name in METHODS]
-    for run in runs:
-        run.check()
-        METHODS[run.method].check(run)
-        if parsed.measure:
-            checks.check(run)
-            checks.check_gpus(run, None)
+    asked = grid.run_config(parsed)
+    base = _with_axis(asked)
+    refusals = {name: _refusal(by_method(name, base)) for name in METHODS}
+    runs = [by_method(name, base) for name, reason in refusals.items() if not reason]
+    if not runs:
+        raise ValueError(_refusal(asked) or next(iter(refusals.values())))
+    for run in runs if parsed.measure else ():
+        checks.check(run)
+        checks.check_gpus(run, None)
 
     _title("As published: Odysseus README, first version")
     _print(published.ODYSSEUS_FIRST)
@@ -46,8 +53,16 @@ def main(parsed: Any) -> int:
     _title(f"As derived, bytes per rank and step: {describe(base)}")
     derived = pd.DataFrame([_derived(run) for run in runs])
     _print(derived)
+    if base != asked:
+        print(
+            f"\nsequence_parallel_size = {base.sequence_size}: the most of the "
+            f"{base.world_size} ranks that a method can be cut over"
+        )
+    for name, reason in refusals.items():
+        if reason:
+            print(f"\n{name} is left out: {reason}")
     _title("Sequence length from which one method sends less than another, all else as above")
-    print("\n".join(crossovers(base)))
+    print("\n".join(crossovers(base, [run.method for run in runs])))
     return _measure(runs, derived) if parsed.measure else 0
 
 
@@ -60,11 +75,11 @@ def describe(run: RunConfig) -> str:
     )
 
 
-def crossovers(base: RunConfig) -> list[str]:
+def crossovers(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> list[str]:
     """Return lines with the L at which two methods send the same; bytes are linear in L."""
-    lines = {name: theory_traffic.line(replace(base, method=name)) for name in METHODS}
+    lines = {name: theory_traffic.line(by_method(name, base)) for name in methods}
     texts = []
-    for one, other in combinations(METHODS, 2):
+    for one, other in combinations(methods, 2):
         (slope, fixed), (other_slope, other_fixed) = lines[one], lines[other]
         if slope == other_slope:
             less, more = (one, other) if fixed < other_fixed else (other, one)
@@ -84,6 +99,30 @@ def crossovers(base: RunConfig) -> list[str]:
                 f"- {long} sends less than {short} from L = {int(crossing) + 1} on, {short} below"
             )
     return texts
+
+
+def _with_axis(base: RunConfig) -> RunConfig:
+    """Return the run with the longest sequence axis that a method can be cut over, the other ranks
+    being replicas; the run itself if it sets this axis or can take all ranks."""
+    if base.sequence_parallel_size or _any_runs(base):
+        return base
+    _, *between = divisors(base.world_size // base.ring_parallel_size or 1)
+    shorter = (replace(base, sequence_parallel_size=size) for size in reversed(between))
+    return next(filter(_any_runs, shorter), base)
+
+
+def _any_runs(run: RunConfig) -> bool:
+    return not all(_refusal(by_method(name, run)) for name in METHODS)
+
+
+def _refusal(run: RunConfig) -> str:
+    """Return the reason why the run's method cannot be cut like this; empty if it can."""
+    try:
+        run.check()
+        method_of(run.method).check(run)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _derived(run: RunConfig) -> dict[str, str | int]:

@@ -16,17 +16,20 @@ from odysseus.config.option_group import ordered_fields
 from odysseus.config.run import RunConfig
 
 
-def run_config(parsed: Any, peers: bool = False) -> RunConfig:
+def run_config(parsed: Any, peers: bool = False, method: str = "") -> RunConfig:
     """Return the cell that the parsed options describe.
 
     Args:
         peers: Whether its method may be a peer.
+        method: Its method, in place of the parsed one.
 
     Raises:
         ValueError: its method is unknown, is not for this verb, or its package is not installed;
             or there is no profile of its hardware.
     """
-    run = _with_peer_defaults(RunConfig(**_options(parsed)), peers)
+    options = _options(parsed)
+    options["method"] = method or options["method"]
+    run = _with_peer_defaults(RunConfig(**options), peers)
     _check_hardware([run])
     return run
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from bench.simulator import dry_run, fit, shallow
-from methods import METHODS
-from methods.from_file import is_file
+from bench.planner.dry_runs import DryRuns, Whole
+from bench.simulator import fit
 from odysseus.config.run import RunConfig
 
 _PRECISION = 256
@@ -25,17 +24,13 @@ class Longest:
     Attributes:
         seq_len: 0 where none fits.
         limit: The memory that a longer sequence lacks: GPU or host.
-        counted: The dry run of all blocks at that length; None where none fits.
+        whole: The dry run of all blocks at that length; None where none fits, or until it is
+            confirmed.
     """
 
     seq_len: int
     limit: str
-    counted: dry_run.Counted | None
-
-
-def planned_methods(base: RunConfig) -> list[str]:
-    """Return the methods that a plan compares: this project's, and the file that the run names."""
-    return [*METHODS, *([base.method] if is_file(base.method) else [])]
+    whole: Whole | None
 
 
 def by_method(method: str, base: RunConfig) -> RunConfig:
@@ -44,49 +39,67 @@ def by_method(method: str, base: RunConfig) -> RunConfig:
     return replace(base, method=method, ulysses_head_chunks=chunks)
 
 
-def predicted_need(run: RunConfig) -> fit.Need:
-    """Predict a run's need from two shallow dry runs; a model no deeper than those is counted."""
-    layers = run.architecture.num_hidden_layers
-    if layers <= shallow.SHALLOW[1]:
-        return dry_run.need(run, dry_run.counted(run))
-    few, more = (
-        shallow.peak_by_unit(dry_run.counted(shallow.with_blocks(run, blocks)).memory, blocks)
-        for blocks in shallow.SHALLOW
-    )
-    return fit.need(run, shallow.peak_at(layers, few, more))
+def unit_of(run: RunConfig) -> int:
+    """Return what the search makes lengths multiples of: 256 tokens per rank, as kernels prefer."""
+    return 256 * run.seq_len_unit
 
 
-def longest(run: RunConfig, report: Callable[[int, fit.Need], None]) -> Longest:
-    """Find the longest sequence that fits, within 0.4 %: a multiple of 256 tokens per rank, as
-    kernels prefer.
+def longest(
+    run: RunConfig,
+    report: Callable[[int, fit.Need], None],
+    dry_runs: DryRuns | None = None,
+    start: int = 0,
+) -> Longest:
+    """Find the longest sequence that fits, see :func:`search`, and confirm it."""
+    dry_runs = dry_runs or DryRuns()
+    return confirmed(run, search(run, report, dry_runs, start), dry_runs)
+
+
+def search(
+    run: RunConfig, report: Callable[[int, fit.Need], None], dry_runs: DryRuns, start: int = 0
+) -> Longest:
+    """Find the longest sequence that is predicted to fit, within 0.4 %, a multiple of
+    :func:`unit_of`.
 
     Args:
         report: Called with every length that is tried and its need.
+        start: The length in tokens that is tried first. The next is then what would fit if memory
+            were proportional to the length, not eight times as long.
     """
-    unit = 256 * run.seq_len_unit
+    unit = unit_of(run)
 
     def try_length(units: int) -> fit.Need:
-        need = predicted_need(replace(run, seq_len=units * unit))
+        need = dry_runs.need(replace(run, seq_len=units * unit))
         report(units * unit, need)
         return need
 
     fits, fails = 0, 0  # in units; fails = 0: no length that fails is known yet
     known: dict[int, fit.Need] = {}
-    trial = 1
+    trial = max(1, start // unit)
     while not fails or fails - fits > max(1, fits // _PRECISION):
         known[trial] = try_length(trial)
         if known[trial].limit:
             fails = trial
         else:
             fits = trial
-        trial = _next_trial(fits, fails, known)
+        if start and len(known) == 1:
+            trial = max(fits + 1, int(trial / known[trial].share)) if fits else max(1, fails // 2)
+        else:
+            trial = _next_trial(fits, fails, known)
+    return Longest(fits * unit, known[fails].limit, None)
+
+
+def confirmed(run: RunConfig, found: Longest, dry_runs: DryRuns) -> Longest:
+    """Return the longest sequence with a dry run of all blocks; a shorter one if that does not
+    fit."""
+    unit = unit_of(run)
+    fits = found.seq_len // unit
     while fits:
-        candidate = replace(run, seq_len=fits * unit)
-        counted = dry_run.counted(candidate)
-        if not dry_run.need(candidate, counted).limit:
-            return Longest(candidate.seq_len, known[fails].limit, counted)
+        whole = dry_runs.whole(replace(run, seq_len=fits * unit))
+        if not whole.need.limit:
+            return Longest(fits * unit, found.limit, whole)
         fits -= max(1, fits // _PRECISION)
-    return Longest(0, known[fails].limit, None)
+    return Longest(0, found.limit, None)
 
 
 def _next_trial(fits: int, fails: int, known: dict[int, fit.Need]) -> int:

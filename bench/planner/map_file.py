@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench import rows
 from bench.hardware import overrides, profiles
+from methods import METHODS
 from odysseus.config.architecture import PRESETS
 from odysseus.config.option_group import flags_of
 from odysseus.config.run import RunConfig
@@ -29,10 +30,17 @@ _SET_BY_LAYOUT = {"method", "sequence_parallel_size", "ring_parallel_size", "dry
 _HAVE_A_COLUMN = {option for name in (*_SAME, *CELL) for option in _COLUMNS[name].options}
 
 
-def identity(base: RunConfig) -> dict[str, Any]:
-    """The columns that identify a cell of a map; only those of :data:`CELL` differ within one."""
+def identity(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> dict[str, Any]:
+    """The columns that identify a cell of a map; only those of :data:`CELL` differ within one.
+
+    Args:
+        methods: The methods that are tried.
+    """
     known = rows.identity(base)
-    more = {"hardware_sha256": known["hardware_sha256"] or "", "flags": _other_flags(base)}
+    flags = _other_flags(base)
+    if {*methods} != {*METHODS}:
+        flags = f"method={','.join(sorted(methods))} {flags}".strip()
+    more = {"hardware_sha256": known["hardware_sha256"] or "", "flags": flags}
     return {name: known[name] for name in _SAME} | more | {name: known[name] for name in CELL}
 
 
@@ -44,13 +52,16 @@ def _other_flags(base: RunConfig) -> str:
     return " ".join(f"{name}={value}" for name, value in changed)
 
 
-def read(path: Path, base: RunConfig) -> pd.DataFrame:
+def read(path: Path, base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> pd.DataFrame:
     """The cells in a map's file; none if there is no file.
+
+    Args:
+        methods: The methods that are tried.
 
     Raises:
         ValueError: the file is the map of another run.
     """
-    expected = identity(base)
+    expected = identity(base, methods)
     if not path.exists():
         return pd.DataFrame(columns=list(expected))
     texts = rows.read(path)

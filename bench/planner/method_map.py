@@ -6,7 +6,9 @@ across nodes; or the sequence axis over all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -18,7 +20,7 @@ from bench.config import checks
 from bench.hardware import profile_file
 from bench.planner import map_file, ranking
 from bench.planner.longest import by_method
-from bench.pool import pool
+from bench.pool import Here, as_done
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.io import files
@@ -27,23 +29,28 @@ NOTHING = "nothing fits"
 """The method of a cell in which no layout fits."""
 
 
-def layouts(base: RunConfig) -> Iterator[RunConfig]:
+def layouts(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> Iterator[RunConfig]:
     """The runs that are tried for one cell: every method at every size of the axes."""
     world = base.world_size
     inside = profile_file.find(base.hardware).ranks_per_node(world)
     sizes = dict.fromkeys([(inside, 1), (inside, world // inside), (world, 1)])
-    for (sequence, ring), method in product(sizes, METHODS):
+    for (sequence, ring), method in product(sizes, methods):
         axes = {"sequence_parallel_size": sequence, "ring_parallel_size": ring}
         run = replace(by_method(method, base), **axes)
         if not checks.refusal(run):
             yield run
 
 
-def cell(base: RunConfig) -> dict[str, Any]:
+def cell(
+    base: RunConfig, choices: list[ranking.Choice], methods: Sequence[str] = tuple(METHODS)
+) -> dict[str, Any]:
     """Return the fastest layout for one length and number of GPUs, and the slowdown of the best
-    other method, as a fraction."""
-    choices = ranking.ranked(layouts(base), lambda line: None)
-    row: dict[str, Any] = map_file.identity(base)
+    other method, as a fraction.
+
+    Args:
+        choices: The layouts that fit, fastest first.
+    """
+    row: dict[str, Any] = map_file.identity(base, methods)
     if not choices:
         return row | {"method": NOTHING}
     best = choices[0]
@@ -63,31 +70,81 @@ def cell(base: RunConfig) -> dict[str, Any]:
     }
 
 
-def cells(base: RunConfig, seq_lens: list[int], world_sizes: list[int], out: Path) -> pd.DataFrame:
-    """Predict all cells that the file lacks, one per core at a time.
-
-    Args:
-        out: CSV file of this map; each cell is added as soon as it is known.
+def wanted(
+    base: RunConfig, seq_lens: list[int], world_sizes: list[int], methods: Sequence[str]
+) -> list[RunConfig]:
+    """Return the cells of a map, each as a run.
 
     Raises:
-        ValueError: no layout of a cell can run, or the file is the map of another run.
+        ValueError: there is none, or no layout of one can run.
     """
-    wanted = [replace(base, world_size=n, seq_len=s) for n, s in product(world_sizes, seq_lens)]
-    if not wanted:
+    cells = [replace(base, world_size=n, seq_len=s) for n, s in product(world_sizes, seq_lens)]
+    if not cells:
         raise ValueError(
             "map has no cells; valid: at least one number in map_seq_lens and in map_world_sizes"
         )
-    for run in wanted:
-        if run.world_size < 1 or not any(layouts(run)):
+    for run in cells:
+        if run.world_size < 1 or not any(layouts(run, methods)):
             raise ValueError(
                 f"no layout of world_size = {run.world_size}, seq_len = {run.seq_len} can run: "
                 f"{checks.refusal(run) or 'no method divides its axes'}"
             )
-    known = map_file.read(out, wanted[0])
-    done = set(map(tuple, known[[*map_file.CELL]].to_numpy().tolist()))
-    left = [run for run in wanted if (run.world_size, run.seq_len) not in done]
-    with pool("spawn") as processes:
-        for row in processes.map(cell, left):
-            known = pd.concat([known, pd.DataFrame([row])], ignore_index=True)
-            files.write(out, known.to_csv(index=False))
-    return known
+    return cells
+
+
+class Cells:
+    """The cells of a map: those in its file, and those that are left to predict.
+
+    Args:
+        runs: All cells, see :func:`wanted`.
+        out: CSV file of this map; each cell is added as soon as it is known.
+        methods: The methods that are tried.
+
+    Attributes:
+        known: The cells so far.
+        tasks: The layouts that are left to try, each with the number of its cell in `runs`.
+
+    Raises:
+        ValueError: the file is the map of another run.
+    """
+
+    def __init__(
+        self, runs: list[RunConfig], out: Path, methods: Sequence[str] = tuple(METHODS)
+    ) -> None:
+        self.out, self.methods, self.runs = out, methods, runs
+        self.known = map_file.read(out, runs[0], methods)
+        done = set(map(tuple, self.known[[*map_file.CELL]].to_numpy().tolist()))
+        self.tasks = [
+            (number, run)
+            for number, base in enumerate(runs)
+            if (base.world_size, base.seq_len) not in done
+            for run in layouts(base, methods)
+        ]
+
+    def predict(
+        self, report: Callable[[RunConfig, str], None], executor: Executor | None = None
+    ) -> pd.DataFrame:
+        """Predict the cells that are left, in turn, and return all.
+
+        Args:
+            report: Called with each layout that was tried, and its outcome in one line.
+            executor: Where layouts are tried; by default in this process.
+        """
+        left = Counter(number for number, _ in self.tasks)
+        found: dict[int, dict[int, ranking.Choice]] = defaultdict(dict)
+        tried = as_done(executor or Here(), ranking.fitting, [run for _, run in self.tasks])
+        for task, choice in tried:
+            number, run = self.tasks[task]
+            fastest = max((c.tokens_per_s_per_gpu for c in found[number].values()), default=0.0)
+            report(run, ranking.in_words(run, choice, fastest))
+            if choice:
+                found[number][task] = choice
+            left[number] -= 1
+            if not left[number]:
+                self._add(number, [found[number][at] for at in sorted(found[number])])
+        return self.known
+
+    def _add(self, number: int, choices: list[ranking.Choice]) -> None:
+        row = cell(self.runs[number], ranking.fastest_first(choices), self.methods)
+        self.known = pd.concat([self.known, pd.DataFrame([row])], ignore_index=True)
+        files.write(self.out, self.known.to_csv(index=False))

@@ -6,14 +6,18 @@ Every block adds the same time and memory, so two shallow dry runs predict the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 from bench.config import checks
-from bench.planner import longest
-from bench.simulator import fit, predict, shallow
-from methods import label_of
+from bench.planner.longest import by_method
+from bench.planner.savings import with_savings
+from bench.pool import Here, as_done
+from bench.simulator import dry_run, fit, predict, shallow
+from bench.theory import memory as theory_memory
+from methods import METHODS, label_of
 from odysseus.config.run import RunConfig
 
 PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
@@ -26,12 +30,11 @@ def ladder(run: RunConfig) -> list[RunConfig]:
     Each costs time, later ones more: a second forward of the MLP, a second forward of the block,
     copies that run beside computation, an optimizer on the host.
     """
-    tiled: dict[str, Any] = {"tiled_mlp_compute": True}
-    recomputed: dict[str, Any] = {"activation_checkpointing": True}
-    offloaded = tiled | {"activation_checkpoint_cpu_offload": True}
-    on_host = offloaded | {"optimizer": replace(run.optimizer, offload="cpu")}
-    steps = ({}, tiled, recomputed, tiled | recomputed, offloaded, on_host)
-    return [replace(run, **tricks) for tricks in steps]
+    tiled, recomputed = ("tiled_mlp_compute",), ("activation_checkpointing",)
+    offloaded = (*tiled, "activation_checkpoint_cpu_offload")
+    on_host = (*offloaded, "optimizer.offload")
+    steps = ((), tiled, recomputed, tiled + recomputed, offloaded, on_host)
+    return [with_savings(run, names) for names in steps]
 
 
 @dataclass(frozen=True)
@@ -65,34 +68,56 @@ class Choice:
         return ", ".join(name for name, is_on in on.items() if is_on) or "none"
 
 
-def ranked(runs: Iterable[RunConfig], report: Callable[[str], None]) -> list[Choice]:
+def ranked(
+    runs: Iterable[RunConfig], report: Callable[[str], None], executor: Executor | None = None
+) -> list[Choice]:
     """The runs that fit, fastest first, each with the fewest further tricks that make it fit.
 
     Args:
-        report: Called with one line for each run that is tried.
+        report: Called with one line for each run that is tried, as soon as it is known.
+        executor: Where the runs are tried; by default in this process.
     """
-    choices = []
-    for run in runs:
-        choice = fitting(run)
-        name = (
-            f"{label_of(run.method)}, sequence {run.sequence_size}, ring {run.ring_parallel_size}"
-        )
-        report(f"{name}: {choice.tricks if choice else 'does not fit'}")
-        choices += [choice] if choice else []
+    tried = [*runs]
+    found: dict[int, Choice] = {}
+    for number, choice in as_done(executor or Here(), fitting, tried):
+        fastest = max((one.tokens_per_s_per_gpu for one in found.values()), default=0.0)
+        report(in_words(tried[number], choice, fastest))
+        if choice:
+            found[number] = choice
+    return fastest_first([found[number] for number in sorted(found)])
+
+
+def fastest_first(choices: list[Choice]) -> list[Choice]:
+    """Sort choices by speed; the first of equally fast ones stays first."""
     return sorted(choices, key=lambda choice: -choice.tokens_per_s_per_gpu)
 
 
-def layouts(base: RunConfig) -> Iterator[RunConfig]:
+def in_words(run: RunConfig, choice: Choice | None, fastest: float) -> str:
+    """Return the outcome of a run in one line.
+
+    Args:
+        fastest: Tokens per second and GPU of the fastest before; 0 if there is none.
+    """
+    name = f"{label_of(run.method)}, sequence {run.sequence_size}, ring {run.ring_parallel_size}"
+    if not choice:
+        return f"{name}: does not fit"
+    speed = choice.tokens_per_s_per_gpu
+    best = ", the best so far" if speed > fastest else ""
+    return f"{name}: {choice.tricks}, {speed:.0f} tokens/s/GPU{best}"
+
+
+def layouts(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> Iterator[RunConfig]:
     """Yield the run with every method at every size of the axes, or at the sizes that it sets. With
     a sequence axis of 1 all methods are the same, and only one is tried."""
+    alone = "ulysses" if "ulysses" in methods else methods[0]
     sizes = [(base.sequence_size, base.ring_parallel_size)]
     if base.sequence_parallel_size == 0 and base.ring_parallel_size == 1:
         divisors = [n for n in range(1, base.world_size + 1) if base.world_size % n == 0]
         sizes = [(s, r) for s in divisors for r in divisors if base.world_size % (s * r) == 0]
     for sequence, ring in sizes:
-        for method in longest.planned_methods(base) if sequence > 1 else ("ulysses",):
+        for method in methods if sequence > 1 else (alone,):
             run = replace(
-                longest.by_method(method, base),
+                by_method(method, base),
                 sequence_parallel_size=sequence,
                 ring_parallel_size=ring,
             )
@@ -106,24 +131,39 @@ def fitting(run: RunConfig) -> Choice | None:
     if choice := _if_it_fits(first):
         return choice
     # All tricks together need the least GPU memory; if the host is full, fewer tricks may fit.
-    most = predicted(last)
+    if _least_need(last).limit == "GPU":
+        return None
+    most = _counted(last, _depths(last)[0])
     if most.need.limit == "GPU":
         return None
     choices = filter(None, map(_if_it_fits, between))
-    return next(choices, None if most.need.limit else most)
+    return next(choices, None) or _if_all_fits(last, most)
+
+
+def _least_need(run: RunConfig) -> fit.Need:
+    """Bound a run's need from below by closed forms, without a dry run."""
+    return fit.need(run, theory_memory.least_peak_bytes(run))
 
 
 def _if_it_fits(run: RunConfig) -> Choice | None:
-    few = _counted(run, _depths(run)[0])
-    if fit.need(run, max(few.peaks.values())).limit:  # more blocks need more
+    if _least_need(run).limit:
         return None
-    choice = _at_depth(run, few)
-    return None if choice.need.limit else choice
+    return _if_all_fits(run, _counted(run, _depths(run)[0]))
+
+
+def _if_all_fits(run: RunConfig, few: _Shallow) -> Choice | None:
+    """The run with all blocks, if it fits; more blocks need more than few."""
+    if few.need.limit:
+        return None
+    more = _counted(run, _depths(run)[1])
+    need = fit.need(run, shallow.peak_at(run.architecture.num_hidden_layers, few.peaks, more.peaks))
+    return None if need.limit else _choice(run, few, more)
 
 
 def predicted(run: RunConfig) -> Choice:
     """Memory and time of a run of any depth, predicted from two shallow runs."""
-    return _at_depth(run, _counted(run, _depths(run)[0]))
+    few, more = (_counted(run, blocks) for blocks in _depths(run))
+    return _choice(run, few, more)
 
 
 @dataclass(frozen=True)
@@ -131,12 +171,23 @@ class _Shallow:
     """Result of a shallow run.
 
     Attributes:
+        run: The shallow run.
+        counted: Its count.
+        need: What all blocks need at least: the host memory of all, the GPU memory of these.
         peaks: Peak bytes of the heaviest rank, by unit of the model.
-        parts_ms: Milliseconds of the slowest rank, by column of a row.
     """
 
+    run: RunConfig
+    counted: dry_run.Counted
+    need: fit.Need
     peaks: dict[str, int]
-    parts_ms: dict[str, float]
+
+    @cached_property
+    def parts_ms(self) -> dict[str, float]:
+        """Milliseconds of the slowest rank, by column of a row."""
+        simulated = predict.timeline(self.run, self.counted)
+        assert simulated is not None, "the profile has speeds"
+        return predict.times_ms(simulated)
 
 
 def _depths(run: RunConfig) -> tuple[int, int]:
@@ -145,9 +196,9 @@ def _depths(run: RunConfig) -> tuple[int, int]:
     return few, more
 
 
-def _at_depth(run: RunConfig, few: _Shallow) -> Choice:
+def _choice(run: RunConfig, few: _Shallow, more: _Shallow) -> Choice:
     """The run with all blocks, predicted from the shallower run and a second, deeper one."""
-    layers, more = run.architecture.num_hidden_layers, _counted(run, _depths(run)[1])
+    layers = run.architecture.num_hidden_layers
     further = max(0, layers - shallow.SHALLOW[1])
     return Choice(
         run,
@@ -161,7 +212,6 @@ def _at_depth(run: RunConfig, few: _Shallow) -> Choice:
 
 def _counted(run: RunConfig, layers: int) -> _Shallow:
     few = shallow.with_blocks(run, layers)
-    counted = predict.count(few)
-    columns = predict.columns(few, counted)
+    counted = predict.count(few, only_memory=True)
     peaks = shallow.peak_by_unit(counted.memory, layers)
-    return _Shallow(peaks, {part: columns[part] for part in PARTS})
+    return _Shallow(few, counted, fit.need(run, max(peaks.values())), peaks)

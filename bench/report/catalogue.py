@@ -17,6 +17,7 @@ from bench.report.charts import (
     ablation,
     cells,
     compare,
+    ladder,
     longest,
     prediction,
     ring_balance,
@@ -53,6 +54,7 @@ _BY_SETTING: dict[str, tuple[str, Drawer]] = {
 _BY_STUDY: dict[str, tuple[str, Drawer]] = {
     "ablation": ("Memory tricks, one after another", ablation.chart),
     "longest": ("Longest sequence that fits", longest.chart),
+    "ladder": ("Longest sequence, toggle by toggle", ladder.chart),
     "balance": ("Balance of a ring", ring_balance.chart),
 }
 

@@ -26,7 +26,7 @@ from methods import METHODS
 _AXES = ("sequence_parallel_size", "ring_parallel_size", "data_parallel_size")
 _BATCH = ("micro_batch_size", "gradient_accumulation_steps")
 _COUNTS = ("world_size", *_AXES, "seq_len", *_BATCH)
-_TEXTS = ("noisy", "flops_convention", "peak_flops_source", "longest_limit")
+_TEXTS = ("noisy", "flops_convention", "peak_flops_source", "longest_limit", "ladder_toggle")
 _MEASURES = tuple(name for name in rows.RESULTS if name not in _TEXTS)
 _CELLS = {"method", "status", "seq_len"}
 _MAP_NUMBERS = {"world_size", "data_parallel_size", "ring_parallel_size", "seq_len", "next_slower"}

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -106,13 +108,15 @@ def check(run: RunConfig) -> None:
         )
 
 
-def counted(run: RunConfig, with_program: bool = False) -> Counted:
+def counted(run: RunConfig, with_program: bool = False, only_memory: bool = False) -> Counted:
     """Count the step of the rank that the run names, by default of the one with the most memory.
 
     Args:
         with_program: Whether to record the operations that its host issues, to predict time.
+        only_memory: Whether to count neither traffic nor FLOPs.
     """
-    return count(run, run.rank if run.rank >= 0 else heaviest_rank(run), with_program)
+    rank = run.rank if run.rank >= 0 else heaviest_rank(run)
+    return count(run, rank, with_program, only_memory)
 
 
 def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
@@ -172,9 +176,17 @@ def heaviest_rank(run: RunConfig) -> int:
     ranks = [first_rank(run, ring_rank) for ring_rank in sorted({0, min(1, ring - 1), ring - 1})]
     if len(ranks) == 1:
         return ranks[0]
-    few = shallow.with_blocks(run, min(2, run.architecture.num_hidden_layers))
+    return _heaviest_of(
+        shallow.with_blocks(run, min(2, run.architecture.num_hidden_layers)), tuple(ranks)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _heaviest_of(run: RunConfig, ranks: tuple[int, ...]) -> int:
+    """Return the rank with the highest peak. It is remembered: models that differ only in their
+    number of blocks ask for it again."""
     with few_tiles():
-        return max(ranks, key=lambda rank: count(few, rank).peak.bytes)
+        return max(ranks, key=lambda rank: count(run, rank, only_memory=True).peak.bytes)
 
 
 def first_rank(run: Parallelism, ring_rank: int) -> int:
@@ -184,11 +196,14 @@ def first_rank(run: Parallelism, ring_rank: int) -> int:
     return int(grid[tuple(ring_rank if axis == "ring" else 0 for axis in sizes)])
 
 
-def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
+def count(
+    run: RunConfig, rank: int, with_program: bool = False, only_memory: bool = False
+) -> Counted:
     """Count one step of one rank, after a first step that makes the optimizer's state.
 
     Args:
         with_program: Whether to record the operations that the host issues, to predict time.
+        only_memory: Whether to count neither traffic nor FLOPs, which takes less time.
     """
     gpu = on_gpu(run)
     kernels = cuda_kernels.kernels(attention_of(run)) if gpu else cpu_kernels(run)
@@ -201,7 +216,10 @@ def count(run: RunConfig, rank: int, with_program: bool = False) -> Counted:
         samples = Samples(run, mesh.replica, mesh.shard, META)
         with few_tiles():
             trainer.step(samples.step(0))
-        with TrafficMeter() as traffic, FlopMeter() as done:
+        traffic, done = TrafficMeter(), FlopMeter()
+        with ExitStack() as stack:
+            for other in () if only_memory else (traffic, done):
+                stack.enter_context(other)
             recorder = Recorder(device, meter) if with_program else None
             memory_of_step(trainer, samples.step(1), meter, recorder)
         totals = traffic.totals(), done.columns

@@ -29,9 +29,13 @@ def _slowest(run: RunConfig, counted: dry_run.Counted) -> dry_run.Counted:
     return dry_run.count(run, dry_run.first_rank(run, busiest), with_program=True)
 
 
-def count(run: RunConfig) -> dry_run.Counted:
-    """Count a step, with its program if the profile has speeds."""
-    return dry_run.counted(run, with_program=target.clock(run) is not None)
+def count(run: RunConfig, only_memory: bool = False) -> dry_run.Counted:
+    """Count a step, with its program if the profile has speeds.
+
+    Args:
+        only_memory: Whether to count neither traffic nor FLOPs.
+    """
+    return dry_run.counted(run, target.clock(run) is not None, only_memory)
 
 
 def columns(
@@ -45,11 +49,19 @@ def columns(
     known, simulated = target.clock(run), simulated or timeline(run, counted)
     if simulated is None or known is None:
         return dry_run.columns(run, counted)
-    step_ms, split = simulated.step_s * 1e3, simulated.split_s()
+    times = times_ms(simulated)
     return dry_run.columns(run, counted) | {
-        **model_flops.speed_columns(run, step_ms, known.speeds.peak_flops_per_s),
+        **model_flops.speed_columns(run, times["step_ms_p50"], known.speeds.peak_flops_per_s),
         "peak_flops_source": "hardware profile",
-        "step_ms_p50": step_ms,
+        **times,
+    }
+
+
+def times_ms(simulated: Timeline) -> dict[str, float]:
+    """Return the milliseconds of a step and of its parts, by column of a row."""
+    split = simulated.split_s()
+    return {
+        "step_ms_p50": simulated.step_s * 1e3,
         "compute_ms": split["compute"] * 1e3,
         "exposed_comm_ms": split["communication"] * 1e3,
         "exposed_offload_ms": split["offload"] * 1e3,

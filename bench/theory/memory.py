@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from bench.theory.traffic import shard_elements
-from methods import method_of
+from methods import METHODS, method_of
 from odysseus.config.groups import Precision
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
@@ -36,6 +36,25 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     table = table_tokens * run.architecture.head_dim * run.compute_dtype.itemsize
     scalars = 3 * 8 + 3 * _wide(run)  # token counts and loss in fp64, the micro step's losses
     return max(moments(run).values()) + batch + table + scalars
+
+
+def least_peak_bytes(run: RunConfig) -> int:
+    """Return a lower bound of one rank's peak in bytes, of any depth, without counting anything.
+
+    It is the shards of weights and optimizer states on the device, and the tensors that all blocks
+    saved, with those of the last block alone in its backward; gradients, gathered weights, other
+    tensors of that backward and rounding come on top. It is 0 for what has no closed form: methods
+    from files, other model code, chunks, packed documents.
+    """
+    plain = run.model.implementation == "native" and run.model.type == "torch"
+    plain = plain and run.ulysses_head_chunks == run.overlap_chunks == 1 and not run.data.pack
+    if not plain or run.method not in METHODS:
+        return 0
+    held = max(_inputs(run), _before(run) + _attention_part(run)) + stream_bytes(run)
+    if not run.tiled_mlp_compute:
+        held = max(held, _before(run) + _attention_part(run) + 3 * mlp_unit_bytes(run))
+    shards = 0 if run.optimizer_on_host else 3 * sum(shard_elements(run))
+    return held + shards * run.master_dtype.itemsize
 
 
 def moments(run: RunConfig) -> dict[str, int]:

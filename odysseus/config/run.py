@@ -30,8 +30,9 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     Args:
         method: Method that spreads a block over the ranks of the sequence axis. run, sweep, verify
-            and plan also take FILE.py, a Python file with a METHOD. run and sweep also take
-            peer:NAME, another implementation; docs/performance.md lists the names.
+            and plan also take FILE.py, a Python file with a METHOD. plan also takes several,
+            separated by commas, or all. run and sweep also take peer:NAME, another implementation;
+            docs/performance.md lists the names.
         model: Model and its kernels.
         optimizer: Optimizer.
         data: Training text.

@@ -69,9 +69,9 @@ def predict(how: str) -> None:
         found = longest.longest(run, lambda seq_len, need: None)
         error = found.seq_len / published - 1
         print(f"{name}: {published} tokens published, {found.seq_len} predicted ({error:+.1%})")
-        assert found.counted is not None, "it has been published"
         print(f"  {found.limit} is short; {time.monotonic() - started:.0f} s")
-        print("  " + dry_run.explain(found.counted).replace("\n", "\n  "))
+        counted = dry_run.counted(replace(run, seq_len=found.seq_len))
+        print("  " + dry_run.explain(counted).replace("\n", "\n  "))
     for chunks in (1, 4):
         run = replace(UNTIED, ulysses_head_chunks=chunks)
         peak = dry_run.counted(run).peak

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench import pool
 from tests.support.paths import ROOT
 
 ENDLESS = """
@@ -40,3 +41,15 @@ def test_a_pool_ends_with_its_parent(start: str, sent: signal.Signals, tmp_path:
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("may_fork", [False, True])
+def test_workers_return_every_result_with_its_number(
+    may_fork: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "may_fork", may_fork)
+    with pool.workers() as executor, pool.waiting(executor, 2) as waiting:
+        assert isinstance(executor, pool.Here) is isinstance(waiting, pool.Here) is not may_fork
+        assert sorted(pool.as_done(executor, abs, [-3, 2, -1])) == [(0, 3), (1, 2), (2, 1)]
+        with pytest.raises(ZeroDivisionError):
+            waiting.submit(divmod, 1, 0).result()

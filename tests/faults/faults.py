@@ -29,7 +29,7 @@ COMMANDS = {
     "sweep": f"sweep {_CELL} --steps 2 --world_size 2 --seed [0,1,2,3]",
     "run": f"run {_CELL} --steps 500 --world_size 2",
     "verify": f"verify {_CELL} --steps 3 --world_size 2",
-    "theory": f"theory {_CELL} --world_size 2",
+    "theory": f"theory {_CELL} --world_size 2 --measure true",
     "plan": f"plan {_CELL} --objective throughput --world_size 1 --tiled_mlp_compute true",
     "map": f"plan {_CELL} --map_seq_lens [8192] --map_world_sizes [8]",
     "report": f"report --rows {RESULTS / 'limit.csv'}",

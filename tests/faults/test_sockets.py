@@ -25,7 +25,7 @@ VERBS = {
     "verify": f"verify {RANKS} --steps 100 --out {{folder}}/verify.csv",
     "compare": f"compare {RANKS} --pairs 9 --peers dtensor_tp --out {{folder}}/compare.csv",
     "calibrate": f"calibrate {RANKS} --out {{folder}}/profile.yml",
-    "theory": f"theory {RANKS}",
+    "theory": f"theory {RANKS} --measure true",
 }
 """A command of each verb that starts ranks."""
 

@@ -18,8 +18,7 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 from bench.__main__ import main
-from bench.commands import flags
-from bench.planner import method_map
+from bench.commands import flags, plan_map
 from bench.report import catalogue
 from bench.runner import join, processes, worker
 from bench.simulator import dry_run
@@ -91,7 +90,7 @@ def enter(*arguments: str, counts: bool = False) -> Ended:
 def _tripwires(counts: bool) -> Iterator[tuple[Any, str]]:
     yield from ((processes, "run_ranks"), (processes, "fork_now"))
     yield from ((join, "run_cell"), (worker, "process_group"))
-    yield from ((method_map, "pool"), (catalogue, "pool"))
+    yield from ((plan_map, "workers"), (catalogue, "pool"))
     if not counts:
         yield from ((dry_run, "count"), (dry_run, "counted"))
 

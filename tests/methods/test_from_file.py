@@ -57,9 +57,10 @@ def test_a_plan_has_a_line_for_the_file(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = "--world_size 2 --sequence_parallel_size 2 --seq_len 1024 --model.num_hidden_layers 2"
-    assert main(f"plan --objective throughput {small} --method mine.py".split()) == 0
-    named = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert {*METHODS, "example"} <= named
+    for methods, expected in (("all,mine.py", {*METHODS, "example"}), ("mine.py", {"example"})):
+        assert main(f"plan --objective throughput {small} --method {methods}".split()) == 0
+        named = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+        assert named & {*METHODS, "example"} == expected
     assert main(["plan", "--method", "mine.py", "--map", "map"]) == 2
 
 

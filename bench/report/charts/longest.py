@@ -8,7 +8,7 @@ from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel
 from bench.report.inputs import toggles
 from bench.report.labels import STACK_STYLE, layouts_of, length_label, source_of
 
-_LIMITS = {
+LIMITS = {
     "GPU": {"color": "black", "marker": "o", "linestyle": "", "markersize": 3},
     "host": {
         **{"color": "black", "marker": "^", "linestyle": "", "markersize": 5},
@@ -22,7 +22,8 @@ _UNIT = 1024
 def chart(rows: pd.DataFrame) -> Chart | str:
     """A panel per number of ranks, a group of bars per layout and a bar per set of options, with a
     marker for the memory that limits it. The reason if there are no such rows."""
-    longest = rows[(rows["status"] == "ok") & rows["longest_limit"].isin(list(_LIMITS))]
+    longest = rows[(rows["status"] == "ok") & rows["longest_limit"].isin(list(LIMITS))]
+    longest = longest[longest["ladder_toggle"] == ""]  # a ladder has a figure of its own
     if longest.empty:
         return "no row of plan --objective longest --out"
     longest = longest.assign(toggles=toggles(longest))
@@ -59,7 +60,7 @@ def _panel(title: str, cells: pd.DataFrame, sets: list[str], y: Axis) -> Panel:
         marks.append(
             Bars(label=name, at=at, size=[*length[here]], base=base, style=style, about=about)
         )
-    for limit, style in _LIMITS.items():
+    for limit, style in LIMITS.items():
         here = cells["longest_limit"] == limit
         if here.any():
             label = f"{limit} memory is what limits"

@@ -11,35 +11,24 @@ import yaml
 
 from bench import rows
 from bench.__main__ import main
-from bench.hardware import profile_file, profiles
+from bench.hardware import profile_file
 from bench.planner import longest
+from bench.planner.dry_runs import DryRuns
 from bench.simulator import dry_run, fit, shallow
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.support.marks import slow
-
-SMALL = profiles.Hardware(
-    memory_bytes=48 * 2**20,
-    context_bytes=2**20,
-    nccl_bytes=2**20,
-    workspace_bytes=2**20,
-    gpus_per_node=4,
-    host_memory_bytes=2**30,
-)
-MODEL = ModelOptions(num_hidden_layers=7, head_dim=32)
+from tests.support.small_node import MODEL, SMALL, planned_run, write_profile
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> str:
-    """Write a profile of a node of small GPUs, as a user would."""
-    file = tmp_path / "node.yml"
-    file.write_text(yaml.safe_dump(asdict(SMALL)))
-    return str(file)
+    return write_profile(tmp_path)
 
 
 @pytest.fixture
 def run(node: str) -> RunConfig:
-    return RunConfig(model=MODEL, world_size=4, dtype="bf16", dry_run=True, hardware=node)
+    return planned_run(node)
 
 
 def counted_need(run: RunConfig) -> fit.Need:
@@ -52,7 +41,7 @@ def counted_need(run: RunConfig) -> fit.Need:
 def test_memory_grows_alike_with_every_block(run: RunConfig, method: str, offload: bool) -> None:
     run = replace(run, method=method, activation_checkpoint_cpu_offload=offload)
     run = replace(run, activation_checkpointing=True, tiled_mlp_compute=True)
-    assert longest.predicted_need(run) == counted_need(run)
+    assert DryRuns().need(run) == counted_need(run)
 
 
 @pytest.mark.parametrize("method", [slow("tp_sp"), slow("ulysses"), "odysseus"])
@@ -68,7 +57,7 @@ def test_the_peak_may_move_on_the_way_to_a_deep_run(run: RunConfig, method: str)
     assert few_blocks.last is not None
     assert deep.peak.last is not None
     assert few_blocks.last.unit != deep.peak.last.unit
-    assert longest.predicted_need(run) == dry_run.need(run, deep)
+    assert DryRuns().need(run) == dry_run.need(run, deep)
 
 
 @pytest.mark.parametrize("method", [slow("tp"), "ulysses"])
@@ -79,9 +68,9 @@ def test_the_longest_that_fits_is_the_gpus(run: RunConfig, method: str) -> None:
     length = found.seq_len
     assert found.limit == "GPU"
     assert len(tried) < 12
-    assert found.counted is not None
-    assert counted_need(replace(run, seq_len=length)) == dry_run.need(run, found.counted)
-    assert dry_run.need(run, found.counted).limit == ""
+    assert found.whole is not None
+    assert counted_need(replace(run, seq_len=length)) == found.whole.need
+    assert found.whole.need.limit == ""
     more = length + 256 * run.seq_len_unit * max(1, length // (256 * run.seq_len_unit) // 256)
     assert counted_need(replace(run, seq_len=more)).limit == "GPU"
 
@@ -118,6 +107,24 @@ def test_the_verb(node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         method_rows = kept[kept["method"] == name]
         assert list(method_rows["longest_limit"]) == ["", "GPU"]
         assert list(method_rows["seq_len"]) == ["1024", str(length)]
+
+
+def test_a_plan_of_some_methods(node: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"--hardware {node} --world_size 4 --model.num_hidden_layers 2"
+    assert main(["plan", *flags.split(), "--method", "ulysses,tp,ulysses"]) == 0
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ulysses", "tp"]
+
+
+def test_progress_has_a_first_result_before_the_table(
+    node: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = f"--hardware {node} --world_size 4 --model.num_hidden_layers 2 --method tp"
+    assert main(["plan", *flags.split()]) == 0
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("tp: 1024 tokens take ")
+    assert first.endswith("fits: yes")
+    assert last.startswith("tp: the longest is ")
 
 
 @pytest.mark.parametrize(

@@ -33,15 +33,14 @@ def test_layouts_keep_the_sequence_axis_in_a_node_or_over_all() -> None:
     assert found == {(8, 1), (8, 2), (16, 1)}
 
 
-def test_a_cell_is_the_fastest_of_its_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_is_the_fastest_of_its_layouts() -> None:
     run = replace(SHALLOW, world_size=2, seq_len=8192)
-    row = method_map.cell(run)
     found = ranking.ranked(method_map.layouts(run), lambda line: None)
+    row = method_map.cell(run, found)
     assert row["method"] == found[0].run.method
     assert row["tokens_per_s_per_gpu"] == max(c.tokens_per_s_per_gpu for c in found)
     assert row["next_slower"] >= 0
-    monkeypatch.setattr(ranking, "fitting", lambda run: None)
-    assert method_map.cell(run)["method"] == method_map.NOTHING
+    assert method_map.cell(run, [])["method"] == method_map.NOTHING
 
 
 def test_the_files_and_cells_that_exist_already(tmp_path: Path) -> None:
@@ -55,6 +54,18 @@ def test_the_files_and_cells_that_exist_already(tmp_path: Path) -> None:
     assert both.startswith(first)
     assert len(pd.read_csv(tmp_path / "map.csv")) == 2
     assert (tmp_path / "map.png").stat().st_size > 0
+
+
+def test_a_map_of_some_methods_is_another(tmp_path: Path) -> None:
+    out = tmp_path / "map.csv"
+    methods = ["ulysses", "tp"]
+    assert {run.method for run in method_map.layouts(SHALLOW, methods)} == {*methods}
+    assert map_file.identity(SHALLOW, methods)["flags"] == "method=tp,ulysses"
+    known = map_file.identity(SHALLOW, methods) | {"method": "tp"}
+    pd.DataFrame([known]).to_csv(out, index=False)
+    assert method_map.Cells([SHALLOW], out, ["tp", "ulysses"]).tasks == []
+    with pytest.raises(ValueError, match="flags = method=tp,ulysses, not "):
+        method_map.Cells([SHALLOW], out)
 
 
 def test_lines_are_where_the_fewest_bytes_change() -> None:
@@ -151,10 +162,10 @@ def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path)
     out = tmp_path / "map.csv"
     known = pd.DataFrame([map_file.identity(SHALLOW) | {"method": "tp"}])
     known.to_csv(out, index=False)
-    sizes = [SHALLOW.seq_len], [SHALLOW.world_size], out
-    assert len(method_map.cells(SHALLOW, *sizes)) == 1
+    cells = method_map.Cells([SHALLOW], out)
+    assert (len(cells.known), cells.tasks) == (1, [])
     with pytest.raises(ValueError, match=r"flags = , not .*the same flags"):
-        method_map.cells(other, *sizes)
+        method_map.Cells([other], out)
     with pytest.raises(ValueError, match="other flags too: "):
         map_file.run_of(pd.DataFrame([map_file.identity(other)]), profiles.PROFILES)
 
@@ -183,8 +194,9 @@ def killed(_: RunConfig) -> None:
 def test_a_killed_process_of_the_pool_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(method_map, "cell", killed)
+    monkeypatch.setattr(ranking, "fitting", killed)
     flags = "--map_seq_lens [8192] --map_world_sizes [8]"
-    assert main(["plan", "--map", str(tmp_path / "map"), *flags.split()]) == 1
+    command = ["plan", "--map", str(tmp_path / "map"), *flags.split()]
+    assert main(command, may_fork=True) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "terminated abruptly" in line

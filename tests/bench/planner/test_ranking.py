@@ -10,7 +10,8 @@ import pytest
 
 from bench.__main__ import main
 from bench.planner import ranking
-from bench.simulator import dry_run, predict
+from bench.simulator import dry_run, predict, shallow
+from bench.theory import memory as theory_memory
 from methods import METHODS
 from tests.support.marks import slow
 from tests.support.small_runs import LLAMA3_ON_4_GPUS
@@ -29,6 +30,34 @@ def test_shallow_runs_predict_a_deep_one(method: str, step: int) -> None:
     assert found.parts_ms["step_ms_p50"] == pytest.approx(columns["step_ms_p50"], rel=1e-3)
     parts = [found.parts_ms[part] for part in ranking.PARTS[1:]]
     assert sum(parts) == pytest.approx(found.parts_ms["step_ms_p50"])
+
+
+@pytest.mark.parametrize("axes", [slow((1, 1)), slow((1, 4)), (2, 2), slow((4, 1))])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bound_by_closed_forms_is_below_every_dry_run(
+    method: str, axes: tuple[int, int]
+) -> None:
+    run = shallow.with_blocks(replace(LLAMA3_ON_4_GPUS, method=method, seq_len=16384), 3)
+    run = replace(run, sequence_parallel_size=axes[0], ring_parallel_size=axes[1])
+    for tried in ranking.ladder(run):
+        peak = dry_run.counted(tried, only_memory=True).peak.bytes
+        assert 0.02 * peak < theory_memory.least_peak_bytes(tried) <= peak
+
+
+@pytest.mark.parametrize("method", ["tp", "ulysses"])
+def test_what_the_bound_rules_out_does_not_fit(method: str) -> None:
+    model = replace(LLAMA3_ON_4_GPUS.model, num_hidden_layers=32)
+    run = replace(LLAMA3_ON_4_GPUS, method=method, model=model, seq_len=2**17)
+    assert ranking._least_need(run).limit == "GPU"
+    assert ranking.predicted(run).need.limit == "GPU"
+
+
+def test_memory_alone_is_counted_alike() -> None:
+    run = shallow.with_blocks(replace(LLAMA3_ON_4_GPUS, method="tp_sp"), 2)
+    alone, whole = (dry_run.counted(run, True, only_memory) for only_memory in (True, False))
+    assert alone.program == whole.program
+    assert alone.peak == whole.peak
+    assert alone.flops["matmul_flops"] == 0 < whole.flops["matmul_flops"]
 
 
 @pytest.mark.slow
@@ -50,6 +79,8 @@ def test_layouts_of_all_sizes_and_of_the_one_that_is_set() -> None:
     }
     split = {(m, s, r) for m in METHODS for s, r in ((2, 1), (2, 2), (4, 1))}
     assert found == split | {("ulysses", 1, r) for r in (1, 2, 4)}
+    some = {(r.method, r.sequence_size) for r in ranking.layouts(LLAMA3_ON_4_GPUS, ["tp", "tp_sp"])}
+    assert some == {(m, s) for m in ("tp", "tp_sp") for s in (2, 4)} | {("tp", 1)}
     set_by_user = replace(LLAMA3_ON_4_GPUS, ring_parallel_size=2)
     assert {run.sequence_size for run in ranking.layouts(set_by_user)} == {2}
 

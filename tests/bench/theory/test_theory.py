@@ -11,10 +11,13 @@ import pytest
 from bench.__main__ import main
 from bench.commands.theory import crossovers
 from bench.meters.traffic import bytes_sent
+from bench.runner import launch
 from bench.theory import model_flops, published
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.training import trainer
+from tests.support.small_runs import nothing_starts
 
 RUN = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), world_size=8, seq_len=65536)
 
@@ -132,7 +135,7 @@ def test_model_flops_by_hand() -> None:
 
 
 def test_the_verb_measures_what_it_derives(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--world_size 2 --seq_len 512 --model.num_hidden_layers 1"
+    flags = "--world_size 2 --seq_len 512 --model.num_hidden_layers 1 --measure true"
     assert main(["theory", *flags.split()]) == 0
     printed = capsys.readouterr().out
     assert "measured = derived, to the byte" in printed
@@ -140,7 +143,67 @@ def test_the_verb_measures_what_it_derives(capsys: pytest.CaptureFixture[str]) -
         assert title in printed
 
 
-def test_the_verb_derives_without_measuring(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--model.name_or_path llama3-70b --world_size 64 --seq_len 1048576 --measure false"
+@pytest.fixture
+def only_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a cell is started or a model is built."""
+    monkeypatch.setattr(launch, "run_cell", nothing_starts)
+    monkeypatch.setattr(trainer, "Trainer", nothing_starts)
+
+
+def derived(printed: str) -> dict[str, int]:
+    """Return the total bytes that the verb printed for each method."""
+    table = printed.partition("As derived, bytes per rank and step")[2]
+    lines = [line.split() for line in table.partition("Sequence length")[0].splitlines()]
+    of_methods = (words for words in lines if words and words[0] in METHODS)
+    return {words[0]: int(words[-1]) for words in of_methods if words[1].isdigit()}
+
+
+@pytest.mark.usefixtures("only_computed")
+def test_the_verb_only_computes(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--model.name_or_path llama3-70b --world_size 64 --seq_len 1048576"
     assert main(["theory", *flags.split()]) == 0
-    assert "As measured" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "As measured" not in printed
+    assert [*derived(printed)] == [*METHODS]
+
+
+@pytest.mark.usefixtures("only_computed")
+def test_more_ranks_than_heads_are_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--model.name_or_path llama3-70b --world_size 1024 --seq_len 131072"
+    assert main(["theory", *flags.split()]) == 0
+    printed = capsys.readouterr().out
+    assert "DP 16 x ring 1 x SP 64" in printed
+    assert "sequence_parallel_size = 64: the most of the 1024 ranks" in printed
+    model = ModelOptions(name_or_path="llama3-70b")
+    run = replace(RUN, model=model, world_size=1024, seq_len=131072, sequence_parallel_size=64)
+    assert derived(printed) == {
+        name: theory_traffic.step_traffic(replace(run, method=name)).total for name in METHODS
+    }
+
+
+@pytest.mark.usefixtures("only_computed")
+def test_a_method_that_cannot_be_cut_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--model.intermediate_size 769 --world_size 4"
+    assert main(["theory", *flags.split()]) == 0
+    printed = capsys.readouterr().out
+    assert [*derived(printed)] == ["ulysses", "odysseus"]
+    left_out = [line for line in printed.splitlines() if "is left out: " in line]
+    assert [line.split()[0] for line in left_out] == ["tp", "tp_sp"]
+    assert all("model.intermediate_size = 769" in line for line in left_out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--world_size 3", "sequence_parallel_size = 3"),
+        ("--world_size 1024 --sequence_parallel_size 1024", "sequence_parallel_size = 1024"),
+        ("--world_size 4 --seq_len 1001", "1001"),
+    ],
+)
+@pytest.mark.usefixtures("only_computed")
+def test_no_method_can_be_cut(
+    flags: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["theory", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line

@@ -1,0 +1,118 @@
+"""plan --ladder: the longest sequence, toggle by toggle, its rows and its figure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bench import rows
+from bench.__main__ import main
+from bench.planner import ladder, savings
+from bench.planner.dry_runs import DryRuns
+from bench.planner.longest import search, unit_of
+from bench.report.chart import Bars
+from odysseus.config.run import ModelOptions, RunConfig
+from tests.support.marks import slow
+from tests.support.reports import cards_of
+from tests.support.small_node import planned_run, write_profile
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    return planned_run(write_profile(tmp_path))
+
+
+def climbed(run: RunConfig) -> list[ladder.Rung]:
+    return [*ladder.rungs(run, lambda seq_len, need: None, DryRuns())]
+
+
+@pytest.mark.parametrize("method", [slow("tp"), slow("tp_sp"), slow("ulysses"), "odysseus"])
+def test_every_rung_is_longer_by_the_toggle_that_gains_most(run: RunConfig, method: str) -> None:
+    run = replace(run, method=method)
+    first, *others = climbed(run)
+    assert (first.added, first.so_far, first.gain, first.run.method) == ("none", (), None, method)
+    assert len(others) > 1
+    for before, rung in pairwise([first, *others]):
+        assert rung.so_far == (*before.so_far, rung.added)
+        assert rung.gain == pytest.approx(rung.found.seq_len / before.found.seq_len - 1)
+        assert rung.gain > 0.01
+        assert rung.run == replace(
+            savings.with_savings(run, rung.so_far), seq_len=rung.found.seq_len
+        )
+    (second, *_), dry_runs = others, DryRuns()
+    for name in savings.to_add(run):
+        found = search(savings.with_savings(run, [name]), lambda seq_len, need: None, dry_runs)
+        assert found.seq_len <= second.found.seq_len * 1.01
+    last = others[-1]
+    for name in savings.to_add(last.run):
+        longer = replace(
+            savings.with_savings(last.run, [name]),
+            seq_len=int(last.found.seq_len * 1.02) // unit_of(run) * unit_of(run),
+        )
+        assert longer.seq_len == last.found.seq_len or dry_runs.need(longer).limit
+
+
+def test_nothing_fits_without_the_optimizer_on_the_host(run: RunConfig) -> None:
+    large = ModelOptions(num_hidden_layers=5, head_dim=32, hidden_size=640, vocab_size=8192)
+    first, *others = climbed(replace(run, model=large, method="ulysses"))
+    assert (first.found.seq_len, first.found.limit, first.found.whole) == (0, "GPU", None)
+    assert others[-1].found.seq_len > 0
+    assert {"optimizer.offload", "parameter_offload"} & {*others[-1].so_far}
+    fitting = [rung for rung in others if rung.found.seq_len]
+    assert fitting[0].gain is None
+
+
+def test_the_verb_prints_rungs_and_writes_rows_and_a_figure(
+    run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "ladder.csv"
+    flags = f"--ladder true --method ulysses --hardware {run.hardware} --world_size 4 --out {out}"
+    flags += " --model.num_hidden_layers 2 --model.head_dim 32"
+    assert main(["plan", *flags.split()]) == 0
+    _, header, *lines, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["method", "longest", "gain", "limit", "toggles", "so", "far"]
+    assert len(lines) > 1
+    assert last == f"{out}, {tmp_path}/ladder.png and .svg"
+    kept = rows.read(out)
+    assert [line.split()[1] for line in lines] == [*kept["seq_len"]]
+    assert kept["ladder_toggle"][0] == "none"
+    assert [line.split()[-1] for line in lines] == [*kept["ladder_toggle"]]
+    assert set(kept["mode"]) == {"dry_run"}
+    assert (tmp_path / "ladder.png").stat().st_size > 0
+    cards = cards_of(out)
+    assert not cards["longest"].charts
+    (chart,) = cards["ladder"].charts
+    (panel,) = chart.panels
+    assert panel.title == "ulysses, 4 GPUs"
+    toggles = [*kept["ladder_toggle"]]
+    assert [*panel.x.ticks.values()] == ["none", *(f"+ {name}" for name in toggles[1:])]
+    (bars,) = (mark for mark in panel.marks if isinstance(mark, Bars))
+    assert [size * 1024 for size in bars.size] == [int(length) for length in kept["seq_len"]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--ladder true --objective throughput", "objective = throughput is not for a ladder"),
+        ("--ladder true --map new", "ladder = true is not for a map"),
+        ("--ladder true --out README.md", "without the columns"),
+        ("--method tp,tpsp", "method = 'tpsp' is unknown"),
+        ("--method ,", "method = ',' names none"),
+        ("--method peer:dtensor_tp", "is not for this verb"),
+    ],
+)
+def test_bad_input(
+    flags: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("# A project\n\nwith, commas\n")
+    assert main(["plan", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
