@@ -14,7 +14,7 @@ _NODE = {
     "memory_bytes": _OOM,
     "context_bytes": f"{ASSUMED}: users report about 1 GiB",
     "nccl_bytes": f"{ASSUMED}: users report 1 to 4 GiB",
-    "nccl_peer_bytes": f"{MEASURED}: 3.28 GB for seven peers on eight H100, NVIDIA/nccl#1685",
+    "nccl_peer_bytes": f"{ASSUMED}: as h100-80g",
     "workspace_bytes": f"{SHEET}: cuBLAS's recommendation, which PyTorch follows",
     "gpus_per_node": f"{SHEET}: NVIDIA DGX",
     "host_memory_bytes": f"{SHEET}: NVIDIA DGX",
@@ -44,15 +44,18 @@ _A100 = _SPEEDS | {
     "H200's",
 }
 # No public data sheet of H800 and H20 was found; those of A800 name no node.
-_EXPORT = {
-    "gpus_per_node": f"{ASSUMED}: as a DGX",
-    "host_memory_bytes": f"{ASSUMED}: as a DGX",
-}
+_EXPORT = dict.fromkeys(
+    ("gpus_per_node", "host_memory_bytes", "host_memory_bytes_per_s"), f"{ASSUMED}: as a DGX"
+)
 _TORCH_TEST = "zzc0721/torch-performance-test-data"
 _SCALED = f"{ASSUMED}: as h100-80g, scaled by the rates of matmul"
 SOURCES: dict[str, dict[str, str]] = {
     "a100-80g": _A100,
-    "h100-80g": _SPEEDS | {"host_memory_bytes": f"{MEASURED}: the nodes of ALST, arXiv 2506.13996"},
+    "h100-80g": _SPEEDS
+    | {
+        "nccl_peer_bytes": f"{MEASURED}: 3.28 GB for seven peers on eight H100, NVIDIA/nccl#1685",
+        "host_memory_bytes": f"{MEASURED}: the nodes of ALST, arXiv 2506.13996",
+    },
     "h200-141g": _SPEEDS
     | dict.fromkeys(("matmul", "attention"), f"{ASSUMED}: as h100-80g, the same chip"),
     "b200-180g": _NODE,
@@ -63,6 +66,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "peak_flops_per_s": f"{SHEET}: dense bf16, as A100",
         "matmul": f"{ASSUMED}: as a100-80g, the same chip",
         "attention": f"{ASSUMED}: as a100-80g, the same chip",
+        "network_bytes_per_s": f"{ASSUMED}: as a100-80g, a card of 200 Gb/s",
         "links": f"{ASSUMED}: as a100-80g, scaled by NVLink's 400 of 600 GB/s",
     },
     "h800-80g": _SPEEDS
@@ -74,6 +78,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "matmul": f"{ASSUMED}: as h100-80g, the same chip",
         "attention": f"{ASSUMED}: as h100-80g, the same chip",
         "memory": f"{ASSUMED}: as h100-80g, the same memory",
+        "network_bytes_per_s": f"{ASSUMED}: as h100-80g, a card of 400 Gb/s",
         "links": f"{ASSUMED}: as h100-80g, scaled by NVLink's 400 of 900 GB/s",
     },
     "h20": _SPEEDS
@@ -85,6 +90,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "matmul": f"{MEASURED}: {_TORCH_TEST}#77",
         "attention": _SCALED,
         "memory": f"{ASSUMED}: 4.0 TB/s in vendors' tables",
+        "network_bytes_per_s": f"{ASSUMED}: as h100-80g, a card of 400 Gb/s",
         "links": f"{ASSUMED}: as h100-80g, NVLink of 900 GB/s in vendors' tables",
     },
     "h100-pcie": _SPEEDS
@@ -108,7 +114,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "host_memory_bytes_per_s": f"{SHEET}: 480 GB of LPDDR5X",
         "to_host_bytes_per_s": f"{MEASURED}: NVIDIA/nvbandwidth#23, 15 % less than to the device",
         "to_device_bytes_per_s": f"{MEASURED}: NVIDIA/nvbandwidth#23",
-        "network_bytes_per_s": f"{ASSUMED}: as h100-80g",
+        "network_bytes_per_s": f"{ASSUMED}: as h100-80g, a card of 400 Gb/s",
     },
 }
 """Text by profile and field. An empty curve and the fields without a number have none."""

@@ -101,6 +101,7 @@ def test_other_keys_of_a_file_stay() -> None:
             "run --hardware h20 --hardware.speed 3",
             "hardware.speed is no field of a hardware profile",
         ),
+        ("run --hardware.speed 3", "hardware.speed is no field of a hardware profile"),
         ("run --config bad.yml", "hardware.speed is no field"),
         ("run --config deep.yml", "hardware.memory = {'a': 3}; valid: a finite number, above 0"),
         ("plan --hardware.memory_bytes many", "hardware.memory_bytes = 'many'; valid: "),

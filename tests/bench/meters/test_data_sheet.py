@@ -36,6 +36,8 @@ def test_a_gpu_is_found_by_its_name(name: str, tflops: int) -> None:
     assert peak_bf16_flops_per_s(name) == tflops * 1e12
 
 
-@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090", "NVIDIA L20", "NVIDIA A10", "NVIDIA"])
+@pytest.mark.parametrize(
+    "name", ["NVIDIA GeForce RTX 4090", "NVIDIA L20", "NVIDIA A10", "NVIDIA RTX A1000", "NVIDIA"]
+)
 def test_an_unknown_gpu_has_no_data_sheet(name: str) -> None:
     assert peak_bf16_flops_per_s(name) is None
