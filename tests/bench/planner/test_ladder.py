@@ -10,12 +10,14 @@ import pytest
 
 from bench import rows
 from bench.__main__ import main
+from bench.commands import plan_ladder
 from bench.planner import ladder, savings
 from bench.planner.dry_runs import DryRuns
 from bench.planner.longest import search, unit_of
 from bench.report.chart import Bars
-from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.config.run import RunConfig
 from tests.support.marks import slow
+from tests.support.need_by_formula import NeedByFormula
 from tests.support.reports import cards_of
 from tests.support.small_node import planned_run, write_profile
 
@@ -25,14 +27,17 @@ def run(tmp_path: Path) -> RunConfig:
     return planned_run(write_profile(tmp_path))
 
 
-def climbed(run: RunConfig) -> list[ladder.Rung]:
-    return [*ladder.rungs(run, lambda seq_len, need: None, DryRuns())]
+def climbed(run: RunConfig, dry_runs: DryRuns) -> list[ladder.Rung]:
+    return [*ladder.rungs(run, lambda seq_len, need: None, dry_runs)]
 
 
-@pytest.mark.parametrize("method", [slow("tp"), slow("tp_sp"), slow("ulysses"), "odysseus"])
-def test_every_rung_is_longer_by_the_toggle_that_gains_most(run: RunConfig, method: str) -> None:
+@pytest.mark.parametrize("dry_runs", [NeedByFormula(), slow(DryRuns())], ids=["formula", "real"])
+@pytest.mark.parametrize("method", ["tp", "ulysses"])
+def test_every_rung_is_longer_by_the_toggle_that_gains_most(
+    run: RunConfig, method: str, dry_runs: DryRuns
+) -> None:
     run = replace(run, method=method)
-    first, *others = climbed(run)
+    first, *others = climbed(run, dry_runs)
     assert (first.added, first.so_far, first.gain, first.run.method) == ("none", (), None, method)
     assert len(others) > 1
     for before, rung in pairwise([first, *others]):
@@ -42,7 +47,7 @@ def test_every_rung_is_longer_by_the_toggle_that_gains_most(run: RunConfig, meth
         assert rung.run == replace(
             savings.with_savings(run, rung.so_far), seq_len=rung.found.seq_len
         )
-    (second, *_), dry_runs = others, DryRuns()
+    (second, *_) = others
     for name in savings.to_add(run):
         found = search(savings.with_savings(run, [name]), lambda seq_len, need: None, dry_runs)
         assert found.seq_len <= second.found.seq_len * 1.01
@@ -55,19 +60,35 @@ def test_every_rung_is_longer_by_the_toggle_that_gains_most(run: RunConfig, meth
         assert longer.seq_len == last.found.seq_len or dry_runs.need(longer).limit
 
 
-def test_nothing_fits_without_the_optimizer_on_the_host(run: RunConfig) -> None:
-    large = ModelOptions(num_hidden_layers=5, head_dim=32, hidden_size=640, vocab_size=8192)
-    first, *others = climbed(replace(run, model=large, method="ulysses"))
+def test_rungs_of_a_formula(run: RunConfig) -> None:
+    """40 MB of 1,000 bytes a token, then of 300; the optimizer's 60 MB; then the host is full."""
+    rungs = climbed(replace(run, method="tp"), NeedByFormula())
+    assert [(rung.added, rung.found.limit) for rung in rungs] == [
+        ("none", "GPU"),
+        ("activation_checkpoint_cpu_offload", "GPU"),
+        ("optimizer.offload", "host"),
+    ]
+    expected = [40_000, 40_000_000 / 300, 200_000]
+    assert [rung.found.seq_len for rung in rungs] == pytest.approx(expected, rel=0.03)
+
+
+def test_as_long_as_nothing_fits_the_least_need_counts(run: RunConfig) -> None:
+    """On one rank the optimizer alone takes 240 of 100 MB."""
+    first, second, *others = climbed(replace(run, world_size=1, method="tp"), NeedByFormula())
     assert (first.found.seq_len, first.found.limit, first.found.whole) == (0, "GPU", None)
-    assert others[-1].found.seq_len > 0
-    assert {"optimizer.offload", "parameter_offload"} & {*others[-1].so_far}
-    fitting = [rung for rung in others if rung.found.seq_len]
-    assert fitting[0].gain is None
+    assert second.added == "optimizer.offload"
+    assert (second.gain, second.found.limit) == (None, "GPU")
+    assert second.found.seq_len > 0
+    assert all(rung.gain for rung in others)
 
 
 def test_the_verb_prints_rungs_and_writes_rows_and_a_figure(
-    run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(plan_ladder, "DryRuns", NeedByFormula)
     out = tmp_path / "ladder.csv"
     flags = f"--ladder true --method ulysses --hardware {run.hardware} --world_size 4 --out {out}"
     flags += " --model.num_hidden_layers 2 --model.head_dim 32"

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
-from bench.planner import remedy, savings
+from bench.commands import plan_longest, plan_throughput
+from bench.planner import dry_runs as dry_runs_module
+from bench.planner import ranking, remedy, savings
 from bench.planner.dry_runs import DryRuns
 from bench.pool import Here
 from bench.simulator import dry_run
 from odysseus.config.run import RunConfig
 from tests.support.marks import slow
+from tests.support.need_by_formula import NeedByFormula
 from tests.support.small_node import planned_run, write_profile
 
 
@@ -31,7 +34,7 @@ def fits(run: RunConfig, added: Sequence[str]) -> bool:
     return not dry_run.need(changed, dry_run.counted(changed)).limit
 
 
-@pytest.mark.parametrize(("method", "seq_len"), [("tp", 4096), slow("ulysses", 8192)])
+@pytest.mark.parametrize(("method", "seq_len"), [slow("tp", 4096), slow("ulysses", 9216)])
 def test_it_fits_with_the_savings_and_not_with_one_less(
     run: RunConfig, method: str, seq_len: int
 ) -> None:
@@ -45,42 +48,41 @@ def test_it_fits_with_the_savings_and_not_with_one_less(
         assert not fits(run, [other for other in found.added if other != name])
 
 
-def test_cheap_savings_are_preferred(run: RunConfig) -> None:
-    """Tiles alone are enough here, and so is recomputation, which costs more."""
-    run = replace(run, method="ulysses", seq_len=2048)
-    assert fits(run, ["activation_checkpointing"])
-    assert remedy.remedy(run, DryRuns()).added == ("tiled_mlp_compute",)
-
-
-def test_offloads_that_fill_the_host_are_left_out(run: RunConfig) -> None:
-    run = replace(run, method="ulysses", seq_len=9216)
-    found = remedy.remedy(run, DryRuns())
-    assert found.need.host > 0
-    found = remedy.remedy(replace(run, host_memory_limit_bytes=1), DryRuns())
-    assert (found.need.limit, found.need.host) == ("", 0)
-    assert "ulysses_head_chunks" in found.added
+@pytest.mark.parametrize(
+    ("seq_len", "added"),
+    [
+        (44_000, ["tiled_mlp_compute"]),
+        (70_000, ["activation_checkpointing"]),
+        (90_000, ["tiled_mlp_compute", "activation_checkpointing"]),
+        (190_000, ["tiled_mlp_compute", "activation_checkpoint_cpu_offload"]),
+        (230_000, ["tiled_mlp_compute", "activation_checkpointing", "optimizer.offload"]),
+    ],
+)
+def test_the_cheapest_savings_that_are_needed(
+    run: RunConfig, seq_len: int, added: list[str]
+) -> None:
+    """Offloading 230,000 tokens fills the host, so the optimizer goes there instead."""
+    found = remedy.remedy(replace(run, method="tp", seq_len=seq_len), NeedByFormula())
+    assert found.need.limit == ""
+    assert [*found.added] == added
 
 
 def test_nothing_fits_and_the_least_is_returned(run: RunConfig) -> None:
-    run = replace(run, method="tp", seq_len=2**15)
-    dry_runs = DryRuns()
-    found = remedy.remedy(run, dry_runs)
+    run = replace(run, method="ulysses", seq_len=1_000_000, host_memory_limit_bytes=10**12)
+    found = remedy.remedy(run, NeedByFormula())
     assert found.need.limit == "GPU"
     every = savings.with_savings(run, savings.to_add(run))
-    assert found.need.share <= dry_runs.need(every).share
+    assert found.need.share == NeedByFormula().need(every).share
+    assert "parameter_offload" not in found.added  # the optimizer's offload is as much
 
 
 def test_more_gpus_are_a_longer_axis_and_then_a_ring(run: RunConfig) -> None:
-    run = replace(run, method="odysseus", seq_len=8192)
-    wider = remedy.more_gpus(run, DryRuns())
+    run = replace(run, method="odysseus", seq_len=2**18)
+    wider = remedy.more_gpus(run, NeedByFormula())
     assert wider is not None
-    assert not dry_run.need(wider, dry_run.counted(wider)).limit
-    halved = replace(wider, world_size=wider.world_size // 2)
-    assert wider.shards == wider.world_size
-    assert wider.sequence_size == 8  # as many as the model has heads
-    assert wider.ring_parallel_size == wider.world_size // 8 > 1
-    half_ring = replace(halved, ring_parallel_size=wider.ring_parallel_size // 2)
-    assert dry_run.need(half_ring, dry_run.counted(half_ring)).limit == "GPU"
+    axes = wider.world_size, wider.sequence_size, wider.ring_parallel_size
+    assert axes == (16, 8, 2)  # the model has eight heads
+    assert remedy.more_gpus(replace(run, seq_len=2**28), NeedByFormula()) is None
 
 
 def test_savings_that_a_run_has_or_cannot_have_are_not_added(run: RunConfig) -> None:
@@ -112,7 +114,10 @@ class Counting(Here):
         return super().submit(*arguments, **named)
 
 
-def test_each_dry_run_is_made_once(run: RunConfig) -> None:
+def test_each_dry_run_is_made_once(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        dry_runs_module, "peaks", lambda run, blocks: {"unit": run.seq_len * blocks}
+    )
     executor = Counting()
     dry_runs = DryRuns(executor)
     assert dry_runs.need(run) == dry_runs.need(replace(run))
@@ -122,26 +127,43 @@ def test_each_dry_run_is_made_once(run: RunConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("seq_len", "expected"),
     [
         (
-            "--seq_len 4096 --method tp",
-            ["- tp fits with tiled_mlp_compute and activation_checkpointing: "],
+            102_400,
+            ["- tp fits with activation_checkpoint_cpu_offload: "],
         ),
         (
-            "--seq_len 8192 --method tp --objective throughput --tiled_loss_compute false",
-            ["it fits with more memory savings", "- tp fits with tiled_loss_compute"],
-        ),
-        (
-            "--seq_len 32768 --method tp --tiled_mlp_compute true",
-            ["nothing fits, whatever", "- tp does not fit (GPU memory is short) with "],
+            1_024_000,
+            [
+                "nothing fits, whatever memory savings are added; the nearest:",
+                "- tp does not fit (GPU memory is short) with ",
+                "- on 16 GPUs it fits, with a sequence axis of 8 and a ring of 2",
+            ],
         ),
     ],
 )
 def test_plan_says_what_to_add(
-    run: RunConfig, flags: str, expected: list[str], capsys: pytest.CaptureFixture[str]
+    run: RunConfig,
+    seq_len: int,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    small = "--world_size 4 --model.num_hidden_layers 7 --model.head_dim 32"
-    assert main(["plan", "--hardware", run.hardware, *small.split(), *flags.split()]) == 1
+    monkeypatch.setattr(plan_longest, "DryRuns", NeedByFormula)
+    flags = f"--hardware {run.hardware} --method tp --world_size 4 --seq_len {seq_len}"
+    assert main(["plan", *flags.split(), "--host_memory_limit_bytes", "1000000000"]) == 1
     printed = capsys.readouterr().out
     assert [text for text in expected if text not in printed] == [], printed
+
+
+def test_a_ranking_of_nothing_says_what_to_add(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan_throughput, "DryRuns", NeedByFormula)
+    monkeypatch.setattr(ranking, "fitting", lambda run: None)
+    flags = "--objective throughput --method odysseus,tp --world_size 4 --seq_len 45056"
+    assert main(["plan", *flags.split()]) == 1
+    printed = capsys.readouterr().out
+    for method in ("odysseus", "tp"):
+        assert f"- {method} fits with " in printed
