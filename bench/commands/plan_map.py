@@ -29,7 +29,7 @@ def main(base: RunConfig, path: Path, seq_lens: list[int], world_sizes: list[int
     map_file.check_writable(csv)
     data = method_map.cells(base, seq_lens, world_sizes, csv)
     title = f"{base.model.label}, {base.dtype}, dry run, {base.hardware}"
-    drawn = map_chart.chart(data, title, map_chart.changes(base, data))
+    drawn = map_chart.chart(data, title, map_chart.fewest_of(base, data))
     draw_matplotlib.save(draw_matplotlib.draw(drawn), path)
     print(f"{csv}, .png and .svg: {len(data)} cells")
     return 0

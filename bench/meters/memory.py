@@ -26,6 +26,8 @@ from torch.utils._pytree import tree_leaves
 from bench.meters.watcher import Watcher
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
+_BEFORE = "before the step"
+"""Operation of the storages that a meter is told of before it sees one."""
 HOST = "host"
 """Kind of tensors that offloading holds: host memory, so no part of a device's peak."""
 
@@ -52,6 +54,21 @@ class Peak:
     by_kind: dict[str, int]
     alive: list[Allocation]
     last: Allocation | None
+
+
+@dataclass(frozen=True)
+class Course:
+    """Bytes alive over a step.
+
+    Attributes:
+        events: Number of allocations and releases of the step.
+        at: Numbers of events, rising; 0 is the beginning of the step.
+        bytes: Bytes by kind after each of these events.
+    """
+
+    events: int
+    at: list[int]
+    bytes: dict[str, list[int]]
 
 
 class MemoryMeter(Watcher):
@@ -85,7 +102,7 @@ class MemoryMeter(Watcher):
             storage = tensor.untyped_storage()
             index = self._index(storage)
             if index is None:
-                self._add(storage, kind, "before the step")
+                self._add(storage, kind, _BEFORE)
             else:
                 self._allocations[index].kind = kind
 
@@ -125,6 +142,38 @@ class MemoryMeter(Watcher):
             if made:
                 peaks[allocation.unit] = max(now, peaks.get(allocation.unit, 0))
         return peaks
+
+    def course(self, most: int = 2000) -> Course:
+        """Replay the log and return the bytes over the step, without HOST.
+
+        Args:
+            most: Most points. The events are cut into equal parts; of each part the points are the
+                one with the most bytes and the last one.
+        """
+        log = [(i, made) for i, made in self._log if self._allocations[i].kind != HOST]
+        changes = [self._bytes(i) if made else -self._bytes(i) for i, made in log]
+        before = (self._allocations[i].made_by == _BEFORE for i, _ in log)
+        start = next((n for n, was_there in enumerate(before) if not was_there), len(log))
+        totals = [sum(changes[:start]), *changes[start:]]
+        for number in range(1, len(totals)):
+            totals[number] += totals[number - 1]
+        part = -(-len(totals) // max(1, most // 2))
+        kept: set[int] = set()
+        for first in range(0, len(totals), part):
+            numbers = range(first, min(first + part, len(totals)))
+            kept |= {max(numbers, key=totals.__getitem__), numbers[-1]}
+        at, now = sorted(kept), Counter[str](dict.fromkeys(KINDS, 0))
+        of_kind: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        done = 0
+        for number in at:
+            for (index, _), change in zip(
+                log[done : start + number], changes[done : start + number], strict=True
+            ):
+                now[self._allocations[index].kind] += change
+            done = start + number
+            for kind, size in now.items():
+                of_kind[kind].append(size)
+        return Course(len(totals) - 1, at, of_kind)
 
     def before_backward(self) -> dict[str, int]:
         """Return bytes by kind that are alive when the step's first backward begins."""

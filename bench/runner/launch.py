@@ -25,9 +25,11 @@ _OUT_OF_MEMORY = {
 }
 
 
-def measure(run: RunConfig, save: str = "") -> dict[str, Any]:
+def measure(run: RunConfig, save: str = "", memory_trace: str = "") -> dict[str, Any]:
     """Measure a cell on this rank, by :func:`bench.runner.worker.measure` or the peer's worker."""
-    return peer_worker.measure(run) if name_of(run.method) else worker.measure(run, save)
+    if name_of(run.method):
+        return peer_worker.measure(run)
+    return worker.measure(run, save, memory_trace)
 
 
 def measure_rounds(run: RunConfig) -> dict[str, Any]:
