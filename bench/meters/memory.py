@@ -93,6 +93,7 @@ class MemoryMeter(Watcher):
         super().__init__()
         self.rounding_bytes = rounding_bytes
         self._log: list[tuple[int, bool]] = []
+        self._end = 0
         self._allocations: list[Allocation] = []
         self._live: dict[int, tuple[int, Any]] = {}
 
@@ -150,7 +151,8 @@ class MemoryMeter(Watcher):
             most: Most points. The events are cut into equal parts; of each part the points are the
                 one with the most bytes and the last one.
         """
-        log = [(i, made) for i, made in self._log if self._allocations[i].kind != HOST]
+        kinds = [allocation.kind for allocation in self._allocations]
+        log = [(i, made) for i, made in self._log[: self._end] if kinds[i] != HOST]
         changes = [self._bytes(i) if made else -self._bytes(i) for i, made in log]
         before = (self._allocations[i].made_by == _BEFORE for i, _ in log)
         start = next((n for n, was_there in enumerate(before) if not was_there), len(log))
@@ -162,17 +164,15 @@ class MemoryMeter(Watcher):
         for first in range(0, len(totals), part):
             numbers = range(first, min(first + part, len(totals)))
             kept |= {max(numbers, key=totals.__getitem__), numbers[-1]}
-        at, now = sorted(kept), Counter[str](dict.fromkeys(KINDS, 0))
+        at, now = sorted(kept), Counter[str]()
         of_kind: dict[str, list[int]] = {kind: [] for kind in KINDS}
         done = 0
         for number in at:
-            for (index, _), change in zip(
-                log[done : start + number], changes[done : start + number], strict=True
-            ):
-                now[self._allocations[index].kind] += change
-            done = start + number
-            for kind, size in now.items():
-                of_kind[kind].append(size)
+            step = slice(done, done := start + number)
+            for (index, _), change in zip(log[step], changes[step], strict=True):
+                now[kinds[index]] += change
+            for kind in KINDS:
+                of_kind[kind].append(now[kind])
         return Course(len(totals) - 1, at, of_kind)
 
     def before_backward(self) -> dict[str, int]:
@@ -222,6 +222,7 @@ class MemoryMeter(Watcher):
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self._end = len(self._log)  # what is released later is not part of the step
         setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
         setattr(dist.Work, "wait", self._wait)  # noqa: B010
         super().__exit__(*exception)

@@ -196,14 +196,10 @@ def source_of(data: pd.DataFrame) -> str:
     words = {c: dict.fromkeys(map(str, data[c])) for c in columns}
     if "mode" in words:
         words["mode"] = dict.fromkeys(mode.replace("_", " ") for mode in words["mode"])
-    return ", ".join(" / ".join(of) for of in words.values())
+    return ", ".join(filter(None, (" / ".join(of) for of in words.values())))
 
 
 def origin_of(data: pd.DataFrame) -> str:
     """Return whether rows are measured or predicted, or both, in words; empty if unknown."""
-    return origin_of_modes(set(data["mode"]) if "mode" in data else set())
-
-
-def origin_of_modes(modes: set[str]) -> str:
-    """The same from the modes of rows."""
+    modes = set(data["mode"]) if "mode" in data else set()
     return " and ".join(word for mode, word in _ORIGINS.items() if mode in modes)

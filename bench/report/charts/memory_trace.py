@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
 from bench.meters.memory import KINDS
 from bench.meters.memory_trace import MemoryTrace
 from bench.report.chart import Area, Axis, Chart, Line, Mark, Panel
-from bench.report.labels import RULE, STACK_STYLE, bytes_unit, origin_of_modes
+from bench.report.labels import RULE, STACK_STYLE, bytes_unit, origin_of, source_of
 
 _MOST = 8
 """Most files in the figure."""
@@ -37,30 +38,28 @@ def chart(traces: Mapping[str, MemoryTrace]) -> Chart | str:
         )
         for name, trace in shown.items()
     ]
-    cells = [trace.cell for trace in shown.values()]
+    cells = pd.DataFrame([trace.cell for trace in shown.values()]).fillna("")
     left = len(traces) - len(shown)
     return Chart(
         panels=panels,
-        origin=origin_of_modes({cell.get("mode", "") for cell in cells}),
-        source=", ".join(
-            " / ".join(dict.fromkeys(cell.get(name, "").replace("_", " ") for cell in cells))
-            for name in ("model", "dtype", "mode", "hardware")
-            if any(cell.get(name) for cell in cells)
-        ),
+        origin=origin_of(cells),
+        source=source_of(cells),
         note=f"{left} more files are left out." if left else "",
         columns=2,
     )
 
 
 def _titles(traces: Mapping[str, MemoryTrace]) -> dict[str, str]:
-    """The values that differ between the files, by file; its name where none does."""
-    names = dict.fromkeys(name for trace in traces.values() for name in trace.cell)
-    differ = [
-        name
-        for name in names
+    """The values that differ between the files, by file; its name where none does. Columns that
+    only some cells have, such as the details of an option that is on, are left out if others
+    differ."""
+    values = {
+        name: {trace.cell.get(name, "") for trace in traces.values()}
+        for name in dict.fromkeys(name for trace in traces.values() for name in trace.cell)
         if name not in _NEVER_A_TITLE
-        and len({trace.cell.get(name, "") for trace in traces.values()}) > 1
-    ]
+    }
+    differ = [name for name, texts in values.items() if len(texts) > 1]
+    differ = [name for name in differ if "" not in values[name]] or differ
     return {
         file: ", ".join(f"{name} {trace.cell.get(name) or 'none'}" for name in differ) or file
         for file, trace in traces.items()

@@ -132,8 +132,8 @@ def over_lengths(times: pd.DataFrame) -> Chart:
                     style=style | {"linestyle": ""},
                     spans=_measured_spans(cells),
                 ),
-                *spread.noisy_marks(cells, at, measured),
             ]
+        lines += spread.noisy_marks(group, [*group["seq_len"]], [*group["measured_ms"]])
         y = Axis(label="step (ms)", log=10)
         panels.append(Panel(title=str(cluster), x=x, y=y, marks=lines))
     return Chart(

@@ -6,7 +6,7 @@ reason why these rows have none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -54,11 +54,7 @@ def _over_lengths(data: pd.DataFrame, column: str, times: float, unit: str) -> C
     panels, highest = [], 1.08 * times * _highest(data, column)
     y = Axis(label=unit, limits=(0, highest))
     for ranks, rows in data.groupby("world_size"):
-        marks = [
-            mark
-            for name, line in _by_layout(rows)
-            for mark in _line(name, line, "seq_len", column, times)
-        ]
+        marks = _lines(rows, "seq_len", column, times)
         x = Axis(label="sequence length (tokens)", log=2, ticks=lengths_ticks(rows["seq_len"]))
         panels.append(Panel(title=ranks_label(ranks), x=x, y=y, marks=marks))
     return Chart(panels=panels, source=source_of(data), note=note_of(data))
@@ -117,11 +113,7 @@ def _over_ranks(
         if number == 6:
             break
         ranks = sorted(rows["world_size"].unique())
-        marks = [
-            mark
-            for name, line in _by_layout(rows)
-            for mark in _line(name, line, "world_size", column)
-        ]
+        marks = _lines(rows, "world_size", column)
         if grows:
             first = rows[rows["world_size"] == ranks[0]][column].max()
             ideal = [first * n / ranks[0] for n in ranks]
@@ -149,15 +141,16 @@ def _share_cores(data: pd.DataFrame) -> pd.Series:
     return (data["mode"] == "measured") & (data["device"] == "cpu") & (data["world_size"] > cores)
 
 
-def _line(
-    name: str, rows: pd.DataFrame, over: str, column: str, times: float = 1
-) -> Iterator[Mark]:
-    """Yield the line of a layout with its whiskers, and the marks of its noisy rows."""
-    x, y = [*rows[over]], [*times * rows[column]]
-    low, high = _ends(rows, column)
-    spans = [*zip(times * low, times * high, strict=True)]
-    yield Line(label=name, x=x, y=y, style=style_of(name), spans=spans)
-    yield from spread.noisy_marks(rows, x, y)
+def _lines(rows: pd.DataFrame, over: str, column: str, times: float = 1) -> list[Mark]:
+    """The line of each layout with its whiskers, and the marks of noisy rows."""
+    lines: list[Mark] = []
+    for name in layouts_of(rows):
+        line = rows[rows["layout"] == name].sort_values(over)
+        low, high = (times * end for end in _ends(line, column))
+        spans = [*zip(low, high, strict=True)]
+        x, y = [*line[over]], [*times * line[column]]
+        lines.append(Line(label=name, x=x, y=y, style=style_of(name), spans=spans))
+    return [*lines, *spread.noisy_marks(rows, [*rows[over]], [*times * rows[column]])]
 
 
 def _ends(data: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
@@ -178,8 +171,3 @@ def note_of(data: pd.DataFrame) -> str:
 
 def _timed(data: pd.DataFrame) -> pd.DataFrame:
     return spread.with_spread(data[data["status"] == "ok"])
-
-
-def _by_layout(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    for name in layouts_of(rows):
-        yield name, rows[rows["layout"] == name].sort_values(["seq_len", "world_size"])

@@ -75,7 +75,7 @@ function drawPanels(card, chart, hidden) {
     Plotly.newPlot(place, traces, layoutOf(panel, theme, width), {
       displaylogo: false, displayModeBar: false, scrollZoom: false,
     });
-    return element("div", { className: "panel" },
+    return element("div", { className: "panel", style: `width: ${width}px` },
       element("h3", { textContent: panel.title }), place);
   }));
 }
