@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 from bench.commands.output import WhileRead
 from bench.config.command import command
 from bench.config.launched import launched_world_size
+from bench.runner import signals
 from odysseus.io.files import NotSaved
 
 VERBS = {
@@ -101,7 +101,7 @@ def _end(number: int, _: Any) -> NoReturn:
     """End this process without an exception, which whatever runs now might swallow."""
     with suppress(OSError, RuntimeError):  # a closed pipe; a line that was just being written
         sys.stdout.flush()
-    os._exit(128 + number)
+    signals.end(number)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def run() -> ArgumentParser:
         "Chrome and Perfetto read.",
     )
     parser.add_argument(
+        "--memory_trace",
+        type=str,
+        default="",
+        help="JSON file to write the memory over a step to, by kind, on the rank with the highest "
+        "peak; report draws several such files side by side.",
+    )
+    parser.add_argument(
         "--save",
         type=str,
         default="",
@@ -268,14 +275,21 @@ def report() -> ArgumentParser:
         nargs="+",
         default=["results/runs.csv"],
         help="CSV files of run, sweep, verify, compare, plan and "
-        "scripts/studies/emulated_errors.py, and JSON traces of run --trace. Their content tells "
-        "them apart.",
+        "scripts/studies/emulated_errors.py, and JSON files of run --trace and --memory_trace. "
+        "Their content tells them apart.",
     )
     parser.add_argument(
         "--out",
         type=str,
         default="results/report",
         help="Folder for report.html and the figures.",
+    )
+    parser.add_argument(
+        "--style",
+        type=Literal["screen", "paper"],
+        default="screen",
+        help="screen: figures as PNG, SVG and PDF, as large as they need. paper: vector files only "
+        "(PDF and SVG), 3.3 inches wide with one panel and 6.9 with several, in a font of 8 pt.",
     )
     parser.add_argument(
         "--hardware",

@@ -48,7 +48,7 @@ def main(
 
         data = cells.predict(report, processes)
     title = f"{base.model.label}, {base.dtype}, dry run, {base.hardware}"
-    lines = map_chart.changes(base, data) if {*methods} == {*METHODS} else {}
+    lines = map_chart.fewest_of(base, data) if {*methods} == {*METHODS} else {}
     drawn = map_chart.chart(data, title, lines)
     draw_matplotlib.save(draw_matplotlib.draw(drawn), path)
     print(f"{csv}, .png and .svg: {len(data)} cells")

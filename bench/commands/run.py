@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bench.commands.summary import summary
 from bench.config import checks, grid
 from bench.config.launched import is_first_rank, launched_world_size
 from bench.hardware import profiles
+from bench.meters import memory_trace
 from bench.runner import join, launch
 from bench.runner.advice import advice
 from bench.simulator import dry_run, predict, target
@@ -23,6 +25,9 @@ from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint, files
 from odysseus.memory.host_memory import ranks_per_node
 from odysseus.parallel.mesh import pick_device
+
+Measure = Callable[[RunConfig], dict[str, Any]]
+"""Returns the measured columns of a run; called on every rank."""
 
 
 def main(parsed: Any) -> int:
@@ -39,14 +44,17 @@ def main(parsed: Any) -> int:
         rows.check_writable(out)
     if parsed.trace:
         _check_trace(run, Path(parsed.trace))
+    if parsed.memory_trace:
+        _check_memory_trace(run, Path(parsed.memory_trace))
     if parsed.save:
         _check_save(run, Path(parsed.save))
     if run.dry_run:
-        return _dry_run(run, out, parsed.explain_peak, parsed.trace)
+        return _dry_run(run, out, parsed)
     _print_placement(run)
+    measure = partial(launch.measure, save=parsed.save, memory_trace=parsed.memory_trace)
     if launched is None:
-        return _start_workers(run, out, parsed.save)
-    return _join_workers(run, out, parsed.save)
+        return _start_workers(run, out, measure)
+    return _join_workers(run, out, measure)
 
 
 def _check_trace(run: RunConfig, path: Path) -> None:
@@ -57,6 +65,19 @@ def _check_trace(run: RunConfig, path: Path) -> None:
             f"valid: {profiles.with_speeds()}"
         )
     check_trace(path)
+
+
+def _check_memory_trace(run: RunConfig, path: Path) -> None:
+    """Raise ValueError unless the kinds of the run's tensors are known and the file can be
+    written."""
+    checks.check_method(run, "memory_trace")
+    if run.rounds > 1 and not run.dry_run:
+        raise ValueError(
+            f"memory_trace = {path} is not for rounds = {run.rounds}, each of which has a step of "
+            "its own; valid: 1"
+        )
+    if is_first_rank():  # only the first rank writes
+        memory_trace.check_writable(path)
 
 
 def _check_save(run: RunConfig, folder: Path) -> None:
@@ -77,8 +98,9 @@ def _check_save(run: RunConfig, folder: Path) -> None:
     files.check_output("save", folder, "a new folder")
 
 
-def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
-    """Count and predict one rank's step, append the row and return the exit status."""
+def _dry_run(run: RunConfig, out: Path, parsed: Any) -> int:
+    """Count and predict one rank's step, write what else was asked for, append the row and return
+    the exit status."""
     started = time.monotonic()
     for line in run.size_advice():
         print(f"advice: {line}", file=sys.stderr)
@@ -86,11 +108,14 @@ def _dry_run(run: RunConfig, out: Path, explain: bool, trace: str) -> int:
     timeline = predict.timeline(run, counted)
     outcome = predict.columns(run, counted, timeline)
     row = launch.finish_row(run, [outcome], time.monotonic() - started)
-    if explain:
+    if parsed.explain_peak:
         print(dry_run.explain(counted))
-    if trace:
+    if parsed.trace:
         assert timeline is not None, "checked before the start"
-        write_trace(timeline, Path(trace), run)
+        write_trace(timeline, Path(parsed.trace), run)
+    if parsed.memory_trace:
+        course = counted.memory.course()
+        memory_trace.write(course, Path(parsed.memory_trace), rows.identity(run))
     return _finish(out, row)
 
 
@@ -101,21 +126,20 @@ def _print_placement(run: RunConfig) -> None:
         print(f"placement: {placement(run, local)}", file=sys.stderr)
 
 
-def _start_workers(run: RunConfig, out: Path, save: str) -> int:
+def _start_workers(run: RunConfig, out: Path, measure: Measure) -> int:
     """Measure the cell with workers started here; return the exit status."""
     for line in advice(run, pick_device(run.device)):
         print(f"advice: {line}", file=sys.stderr)
-    return _finish(out, launch.run_cell(run, partial(launch.measure, save=save)))
+    return _finish(out, launch.run_cell(run, measure))
 
 
-def _join_workers(run: RunConfig, out: Path, save: str) -> int:
+def _join_workers(run: RunConfig, out: Path, measure: Measure) -> int:
     """Measure the cell as one of the workers that torchrun or srun started.
 
     Return the exit status, which is 0 on all ranks but the first.
     """
-    several = run.rounds > 1
-    measure = partial(launch.measure_rounds, run) if several else partial(launch.measure, run, save)
-    status = join.run_cell(run, measure, partial(_finish, out))
+    each = launch.measure_rounds if run.rounds > 1 else measure
+    status = join.run_cell(run, partial(each, run), partial(_finish, out))
     return 1 if status != "ok" and is_first_rank() else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bench import rows
 from bench.config import checks, grid
 from bench.config.launched import is_first_rank, launched_world_size
 from bench.report.live_page import LivePage
-from bench.runner import claims, host_limit, join, launch, rounds, worker
+from bench.runner import claims, host_limit, join, launch, rounds, signals, worker
 from bench.runner.claims import Key
 from bench.runner.resume import Resumed, key_of
 from bench.runner.rounds import rounds_of
@@ -46,23 +47,29 @@ def main(parsed: Any) -> int:
     live = LivePage(out, parsed.watch, len(cells))
     if is_first_rank() and (again := sum(map(resumed.has_less, cells))):
         print(f"{again} cells are measured again, with more rounds or steps", file=sys.stderr)
-    if launched is not None:
-        return _join_workers(cells, launched, resumed, live)
     for line in dict.fromkeys(line for run in cells for line in _size_advice(run)):
         print(f"advice: {line}", file=sys.stderr)
+    with signals.before_end(live.stopped):
+        if launched is not None:
+            return _join_workers(cells, launched, resumed, live)
+        return _start_workers(cells, resumed, live)
+
+
+def _start_workers(cells: list[RunConfig], resumed: Resumed, live: LivePage) -> int:
+    """Measure each cell with workers started here; return the exit status."""
     statuses: list[str] = []
     with _progress(sum(map(rounds_of, cells))) as progress:
-        live.write(0)
         left = deque((group, False) for group in rounds.alternating(cells))
+        live.write(0, _limit_s(group for group, _ in left))
         while left:
             group, wait = left.popleft()
             found = _measure_if_new(group, resumed, wait, progress)
             claimed = [run for run, status in zip(group, found, strict=True) if status == _CLAIMED]
             left += (([run], True) for run in claimed)  # in case that the other sweep ends first
             statuses += (status for status in found if status != _CLAIMED)
-            if set(found) - {_HAD, _CLAIMED}:
-                live.write(len(statuses))
-    live.write(len(cells), ended=True)
+            if left and set(found) - {_HAD, _CLAIMED}:
+                live.write(len(statuses), _limit_s(group for group, _ in left))
+    live.write(len(cells))
     had, ok = (statuses.count(status) for status in (_HAD, "ok"))
     failed = len(statuses) - had - ok
     print(f"{len(cells)} cells: {had} had rows, {ok} ok, {failed} failed")
@@ -75,6 +82,12 @@ def _size_advice(run: RunConfig) -> list[str]:
         return run.size_advice()
     except ValueError:
         return []
+
+
+def _limit_s(groups: Iterable[list[RunConfig]]) -> int:
+    """Seconds after which the next of these groups has rows at the latest; 0 without groups."""
+    limits = (sum(rounds_of(run) * run.timeout_s for run in group) for group in groups)
+    return max(limits, default=0)
 
 
 def _progress(total: int) -> tqdm[Any]:
@@ -161,15 +174,17 @@ def _join_workers(cells: list[RunConfig], launched: int, resumed: Resumed, live:
         left = [[run for run in by_key.values() if not resumed.has(run)]]
         dist.broadcast_object_list(left, src=0)  # the first rank's file decides what is left
         number = len(by_key) - len(left[0])
-        for group in rounds.alternating(left[0]):
+        groups = [*rounds.alternating(left[0])]
+        for done, group in enumerate(groups, 1):
             found = [Unfinished(run, resumed.out, is_first_rank()) for run in group]
             turns = [cell for _ in range(rounds_of(group[0])) for cell in found]
             lost = any(_join_round(cell, device) for cell in turns)
             number += sum(cell.status != "" for cell in found)
             failed += sum(cell.status not in ("ok", "") for cell in found)
             if is_first_rank():
-                live.write(number, ended=number == len(by_key))
+                live.write(number, _limit_s(groups[done:]))
             if lost:
+                live.stopped()
                 break
     # A rank that exits with 1 before the first rank has finished would end the first rank too.
     return 1 if failed and is_first_rank() else 0

@@ -30,7 +30,7 @@ def main(parsed: Any) -> int:
     checks.check_gpus(run, None)
     if launched_world_size() is not None:
         raise ValueError("verify starts its own workers; run it without torchrun or srun")
-    rows.check_writable(out, verify.COLUMNS, verify.COLUMNS)
+    rows.check_writable(out, verify.COLUMNS, verify.NEEDED)
     draw_matplotlib.check_beside(out)
     try:
         verdict = verify.verify(run)

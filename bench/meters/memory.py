@@ -26,6 +26,8 @@ from torch.utils._pytree import tree_leaves
 from bench.meters.watcher import Watcher
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
+_BEFORE = "before the step"
+"""Operation of the storages that a meter is told of before it sees one."""
 HOST = "host"
 """Kind of tensors that offloading holds: host memory, so no part of a device's peak."""
 
@@ -54,6 +56,21 @@ class Peak:
     last: Allocation | None
 
 
+@dataclass(frozen=True)
+class Course:
+    """Bytes alive over a step.
+
+    Attributes:
+        events: Number of allocations and releases of the step.
+        at: Numbers of events, rising; 0 is the beginning of the step.
+        bytes: Bytes by kind after each of these events.
+    """
+
+    events: int
+    at: list[int]
+    bytes: dict[str, list[int]]
+
+
 class MemoryMeter(Watcher):
     """Follows tensor storage while it is entered.
 
@@ -76,6 +93,7 @@ class MemoryMeter(Watcher):
         super().__init__()
         self.rounding_bytes = rounding_bytes
         self._log: list[tuple[int, bool]] = []
+        self._end = 0
         self._allocations: list[Allocation] = []
         self._live: dict[int, tuple[int, Any]] = {}
 
@@ -85,7 +103,7 @@ class MemoryMeter(Watcher):
             storage = tensor.untyped_storage()
             index = self._index(storage)
             if index is None:
-                self._add(storage, kind, "before the step")
+                self._add(storage, kind, _BEFORE)
             else:
                 self._allocations[index].kind = kind
 
@@ -125,6 +143,37 @@ class MemoryMeter(Watcher):
             if made:
                 peaks[allocation.unit] = max(now, peaks.get(allocation.unit, 0))
         return peaks
+
+    def course(self, most: int = 2000) -> Course:
+        """Replay the log and return the bytes over the step, without HOST.
+
+        Args:
+            most: Most points. The events are cut into equal parts; of each part the points are the
+                one with the most bytes and the last one.
+        """
+        kinds = [allocation.kind for allocation in self._allocations]
+        log = [(i, made) for i, made in self._log[: self._end] if kinds[i] != HOST]
+        changes = [self._bytes(i) if made else -self._bytes(i) for i, made in log]
+        before = (self._allocations[i].made_by == _BEFORE for i, _ in log)
+        start = next((n for n, was_there in enumerate(before) if not was_there), len(log))
+        totals = [sum(changes[:start]), *changes[start:]]
+        for number in range(1, len(totals)):
+            totals[number] += totals[number - 1]
+        part = -(-len(totals) // max(1, most // 2))
+        kept: set[int] = set()
+        for first in range(0, len(totals), part):
+            numbers = range(first, min(first + part, len(totals)))
+            kept |= {max(numbers, key=totals.__getitem__), numbers[-1]}
+        at, now = sorted(kept), Counter[str]()
+        of_kind: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        done = 0
+        for number in at:
+            step = slice(done, done := start + number)
+            for (index, _), change in zip(log[step], changes[step], strict=True):
+                now[kinds[index]] += change
+            for kind in KINDS:
+                of_kind[kind].append(now[kind])
+        return Course(len(totals) - 1, at, of_kind)
 
     def before_backward(self) -> dict[str, int]:
         """Return bytes by kind that are alive when the step's first backward begins."""
@@ -173,6 +222,7 @@ class MemoryMeter(Watcher):
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self._end = len(self._log)  # what is released later is not part of the step
         setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
         setattr(dist.Work, "wait", self._wait)  # noqa: B010
         super().__exit__(*exception)

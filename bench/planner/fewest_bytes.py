@@ -1,4 +1,4 @@
-"""Sequence lengths at which another method becomes the one that sends the fewest bytes."""
+"""The method that sends the fewest bytes, and the lengths at which it changes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from methods import METHODS
 from odysseus.config.run import RunConfig
 
 
-def changes(run: RunConfig, low: float, high: float) -> list[float]:
-    """Lengths in tokens between `low` and `high` at which the method that sends the fewest bytes
-    changes, with the ranks of one node as the sequence axis.
+def stretches(run: RunConfig, low: float, high: float) -> list[tuple[float, str]]:
+    """The method that sends the fewest bytes, from each of these lengths in tokens to the next.
+
+    The first length is `low`, the last stretch ends at `high`. The ranks of one node are the
+    sequence axis.
 
     Raises:
         ValueError: a method cannot run on this number of ranks.
@@ -30,5 +32,6 @@ def changes(run: RunConfig, low: float, high: float) -> list[float]:
     def least(length: float) -> str:
         return min(lines, key=lambda name: lines[name][0] * int(length) + lines[name][1])
 
-    lengths = np.geomspace(low, high, 400)
-    return [float(b) for a, b in pairwise(lengths) if least(a) != least(b)]
+    lengths = [float(length) for length in np.geomspace(low, high, 400)]
+    changes = [(b, least(b)) for a, b in pairwise(lengths) if least(a) != least(b)]
+    return [(lengths[0], least(lengths[0])), *changes]

@@ -97,7 +97,8 @@ def run_of(data: pd.DataFrame, known_profiles: Mapping[str, profiles.Hardware]) 
     """
     if missing := set(_SAME) - set(data.columns):
         raise ValueError(f"no column {', '.join(sorted(missing))}")
-    if "flags" in data and not pd.isna(others := data["flags"].iloc[0]):
+    others = data["flags"].iloc[0] if "flags" in data else ""
+    if others and not pd.isna(others):
         raise ValueError(f"it is of other flags too: {others}")
     run = RunConfig(world_size=int(data["world_size"].min()), dry_run=True)
     for name in _SAME:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bench import rows
-from bench.report import labels
+from bench.report import labels, spread
 
 _CELL = ["world_size", "seq_len", "sequence_parallel_size", "ring_parallel_size", "method"]
 SOURCES = "measured", "predicted"
@@ -46,16 +46,23 @@ def matched(measured: pd.DataFrame, predicted: pd.DataFrame, cluster: str) -> pd
 
 def matched_rows(data: pd.DataFrame) -> pd.DataFrame:
     """The times of the cells that are both measured and predicted, in the columns of
-    :func:`matched`; the cluster is the profile and the hardware that was measured."""
-    timed = data[(data["status"] == "ok") & data["step_ms_p50"].notna()]
-    same = [*rows.IDENTITY, "device", "layout"]
+    :func:`matched`; the cluster is the profile and the hardware that was measured. The least and
+    greatest error are those at both ends of the measured spread."""
+    timed = spread.with_spread(data[(data["status"] == "ok") & data["step_ms_p50"].notna()])
+    # The layout names the method, except in a pure ring, whose rows may be of different ones.
+    same = [*(name for name in rows.IDENTITY if name != "method"), "device", "layout"]
     both = timed[timed["mode"] == "measured"].merge(
         timed[timed["mode"] == "dry_run"], on=same, suffixes=("_measured", "_predicted")
     )
     return both.assign(
+        method=both["method_measured"],
         cluster=both["hardware_predicted"] + ", measured on " + both["hardware_measured"],
         measured_ms=both["step_ms_p50_measured"],
         predicted_ms=both["step_ms_p50_predicted"],
+        error_min=both["step_ms_p50_predicted"] / both["high_ms_measured"] - 1,
+        error_max=both["step_ms_p50_predicted"] / both["low_ms_measured"] - 1,
+        noisy=both["noisy_measured"],
+        spread=both["spread_measured"],
     )
 
 

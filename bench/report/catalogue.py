@@ -11,7 +11,7 @@ import pandas as pd
 from bench.hardware.profiles import PROFILES, Hardware
 from bench.planner import map_file
 from bench.pool import pool
-from bench.report import accuracy, draw_matplotlib, inputs, labels
+from bench.report import accuracy, cell_sets, draw_matplotlib, labels
 from bench.report.chart import Chart
 from bench.report.charts import (
     ablation,
@@ -19,13 +19,16 @@ from bench.report.charts import (
     compare,
     ladder,
     longest,
+    memory_trace,
     prediction,
     ring_balance,
+    times,
     trace,
 )
 from bench.report.charts import method_map as map_chart
 from bench.report.charts import verify as verify_chart
 from bench.report.inputs import ReportInputs
+from bench.report.look import SCREEN, Look
 
 _MOST = 6
 """Most charts of one figure."""
@@ -35,21 +38,27 @@ Drawer = Callable[[pd.DataFrame], Chart | str]
 
 @dataclass
 class Card:
-    """One figure: a chart for each set of similar rows, and notes on what is left out."""
+    """One figure: a chart for each set of similar rows.
+
+    Attributes:
+        notes: Omissions, with the reason of each.
+        left_out: Why there is no chart; empty if there is one.
+    """
 
     name: str
     title: str
     charts: list[Chart] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: str = ""
 
 
 _BY_SETTING: dict[str, tuple[str, Drawer]] = {
-    "throughput": ("Throughput against length", cells.throughput),
-    "mfu": ("MFU against length", cells.mfu),
-    "traffic": ("Traffic, measured against theory", cells.traffic),
+    "throughput": ("Throughput against length", times.throughput),
+    "mfu": ("MFU against length", times.mfu),
+    "traffic": ("Traffic against the formula", cells.traffic),
     "memory": ("Peak memory", cells.memory),
-    "strong_scaling": ("Strong scaling", cells.strong_scaling),
-    "weak_scaling": ("Weak scaling", cells.weak_scaling),
+    "strong_scaling": ("Strong scaling", times.strong_scaling),
+    "weak_scaling": ("Weak scaling", times.weak_scaling),
 }
 _BY_STUDY: dict[str, tuple[str, Drawer]] = {
     "ablation": ("Memory tricks, one after another", ablation.chart),
@@ -62,20 +71,20 @@ _BY_STUDY: dict[str, tuple[str, Drawer]] = {
 def cards(
     given: ReportInputs, data: pd.DataFrame, profiles: Mapping[str, Hardware] = PROFILES
 ) -> list[Card]:
-    """All figures of a report.
+    """All figures of a report, also those without a chart.
 
     Args:
-        data: The cells that can be drawn, see :func:`inputs.drawable`.
+        data: The cells that can be drawn, see :func:`bench.report.inputs.drawable`.
         profiles: The known hardware, by its name in the files.
     """
-    settings = [(label, _fewer(rows)) for label, rows in inputs.settings(data)]
+    settings = [(label, _fewer(rows)) for label, rows in cell_sets.settings(data)]
     settings = [one for one in settings if len(one[1]) > 1] or settings  # one cell is no line
     shown = [_card(name, *how, settings) for name, how in _BY_SETTING.items()]
-    shown += [_card(name, *how, inputs.studies(data)) for name, how in _BY_STUDY.items()]
+    shown += [_card(name, *how, cell_sets.studies(data)) for name, how in _BY_STUDY.items()]
     compared = given.compared.items()
     shown.append(_card("compare", "Beside other implementations", compare.chart, compared))
     shown += [_predictions(given, data), _verified(given), _maps(given, profiles)]
-    return [*shown, _timeline(given)]
+    return [*shown, _timeline(given), _memory_over_a_step(given)]
 
 
 def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.DataFrame]]) -> Card:
@@ -89,9 +98,10 @@ def _card(name: str, title: str, draw: Drawer, sets: Iterable[tuple[str, pd.Data
         if isinstance(chart, str):
             reasons.append(chart)
         else:
-            card.charts.append(replace(chart, of=label))
+            origin = chart.origin or labels.origin_of(rows)
+            card.charts.append(replace(chart, of=label, origin=origin))
     if not card.charts:
-        card.notes.append(f"left out: {reasons[0] if reasons else 'no rows for it'}")
+        card.left_out = ", or ".join([*dict.fromkeys(reasons)][:2]) or "no rows for it"
     if more:
         card.notes.append(f"{more} more sets of rows are left out; give fewer files to see them")
     return card
@@ -127,15 +137,16 @@ def _maps(given: ReportInputs, profiles: Mapping[str, Hardware]) -> Card:
         sound = sound[(sound["seq_len"] >= 1) & (sound["world_size"] >= 1)]
         if sound.empty:
             continue
-        lines = {}
+        fewest = {}
         try:
-            lines = map_chart.changes(map_file.run_of(sound, profiles), sound)
+            fewest = map_chart.fewest_of(map_file.run_of(sound, profiles), sound)
         except ValueError as error:
-            card.notes.append(f"{name}: where the fewest bytes change is not drawn: {error}")
+            card.notes.append(f"{name}: who sends the fewest bytes is not drawn: {error}")
         source = labels.source_of(sound.assign(mode="dry run"))
-        card.charts.append(replace(map_chart.chart(sound, source, lines), of=name))
+        chart = map_chart.chart(sound, source, fewest)
+        card.charts.append(replace(chart, of=name, origin="predicted"))
     if not card.charts:
-        card.notes.append("left out: no CSV of plan --map among the files")
+        card.left_out = "no CSV of plan --map among the files"
     return card
 
 
@@ -148,6 +159,14 @@ def _timeline(given: ReportInputs) -> Card:
     )
 
 
+def _memory_over_a_step(given: ReportInputs) -> Card:
+    title = "Memory over a step"
+    chart = memory_trace.chart(given.memory)
+    if isinstance(chart, str):
+        return Card("memory_trace", title, left_out=chart)
+    return Card("memory_trace", title, [chart])
+
+
 def _fewer(data: pd.DataFrame) -> pd.DataFrame:
     """Limit rows to the numbers of ranks, lengths and layouts that fit into a figure."""
     for name, most in (("world_size", 4), ("seq_len", 6)):
@@ -155,27 +174,35 @@ def _fewer(data: pd.DataFrame) -> pd.DataFrame:
     return data[data["layout"].isin(labels.layouts_of(data)[:12])]
 
 
-def write_figures(cards: list[Card], folder: Path) -> Iterator[str]:
+def left_out(cards: list[Card]) -> str:
+    """One line with the figures that have no chart, and why; empty if all have one."""
+    reasons: dict[str, list[str]] = {}
+    for card in cards:
+        if not card.charts:
+            reasons.setdefault(card.left_out, []).append(card.title)
+    texts = [f"{', '.join(titles)} ({reason})" for reason, titles in reasons.items()]
+    return f"figures left out: {'; '.join(texts)}" if texts else ""
+
+
+def write_figures(cards: list[Card], folder: Path, look: Look = SCREEN) -> Iterator[str]:
     """Write every chart as files, on all cores. Yield a line for each chart and each note."""
     folder.mkdir(parents=True, exist_ok=True)
     with pool("fork") as processes:
         written = {
-            id(chart): processes.submit(_write, chart, folder / _file(card, number))
+            id(chart): processes.submit(_rendered, chart, look)
             for card in cards
-            for number, chart in enumerate(card.charts, 1)
+            for chart in card.charts
         }
         for card in cards:
-            for chart in card.charts:
+            for number, chart in enumerate(card.charts, 1):
                 label = f" ({chart.of})" if len(card.charts) > 1 else ""
-                path = written[id(chart)].result()
-                yield f"{card.name}: {path}.{', .'.join(draw_matplotlib.FORMATS)}{label}"
+                path = folder / (card.name if number == 1 else f"{card.name}-{number}")
+                # This process writes, as it removes its drafts when a signal ends it.
+                draw_matplotlib.write(written[id(chart)].result(), path)
+                yield f"{card.name}: {path}.{', .'.join(look.formats)}{label}"
             yield from (f"{card.name}: {note}" for note in card.notes)
+    yield from filter(None, [left_out(cards)])
 
 
-def _file(card: Card, number: int) -> str:
-    return card.name if number == 1 else f"{card.name}-{number}"
-
-
-def _write(chart: Chart, path: Path) -> Path:
-    draw_matplotlib.save(draw_matplotlib.draw(chart), path, draw_matplotlib.FORMATS)
-    return path
+def _rendered(chart: Chart, look: Look) -> dict[str, bytes]:
+    return draw_matplotlib.rendered(draw_matplotlib.draw(chart, look), look.formats)

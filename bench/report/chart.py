@@ -1,4 +1,4 @@
-"""A chart as data: panels of lines and bars on axes with units.
+"""A chart as data: panels of lines, bars and areas on axes with units.
 
 Styles are matplotlib's keywords. bench/report/draw_matplotlib.py draws a chart for files, and
 bench/report/draw_plotly.py for the page.
@@ -40,6 +40,7 @@ class Line:
         label: Entry in the legend; marks with the same label share it.
         x: Positions of the points.
         y: Values of the points; NaN interrupts the line.
+        spans: Least and greatest value of each point, drawn as whiskers; none for no whiskers.
         text: Format of the value written above each point; empty for no text.
     """
 
@@ -47,6 +48,7 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     style: Style
+    spans: Sequence[tuple[float, float]] = ()
     text: str = ""
 
 
@@ -73,7 +75,25 @@ class Bars:
     about: Sequence[str] = ()
 
 
-Mark = Line | Bars
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """The area between two lines of steps.
+
+    Attributes:
+        label: Entry in the legend.
+        x: Positions, rising; each value holds until the next position.
+        low: Lower end at each position.
+        high: Upper end at each position.
+    """
+
+    label: str
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    style: Style
+
+
+Mark = Line | Bars | Area
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +121,19 @@ class Chart:
 
     Attributes:
         of: The rows that it shows, to distinguish it from other charts of the same figure.
-        source: Origin of the numbers: model, dtype, measured or dry run, hardware.
+        origin: How the numbers came to be: measured, predicted, both, or empty where the title of
+            the figure says it.
+        source: The rows' model, dtype, mode (measured or dry run) and hardware.
+        note: What a reader must know besides: the meaning of whiskers, rows that are not drawn.
         columns: Number of panels side by side; 0 for all of them.
         share_y: Whether panels side by side share one y axis.
     """
 
     panels: Sequence[Panel]
     of: str = ""
+    origin: str = ""
     source: str = ""
+    note: str = ""
     columns: int = 0
     share_y: bool = True
 

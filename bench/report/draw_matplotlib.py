@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from io import BytesIO
 from itertools import pairwise
 from math import inf, log10
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -19,12 +22,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from bench.report.chart import Axis, Bars, Chart, Mark, Panel, shortened
+from bench.report.chart import Area, Axis, Bars, Chart, Line, Mark, Panel, shortened
+from bench.report.look import SCREEN, Look
 from odysseus.io import files
 
-FORMATS = ("png", "svg", "pdf")
+BESIDE = ("png", "svg")
+"""Formats of the figure beside a CSV."""
 _STYLE: dict[Any, Any] = {
-    "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -37,29 +41,44 @@ _STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "figure.dpi": 150,
 }
-_PANEL_INCHES = 3.4, 2.7
 
 
-def styled() -> AbstractContextManager[None]:
+def styled(look: Look = SCREEN) -> AbstractContextManager[None]:
     """A context in which everything is drawn in the style of all figures."""
-    return mpl.rc_context(_STYLE)
+    style: dict[Any, Any] = _STYLE | {"font.size": look.font_pt}
+    return mpl.rc_context(style)
 
 
-def save(figure: Figure, path: Path, formats: tuple[str, ...] = FORMATS[:2]) -> None:
-    """Write a figure in each format, as `path` with the format's suffix."""
+def rendered(figure: Figure, formats: tuple[str, ...]) -> dict[str, bytes]:
+    """The content of a figure's file in each format, by format."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    contents = {}
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)  # names in other scripts
         ConstrainedLayoutEngine().execute(figure)  # once, not again for each format
         for name in formats:
-            with files.replacing(Path(f"{path}.{name}")) as draft:
-                figure.savefig(draft, metadata=dates.get(name))
+            content = BytesIO()
+            figure.savefig(content, format=name, metadata=dates.get(name))
+            contents[name] = content.getvalue()
+    return contents
+
+
+def save(figure: Figure, path: Path, formats: tuple[str, ...] = BESIDE) -> None:
+    """Write a figure in each format, as `path` with the format's suffix, each file whole or not at
+    all."""
+    write(rendered(figure, formats), path)
+
+
+def write(contents: Mapping[str, bytes], path: Path) -> None:
+    """Write what :func:`rendered` returned."""
+    for name, content in contents.items():
+        files.write(Path(f"{path}.{name}"), content)
 
 
 def check_beside(csv: Path) -> None:
     """Raise ValueError unless the figure of a CSV can be written beside it, over nothing but an
     earlier figure of the same CSV."""
-    for name in FORMATS[:2]:
+    for name in BESIDE:
         figure = csv.with_suffix(f".{name}")
         if figure == csv:
             raise ValueError(f"out = {csv} is the name of its figure; valid: a name ending in .csv")
@@ -68,19 +87,23 @@ def check_beside(csv: Path) -> None:
         files.check_output("out", figure, "a name whose PNG and SVG are new, too")
 
 
-def draw(chart: Chart) -> Figure:
+def draw(chart: Chart, look: Look = SCREEN) -> Figure:
     """The chart as a figure of matplotlib."""
-    columns = min(chart.columns or len(chart.panels), len(chart.panels))
+    asked = min(chart.columns or len(chart.panels), len(chart.panels))
+    columns = look.columns(asked, max(panel.width for panel in chart.panels))
     rows = -(-len(chart.panels) // columns)
     widths = [max(panel.width for panel in chart.panels[at::columns]) for at in range(columns)]
     heights = [panel.height for panel in chart.panels[::columns]]
     legend = [_handle(label, mark) for label, mark in chart.legend.items()]
-    width = 1.0 + _PANEL_INCHES[0] * sum(widths)
+    width = look.width(sum(widths))
     legend_columns = _legend_columns(list(chart.legend), width)
-    legend_inches = 0.2 * -(-len(legend) // max(1, legend_columns))
-    size = width, 0.9 + _PANEL_INCHES[1] * sum(heights) + legend_inches
-    with styled():
-        figure = Figure(figsize=size)
+    lines = -(-len(legend) // max(1, legend_columns))
+    below = [*_wrapped(plain(chart.source), int(15 * width)).split("\n"), *_note(chart, width)]
+    inches = 0.2 * lines + 0.12 * len(below)
+    inches += look.turned_inches * rows * _longest_turned(chart)
+    height = look.margin_inches[1] + look.panel_inches[1] * sum(heights) + inches
+    with styled(look):
+        figure = Figure(figsize=(width, height))
         places = figure.subplots(
             rows,
             columns,
@@ -90,7 +113,7 @@ def draw(chart: Chart) -> Figure:
             height_ratios=heights,
         )
         for panel, axes in zip(chart.panels, places.flat, strict=False):
-            _draw_panel(axes, panel)
+            _draw_panel(axes, panel, look)
         for row in places:
             for left, right in pairwise(row):
                 if chart.share_y or left.get_ylabel() == right.get_ylabel():
@@ -103,16 +126,26 @@ def draw(chart: Chart) -> Figure:
                 loc="outside upper center",
                 ncols=legend_columns,
                 frameon=False,
-                fontsize=8,
+                fontsize=look.legend_pt,
             )
         labels = {panel.x.label for panel in chart.panels}
         if len(labels) == 1 and len(chart.panels) > 1:
             for axes in places.flat:
                 axes.set_xlabel("")
         common = labels.pop() if len(labels) == 1 and len(chart.panels) > 1 else ""
-        source = _wrapped(plain(chart.source), int(15 * width))
-        figure.supxlabel("\n".join(filter(None, (plain(common), source))), fontsize=7)
+        figure.supxlabel("\n".join(filter(None, (plain(common), *below))), fontsize=look.small_pt)
         return figure
+
+
+def _longest_turned(chart: Chart) -> int:
+    """Letters of the longest tick that is turned."""
+    ticks = (text for panel in chart.panels if panel.x.upright for text in panel.x.ticks.values())
+    return min(40, max(map(len, ticks), default=0))
+
+
+def _note(chart: Chart, inches: float) -> list[str]:
+    """The lines of a chart's note."""
+    return wrap(plain(chart.note, 600), int(17 * inches))
 
 
 def plain(text: str, most: int = 300) -> str:
@@ -140,10 +173,17 @@ def _legend_columns(labels: list[str], inches: float) -> int:
     return max(1, min(5, int(inches / max(widths))))
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _draw_panel(axes: Axes, panel: Panel, look: Look) -> None:
     for mark in panel.marks:
-        if not isinstance(mark, Bars):
+        if isinstance(mark, Area):
+            style = {"edgecolor": "white", "linewidth": 0.0} | dict(mark.style)
+            axes.fill_between(mark.x, mark.low, mark.high, step="post", **style)
+            continue
+        if isinstance(mark, Line):
             axes.plot(mark.x, mark.y, **mark.style)
+            if mark.spans:
+                low, high = zip(*mark.spans, strict=True)
+                axes.vlines(mark.x, low, high, colors=mark.style["color"], linewidth=0.8)
             for x, y in zip(mark.x, mark.y, strict=True) if mark.text else ():
                 text = mark.text.format(y)
                 axes.annotate(text, (x, y), (0, 6), textcoords="offset points", ha="center")
@@ -159,7 +199,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
                 *(x, y, lines),
                 ha="center",
                 va="center",
-                fontsize=6,
+                fontsize=look.tiny_pt,
                 color=_readable_on(ground),
                 bbox={"facecolor": ground, "edgecolor": "none", "pad": 0.8},  # over hatches
             )
@@ -168,11 +208,11 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             plain(text), (x, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top"
         )
     if panel.title:
-        axes.set_title(plain(panel.title, 60), fontsize=9)
+        axes.set_title(plain(panel.title, 60), fontsize=look.font_pt)
     for name, axis in (("x", panel.x), ("y", panel.y)):
         _draw_axis(axes, name, axis)
     if panel.x.upright:
-        axes.tick_params(axis="x", length=0, rotation=90, labelsize=7)
+        axes.tick_params(axis="x", length=0, rotation=90, labelsize=look.small_pt)
 
 
 def _readable_on(color: str) -> str:
@@ -212,6 +252,6 @@ def _draw_axis(axes: Axes, name: str, axis: Axis) -> None:
 
 def _handle(label: str, mark: Mark) -> Any:
     """The legend entry of a mark."""
-    if isinstance(mark, Bars):
+    if isinstance(mark, Bars | Area):
         return Patch(label=plain(label, 60), **{"edgecolor": "white", **mark.style})
     return Line2D([], [], label=plain(label, 60), **mark.style)

@@ -7,7 +7,7 @@ from html import escape
 from math import isfinite, log10
 from typing import Any
 
-from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel, Style, shortened
+from bench.report.chart import Area, Axis, Bars, Chart, Line, Mark, Panel, Style, shortened
 
 # plotly's names of matplotlib's markers.
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "*": "star"}
@@ -18,6 +18,7 @@ _GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "*": "★", "x": "✕
 _GLYPHS |= {"v": "▼", "<": "◀", ">": "▶", "p": "⬟", "h": "⬢", "X": "✖"}
 _HOLLOW = {"●": "○", "■": "□", "▲": "△", "◆": "◇", "★": "☆"}
 _HOLLOW |= {"▼": "▽", "◀": "◁", "▶": "▷", "⬟": "⬠", "⬢": "⬡"}
+_NO_FILL = ("white", "none")
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot", "": "none", "None": "none"}
 _HATCHES = {"": "", "//": "/", "..": ".", "xx": "x", "--": "-", "||": "|", "///": "/"}
 
@@ -26,7 +27,9 @@ def drawn(chart: Chart) -> dict[str, Any]:
     """The chart as JSON: panels for plotly, and a legend for the page's script."""
     return {
         "of": chart.of,
+        "origin": chart.origin,
         "source": chart.source,
+        "note": chart.note,
         "columns": chart.columns,
         "legend": [_entry(label, mark) for label, mark in chart.legend.items()],
         "panels": [_panel(panel) for panel in chart.panels],
@@ -35,12 +38,12 @@ def drawn(chart: Chart) -> dict[str, Any]:
 
 def _entry(label: str, mark: Mark) -> dict[str, str]:
     style = mark.style
-    if isinstance(mark, Bars):
+    if isinstance(mark, Bars | Area):
         hatch = style.get("hatch", "")
         dash = {":": "dotted"}.get(str(style.get("linestyle", "")), "solid")
         return {"label": label, "fill": _fill(style), "hatch": hatch, "edge": dash}
     glyph = _GLYPHS.get(style.get("marker", ""), "")
-    if style.get("markerfacecolor") == "white":
+    if style.get("markerfacecolor") in _NO_FILL:
         glyph = _HOLLOW.get(glyph, glyph)
     return {"label": label, "color": _grey(style["color"]), "dash": _dash(style), "glyph": glyph}
 
@@ -59,8 +62,34 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "width": panel.width,
         "height": panel.height,
-        "data": [_bars(mark) if isinstance(mark, Bars) else _line(mark) for mark in panel.marks],
+        "data": [_trace(mark) for mark in panel.marks],
         "layout": layout,
+    }
+
+
+def _trace(mark: Mark) -> dict[str, Any]:
+    if isinstance(mark, Line):
+        return _line(mark)
+    return _bars(mark) if isinstance(mark, Bars) else _area(mark)
+
+
+def _area(mark: Area) -> dict[str, Any]:
+    """A closed line around the area, along its upper end and back along its lower one."""
+    until = [*mark.x[1:], mark.x[-1]]
+    x = [end for step in zip(mark.x, until, strict=True) for end in step]
+    high, low = ([y for value in side for y in (value, value)] for side in (mark.high, mark.low))
+    return {
+        "type": "scatter",
+        "name": _safe(mark.label),
+        "x": numbers([*x, *reversed(x)]),
+        "y": numbers([*high, *reversed(low)]),
+        "mode": "lines",
+        "fill": "toself",
+        "fillcolor": _fill(mark.style),
+        "hoveron": "fills",
+        "hoverinfo": "name",
+        "fillpattern": _pattern(mark.style),
+        "line": {"width": 0, "color": _fill(mark.style)},
     }
 
 
@@ -69,27 +98,40 @@ def _line(mark: Line) -> dict[str, Any]:
     dash, symbol = _dash(style), _SYMBOLS.get(style.get("marker", ""))
     color = _grey(style["color"])
     modes = [*["lines"] * (dash != "none"), *["markers"] * (symbol is not None)]
-    hollow = style.get("markerfacecolor") == "white" or symbol in ("x-thin", "line-ns")
+    hollow = style.get("markerfacecolor") in _NO_FILL or symbol in ("x-thin", "line-ns")
     texts = {"text": [mark.text.format(y) for y in mark.y]} if mark.text else {}
     modes += ["text"] * bool(texts)
-    return texts | {
-        "type": "scatter",
-        "textposition": "top center",
-        "name": _safe(mark.label),
-        "x": numbers(mark.x),
-        "y": numbers(mark.y),
-        "mode": "+".join(modes) or "none",
-        "line": {
-            "color": color,
-            "dash": "solid" if dash == "none" else dash,
-            "width": style.get("linewidth", style.get("lw", 1.5)),
-        },
-        "marker": {
-            "color": color,
-            "symbol": f"{symbol}-open" if hollow else symbol,
-            "size": 1.4 * style.get("markersize", style.get("ms", 6)),
-        },
-    }
+    return (
+        texts
+        | _whiskers(mark, color)
+        | {
+            "type": "scatter",
+            "textposition": "top center",
+            "name": _safe(mark.label),
+            "x": numbers(mark.x),
+            "y": numbers(mark.y),
+            "mode": "+".join(modes) or "none",
+            "line": {
+                "color": color,
+                "dash": "solid" if dash == "none" else dash,
+                "width": style.get("linewidth", style.get("lw", 1.5)),
+            },
+            "marker": {
+                "color": color,
+                "symbol": f"{symbol}-open" if hollow else symbol,
+                "size": 1.4 * style.get("markersize", style.get("ms", 6)),
+            },
+        }
+    )
+
+
+def _whiskers(mark: Line, color: str) -> dict[str, Any]:
+    if not mark.spans:
+        return {}
+    ends = [(high - y, y - low) for y, (low, high) in zip(mark.y, mark.spans, strict=True)]
+    above, below = (numbers(part) for part in zip(*ends, strict=True))
+    sizes = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    return {"error_y": sizes | {"color": color, "thickness": 1, "width": 3}}
 
 
 def _bars(mark: Bars) -> dict[str, Any]:
@@ -105,8 +147,7 @@ def _bars(mark: Bars) -> dict[str, Any]:
         "marker": {
             "color": _fill(mark.style),
             "line": {"width": 1 if "linestyle" in mark.style else 0, "color": "ink"},
-            "pattern": {"shape": _HATCHES.get(mark.style.get("hatch", ""), "/"), "size": 5}
-            | {"fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.8},
+            "pattern": _pattern(mark.style),
         },
     }
     if mark.text:
@@ -117,6 +158,13 @@ def _bars(mark: Bars) -> dict[str, Any]:
     if mark.about:
         trace |= {"hovertext": [_safe(text) for text in mark.about], "hoverinfo": "text"}
     return trace
+
+
+def _pattern(style: Style) -> dict[str, Any]:
+    shape = _HATCHES.get(style.get("hatch", ""), "/")
+    return {"shape": shape, "size": 5, "fillmode": "overlay", "fgcolor": "#ffffff"} | {
+        "fgopacity": 0.8
+    }
 
 
 def _ends(mark: Mark) -> tuple[Sequence[float], Sequence[float]]:

@@ -44,6 +44,8 @@ _TRICKS = {
     "tiled_loss_compute": "tiled loss",
     "compile": "compile",
 }
+_ORIGINS = {"measured": "measured", "dry_run": "predicted"}
+"""Word for the numbers of rows, by the rows' mode."""
 TRICKS = tuple(_TRICKS)
 """Columns of options that have a name in charts."""
 MIB, GIB = 2**20, 2**30
@@ -60,6 +62,26 @@ def layout(row: Mapping[Any, Any]) -> str:
     backend = row.get("ring_backend") or "native"
     name += f" {backend}" * (backend != "native")
     return name if row["sequence_parallel_size"] == 1 else f"{row['method']} x {name}"
+
+
+def is_pure_ring(layout: str) -> bool:
+    """Whether a layout is a ring over all ranks of a sample, in which the method does not
+    matter."""
+    method, size, _ = _parts(layout)
+    return size > 1 and not method
+
+
+def layouts(data: pd.DataFrame) -> pd.Series:
+    """The layout of each row, computed once for rows with the same values. Sizes may be texts; what
+    is no number counts as 1."""
+    sizes = ["ring_parallel_size", "sequence_parallel_size"]
+    known = data[["method", "ring_order", "ring_backend"]].copy()
+    for name in sizes:
+        numbers = pd.to_numeric(data[name], errors="coerce").astype(float)
+        known[name] = numbers.where(numbers.abs() < 1e15, 1)
+    alike = known.groupby([*known], sort=False).ngroup()
+    firsts = known[~alike.duplicated()].reset_index().to_dict("records")
+    return alike.map({alike[row["index"]]: layout(row) for row in firsts}).astype(object)
 
 
 def layouts_of(data: pd.DataFrame) -> list[str]:
@@ -145,6 +167,11 @@ def length_label(tokens: float) -> str:
     return f"{tokens:g}"
 
 
+def ranks_label(count: Any) -> str:
+    """The text of a number of ranks."""
+    return f"{int(count)} ranks" if count > 1 else "1 rank"
+
+
 def lengths_ticks(lengths: Any) -> dict[float, str]:
     """Ticks at sequence lengths, nine at most."""
     return {float(n): length_label(n) for n in few(lengths, 9)}
@@ -164,6 +191,15 @@ def bytes_unit(largest: float) -> tuple[int, str]:
 
 
 def source_of(data: pd.DataFrame) -> str:
-    """The origin of the numbers: model, dtype, mode (measured or dry run) and hardware."""
+    """The rows' model, dtype, mode (measured or dry run) and hardware."""
     columns = [c for c in ("model", "dtype", "mode", "hardware") if c in data]
-    return ", ".join(" / ".join(dict.fromkeys(map(str, data[c]))) for c in columns)
+    words = {c: dict.fromkeys(map(str, data[c])) for c in columns}
+    if "mode" in words:
+        words["mode"] = dict.fromkeys(mode.replace("_", " ") for mode in words["mode"])
+    return ", ".join(filter(None, (" / ".join(of) for of in words.values())))
+
+
+def origin_of(data: pd.DataFrame) -> str:
+    """Return whether rows are measured or predicted, or both, in words; empty if unknown."""
+    modes = set(data["mode"]) if "mode" in data else set()
+    return " and ".join(word for mode, word in _ORIGINS.items() if mode in modes)

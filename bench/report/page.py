@@ -6,6 +6,8 @@ Names and numbers from files enter the page only as JSON, and the script inserts
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -14,18 +16,22 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from bench.report import draw_plotly, labels
-from bench.report.catalogue import Card
+from bench import rows
+from bench.report import csv_table, draw_plotly, labels
+from bench.report.catalogue import Card, left_out
 from bench.report.inputs import ReportInputs
+from odysseus.config.run import RunConfig
 from odysseus.io import files
 
 MOST_ROWS = 10_000
 """Most rows in the page's table; browsers stay fast up to this number."""
 _MARK = b"<title>Parallelism report</title>"
 """Text by which a page is known."""
+_SCRIPTS = ("page.js", "download.js", "table.js", "start.js")
 _MIB = 1 / 2**20
 # Column of a row: (heading, factor of a number; 0 for text).
 _TABLE: dict[str, tuple[str, float]] = {
+    "layout": ("layout", 0),
     "method": ("method", 0),
     "model": ("model", 0),
     "mode": ("mode", 0),
@@ -53,14 +59,32 @@ _TABLE: dict[str, tuple[str, float]] = {
 }
 _LONGEST = 200
 """Most characters of a table cell."""
+_ALWAYS = ("method", "model", "world_size", "seq_len", "dtype", "mode", "device", "hardware")
+"""Columns of a row's key that the page shows also where they have their defaults."""
 
 
-def html(given: ReportInputs, cards: list[Card], reload_s: int = 0, heading: str = "") -> str:
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The state of the sweep whose page it is.
+
+    Attributes:
+        heading: Text below the title.
+        status: Text after it: running, ended, stopped; empty for a page of a report.
+        reload_s: Seconds after which the page reloads itself; 0 for never.
+        news_s: Seconds within which a running sweep writes its page again.
+    """
+
+    heading: str
+    status: str = ""
+    reload_s: int = 0
+    news_s: int = 0
+
+
+def html(given: ReportInputs, cards: list[Card], progress: Progress | None = None) -> str:
     """The text of the page.
 
     Args:
-        reload_s: Seconds after which the page reloads itself; 0 for never.
-        heading: Text below the title, such as the progress of a sweep.
+        progress: The state of the sweep; None for a report.
     """
     cells = given.cells
     notes = list(given.notes)
@@ -68,9 +92,8 @@ def html(given: ReportInputs, cards: list[Card], reload_s: int = 0, heading: str
         notes.append(f"the table has the last {MOST_ROWS} of {len(cells)} rows; the files have all")
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     content = {
-        "heading": heading or f"{len(cells)} rows, {made}",
-        "reload_s": reload_s,
         "notes": notes,
+        "left_out": left_out(cards),
         "cards": [
             {
                 "name": card.name,
@@ -79,8 +102,9 @@ def html(given: ReportInputs, cards: list[Card], reload_s: int = 0, heading: str
                 "charts": [draw_plotly.drawn(chart) for chart in card.charts],
             }
             for card in cards
+            if card.charts
         ],
-        "table": table(cells.tail(MOST_ROWS)),
+        "table": table(given),
     }
     folder = resources.files("bench.report") / "page"
     filled = (folder / "page.html").read_text(encoding="utf-8")
@@ -88,11 +112,18 @@ def html(given: ReportInputs, cards: list[Card], reload_s: int = 0, heading: str
     for name, text in (
         ("STYLE", (folder / "page.css").read_text(encoding="utf-8")),
         ("PLOTLY", get_plotlyjs()),
-        ("SCRIPT", (folder / "page.js").read_text(encoding="utf-8")),
+        ("SCRIPT", "\n".join((folder / n).read_text(encoding="utf-8") for n in _SCRIPTS)),
         ("CONTENT", as_json(content)),
     ):
         filled = filled.replace(f"<!--{name}-->", text, 1)
-    return filled
+    return with_progress(filled, progress or Progress(heading=f"{len(cells)} rows, {made}"))
+
+
+def with_progress(text: str, progress: Progress) -> str:
+    """The page with another state of the sweep, as of now."""
+    state = as_json(asdict(progress) | {"written_s": int(time.time())})
+    before, element, rest = text.partition('id="state">')
+    return before + element + state + rest[rest.index("<") :]
 
 
 def as_json(content: Any) -> str:
@@ -118,19 +149,52 @@ def check_writable(path: Path, option: str) -> None:
     )
 
 
-def table(cells: pd.DataFrame) -> dict[str, Any]:
-    """The table as JSON: headings, whether each column is numeric, and values by column (missing
-    ones null)."""
-    cells = cells.assign(tricks=labels.tricks(cells))
-    columns = []
-    for name, (_, factor) in _TABLE.items():
+def table(given: ReportInputs) -> dict[str, Any]:
+    """The table as JSON.
+
+    It has headings, whether each column is numeric, values by column (missing ones null), the
+    numbers of noisy rows, the files' own columns and texts, and the default of each column that
+    identifies a cell. Columns in which all rows are the same are last.
+    """
+    cells = given.cells.tail(MOST_ROWS)
+    cells = cells.assign(layout=labels.layouts(cells), tricks=labels.tricks(cells))
+    columns = {}
+    for name, (heading, factor) in _TABLE.items():
         if factor:
             numbers = pd.to_numeric(cells[name], errors="coerce").astype(float) * factor
-            columns.append(draw_plotly.numbers(numbers.tolist()))
+            columns[heading] = draw_plotly.numbers(numbers.tolist())
         else:
-            columns.append([text[:_LONGEST] for text in cells[name]])
+            columns[heading] = [text[:_LONGEST] for text in cells[name]]
+    numeric = {heading: factor != 0 for heading, factor in _TABLE.values()}
+    headings = sorted(columns, key=lambda heading: len(set(columns[heading])) < 2)
     return {
-        "headings": [heading for heading, _ in _TABLE.values()],
-        "numeric": [factor != 0 for _, factor in _TABLE.values()],
-        "columns": columns,
+        "headings": headings,
+        "numeric": [numeric[heading] for heading in headings],
+        "columns": [columns[heading] for heading in headings],
+        "noisy": [at for at, noisy in enumerate(cells["noisy"]) if noisy == "True"],
+        "file": _file_columns(given.texts.tail(MOST_ROWS)),
+        "key": _key_defaults(),
+    }
+
+
+def _file_columns(texts: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:
+    """The distinct texts of each column, and the number of each row's text.
+
+    There are no numbers where all rows have the first text.
+    """
+    packed = {}
+    for name in texts:
+        column = [csv_table.as_text(value) for value in texts[name]]
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(column))}
+        at = [numbers[text] for text in column] if len(numbers) > 1 else []
+        packed[str(name)] = {"texts": [*numbers], "at": at}
+    return packed
+
+
+def _key_defaults() -> dict[str, str | None]:
+    """The default of each column of a row's key, null for those that are always shown."""
+    defaults = rows.identity(RunConfig())
+    return {
+        name: None if name in _ALWAYS or defaults[name] is None else str(defaults[name])
+        for name in dict.fromkeys((*rows.KEY, "hardware", "hardware_sha256"))
     }

@@ -21,7 +21,7 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from bench.config.launched import is_first_rank, own_rank
-from bench.runner import fork_server, host_limit, launch
+from bench.runner import fork_server, host_limit, launch, signals
 from bench.runner.signals import received_signals
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
@@ -110,7 +110,7 @@ def _write_row_before_sigterm(run: RunConfig, write: Write) -> Iterator[Write]:
                 if failure := _first_failure():
                     once(launch.failed_outcome(*failure, run))
                 with lock:  # a row that is being written is complete
-                    os._exit(128 + signal.SIGTERM)
+                    signals.end(signal.SIGTERM)
         os.close(received)
 
     with received_signals(signal.SIGTERM) as received:

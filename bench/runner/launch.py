@@ -27,11 +27,13 @@ _OUT_OF_MEMORY = {
 }
 
 
-def measure(run: RunConfig, save: str = "", meters: bool = True) -> dict[str, Any]:
+def measure(
+    run: RunConfig, save: str = "", memory_trace: str = "", meters: bool = True
+) -> dict[str, Any]:
     """Measure a cell on this rank, by :func:`bench.runner.worker.measure` or the peer's worker."""
     if name_of(run.method):
         return peer_worker.measure(run, meters)
-    return worker.measure(run, save, meters)
+    return worker.measure(run, save, memory_trace, meters)
 
 
 def measure_rounds(run: RunConfig) -> dict[str, Any]:

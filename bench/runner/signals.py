@@ -1,11 +1,46 @@
-"""Wait for signals as for data: no exception interrupts whatever line happens to run."""
+"""Signals that end this process, and the last acts before its end.
+
+A process waits for signals as for data: no exception interrupts whatever line happens to run.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+from odysseus.io import files
+
+_acts: list[Callable[[], object]] = []
+"""Functions to call before this process ends."""
+
+
+@contextmanager
+def before_end(act: Callable[[], object]) -> Iterator[None]:
+    """A context that calls `act` if an exception leaves it, or :func:`end` ends the process
+    inside."""
+    _acts.append(act)
+    try:
+        yield
+    except BaseException:
+        act()
+        raise
+    finally:
+        _acts.remove(act)
+
+
+def end(number: int) -> NoReturn:
+    """End this process for a signal, without an exception, which whatever runs now might swallow.
+
+    Drafts of files are removed.
+    """
+    for act in reversed(_acts):
+        with suppress(Exception):
+            act()
+    files.remove_drafts()
+    os._exit(128 + number)
 
 
 @contextmanager

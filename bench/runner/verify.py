@@ -19,11 +19,13 @@ from odysseus.config.groups import Precision
 from odysseus.config.run import OptimizerOptions, RunConfig
 
 QUANTITIES = ("loss", "grad_norm")
-COLUMNS = (
+NEEDED = (
     "step",
     *(f"{name}{suffix}" for suffix in ("_reference", "") for name in QUANTITIES),
     *(f"{name}_difference" for name in QUANTITIES),
 )
+"""Columns of the table of steps that all versions write."""
+COLUMNS = (*NEEDED, "tolerance")
 """Columns of the table of steps."""
 TOLERANCES = {
     "fp64": (1e-10, "fp64 sums in another order differ by 1e-16, which training enlarges"),
@@ -39,7 +41,8 @@ class Verdict:
     """The differences between two trainings.
 
     Attributes:
-        steps: One row per step: loss and grad_norm of both, and their relative differences.
+        steps: One row per step: loss and grad_norm of both, their relative differences, and the
+            tolerance.
         largest: The largest relative difference of each quantity.
         tolerance: The largest relative difference that passes.
         why: The reason for this tolerance.
@@ -113,8 +116,10 @@ def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = histor
     for name in QUANTITIES:
         reference = steps[f"{name}_reference"]
         steps[f"{name}_difference"] = (steps[name] - reference).abs() / reference.abs()
+    tolerance, why = TOLERANCES[coarsest_dtype(run)]
+    steps["tolerance"] = tolerance
     largest = {name: float(steps[f"{name}_difference"].max(skipna=False)) for name in QUANTITIES}
-    return Verdict(steps, largest, *TOLERANCES[coarsest_dtype(run)])
+    return Verdict(steps, largest, tolerance, why)
 
 
 def coarsest_dtype(run: Precision) -> str:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from bench import rows
+from bench.meters import memory_trace
 from bench.meters.device import data_sheet_flops_per_s, synchronize
 from bench.meters.flops import FlopMeter
 from bench.meters.load import Interval, Watch, other_load
@@ -36,18 +38,21 @@ Step = Callable[[list[Batch]], Result]
 """step(micro batches) trains one optimizer step and returns its result."""
 
 
-def measure(run: RunConfig, save: str = "", meters: bool = True) -> dict[str, Any]:
+def measure(
+    run: RunConfig, save: str = "", memory_trace: str = "", meters: bool = True
+) -> dict[str, Any]:
     """Run a cell on this rank. Return the measured columns of its row, the same on every rank.
 
     Call it on every rank of a launched job; it starts and stops the process group.
 
     Args:
         save: Folder to which the weights are written after the timed steps; empty for none.
+        memory_trace: File to which the metered step's memory is written; empty for none.
         meters: Whether to run two more steps under meters, for the columns that are the same in
             every round.
     """
     with process_group(run) as device:
-        return measure_in_group(run, device, save, meters)
+        return measure_in_group(run, device, save, memory_trace, meters)
 
 
 @contextmanager
@@ -77,7 +82,11 @@ def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:
 
 
 def measure_in_group(
-    run: RunConfig, device: torch.device, save: str = "", meters: bool = True
+    run: RunConfig,
+    device: torch.device,
+    save: str = "",
+    memory_trace: str = "",
+    meters: bool = True,
 ) -> dict[str, Any]:
     """Do the same as :func:`measure` in a process group that has already been started."""
     trainer, samples = start(run, device)
@@ -88,8 +97,10 @@ def measure_in_group(
     columns |= _save(run, trainer, device, Path(save)) if save else {}
     if not meters:
         return columns
-    memory = partial(memory_of_step, trainer)
-    return columns | metered_columns(run, trainer.step, memory, samples, device)
+    meter = MemoryMeter()
+    memory = partial(memory_of_step, trainer, meter=meter)
+    columns |= metered_columns(run, trainer.step, memory, samples, device)
+    return columns | (_write_memory(run, meter, Path(memory_trace)) if memory_trace else {})
 
 
 def timed_columns(
@@ -150,6 +161,20 @@ def _save(run: RunConfig, trainer: Trainer, device: torch.device, to: Path) -> d
         checkpoint.save(trainer.local_pieces(), run, trainer.mesh.world, device, to)
     except OSError as error:
         return {"status": "error", "error": f"save = {to}: {error}"}
+    return {}
+
+
+def _write_memory(run: RunConfig, meter: MemoryMeter, to: Path) -> dict[str, str]:
+    """Write the memory over the step of the rank with the highest peak. If that fails return
+    status and error for the row, which keeps its numbers. A collective."""
+    ranks = gathered({"peak": meter.peak().bytes, "course": meter.course()})
+    if dist.get_rank():
+        return {}
+    try:
+        course = max(ranks, key=lambda rank: rank["peak"])["course"]
+        memory_trace.write(course, to, rows.identity(run))
+    except OSError as error:
+        return {"status": "error", "error": f"memory_trace = {to}: {error}"}
     return {}
 
 

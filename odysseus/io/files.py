@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_drafts: set[Path] = set()
+"""Drafts that this process is writing."""
+
 
 class NotSaved(Exception):
     """A result could not be written to its file; the message has the reason and the result."""
@@ -80,6 +83,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft(path)
+    _drafts.add(draft)
     try:
         yield draft
         with draft.open("rb+") as written:
@@ -87,16 +91,24 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+        _drafts.discard(draft)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a text as UTF-8, whole or not at all.
+def remove_drafts() -> None:
+    """Remove the drafts of this process, which is about to end without an exception."""
+    for draft in tuple(_drafts):
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a text as UTF-8, or bytes, whole or not at all.
 
     Raises:
         OSError: the file cannot be written.
     """
     with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def not_saved(path: Path, text: str, error: Exception) -> NotSaved:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.report import draw_matplotlib, labels
+from bench.report import draw_matplotlib, labels, spread
 
 QUANTITIES = {
     "step_ms_p50": "step (ms)",
@@ -63,7 +63,11 @@ def figure(parts: dict[str, pd.DataFrame]) -> Figure:
             for method in labels.methods_of(rows):
                 line = rows[rows["method"] == method].sort_values(over)
                 unit = labels.MIB if "bytes" in name else 1
-                axes.loglog(line[over], line[name] / unit, label=method, **labels.style_of(method))
+                style = labels.style_of(method)
+                axes.loglog(line[over], line[name] / unit, label=method, **style)
+                if name == "step_ms_p50":
+                    ends = spread.with_spread(line)[["low_ms", "high_ms"]]
+                    axes.vlines(line[over], *ends.to_numpy().T, colors=style["color"], lw=0.8)
             at = sorted(rows[over].unique())
             axes.set_xticks(at, [labels.length_label(n) for n in at])
             axes.minorticks_off()
@@ -75,7 +79,8 @@ def figure(parts: dict[str, pd.DataFrame]) -> Figure:
     first = next(iter(parts.values())).iloc[0]
     machine = f"{first['hardware']}, {first['world_size']} ranks"
     source = f"measured on {machine}, {str(first['git_commit'])[:8]}"
-    drawn.supxlabel(source, fontsize=6)
+    note = spread.note(spread.with_spread(pd.concat(parts.values())))
+    drawn.supxlabel(f"{source}. {note}", fontsize=6)
     return drawn
 
 

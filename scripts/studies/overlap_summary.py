@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.report import draw_matplotlib, labels
+from bench.report import draw_matplotlib, labels, spread
 
 RATES = {"400mbit": 400e6, "200mbit": 200e6}
 WAYS = {
@@ -41,7 +41,11 @@ def summary(folder: Path) -> pd.DataFrame:
             communication_s=cells["method"].map(communication_s),
             sent_s=cells["comm_bytes_total"] * 8 / rate,
         )
-        row["ratio"] = row["step_s"] / row[["compute_s", "communication_s"]].max(axis=1)
+        longer_s = row[["compute_s", "communication_s"]].max(axis=1)
+        row["ratio"] = row["step_s"] / longer_s
+        ends = spread.with_spread(cells)
+        row["ratio_low"] = ends["low_ms"] / 1e3 / longer_s
+        row["ratio_high"] = ends["high_ms"] / 1e3 / longer_s
         tables.append(row)
     return pd.concat(tables, ignore_index=True)
 
@@ -65,12 +69,13 @@ def figure(cells: pd.DataFrame) -> Figure:
     drawn = Figure(figsize=(6.4, 3.2))
     panels = drawn.subplots(1, len(links), sharey=True, squeeze=False)[0]
     for axes, link in zip(panels, links, strict=True):
-        here = cells[cells["link"] == link].set_index(["method", "way"])["ratio"]
+        here = cells[cells["link"] == link].set_index(["method", "way"])
         for index, way in enumerate(WAYS.values()):
             at = [place + 0.2 * (index - 1.5) for place in range(len(methods))]
-            heights = [here.get((method, way), float("nan")) for method in methods]
+            bars = here.reindex([(method, way) for method in methods])
             label = way if link == links[0] else None
-            axes.bar(at, heights, width=0.18, label=label, **labels.STACK_STYLE[index])
+            axes.bar(at, bars["ratio"], width=0.18, label=label, **labels.STACK_STYLE[index])
+            axes.vlines(at, bars["ratio_low"], bars["ratio_high"], colors="black", lw=0.8)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(methods)), methods)
         axes.set_title(f"links of {link.removesuffix('mbit')} Mbit/s")
@@ -78,7 +83,7 @@ def figure(cells: pd.DataFrame) -> Figure:
     drawn.legend(frameon=False, loc="outside upper center", ncols=len(WAYS))
     first = cells.iloc[0]
     source = f"measured on {first['hardware']}, two emulated hosts, {str(first['git_commit'])[:8]}"
-    drawn.supxlabel(source, fontsize=6)
+    drawn.supxlabel(f"{source}. Whiskers: the spread of the steps.", fontsize=6)
     return drawn
 
 

@@ -22,6 +22,7 @@ from bench.commands import compare, flags, verify
 from bench.config import grid, options
 from bench.report import draw_matplotlib
 from bench.report.charts import verify as verify_chart
+from bench.runner.verify import TOLERANCES, coarsest_dtype
 from scripts.studies import emulated_errors, growth, overlap_summary
 from scripts.written import diagrams
 
@@ -69,9 +70,10 @@ def _overlay(arguments: list[str]) -> None:
     """Draw the figure of a correctness experiment, titled after its run."""
     parsed: Any = options.parse(flags.verify(), arguments)
     out = Path(parsed.out)
-    title = verify.title(grid.run_config(parsed))
-    drawn = draw_matplotlib.draw(verify_chart.overlay(pd.read_csv(out), title))
-    draw_matplotlib.save(drawn, out.with_suffix(""))
+    run = grid.run_config(parsed)
+    tolerance, _ = TOLERANCES[coarsest_dtype(run)]
+    chart = verify_chart.overlay(pd.read_csv(out), verify.title(run), tolerance)
+    draw_matplotlib.save(draw_matplotlib.draw(chart), out.with_suffix(""))
 
 
 def main() -> None:

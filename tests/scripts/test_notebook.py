@@ -57,6 +57,7 @@ def test_every_cell_runs(tmp_path: Path) -> None:
     outputs = [cell["outputs"] for cell in code(json.loads(copy.read_text()))]
     shown = [kind for of in outputs for output in of for kind in output.get("data", {})]
     drawn = {path.stem for path in (tmp_path / "paper").rglob("*.svg")}
-    assert {"traffic", "memory", "ablation", "balance", "compare", "odysseus"} <= drawn
+    assert {"traffic", "memory", "ablation", "balance", "compare", "verify", "map"} <= drawn
+    assert list((tmp_path / "paper").rglob("*.png")) == []
     assert shown.count("image/svg+xml") == 9
     assert shown.count("text/html") == 3

@@ -26,6 +26,13 @@ def shipped() -> pd.DataFrame:
     return pd.read_csv(EXAMPLE, dtype=str, keep_default_na=False)
 
 
+def on_gpus() -> pd.DataFrame:
+    """The example's rows as if measured on GPUs, where each rank has a device of its own."""
+    return shipped().assign(
+        device="cuda", backend="nccl", hardware="a GPU", peak_flops_source="data sheet"
+    )
+
+
 def written(table: pd.DataFrame, path: Path) -> Path:
     table.to_csv(path, index=False)
     return path

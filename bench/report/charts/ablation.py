@@ -36,7 +36,7 @@ def chart(rows: pd.DataFrame) -> Chart | str:
     needed = [*COLUMNS, "peak_activation_bytes", "peak_host_bytes"]
     rungs = ladder(rows[(rows["status"] == "ok") & rows[needed].notna().all(axis=1)])
     if rungs["rung"].nunique() < len(LADDER):
-        return f"these rows are no ladder of {', '.join(LADDER)}"
+        return "no ladder of tricks in these rows"
     rungs = rungs.drop_duplicates(["method", "seq_len", "rung"], keep="last")
     lengths = few(rungs["seq_len"], 5)
     rungs = rungs[rungs["seq_len"].isin(lengths)]

@@ -1,4 +1,4 @@
-"""Charts of measured and dry-run cells that differ only in layout, ranks and length.
+"""Charts of the bytes and memory of cells that differ only in layout, ranks and length.
 
 Each function takes rows with numbers as numbers and a column `layout`. It returns a chart, or the
 reason why these rows have none.
@@ -24,9 +24,8 @@ from bench.report.labels import (
     is_outside,
     layouts_of,
     length_label,
-    lengths_ticks,
+    ranks_label,
     source_of,
-    style_of,
 )
 
 _Place = tuple[float, dict[Any, Any]]
@@ -36,95 +35,6 @@ Left = str
 _MISFIT = {"color": "black", "marker": "x", "linestyle": "", "markersize": 5}
 _FAR = 5
 """A limit over this many times the highest bar is written below the chart instead of drawn."""
-_IDEAL = {"color": "0.6", "linestyle": "-", "linewidth": 0.8}
-
-
-def throughput(data: pd.DataFrame) -> Chart | Left:
-    """Tokens per second over sequence length, one panel per number of ranks."""
-    return _over_lengths(_timed(data), "tokens_per_s", 1, "throughput (tokens/s)")
-
-
-def mfu(data: pd.DataFrame) -> Chart | Left:
-    """Model FLOPs utilization over sequence length, one panel per number of ranks."""
-    return _over_lengths(_timed(data), "mfu", 100, "MFU (% of peak FLOP/s)")
-
-
-def _over_lengths(data: pd.DataFrame, column: str, times: float, unit: str) -> Chart | Left:
-    data = data[data[column].notna()]
-    if data.empty:
-        return f"no {column} in these rows"
-    y = Axis(label=unit, limits=(0, 1.08 * times * data[column].max()))
-    panels = []
-    for ranks, rows in data.groupby("world_size"):
-        lines = [
-            Line(label=name, x=[*line["seq_len"]], y=[*times * line[column]], style=style_of(name))
-            for name, line in _by_layout(rows)
-        ]
-        x = Axis(label="sequence length (tokens)", log=2, ticks=lengths_ticks(rows["seq_len"]))
-        panels.append(Panel(title=_ranks(ranks), x=x, y=y, marks=lines))
-    return Chart(panels=panels, source=source_of(data))
-
-
-def strong_scaling(data: pd.DataFrame) -> Chart | Left:
-    """Throughput over ranks at a constant number of tokens per step, one panel per length."""
-    data = _timed(data)
-    return _over_ranks(
-        data,
-        ["seq_len", "step_tokens"],
-        "tokens_per_s",
-        "throughput (tokens/s)",
-        lambda values: f"{length_label(values[0])} tokens, {length_label(values[1])} a step",
-        grows=True,
-    )
-
-
-def weak_scaling(data: pd.DataFrame) -> Chart | Left:
-    """Throughput per rank over ranks at a constant number of tokens per rank, by longer or more
-    samples."""
-    data = _timed(data)
-    return _over_ranks(
-        data.assign(rank_tokens=data["step_tokens"] / data["world_size"]),
-        ["rank_tokens"],
-        "tokens_per_s_per_gpu",
-        "throughput of a rank (tokens/s)",
-        lambda values: f"{length_label(values[0])} tokens a rank",
-        grows=False,
-    )
-
-
-def _over_ranks(
-    data: pd.DataFrame, same: list[str], column: str, unit: str, title: Any, grows: bool
-) -> Chart | Left:
-    """Draw a line per layout over ranks, with a panel for each set of equal values in the columns
-    `same`.
-
-    Args:
-        grows: Whether `column` should grow with the ranks; then a line shows perfect scaling.
-    """
-    data = data[data[column].notna()].sort_values("data_parallel_size")
-    data = data.drop_duplicates([*same, "layout", "world_size"])  # longer samples before more
-    spans = data.groupby([*same, "layout"])["world_size"].transform("nunique")
-    data = data[spans > 1].sort_values([*same, "world_size"])
-    if data.empty:
-        return f"no layout has {', '.join(same)} alike on several numbers of ranks, with {column}"
-    panels = []
-    highest = 1.08 * data[column].max()
-    for number, (values, rows) in enumerate(data.groupby(same)):
-        if number == 6:
-            break
-        ranks = sorted(rows["world_size"].unique())
-        lines = [
-            Line(label=name, x=[*line["world_size"]], y=[*line[column]], style=style_of(name))
-            for name, line in _by_layout(rows)
-        ]
-        if grows:
-            first = rows[rows["world_size"] == ranks[0]][column].max()
-            ideal = [first * n / ranks[0] for n in ranks]
-            lines.append(Line(label="in proportion to ranks", x=ranks, y=ideal, style=_IDEAL))
-        x = Axis(label="ranks", log=2, ticks={float(n): f"{n:g}" for n in ranks})
-        y = Axis(label=unit, limits=(0, highest))
-        panels.append(Panel(title=title(values), x=x, y=y, marks=lines))
-    return Chart(panels=panels, source=source_of(data), columns=3)
 
 
 def traffic(data: pd.DataFrame) -> Chart | Left:
@@ -181,7 +91,7 @@ def _stacked(
             ends = [at[0] - 0.8, at[-1] + 0.8]
             text = f"{name} has for tensors: {limit / divisor:.4g} {unit}"
             marks.append(Line(label=text, x=ends, y=[limit / divisor] * 2, style=RULE))
-        panels.append(_bar_panel(_ranks(ranks), places, y, marks))
+        panels.append(_bar_panel(ranks_label(ranks), places, y, marks))
     wide = sum(panel.width for panel in panels) > 4
     return Chart(panels=panels, source=source, columns=1 if wide else 0)
 
@@ -259,16 +169,3 @@ def _headings(places: list[_Place]) -> dict[float, str]:
     for place, row in places:
         groups.setdefault(row["seq_len"], []).append(place)
     return {sum(at) / len(at): length_label(length) for length, at in groups.items()}
-
-
-def _timed(data: pd.DataFrame) -> pd.DataFrame:
-    return data[data["status"] == "ok"]
-
-
-def _by_layout(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    for name in layouts_of(rows):
-        yield name, rows[rows["layout"] == name].sort_values(["seq_len", "world_size"])
-
-
-def _ranks(count: Any) -> str:
-    return f"{int(count)} ranks" if count > 1 else "1 rank"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from bench.report.cell_sets import toggles
 from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel
-from bench.report.inputs import toggles
 from bench.report.labels import STACK_STYLE, layouts_of, length_label, source_of
 
 LIMITS = {

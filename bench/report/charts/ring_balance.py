@@ -25,7 +25,7 @@ def chart(rows: pd.DataFrame) -> Chart | str:
     no_peer = rows["method"].isin(methods_of(rows))
     rings = rows[no_peer & (rows["ring_parallel_size"] > 1) & rows[COLUMNS].notna().all(axis=1)]
     if set(rings["ring_order"]) < set(_ORDER_STYLE):
-        return "these rows are no rings of both orders"
+        return "no rings of both orders in these rows"
     lines = []
     for order, style in _ORDER_STYLE.items():
         ordered = rings[rings["ring_order"] == order].sort_values("ring_parallel_size")

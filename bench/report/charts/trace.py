@@ -39,13 +39,13 @@ def chart(traces: Mapping[str, Mapping[str, Any]]) -> Chart | str:
         strips[name if name in METHODS else file] = list(_events(trace))
         sources.add(str(about.get("of", file)))
     if not strips:
-        return "no trace (JSON) among the files; run --dry_run true --hardware … --trace FILE.json"
+        return "no JSON of run --trace among the files"
     order = sorted(strips, key=lambda name: [*METHODS, name].index(name))[:_MOST]
     shown = {name: strips[name] for name in order}
     panels = [_panel(direction, shown) for direction in ("forward", "backward")]
     if not any(panel.marks for panel in panels):
         return "the traces have no blocks"
-    return Chart(panels=panels, source="; ".join(sorted(sources)), columns=2)
+    return Chart(panels=panels, source="; ".join(sorted(sources)), origin="predicted", columns=2)
 
 
 def _events(trace: Mapping[str, Any]) -> Iterator[_Event]:

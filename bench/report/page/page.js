@@ -3,9 +3,7 @@
 // markup was escaped where the charts were made.
 const content = JSON.parse(document.getElementById("content").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const PAGE = 100; // rows at a time
 const NARROW = 420; // px of a panel
-const FILTERS = ["method", "model", "mode", "ranks", "tokens", "status"];
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = { solid: "", dash: "6 3", dashdot: "6 3 2 3", dot: "2 3", longdashdot: "9 3 2 3" };
 
@@ -77,7 +75,7 @@ function drawPanels(card, chart, hidden) {
     Plotly.newPlot(place, traces, layoutOf(panel, theme, width), {
       displaylogo: false, displayModeBar: false, scrollZoom: false,
     });
-    return element("div", { className: "panel" },
+    return element("div", { className: "panel", style: `width: ${width}px` },
       element("h3", { textContent: panel.title }), place);
   }));
 }
@@ -117,7 +115,8 @@ function escaped(text) { // as the names of traces are
 
 function drawChart(card, chart) {
   const hidden = new Set();
-  card.querySelector(".source").textContent = chart.source;
+  card.querySelector("h2").textContent = [card.heading, chart.origin].filter(Boolean).join(", ");
+  card.querySelector(".source").textContent = [chart.source, chart.note].filter(Boolean).join(". ");
   card.querySelector(".legend").replaceChildren(...chart.legend.map((entry) => {
     const button = element("button", { type: "button", title: "show or hide" },
       swatch(entry, ink()), entry.label);
@@ -141,7 +140,7 @@ function makeCard(given) {
   for (const note of given.notes) {
     card.append(element("p", { className: "note", textContent: note }));
   }
-  if (given.charts.length === 0) return card;
+  card.heading = given.title;
   if (given.charts.length > 1) {
     const choice = element("select", {}, ...given.charts.map((chart, at) => (
       element("option", { value: at, textContent: chart.of }))));
@@ -149,132 +148,7 @@ function makeCard(given) {
     card.append(element("label", {}, "rows of", choice));
   }
   card.append(element("div", { className: "legend" }), element("div", { className: "panels" }),
-    element("p", { className: "source" }));
+    element("p", { className: "source" }), saveButtons(card, given.title));
   card.start = () => drawChart(card, given.charts[0]);
   return card;
 }
-
-// The table.
-
-const table = content.table;
-const count = table.columns[0].length;
-const state = { sort: -1, down: false, text: "", only: {}, shown: PAGE };
-const known = `report ${location.pathname}`;
-try { // a page that reloads keeps what was chosen
-  Object.assign(state, JSON.parse(sessionStorage.getItem(known) ?? "{}"));
-} catch { /* storage may be forbidden */ }
-
-const lowered = Array.from({ length: count }, (_, row) => (
-  table.columns.map((column) => column[row] ?? "").join("\u0001").toLowerCase()));
-
-function chosenRows() {
-  const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
-  const only = Object.entries(state.only).filter(([, value]) => value !== "")
-    .map(([heading, value]) => [table.columns[table.headings.indexOf(heading)], value]);
-  const found = [];
-  for (let row = 0; row < count; row += 1) {
-    if (only.every(([column, value]) => String(column[row] ?? "") === value)
-      && words.every((word) => lowered[row].includes(word))) found.push(row);
-  }
-  if (state.sort >= 0) {
-    const column = table.columns[state.sort];
-    const way = state.down ? -1 : 1;
-    const text = new Intl.Collator(undefined, { numeric: true });
-    const isNone = (value) => value === null || value === "";
-    found.sort((a, b) => {
-      const [x, y] = [column[a], column[b]];
-      if (isNone(x) || isNone(y)) return isNone(x) - isNone(y); // missing ones last, either way
-      return way * (table.numeric[state.sort] ? x - y : text.compare(x, y));
-    });
-  }
-  return found;
-}
-
-function shownText(value, numeric) {
-  if (value === null) return "";
-  if (!numeric || Number.isInteger(value)) return String(value);
-  return Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(4)));
-}
-
-function drawTable() {
-  const found = chosenRows();
-  const status = table.columns[table.headings.indexOf("status")];
-  const lines = found.slice(0, state.shown).map((row) => element("tr",
-    { className: status[row] === "ok" ? "" : "failed" },
-    ...table.columns.map((column, at) => {
-      const text = shownText(column[row], table.numeric[at]);
-      return element("td",
-        { textContent: text, title: text, className: table.numeric[at] ? "number" : "" });
-    })));
-  document.querySelector("tbody").replaceChildren(...lines);
-  document.getElementById("count").textContent =
-    `${found.length} of ${count} rows, ${lines.length} shown`;
-  document.getElementById("more").hidden = found.length <= state.shown;
-  document.querySelectorAll("th").forEach((head, at) => {
-    const sorted = at === state.sort;
-    head.setAttribute("aria-sort", sorted ? (state.down ? "descending" : "ascending") : "none");
-    head.querySelector("button").textContent =
-      table.headings[at] + (sorted ? (state.down ? " ▼" : " ▲") : "");
-  });
-  try { sessionStorage.setItem(known, JSON.stringify(state)); } catch { /* as above */ }
-}
-
-function makeTable() {
-  document.querySelector("thead").append(element("tr", {}, ...table.headings.map((heading, at) => {
-    const button = element("button", { type: "button", textContent: heading });
-    button.addEventListener("click", () => {
-      state.down = state.sort === at && !state.down;
-      state.sort = at;
-      drawTable();
-    });
-    return element("th", { className: table.numeric[at] ? "number" : "" }, button);
-  })));
-  const search = element("input", { type: "search", value: state.text, id: "search" });
-  search.addEventListener("input", () => { state.text = search.value; drawTable(); });
-  const form = document.getElementById("filters");
-  form.addEventListener("submit", (event) => event.preventDefault());
-  form.append(element("label", {}, "words", search));
-  for (const heading of FILTERS) {
-    const at = table.headings.indexOf(heading);
-    const order = new Intl.Collator(undefined, { numeric: true }).compare;
-    const values = [...new Set(table.columns[at].map((value) => String(value ?? "")))].sort(order);
-    const choice = element("select", { name: heading },
-      element("option", { value: "", textContent: "all" }),
-      ...values.filter(Boolean).slice(0, 200).map((value) => (
-        element("option", { value, textContent: value }))));
-    choice.value = state.only[heading] ?? "";
-    choice.addEventListener("change", () => {
-      state.only[heading] = choice.value;
-      drawTable();
-    });
-    form.append(element("label", {}, heading, choice));
-  }
-  document.getElementById("more").addEventListener("click", () => {
-    state.shown += PAGE;
-    drawTable();
-  });
-  drawTable();
-}
-
-// The page.
-
-document.getElementById("heading").textContent = content.heading;
-document.getElementById("notes").append(
-  ...content.notes.map((note) => element("li", { textContent: note })));
-const cards = content.cards.map(makeCard);
-document.getElementById("cards").append(...cards);
-document.getElementById("contents").append(...[...cards, document.getElementById("rows")].map(
-  (card) => element("a", { href: `#${card.id}`, textContent: card.querySelector("h2").textContent }),
-));
-makeTable();
-cards.forEach((card) => card.start?.());
-let width = innerWidth;
-addEventListener("resize", () => {
-  if (innerWidth !== width) { // a phone's height changes as its bars come and go
-    width = innerWidth;
-    cards.forEach((card) => card.redraw?.());
-  }
-});
-dark.addEventListener("change", () => cards.forEach((card) => card.recolor?.()));
-if (content.reload_s > 0) setTimeout(() => location.reload(), 1000 * content.reload_s);
-document.documentElement.dataset.ready = "true";

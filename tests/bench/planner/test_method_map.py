@@ -70,24 +70,24 @@ def test_a_map_of_some_methods_is_another(tmp_path: Path) -> None:
 
 def test_lines_are_where_the_fewest_bytes_change() -> None:
     run = replace(SHALLOW, world_size=8)
-    (at, *_) = fewest_bytes.changes(run, 1024, 2**20)
+    (first, before), (at, after), *_ = fewest_bytes.stretches(run, 1024, 2**20)
+    assert first == 1024
 
     def least(length: float) -> str:
         sizes = {m: theory_traffic.line(replace(run, method=m)) for m in METHODS}
         return min(sizes, key=lambda m: sizes[m][0] * int(length) + sizes[m][1])
 
-    assert least(at * 0.95) != least(at * 1.05)
+    assert least(at * 0.95) == before != after == least(at * 1.05)
 
 
 def test_a_files_own_run_has_the_lines_of_its_map() -> None:
     shipped = pd.read_csv(SHIPPED)
     run = map_file.run_of(shipped, profiles.PROFILES)
     assert (run.model.label, run.dtype, run.hardware) == ("llama3-8b", "bf16", "h100-80g")
-    expected = map_chart.changes(run, shipped)
-    assert any(expected.values())
+    expected = map_chart.fewest_of(run, shipped)
     (chart,) = map_card(shipped).charts
     lines = [mark.x[0] for mark in chart.panels[0].marks if isinstance(mark, Line)]
-    assert len(lines) == sum(map(len, expected.values()))
+    assert len(lines) == sum(len(of) - 1 for of in expected.values()) > 0
     assert all(0 < x < 5 for x in lines)
     half = shipped.assign(model="llama3-8b(num_hidden_layers=3)")
     assert map_file.run_of(half, profiles.PROFILES).architecture.num_hidden_layers == 3
@@ -128,7 +128,7 @@ def test_a_map_of_an_unknown_run_has_no_lines(
     changed = shipped.drop(columns=column) if value is None else shipped.assign(**{column: value})
     card = map_card(changed)
     (note,) = card.notes
-    assert note.startswith("name: where the fewest bytes change is not drawn: ")
+    assert note.startswith("name: who sends the fewest bytes is not drawn: ")
     assert expected in note
     (chart,) = card.charts
     assert not any(isinstance(mark, Line) for mark in chart.panels[0].marks)

@@ -101,8 +101,8 @@ def test_cells_are_matched_by_their_whole_identity() -> None:
 
 def test_figures_have_every_cell() -> None:
     found = accuracy.matched(rows(100, 200, 105), rows(110, 180, 100), "here")
-    (axes,) = draw_matplotlib.draw(prediction.scatter(found)).axes
-    assert len([line for line in axes.lines if line.get_marker() != "None"]) == 3
+    for axes in draw_matplotlib.draw(prediction.scatter(found)).axes:
+        assert len([line for line in axes.lines if line.get_marker() != "None"]) == 3
     (panel,) = draw_matplotlib.draw(prediction.over_lengths(found)).axes
     assert "(tokens)" in panel.get_xlabel()
     assert "(ms)" in panel.get_ylabel()

@@ -1,29 +1,25 @@
-"""The report's page in a browser: charts are drawn, the table sorts and filters, text stays text;
-and the page of a sweep that is running."""
+"""The report's page in a browser: charts are drawn, the table sorts and filters, text stays
+text; and the bar of a running sweep."""
 
 from __future__ import annotations
 
 import io
-import json
-import re
-import shutil
-import subprocess
-from html import unescape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from tqdm import tqdm
 
-from bench.__main__ import main
 from bench.commands import sweep
-from bench.report import catalogue, inputs, live_page, page
+from bench.report import catalogue, inputs, page
+from tests.support.browser import needs_chromium, seen_in
 from tests.support.marks import slow
 from tests.support.paths import RESULTS
-from tests.support.reports import EVIL, EXAMPLE, OF_CELLS, hostile, written
+from tests.support.reports import EVIL, EXAMPLE, hostile, written
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 # What a reader does, and what is on the page then.
+# LAYOUT stands for the words that are searched for last, and whose rows are saved.
 READER = """
 <script>
 addEventListener("load", () => {
@@ -44,6 +40,7 @@ addEventListener("load", () => {
     [card.id, card.querySelectorAll(".scatterlayer .trace, .barlayer .trace").length])));
   seen.notes = text("#cards .note");
   seen.all = column("method");
+  seen.key = document.querySelector("tbody tr").title;
   head("step (ms)").click();
   seen.rising = column("step (ms)");
   head("step (ms)").click();
@@ -58,31 +55,50 @@ addEventListener("load", () => {
   seen.lines = lines();
   document.querySelector("#throughput .legend button").click();
   seen.fewer = lines();
+  const head_of = document.querySelector("#memory h2").textContent;
+  seen.heading = [head_of, text("#heading")[0], text("#left_out")[0], text("th").slice(-3)];
+  seen.focus = [...document.querySelectorAll(".save button, #csv")].every((button) => {
+    button.focus();
+    return document.activeElement === button;
+  });
   seen.wide = document.documentElement.scrollWidth - innerWidth;
-  document.body.append(Object.assign(document.createElement("pre"),
-    { id: "seen", textContent: JSON.stringify(seen) }));
+  change("#search", "LAYOUT", "input");
+  seen.layout = [...new Set(column("layout"))];
+  const saved = {};
+  window.Blob = class extends Blob {
+    constructor(parts, options) { super(parts, options); this.parts = parts; }
+  };
+  const blobs = new Map();
+  const create = URL.createObjectURL;
+  URL.createObjectURL = (blob) => {
+    const url = create.call(URL, blob);
+    blobs.set(url, blob);
+    return url;
+  };
+  HTMLAnchorElement.prototype.click = function click() { saved[this.download] = this.href; };
+  for (const button of document.querySelectorAll("#memory .save button, #csv")) button.click();
+  seen.waste = 0;
+  const wait = setInterval(() => {
+    for (let spin = 0; spin < 3e6; spin += 1) seen.waste += spin; // real time
+    if (Object.keys(saved).length < 3) return;
+    clearInterval(wait);
+    seen.csv = blobs.get(saved["rows.csv"]).parts[0];
+    seen.svg = blobs.get(saved["memory.svg"]).parts[0];
+    seen.png = saved["memory.png"].slice(0, 40);
+    document.body.append(Object.assign(document.createElement("pre"),
+      { id: "seen", textContent: JSON.stringify(seen) }));
+  }, 20);
 });
 </script>
 """
-WATCHED = "<script>window.failures=[];onerror=(what)=>{failures.push(String(what))};</script>"
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
 
-def shown(folder: Path, *paths: Path, width: int = 1280) -> dict[str, Any]:
+def shown(folder: Path, *paths: Path, width: int = 1280, words: str = "") -> dict[str, Any]:
     """Return the contents of these files' page in a browser; fail if the console has any
     message."""
     given = inputs.read([*paths])
     text = page.html(given, catalogue.cards(given, inputs.drawable(given)))
-    file = folder / "page.html"
-    file.write_text(text.replace("<head>", "<head>" + WATCHED).replace("</body>", READER))
-    flags = "--headless --no-sandbox --disable-gpu --dump-dom --enable-logging=stderr"
-    flags += f" --virtual-time-budget=60000 --window-size={width},900"
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={folder}/profile", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "CONSOLE" not in done.stderr
-    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert seen is not None, done.stderr[-2000:]
-    return json.loads(unescape(seen[1]))
+    return seen_in(folder, text, READER.replace("LAYOUT", words), width)
 
 
 @needs_chromium
@@ -90,12 +106,21 @@ def shown(folder: Path, *paths: Path, width: int = 1280) -> dict[str, Any]:
 def test_the_page_works_from_disk(tmp_path: Path, width: int) -> None:
     steps, errors = RESULTS / "verify" / "tp.csv", RESULTS / "emulated" / "errors.csv"
     tables = (EXAMPLE, RESULTS / "ablation.csv", RESULTS / "ring.csv")
-    seen = shown(tmp_path, *tables, steps, errors, RESULTS / "map_llama3-8b_h100.csv", width=width)
+    files = *tables, steps, errors, RESULTS / "map_llama3-8b_h100.csv"
+    seen = shown(tmp_path, *files, width=width, words="ulysses ring 2")
     assert seen["errors"] == []
     drawn = {name for name, traces in seen["cards"].items() if traces}
     others = {"ablation", "balance", "prediction", "verify", "map"}
-    assert drawn == {*OF_CELLS, *others}
-    assert any("no trace" in note for note in seen["notes"])
+    assert drawn == {"throughput", "traffic", "memory", *others}
+    assert set(seen["cards"]) == drawn  # no card without a figure
+    memory, heading, left_out, last = seen["heading"]
+    assert memory == "Peak memory, measured"
+    assert heading.startswith("204 rows, ")
+    assert "A block in time (no JSON of run --trace among the files)" in left_out
+    assert "error" in last  # the same in all rows
+    assert "seq_len: " in seen["key"]
+    assert "learning_rate" not in seen["key"]  # it has its default
+    assert seen["focus"]
     assert len(seen["all"]) == 100
     rising = [float(text) for text in seen["rising"]]
     assert rising == sorted(rising)
@@ -105,6 +130,11 @@ def test_the_page_works_from_disk(tmp_path: Path, width: int) -> None:
     assert seen["methods"] == ["odysseus"]
     methods, names = seen["found"]
     assert (set(methods), set(names)) == ({"ulysses"}, {"ring.csv"})
+    assert "ulysses x ring 2" in seen["layout"]
+    assert all("ring" in layout for layout in seen["layout"])
+    assert seen["svg"].startswith("<svg")
+    assert "Peak memory, measured" in seen["svg"]
+    assert seen["png"].startswith("data:image/png;base64,iVBOR")
     assert seen["count"].startswith(f"{len(methods)} of ")
     assert seen["lines"] - seen["fewer"] == 2  # a line in each of two panels
     assert seen["wide"] <= 0  # only tables and wide charts scroll sideways, in themselves
@@ -112,58 +142,18 @@ def test_the_page_works_from_disk(tmp_path: Path, width: int) -> None:
 
 @needs_chromium
 def test_markup_in_rows_is_shown_as_text(tmp_path: Path) -> None:
-    seen = shown(tmp_path, written(hostile(), tmp_path / "rows.csv"))
+    """The rows that a reader saves are the file's own, to the letter."""
+    table = hostile()
+    table.loc[1, "error"] = '=1+1, "quoted"\nand a line'
+    path = written(table, tmp_path / "rows.csv")
+    seen = shown(tmp_path, path)
+    saved = pd.read_csv(io.StringIO(seen["csv"]), dtype=str, keep_default_na=False)
+    assert [*saved] == [*table]
+    assert sorted(saved.to_numpy().tolist()) == sorted(table.to_numpy().tolist())
     assert seen["title"] == "Parallelism report"
     assert (seen["errors"], seen["images"]) == ([], 0)
     assert EVIL in seen["all"]
     assert seen["cards"]["memory"] > 0
-
-
-def test_a_sweep_writes_its_page_as_rows_land(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    headings, write = [], page.write
-
-    def noted(text: str, path: Path) -> None:
-        content = json.loads(text.split('id="content">')[1].split("</script>")[0])
-        headings.append(
-            (content["heading"], content["reload_s"], len(content["table"]["columns"][0]))
-        )
-        write(text, path)
-
-    monkeypatch.setattr(page, "write", noted)
-    flags = [
-        "sweep",
-        "--dry_run",
-        "true",
-        "--world_size",
-        "2",
-        "--seq_len",
-        "512",
-        "--method",
-        "[tp,ulysses]",
-    ]
-    flags += ["--out", str(tmp_path / "rows.csv"), "--watch", str(tmp_path / "live")]
-    assert main(flags) == 0
-    running = f"running, reloaded every {live_page.RELOAD_S} s"
-    assert headings == [
-        (f"0 of 2 cells of rows.csv; {running}", live_page.RELOAD_S, 0),
-        (f"1 of 2 cells of rows.csv; {running}", live_page.RELOAD_S, 1),
-        (f"2 of 2 cells of rows.csv; {running}", live_page.RELOAD_S, 2),
-        ("2 of 2 cells of rows.csv; ended", 0, 2),
-    ]
-    assert (tmp_path / "live" / "report.html").is_file()
-
-
-def test_a_folder_that_cannot_be_made_stops_a_sweep(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
-    flags = ["sweep", "--dry_run", "true", "--world_size", "2", "--seq_len", "512"]
-    flags += ["--method", "[tp,ulysses]"]
-    assert main([*flags, "--watch", str(tmp_path / "file" / "live")]) == 2
-    assert "watch = " in capsys.readouterr().err
-    assert not (tmp_path / "rows.csv").exists()
 
 
 def test_cells_that_had_rows_say_nothing_of_the_time_left() -> None:

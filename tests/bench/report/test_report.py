@@ -11,7 +11,16 @@ import pytest
 from bench.__main__ import main
 from bench.report import catalogue, draw_matplotlib, draw_plotly, inputs, labels, page
 from tests.support.paths import RESULTS
-from tests.support.reports import EVIL, EXAMPLE, OF_CELLS, cards_of, hostile, shipped, written
+from tests.support.reports import (
+    EVIL,
+    EXAMPLE,
+    OF_CELLS,
+    cards_of,
+    hostile,
+    on_gpus,
+    shipped,
+    written,
+)
 
 TRACED = (
     "run --dry_run true --model.name_or_path llama3-8b --model.num_hidden_layers 3 --world_size 8 "
@@ -26,25 +35,27 @@ def drawable(*paths: Path) -> pd.DataFrame:
 def test_the_shipped_rows_make_every_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["report", "--rows", str(EXAMPLE), "--out", str(tmp_path)]) == 0
-    made = {path.name for path in tmp_path.iterdir()}
+    rows = written(on_gpus(), tmp_path / "rows.csv")
+    out = tmp_path / "out"
+    assert main(["report", "--rows", str(rows), "--out", str(out)]) == 0
+    made = {path.name for path in out.iterdir()}
     files = {f"{name}.{kind}" for name in OF_CELLS for kind in ("png", "svg", "pdf")}
     assert made == files | {"report.html"}
     assert "tokens/s" in capsys.readouterr().out
     for name in ("throughput", "traffic", "memory"):
-        text = (tmp_path / f"{name}.svg").read_text()
+        text = (out / f"{name}.svg").read_text()
         assert "sequence length (tokens)" in text
         assert "2 ranks" in text
         assert "measured" in text
-    assert "tokens/s" in (tmp_path / "throughput.svg").read_text()
-    assert "MiB" in (tmp_path / "memory.svg").read_text()
-    assert (tmp_path / "mfu.pdf").read_bytes().startswith(b"%PDF")
+    assert "tokens/s" in (out / "throughput.svg").read_text()
+    assert "MiB" in (out / "memory.svg").read_text()
+    assert (out / "mfu.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_the_shipped_rows_have_the_expected_cells() -> None:
     data = drawable(EXAMPLE)
     alone = data[data["ring_parallel_size"] == 1]
-    assert (len(alone), len(data) - len(alone)) == (4 * 2 * 3, 4 * 2 * 3)  # ring 2 and 4
+    assert (len(alone), len(data) - len(alone)) == (4 * 2 * 3, 5 * 3)  # ring 2 of each, ring 4
     assert (data["comm_bytes_total"] == data["theory_comm_bytes_total"]).all()
     for _, cells in data.groupby(["world_size", "seq_len"]):
         assert cells["loss_last"].max() - cells["loss_last"].min() < 1e-4  # fp32
@@ -55,6 +66,24 @@ def test_layouts_are_named_and_in_order() -> None:
     found = labels.layouts_of(drawable(EXAMPLE))
     assert found == [*plain, *(f"{m} x ring 2" for m in plain), "ring 4"]
     assert labels.layout({"method": "tp"}) == "tp"  # rows from before there were rings
+
+
+def test_a_pure_ring_is_one_layout_whatever_its_method(tmp_path: Path) -> None:
+    """The row with the most steps is kept, else the latest."""
+    table = shipped()
+    ring = table["ring_parallel_size"] == "4"
+    given = inputs.read([EXAMPLE])
+    kept = inputs.drawable(given)
+    kept = kept[kept["layout"] == "ring 4"]
+    assert [*kept["utc"]] == [*table[ring].groupby("seq_len", sort=False)["utc"].max()]
+    assert given.notes == [
+        "9 rows of pure rings are merged with another of the same cell: without a sequence axis "
+        "all methods are the same"
+    ]
+    table["steps"] = "3"
+    table.loc[ring & (table["method"] == "tp"), "steps"] = "9"
+    kept = drawable(written(table, tmp_path / "rows.csv"))
+    assert set(kept[kept["layout"] == "ring 4"]["method"]) == {"tp"}
 
 
 def test_the_shipped_rings_make_the_balance_figure() -> None:
@@ -68,33 +97,42 @@ def test_charts_name_their_units_and_source() -> None:
     everything = [*RESULTS.glob("*.csv"), RESULTS / "verify" / "tp.csv"]
     found = cards_of(*everything, RESULTS / "emulated" / "errors.csv")
     drawn = {name for name, card in found.items() if card.charts}
-    assert drawn == {*OF_CELLS, "ablation", "balance", "compare", "prediction", "verify", "map"}
+    others = {"ablation", "balance", "compare", "prediction", "verify", "map"}
+    assert drawn == {*OF_CELLS, *others} - {"strong_scaling"}
+    assert catalogue.left_out([*found.values()]) == (
+        "figures left out: Strong scaling (no layout has the same seq_len, step_tokens on several "
+        "numbers of ranks, or the ranks share the cores of a CPU); "
+        "Longest sequence that fits (no row of plan --objective longest --out); "
+        "A block in time (no JSON of run --trace among the files); "
+        "Memory over a step (no JSON of run --memory_trace among the files)"
+    )
     for card in found.values():
         for chart in card.charts:
             assert chart.source or card.name == "verify"
             for axis in (axis for panel in chart.panels for axis in (panel.x, panel.y)):
                 assert "(" in axis.label or axis.label in {
                     *("step", "ranks", "GPUs", "places of the ring", "gradient norm"),
-                    *("", "ours / peer's"),
+                    *("", "ours / peer's", "emulated links"),
                     "attention FLOPs, busiest rank / mean",
                     *(f"relative difference\nof {of}" for of in ("loss", "gradient norm")),
                 }
 
 
 def test_measured_and_dry_rows_are_never_in_one_chart(tmp_path: Path) -> None:
-    table = shipped()
+    table = on_gpus()
     dry = table.assign(mode="dry_run", hardware="h100-80g")
     found = cards_of(written(pd.concat([table, dry]), tmp_path / "both.csv"))
     for name in OF_CELLS:
-        sources = [chart.source for chart in found[name].charts]
-        assert sorted(("measured" in s, "dry_run" in s) for s in sources) == [
-            (False, True),
-            (True, False),
-        ]
+        assert "measured" not in found[name].title
+        origins = {
+            ("measured" in chart.source, "dry run" in chart.source): chart.origin
+            for chart in found[name].charts
+        }
+        assert origins == {(True, False): "measured", (False, True): "predicted"}
 
 
-def test_scaling_charts_keep_tokens_constant() -> None:
-    found = cards_of(EXAMPLE)
+def test_scaling_charts_keep_tokens_constant(tmp_path: Path) -> None:
+    found = cards_of(written(on_gpus(), tmp_path / "rows.csv"))
     (strong,), (weak,) = found["strong_scaling"].charts, found["weak_scaling"].charts
     assert [panel.title for panel in strong.panels] == [
         f"{n} tokens, {n} a step" for n in ("512", "1K", "2K")
@@ -115,6 +153,7 @@ def test_cells_that_are_measured_and_predicted_are_compared() -> None:
     points = sum(len(mark.x) for mark in scatter.panels[0].marks[3:])
     assert points == 20, "five layouts at four lengths"
     assert "measured on" in lengths.panels[0].title
+    assert "Whiskers: 20 % to 80 % of the steps." in scatter.note
 
 
 def test_a_trace_makes_the_timeline(tmp_path: Path) -> None:
@@ -137,9 +176,8 @@ def test_a_trace_makes_the_timeline(tmp_path: Path) -> None:
 def test_missing_columns_leave_a_figure_out(tmp_path: Path) -> None:
     table = shipped().drop(columns=["theory_comm_bytes_total", "tokens_per_s"])
     found = cards_of(written(table, tmp_path / "rows.csv"))
-    assert found["throughput"].notes == ["left out: no tokens_per_s in these rows"]
-    (note,) = found["traffic"].notes
-    assert "theory_comm_bytes_total" in note
+    assert found["throughput"].left_out == "no tokens_per_s in these rows"
+    assert "theory_comm_bytes_total" in found["traffic"].left_out
     assert found["memory"].charts
     least = written(shipped()[["method", "status", "seq_len"]], tmp_path / "least.csv")
     assert main(["report", "--rows", str(least), "--out", str(tmp_path / "out")]) == 0
@@ -151,7 +189,7 @@ def test_failed_rows_are_in_the_table_only(tmp_path: Path) -> None:
     table.loc[table["method"] == "tp", "status"] = "error"
     path = written(table, tmp_path / "rows.csv")
     assert set(drawable(path)["method"]) == {"tp_sp", "ulysses", "odysseus"}
-    assert "error" in str(page.table(inputs.read([path]).cells)["columns"])
+    assert "error" in str(page.table(inputs.read([path]))["columns"])
     table["status"] = "oom_gpu"
     path = written(table, tmp_path / "rows.csv")
     assert drawable(path).empty
@@ -161,7 +199,7 @@ def test_failed_rows_are_in_the_table_only(tmp_path: Path) -> None:
 def test_the_last_row_of_a_cell_measured_twice_is_shown(tmp_path: Path) -> None:
     table = shipped()
     path = written(pd.concat([table, table.assign(tokens_per_s="7")]), tmp_path / "rows.csv")
-    assert len(drawable(path)) == len(table)
+    assert len(inputs.read([path]).cells) == len(table)
     assert set(drawable(path)["tokens_per_s"]) == {7}
 
 
@@ -200,7 +238,7 @@ def test_markup_and_damaged_numbers_stay_text(tmp_path: Path) -> None:
     assert any("in no figure" in note for note in given.notes)
     assert list(catalogue.write_figures(cards, tmp_path / "out"))
     text = page.html(given, cards)
-    assert text.count("</script>") == 3  # the template's own
+    assert text.count("</script>") == 4  # the template's own
     assert EVIL not in text
     assert "<img" not in text.split("<script>")[0] + text.rsplit("</script>", 1)[1]
     plotted = json.dumps([draw_plotly.drawn(c)["panels"] for card in cards for c in card.charts])
@@ -218,7 +256,7 @@ def test_versions_of_rows_may_differ(tmp_path: Path) -> None:
     paths = written(old, tmp_path / "old.csv"), written(shipped(), tmp_path / "new.csv")
     both = drawable(*paths)
     assert (both["ring_parallel_size"] >= 1).all()
-    assert len(both) == len(old) + len(shipped())
+    assert len(inputs.read([*paths]).cells) == len(old) + len(shipped())
 
 
 def test_few_keeps_both_ends() -> None:

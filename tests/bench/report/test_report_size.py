@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.report import catalogue, draw_matplotlib, inputs, page
+from bench.report import catalogue, csv_table, draw_matplotlib, inputs, page
+from bench.report.look import SCREEN
 from tests.support.reports import cards_of, shipped, written
 
 ROWS = 100_000
@@ -39,11 +40,11 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     pd.read_csv(path, dtype=str)
     laps.append(cpu_s())
     charts = [chart for card in cards for chart in card.charts]
-    draw_matplotlib.save(draw_matplotlib.draw(charts[0]), tmp_path / "one", draw_matplotlib.FORMATS)
+    draw_matplotlib.save(draw_matplotlib.draw(charts[0]), tmp_path / "one", SCREEN.formats)
     laps.append(cpu_s())
     lines = [*catalogue.write_figures(cards, tmp_path / "out")]
     laps.append(cpu_s())
-    draw_matplotlib.save(draw_matplotlib.draw(charts[0]), tmp_path / "one", draw_matplotlib.FORMATS)
+    draw_matplotlib.save(draw_matplotlib.draw(charts[0]), tmp_path / "one", SCREEN.formats)
     laps.append(cpu_s())
     read, page_made, read_again, one, all_charts, one_again = np.diff(laps)
     assert len([line for line in lines if ".png" in line]) == len(charts) == 5
@@ -56,12 +57,12 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
 def test_past_a_number_of_rows_only_the_last_are_kept_and_a_note_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "_CHUNK", 7)
+    monkeypatch.setattr(csv_table, "_CHUNK", 7)
     table = shipped()
     paths = [written(table, tmp_path / f"{name}.csv") for name in ("one", "two")]
     whole = inputs.read(paths[:1]).cells
     assert whole["tokens_per_s"].tolist() == table["tokens_per_s"].astype(float).tolist()
-    monkeypatch.setattr(inputs, "MOST_ROWS", 30)
+    monkeypatch.setattr(csv_table, "MOST_ROWS", 30)
     given = inputs.read(paths[:1])
     assert given.cells["utc"].tolist() == table["utc"].tolist()[-30:]
     assert given.notes == [f"{paths[0]}: {len(table)} rows, of which only the last 30 are shown"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.report import inputs
+from bench.report import cell_sets, inputs
 from bench.report.chart import Bars, Chart, Line
 from bench.report.charts import longest
 from tests.support.reports import shipped, written
@@ -29,7 +29,7 @@ def test_a_bar_for_each_method_and_set_of_toggles(tmp_path: Path) -> None:
     chart = longest.chart(plan_rows(tmp_path))
     assert isinstance(chart, Chart)
     assert [panel.title for panel in chart.panels] == ["2 GPUs", "4 GPUs"]
-    assert "dry_run" in chart.source
+    assert "dry run" in chart.source
     for panel in chart.panels:
         assert [*panel.x.ticks.values()] == ["tp", "tp_sp", "ulysses", "odysseus"]
         bars = {mark.label: mark for mark in panel.marks if isinstance(mark, Bars)}
@@ -55,7 +55,7 @@ def test_a_bar_for_each_method_and_set_of_toggles(tmp_path: Path) -> None:
 def test_toggles_without_a_name_are_named_by_their_columns(tmp_path: Path) -> None:
     rows = plan_rows(tmp_path)
     rows.loc[rows.index[0], "overlap_chunks"] = "2"
-    names = inputs.toggles(rows)
+    names = cell_sets.toggles(rows)
     assert names[0] == "tiled loss; overlap_chunks 2"
     assert set(names[1:]) == {"tiled loss", "checkpointing, tiled loss"}
 
