@@ -1,6 +1,7 @@
 """Dry runs of a plan: on all cores, each made once.
 
-Two shallow runs predict the memory of a run of any depth (`bench/simulator/shallow.py`).
+Two shallow runs predict the memory of a run of any depth (`bench/simulator/shallow.py`). Where only
+memory is asked for, tiles that allocate the same as another are not computed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from bench.pool import Here
 from bench.simulator import dry_run, fit, predict, shallow
+from bench.simulator.fake_world import few_tiles
 from odysseus.config.run import RunConfig
 
 
@@ -56,6 +58,10 @@ class DryRuns:
         """
         return self._call(whole, run, with_time).result()
 
+    def memory(self, run: RunConfig) -> Whole:
+        """Count all blocks of a run, but neither traffic nor FLOPs nor most tiles."""
+        return self._call(memory, run).result()
+
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         with self._lock:
             key = (function, *arguments)
@@ -66,8 +72,16 @@ class DryRuns:
 
 def peaks(run: RunConfig, blocks: int) -> dict[str, int]:
     """Return the most bytes alive in each ZeRO unit of the run with this number of blocks."""
-    counted = dry_run.counted(shallow.with_blocks(run, blocks), only_memory=True)
+    with few_tiles():
+        counted = dry_run.counted(shallow.with_blocks(run, blocks), only_memory=True)
     return shallow.peak_by_unit(counted.memory, blocks)
+
+
+def memory(run: RunConfig) -> Whole:
+    """Count the memory of all blocks of a run, see :meth:`DryRuns.memory`."""
+    with few_tiles():
+        counted = dry_run.counted(run, only_memory=True)
+    return Whole(dry_run.need(run, counted), dry_run.columns_of_memory(run, counted))
 
 
 def whole(run: RunConfig, with_time: bool) -> Whole:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from bench.planner import savings
 from bench.planner.dry_runs import DryRuns
-from bench.planner.longest import Longest, confirmed, longest, search, unit_of
+from bench.planner.longest import Longest, confirmed, search, unit_of
 from bench.simulator import fit
 from odysseus.config.run import RunConfig
 
@@ -30,7 +30,7 @@ class Rung:
         added: The toggle that this rung adds; :data:`NONE` for the first.
         so_far: All toggles added so far.
         run: The run with them, at its longest sequence.
-        found: That sequence.
+        found: That sequence; of its dry run only the memory is counted.
         gain: How much longer it is than that of the rung before, as a fraction; None if nothing fit
             before.
     """
@@ -56,7 +56,7 @@ def rungs(
         report(length, need)
         return need
 
-    found, so_far = longest(run, report, dry_runs), ()
+    found, so_far = confirmed(run, search(run, report, dry_runs), dry_runs.memory), ()
     yield Rung(NONE, so_far, _at(run, found.seq_len), found, None)
     while True:
         before, best, added = found.seq_len, found, ""
@@ -73,7 +73,7 @@ def rungs(
         if not added:
             return
         run, so_far = runs[added], (*so_far, added)
-        found = confirmed(run, best, dry_runs)
+        found = confirmed(run, best, dry_runs.memory)
         gain = found.seq_len / before - 1 if before else None
         yield Rung(added, so_far, _at(run, found.seq_len), found, gain)
 

@@ -52,7 +52,7 @@ def longest(
 ) -> Longest:
     """Find the longest sequence that fits, see :func:`search`, and confirm it."""
     dry_runs = dry_runs or DryRuns()
-    return confirmed(run, search(run, report, dry_runs, start), dry_runs)
+    return confirmed(run, search(run, report, dry_runs, start), dry_runs.whole)
 
 
 def search(
@@ -89,13 +89,17 @@ def search(
     return Longest(fits * unit, known[fails].limit, None)
 
 
-def confirmed(run: RunConfig, found: Longest, dry_runs: DryRuns) -> Longest:
+def confirmed(run: RunConfig, found: Longest, count: Callable[[RunConfig], Whole]) -> Longest:
     """Return the longest sequence with a dry run of all blocks; a shorter one if that does not
-    fit."""
+    fit.
+
+    Args:
+        count: Makes that dry run.
+    """
     unit = unit_of(run)
     fits = found.seq_len // unit
     while fits:
-        whole = dry_runs.whole(replace(run, seq_len=fits * unit))
+        whole = count(replace(run, seq_len=fits * unit))
         if not whole.need.limit:
             return Longest(fits * unit, found.limit, whole)
         fits -= max(1, fits // _PRECISION)

@@ -121,16 +121,19 @@ def counted(run: RunConfig, with_program: bool = False, only_memory: bool = Fals
 
 def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
     """The columns of a dry run's row."""
-    measures = {
-        "rank": counted.rank,
-        "backend": "fake",
+    return {
         **flop_columns([counted.flops]),
         **_attention_of_all_ranks(run, counted),
         **counted.traffic,
-        **memory_columns(counted.memory),
+        **columns_of_memory(run, counted),
     }
+
+
+def columns_of_memory(run: RunConfig, counted: Counted) -> dict[str, Any]:
+    """The columns of a row of which only the memory was counted."""
     outcome = need(run, counted).outcome if run.hardware else {}
-    return measures | {"status": "ok", "error": ""} | outcome
+    known = {"rank": counted.rank, "backend": "fake", "status": "ok", "error": ""}
+    return known | memory_columns(counted.memory) | outcome
 
 
 def need(run: RunConfig, counted: Counted) -> fit.Need:

@@ -25,6 +25,9 @@ class NeedByFormula(DryRuns):
         host = run.seq_len * 100 if run.activation_checkpoint_cpu_offload else 0
         return fit.Need(gpu, GPU_LIMIT, host, run.host_memory_limit_bytes or HOST_LIMIT, "cuda")
 
+    def memory(self, run: RunConfig) -> Whole:
+        return self.whole(run)
+
     def whole(self, run: RunConfig, with_time: bool = False) -> Whole:
         need = self.need(run)
         memory = dict.fromkeys(
