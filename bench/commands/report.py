@@ -27,6 +27,7 @@ _TABLE = {
     "world_size": "ranks",
     "seq_len": "tokens",
     "step_ms_p50": "step ms",
+    "place": "place",
     "tokens_per_s": "tokens/s",
     "mfu": "MFU %",
     "comm_mib": "sent MiB",
@@ -59,7 +60,8 @@ def main(parsed: Any) -> int:
 def table(data: pd.DataFrame) -> str:
     """Return the rows as text, sorted by ranks, tokens, ring and method; at most the first 200.
 
-    Columns without any value are left out. Times of noisy rows end in ~, which a line explains.
+    Columns without any value are left out. Times of noisy rows end in ~, which a line explains, as
+    one does places.
     """
     order = ["world_size", "seq_len", "ring_parallel_size", "layout"]
     ordered = data[order].sort_values(order).index
@@ -67,6 +69,7 @@ def table(data: pd.DataFrame) -> str:
     data = data.loc[ordered[:_SHOWN]]
     shown = data.assign(
         mode=data["mode"].str.replace("_", " "),
+        place=spread.places(data),
         comm_mib=data["comm_bytes_total"] / 2**20,
         theory_mib=data["theory_comm_bytes_total"] / 2**20,
         peak_mib=data["peak_memory_bytes"] / 2**20,
@@ -77,6 +80,8 @@ def table(data: pd.DataFrame) -> str:
     if (noisy := spread.noisy(data)).any():
         shown["step_ms_p50"] += ["~" if is_noisy else " " for is_noisy in noisy]
         below.append(f"~ {spread.NOISY}")
+    if shown["place"].any():
+        below.append("place: by step ms among methods; those whose rounds overlap share one")
     empty = [name for name in _TABLE if len(shown) and (shown[name] == "").all()]
     shown = shown.drop(columns=empty).rename(columns=_TABLE)
     return "\n".join([shown.to_string(index=False), *below])

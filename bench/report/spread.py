@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from bench import rows
 from bench.report.chart import Line
 
 _INTERVALS = {
@@ -47,6 +48,18 @@ def noisy(data: pd.DataFrame) -> pd.Series:
     if "noisy" not in data:
         return pd.Series(False, index=data.index)
     return data["noisy"].astype(str) == "True"
+
+
+def places(data: pd.DataFrame) -> pd.Series:
+    """Return each row's place by time, 1 the fastest, among the rows that differ from it in their
+    method alone; empty without rounds. A row is behind those whose slowest round was faster than
+    its own fastest one: rows whose rounds overlap share a place."""
+    found = pd.Series("", index=data.index, dtype=object)
+    same = [name for name in (*rows.IDENTITY, "mode", "hardware") if name != "method"]
+    for _, alike in data[data["round_ms_low"].notna()].groupby(same, dropna=False):
+        for index, low in alike["round_ms_low"].items():
+            found[index] = str(1 + int((alike["round_ms_high"] < low).sum()))
+    return found
 
 
 def noisy_marks(data: pd.DataFrame, x: Sequence[float], y: Sequence[float]) -> list[Line]:
