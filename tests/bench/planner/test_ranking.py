@@ -32,8 +32,8 @@ def test_shallow_runs_predict_a_deep_one(method: str, step: int) -> None:
     assert sum(parts) == pytest.approx(found.parts_ms["step_ms_p50"])
 
 
-@pytest.mark.parametrize("axes", [slow((1, 1)), slow((1, 4)), (2, 2), slow((4, 1))])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("axes", [slow((1, 1)), slow((1, 4)), slow((2, 2)), (4, 1)])
+@pytest.mark.parametrize("method", [slow("tp"), slow("tp_sp"), "ulysses", slow("odysseus")])
 def test_the_bound_by_closed_forms_is_below_every_dry_run(
     method: str, axes: tuple[int, int]
 ) -> None:
