@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.config import checks, grid, options
-from bench.planner import longest
+from bench.planner.dry_runs import DryRuns
 from bench.runner import launch
 from bench.simulator import fit
 from methods import METHODS
@@ -79,7 +79,7 @@ def need_of(run: RunConfig) -> fit.Need:
     model = replace(run.model, type="torch")
     asked = replace(run, model=model, dry_run=True, hardware="h100-80g")
     checks.check(asked)
-    return longest.predicted_need(asked)
+    return DryRuns().need(asked)
 
 
 @pytest.mark.parametrize(

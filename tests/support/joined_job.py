@@ -21,7 +21,7 @@ from bench.__main__ import main
 from bench.runner import launch
 
 
-def measure(*_: Any) -> dict[str, Any]:
+def measure(*_: Any, **__: Any) -> dict[str, Any]:
     """Replace the measurement of a cell in a worker."""
     meanwhile, _, file = sys.argv[1].partition(":")
     if not dist.is_initialized():

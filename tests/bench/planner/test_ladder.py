@@ -73,7 +73,7 @@ def test_rungs_of_a_formula(run: RunConfig) -> None:
 
 
 def test_as_long_as_nothing_fits_the_least_need_counts(run: RunConfig) -> None:
-    """The optimizer alone takes 240 of 100 MB on one rank."""
+    """The optimizer alone takes 240 of 100 MB of one rank."""
     first, second, *others = climbed(replace(run, world_size=1, method="tp"), NeedByFormula())
     assert (first.found.seq_len, first.found.limit, first.found.whole) == (0, "GPU", None)
     assert second.added == "optimizer.offload"

@@ -66,7 +66,7 @@ def test_the_page_of_a_sweep_that_fails_says_that_it_stopped(
 ) -> None:
     count = launch.run_round
 
-    def second_fails(run: RunConfig) -> dict[str, Any]:
+    def second_fails(run: RunConfig, is_first: bool) -> dict[str, Any]:
         if run.method == "ulysses":
             raise OSError("disk full")
         return count(run)

@@ -28,7 +28,7 @@ TRICKS = (
 )
 COLUMNS = ["step"]
 COLUMNS += [f"{name}{of}" for of in ("_reference", "") for name in ("loss", "grad_norm")]
-COLUMNS += [f"{name}_difference" for name in ("loss", "grad_norm")]
+COLUMNS += [*(f"{name}_difference" for name in ("loss", "grad_norm")), "tolerance"]
 
 
 @pytest.fixture(scope="module", autouse=True)
