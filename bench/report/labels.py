@@ -44,6 +44,12 @@ _TRICKS = {
     "tiled_loss_compute": "tiled loss",
     "compile": "compile",
 }
+TOGGLE_NAMES = _TRICKS | {
+    "ulysses_head_chunks": "chunks of heads",
+    "optimizer.offload": "optimizer on host",
+    "parameter_offload": "weights on host",
+}
+"""Short names of the toggles of a ladder, by option."""
 TRICKS = tuple(_TRICKS)
 """Columns of options that have a name in charts."""
 MIB, GIB = 2**20, 2**30
