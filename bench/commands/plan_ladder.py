@@ -48,7 +48,7 @@ def main(base: RunConfig, methods: Sequence[str], out: str) -> int:
     for name, reason in refused.items():
         print(f"{name}: invalid: {reason}")
     if out and any(longest):
-        _draw(Path(out))
+        save_figure(Path(out))
     return 0 if any(longest) else 1
 
 
@@ -83,7 +83,7 @@ def _reporter(run: RunConfig, search: Search) -> Callable[[int, fit.Need], None]
     return report
 
 
-def _draw(out: Path) -> None:
+def save_figure(out: Path) -> None:
     """Save the figure of the file's rungs beside it, as PNG and SVG."""
     data = inputs.drawable(inputs.read([out]))
     chart = ladder_chart.chart(data)

@@ -46,6 +46,12 @@ _TRICKS = {
 }
 _ORIGINS = {"measured": "measured", "dry_run": "predicted"}
 """Word for the numbers of rows, by the rows' mode."""
+TOGGLE_NAMES = _TRICKS | {
+    "ulysses_head_chunks": "chunks of heads",
+    "optimizer.offload": "optimizer on host",
+    "parameter_offload": "weights on host",
+}
+"""Short names of the toggles of a ladder, by option."""
 TRICKS = tuple(_TRICKS)
 """Columns of options that have a name in charts."""
 MIB, GIB = 2**20, 2**30

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from bench.__main__ import main as bench_main
-from bench.commands import compare, flags, verify
+from bench.commands import compare, flags, plan_ladder, verify
 from bench.config import grid, options
 from bench.report import draw_matplotlib
 from bench.report.charts import verify as verify_chart
@@ -58,7 +58,9 @@ def draw(command: list[str]) -> None:
     if module != "bench":
         return
     verb, *rest = arguments
-    if verb in ("report", "plan"):
+    if "--ladder" in rest:
+        plan_ladder.save_figure(Path(rest[rest.index("--out") + 1]))
+    elif verb in ("report", "plan"):
         bench_main(arguments)
     elif verb == "verify":
         _overlay(rest)

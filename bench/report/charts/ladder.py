@@ -7,7 +7,7 @@ import pandas as pd
 
 from bench.report.chart import Axis, Bars, Chart, Line, Mark, Panel
 from bench.report.charts.longest import LIMITS
-from bench.report.labels import layouts_of, length_label, source_of, style_of
+from bench.report.labels import TOGGLE_NAMES, layouts_of, length_label, source_of, style_of
 
 _UNIT = 1024
 _MOST = 8
@@ -33,7 +33,7 @@ def chart(rows: pd.DataFrame) -> Chart | str:
 
 
 def _panel(title: str, layout: str, ladder: pd.DataFrame, y: Axis) -> Panel:
-    first, *added = ladder["ladder_toggle"]
+    first, *added = [TOGGLE_NAMES.get(name, name) for name in ladder["ladder_toggle"]]
     names = [first, *(f"+ {name}" for name in added)]
     length = ladder["seq_len"] / _UNIT
     at = pd.Series(range(len(ladder)), index=ladder.index, dtype=float)
@@ -56,4 +56,4 @@ def _panel(title: str, layout: str, ladder: pd.DataFrame, y: Axis) -> Panel:
             marks.append(Line(label=label, x=x, y=tops, style=style, text="{:.0f}"))
     ticks = {float(number): name for number, name in enumerate(names)}
     x = Axis(label="toggle added", ticks=ticks, limits=(-0.7, len(names) - 0.3), upright=True)
-    return Panel(title=title, x=x, y=y, marks=marks)
+    return Panel(title=title, x=x, y=y, marks=marks, height=1.2)

@@ -14,6 +14,7 @@ from bench.commands import plan_ladder
 from bench.planner import ladder, savings
 from bench.planner.dry_runs import DryRuns
 from bench.planner.longest import search, unit_of
+from bench.report import labels
 from bench.report.chart import Bars
 from odysseus.config.run import RunConfig
 from tests.support.marks import slow
@@ -109,7 +110,8 @@ def test_the_verb_prints_rungs_and_writes_rows_and_a_figure(
     (panel,) = chart.panels
     assert panel.title == "ulysses, 4 GPUs"
     toggles = [*kept["ladder_toggle"]]
-    assert [*panel.x.ticks.values()] == ["none", *(f"+ {name}" for name in toggles[1:])]
+    names = ["none", *(f"+ {labels.TOGGLE_NAMES[name]}" for name in toggles[1:])]
+    assert [*panel.x.ticks.values()] == names
     (bars,) = (mark for mark in panel.marks if isinstance(mark, Bars))
     assert [size * 1024 for size in bars.size] == [int(length) for length in kept["seq_len"]]
 
