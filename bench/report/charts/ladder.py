@@ -33,8 +33,10 @@ def chart(rows: pd.DataFrame) -> Chart | str:
 
 
 def _panel(title: str, layout: str, ladder: pd.DataFrame, y: Axis) -> Panel:
-    first, *added = [TOGGLE_NAMES.get(name, name) for name in ladder["ladder_toggle"]]
-    names = [first, *(f"+ {name}" for name in added)]
+    names = [
+        name if name == "none" else f"+ {TOGGLE_NAMES.get(name, name)}"
+        for name in ladder["ladder_toggle"]
+    ]
     length = ladder["seq_len"] / _UNIT
     at = pd.Series(range(len(ladder)), index=ladder.index, dtype=float)
     about = [
