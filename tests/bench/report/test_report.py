@@ -97,13 +97,12 @@ def test_charts_name_their_units_and_source() -> None:
     everything = [*RESULTS.glob("*.csv"), RESULTS / "verify" / "tp.csv"]
     found = cards_of(*everything, RESULTS / "emulated" / "errors.csv")
     drawn = {name for name, card in found.items() if card.charts}
-    others = {"ablation", "balance", "compare", "prediction", "verify", "map"}
+    others = {"ablation", "balance", "compare", "prediction", "verify", "map", "ladder"}
     assert drawn == {*OF_CELLS, *others} - {"strong_scaling"}
     assert catalogue.left_out([*found.values()]) == (
         "figures left out: Strong scaling (no layout has the same seq_len, step_tokens on several "
         "numbers of ranks, or the ranks share the cores of a CPU); "
         "Longest sequence that fits (no row of plan --objective longest --out); "
-        "Longest sequence, toggle by toggle (no row of plan --ladder true --out); "
         "A block in time (no JSON of run --trace among the files); "
         "Memory over a step (no JSON of run --memory_trace among the files)"
     )
