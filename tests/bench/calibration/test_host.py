@@ -71,6 +71,7 @@ def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
     return before_s, median(step.host_s() for _ in range(5))
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_computing_time_is_not_host_time() -> None:
     ((before_s, after_s),) = run_ranks(host_s_of_a_slow_host, 1, RunConfig(), fresh=True)

@@ -79,7 +79,8 @@ def test_the_page_of_a_sweep_that_fails_says_that_it_stopped(
     assert rows_of(pages[-1]) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_page_of_a_sweep_that_a_signal_ends_says_so(
     tmp_path: Path, number: signal.Signals
 ) -> None:

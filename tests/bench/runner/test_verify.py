@@ -44,8 +44,9 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-SPLIT = [("tp_sp", 1, 2), ("ulysses", 2, 2)]
+SPLIT = [("ulysses", 2, 2)]
 REST = [
+    ("tp_sp", 1, 2),
     ("tp", 2, 2),
     ("odysseus", 1, 4),
     ("tp", 1, 4),

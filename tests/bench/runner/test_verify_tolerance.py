@@ -11,6 +11,7 @@ from bench.__main__ import main
 from tests.support.small_runs import VERIFIED
 
 
+@pytest.mark.slow
 def test_gradients_that_travel_in_bf16_are_judged_as_such(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,7 +59,8 @@ def test_chunks_with_a_ring_replicas_and_biases(method: str) -> None:
     check_all([replace(base, model=VARIANTS["qwen"], **AHEAD)])
 
 
-@pytest.mark.parametrize("world_size", [slow(2), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_chunks_send_what_theory_says(world_size: int) -> None:
     """Chunks send the same bytes in more calls. Recomputation repeats the closing collective of all
     chunks but the last."""

@@ -22,6 +22,7 @@ from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.parallel.zero_buckets import bucket_widths
 from odysseus.training.trainer import Trainer
+from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 
 MODEL = ModelOptions(
@@ -145,7 +146,7 @@ def memory_of_reductions(runs: list[RunConfig]) -> list[list[tuple[int, int, int
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, slow(4)])
 def test_a_bucket_takes_four_bytes_an_element(size: int) -> None:
     """Bytes that the sum of E bf16 gradients of a unit over n ranks allocates in fp32, exactly.
 
