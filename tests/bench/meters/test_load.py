@@ -28,6 +28,6 @@ def test_a_busy_process_is_seen_and_the_own_work_is_not() -> None:
             pass
         found = watch.interval()
         busy.kill()
-    assert found.own_s > 0.4
-    assert found.machine_s > found.own_s + 0.4
+    assert found.own_s > 0.1
+    assert found.machine_s > found.own_s + 0.1
     assert other_load([found]) == pytest.approx((found.machine_s - found.own_s) / found.wall_s)
