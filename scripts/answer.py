@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench import rows
+from bench.report import spread
 
 MIB = 2**20
 _NUMBERS = ("world_size", "seq_len", "ring_parallel_size", "comm_bytes_total", "peak_memory_bytes")
@@ -25,7 +26,7 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: the file has no such row.
     """
-    table = rows.read(path)
+    table = rows.read(path).reindex(columns=rows.COLUMNS, fill_value="")
     table = table[(table["status"] == "ok") & (table["ring_parallel_size"] == "1")]
     if table.empty:
         raise ValueError(f"{path} has no row with status ok and without a ring")
@@ -48,13 +49,11 @@ def lines(measured: pd.DataFrame, predicted: pd.DataFrame) -> Iterator[str]:
 
 
 def fastest(data: pd.DataFrame) -> str:
-    """Return the method with the shortest median step. Methods whose fastest round is not slower
-    than that method's slowest round are named too."""
+    """Return the method with the shortest median step, and those that share its place."""
     ordered = data.sort_values("step_ms_p50")
     best = ordered.iloc[0]
-    low = ordered["round_ms_low"].fillna(ordered["step_ms_p50"])
-    high = best["round_ms_high"] if best["round_ms_high"] > 0 else best["step_ms_p50"]
-    names = " or ".join(ordered.loc[low <= high, "method"])
+    places = spread.places(ordered)
+    names = " or ".join(ordered.loc[places == "1", "method"]) or best["method"]
     noisy = ", noisy" * (best["noisy"] == "True")
     return f"{names} ({best['step_ms_p50']:,.0f} ms{noisy})"
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from bench.meters.load import Interval, Watch, other_load
@@ -21,13 +22,15 @@ def test_other_processes_are_what_the_ranks_did_not_use() -> None:
 
 
 def test_a_busy_process_is_seen_and_the_own_work_is_not() -> None:
-    watch = Watch()
+    begun_s, watch = time.process_time(), Watch()
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
             pass
+        busy_s = sum(psutil.Process(busy.pid).cpu_times()[:2])
         found = watch.interval()
         busy.kill()
-    assert found.own_s > 0.1
-    assert found.machine_s > found.own_s + 0.1
+    assert busy_s > 0
+    assert found.own_s == pytest.approx(time.process_time() - begun_s, abs=0.05)
+    assert found.machine_s > found.own_s + busy_s - 0.1
     assert other_load([found]) == pytest.approx((found.machine_s - found.own_s) / found.wall_s)
