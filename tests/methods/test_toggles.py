@@ -71,16 +71,15 @@ def test_every_pair_of_tricks(method: str, world_size: int) -> None:
     check_all([replace(base, **toggles) for toggles in combinations()])
 
 
-SLOWLY = ("tp", "tp_sp", "ulysses")  # odysseus has every kind of layer but tp's all-reduce
-
-
 @pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOWLY)) for m in METHODS]
+    ("method", "backend"),
+    # odysseus has every kind of layer but tp's all-reduce; aot_eager has the graphs but no kernels.
+    [("odysseus", "aot_eager"), *(slow(method, "inductor") for method in METHODS)],
 )
-def test_compiled_blocks(method: str) -> None:
+def test_compiled_blocks(method: str, backend: str) -> None:
     """Blocks break up around collectives, some of them in place: what comes after them is right."""
     run = replace(BASE, method=method, world_size=2, compile=True, activation_checkpointing=True)
-    check_all([run])
+    check_all([run], backend)
 
 
 @pytest.mark.slow

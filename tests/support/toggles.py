@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,10 +47,16 @@ ALL_ON = LOSS_TILES | {
 AHEAD = {"zero_engine": "overlap", "reduce_bucket_size": 0}
 
 
-def errors(runs: list[RunConfig]) -> list[dict[str, float]]:
+def errors(runs: list[RunConfig], backend: str = "inductor") -> list[dict[str, float]]:
     """Return each run's largest errors on this rank; all runs share their reference and their
-    mesh."""
+    mesh.
+
+    Args:
+        backend: What torch.compile makes of the graphs that it finds.
+    """
     torch.set_num_threads(1)
+    if any(run.compile for run in runs):  # in a process of its own
+        torch.compile = partial(torch.compile, backend=backend)
     run = runs[0]
     mesh = make_mesh(torch.device("cpu"), run)
     loss, _, gradients = reference_gradients(run)
@@ -98,11 +105,15 @@ def largest(held: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]:
     return worst
 
 
-def check_all(runs: list[RunConfig]) -> None:
-    """Check that runs with one reference and one mesh equal the reference on every rank."""
+def check_all(runs: list[RunConfig], backend: str = "inductor") -> None:
+    """Check that runs with one reference and one mesh equal the reference on every rank.
+
+    Args:
+        backend: What torch.compile makes of the graphs that it finds.
+    """
     # A process stops compiling again after a few shapes, and would run what follows uncompiled.
     fresh = any(run.compile for run in runs)
-    for rank in run_ranks(errors, runs[0].world_size, runs, fresh=fresh):
+    for rank in run_ranks(errors, runs[0].world_size, runs, backend, fresh=fresh):
         for run, worst in zip(runs, rank, strict=True):
             # AdamW divides by the root of a gradient's square: weights are off by as much as the
             # gradients are in relation to the smallest ones, about 1e-6.
