@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +55,27 @@ def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(Stopped):
             main(command.split())
     assert len(parsed) == len(shown) == 19
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+    """As printed, one after another, in a copy of the project as a fresh clone has it."""
+    kept_out = shutil.ignore_patterns(".git", ".venv", "local", "__pycache__", ".*_cache")
+    folder = Path(shutil.copytree(ROOT, tmp_path / "project", ignore=kept_out))
+    failed = {}
+    for command in commands((ROOT / "README.md").read_text()):
+        words = shlex.split(command)
+        files = [w for word in words for w in (sorted(folder.glob(word)) if "*" in word else [word])]
+        ran = subprocess.run(
+            [sys.executable, "-m", "bench", *map(str, files)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+        if ran.returncode:
+            failed[command] = f"{ran.returncode}: {ran.stderr[-500:]}"
+    assert failed == {}
 
 
 @pytest.mark.parametrize("verb", VERBS)
