@@ -65,7 +65,9 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     failed = {}
     for command in commands((ROOT / "README.md").read_text()):
         words = shlex.split(command)
-        files = [w for word in words for w in (sorted(folder.glob(word)) if "*" in word else [word])]
+        files = [
+            w for word in words for w in (sorted(folder.glob(word)) if "*" in word else [word])
+        ]
         ran = subprocess.run(
             [sys.executable, "-m", "bench", *map(str, files)],
             cwd=folder,
