@@ -30,6 +30,7 @@ with warnings.catch_warnings():
     from deepspeed.runtime.sequence_parallel import ulysses_sp
     from deepspeed.sequence.layer import DistributedAttention
     from deepspeed.utils import safe_get_full_grad
+
     # Its all-reduce in shared memory is for inference, and is compiled when ranks first meet, for
     # minutes on a small machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
