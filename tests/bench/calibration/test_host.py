@@ -58,12 +58,12 @@ def host_s_of_a_slow_host(_: RunConfig) -> tuple[float, float]:
     longer."""
     with patch.object(host, "_TOKENS", 64):
         _, step = _steps(torch.device("cpu"))
-    x, once = torch.randn(256, 256), step.once
+    x, once = torch.randn(1024, 1024), step.once
 
     def slowly() -> None:
         once()
         time.sleep(0.05)
-        for _ in range(200):
+        for _ in range(10):
             torch.mm(x, x)
 
     before_s = median(step.host_s() for _ in range(5))
