@@ -6,7 +6,9 @@ part of the loss.
 """
 
 from odysseus.hf.attention import register
-from odysseus.hf.batches import ShardedLoader, count_items, loss, shard_batch
+from odysseus.hf.batches import count_items, loss, shard_batch, sum_over_ranks
+from odysseus.hf.head import token_log_probs
+from odysseus.hf.loader import ShardedLoader
 from odysseus.hf.prepare import check_toggles, prepare
 
 __all__ = [
@@ -17,4 +19,6 @@ __all__ = [
     "prepare",
     "register",
     "shard_batch",
+    "sum_over_ranks",
+    "token_log_probs",
 ]

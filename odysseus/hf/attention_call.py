@@ -99,12 +99,11 @@ def _check_plain_causal(call: AttentionCall) -> None:
 
 
 def _check_heads(call: AttentionCall) -> None:
-    heads, kv_heads, width, ranks = call.query[1], call.key[1], call.query[3], call.sequence_size
-    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+    heads, width, ranks = call.query[1], call.query[3], call.sequence_size
+    if heads < ranks:
         raise ValueError(
-            f"{call.layer} has {heads} query and {kv_heads} kv heads, which {ranks} ranks of the "
-            "sequence axis cannot share evenly; valid: divisors of the query heads that divide the "
-            "kv heads or are multiples of them"
+            f"{call.layer} has {heads} query heads, which {ranks} ranks of the sequence axis "
+            "cannot share; valid: at most as many ranks as query heads"
         )
     has_kernel = call.dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
     if call.ring_size > 1 and call.on_cuda and not has_kernel:

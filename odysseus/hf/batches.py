@@ -5,13 +5,11 @@ B batch, S tokens of a sample, s tokens of this rank, V vocabulary.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from odysseus.config.sizes import check_multiple, chunks_of
@@ -39,11 +37,12 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Cut this rank's shard out of a batch that every rank of its replica holds whole.
 
     Args:
-        batch: ``input_ids`` [B, S] and optionally
+        batch: Whole numbers, as tensors, arrays or lists: ``input_ids`` [B, S] and optionally
             ``labels`` [B, S], not shifted, as Transformers takes them. -100 is ignored. By default
             they are the inputs, except padding and the first token per document.
-            ``position_ids`` [B or 1, S]. A document begins wherever they do not increase by 1.
-            ``attention_mask`` [B, S]. Its zeros must come last and have no labels.
+            ``position_ids`` [B or 1, S]. They increase by 1 inside a document and begin again at 0
+            in the next one; those of padding may be anything.
+            ``attention_mask`` [B, S], of ones and zeros. Zeros must come last and have no labels.
         mesh: The mesh that this rank belongs to.
 
     Returns:
@@ -51,56 +50,129 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
         (the label after each input), [B, s] each, and ``documents``.
 
     Raises:
-        ValueError: padding is not at the end, the length does not divide, or a key is unknown.
+        ValueError: padding is not at the end, the length does not divide, positions jump inside a
+            document, or a key, a type or a shape is not one of these.
     """
-    if unknown := batch.keys() - {*_KEYS}:
-        raise ValueError(f"the batch has {min(unknown)!r}; valid: {', '.join(_KEYS)}")
-    input_ids = batch.get("input_ids")
-    if input_ids is None or input_ids.dim() != 2 or not input_ids.numel():
-        shape = "missing" if input_ids is None else f"of shape {list(input_ids.shape)}"
-        raise ValueError(f"the batch's input_ids are {shape}; valid: [samples, tokens]")
+    given = batch_tensors(batch)
+    input_ids, attention_mask = given["input_ids"], given.get("attention_mask")
     tokens = input_ids.shape[1]
-    for name, given in batch.items():
-        rows = {input_ids.shape, (1, tokens)} if name == "position_ids" else {input_ids.shape}
-        if tuple(given.shape) not in rows:
-            raise ValueError(
-                f"{name} is {list(given.shape)}; valid: {list(input_ids.shape)}, as input_ids"
-            )
     chunks = chunks_of(mesh.ring_order, mesh.ring.size)
     check_multiple(tokens, chunks * mesh.sequence.size, "ranks of a sample (twice, in zigzag)")
-    position_ids = batch.get("position_ids")
+    position_ids = given.get("position_ids")
     if position_ids is None:
         position_ids = torch.arange(tokens, device=input_ids.device)[None]
     position_ids = position_ids.expand(input_ids.shape)
+    _check_mask(attention_mask)
+    _check_positions(position_ids, attention_mask)
     starts = Documents.from_positions(position_ids.cpu().numpy()).starts
-    documents = SplitDocuments(starts, mesh)
-    labels, attention_mask = batch.get("labels"), batch.get("attention_mask")
+    labels = given.get("labels")
     if labels is None:
         labels = input_ids.clone()
         for row, row_starts in enumerate(starts):
             labels[row, list(row_starts)] = IGNORED_LABEL
         if attention_mask is not None:
             labels[attention_mask == 0] = IGNORED_LABEL
-    _check_padding(attention_mask, labels)
+    if attention_mask is not None and bool((labels[attention_mask == 0] != IGNORED_LABEL).any()):
+        raise ValueError(f"padding has labels; valid: {IGNORED_LABEL} where attention_mask is 0")
     shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
     sizes = mesh.ring.size, mesh.sequence.size
     local = torch.from_numpy(shard_of(mesh.ring_order, tokens, *sizes, mesh.shard))
     whole = {"input_ids": input_ids, "position_ids": position_ids, "shift_labels": shift_labels}
     shard = {name: x[:, local.to(x.device)].to(mesh.device) for name, x in whole.items()}
-    return shard | {"documents": documents}
+    return shard | {"documents": SplitDocuments(starts, mesh)}
 
 
-def _check_padding(attention_mask: Tensor | None, labels: Tensor) -> None:
-    """Raise ValueError unless padding is at the end and has no labels.
+def padded(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Pad a batch's samples at their end to a length that :func:`shard_batch` can cut.
 
-    Causal attention never sees later tokens, so such padding needs no mask.
+    Padding has no labels, is seen by no token, and changes neither the loss nor its gradients.
+
+    Args:
+        batch: As :func:`shard_batch` takes it.
+        mesh: The mesh that this rank belongs to.
+
+    Returns:
+        The batch; unchanged if its length divides already.
+    """
+    given = batch_tensors(batch)
+    input_ids = given["input_ids"]
+    divisor = chunks_of(mesh.ring_order, mesh.ring.size) * mesh.sequence.size
+    missing = -input_ids.shape[1] % divisor
+    if not missing:
+        return dict(batch)
+    given.setdefault("attention_mask", torch.ones_like(input_ids))
+    fill = {"labels": IGNORED_LABEL}
+    return {
+        name: torch.nn.functional.pad(x, (0, missing), value=fill.get(name, 0))
+        for name, x in given.items()
+    }
+
+
+def batch_tensors(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a batch's entries as tensors of int64, after checks of names, types and shapes."""
+    if unknown := [name for name in batch if name not in _KEYS]:
+        raise ValueError(f"the batch has {str(unknown[0])[:100]!r}; valid: {', '.join(_KEYS)}")
+    given = {name: _whole_numbers(name, x) for name, x in batch.items() if x is not None}
+    input_ids = given.get("input_ids")
+    if input_ids is None or input_ids.dim() != 2 or not input_ids.numel():
+        shape = "missing" if input_ids is None else f"of shape {list(input_ids.shape)}"
+        raise ValueError(f"the batch's input_ids are {shape}; valid: [samples, tokens]")
+    for name, x in given.items():
+        alike = {input_ids.shape} | ({(1, input_ids.shape[1])} if name == "position_ids" else set())
+        if tuple(x.shape) not in alike:
+            raise ValueError(
+                f"{name} is {list(x.shape)}; valid: {list(input_ids.shape)}, as input_ids"
+            )
+    return given
+
+
+def _whole_numbers(name: str, given: Any) -> Tensor:
+    """Return an entry of a batch as a tensor of int64."""
+    try:
+        x = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(given).__name__
+        raise ValueError(
+            f"the batch's {name} are a {kind}; valid: a tensor or equally long lists of whole "
+            "numbers"
+        ) from None
+    if x.is_floating_point() or x.is_complex():
+        raise ValueError(f"the batch's {name} are {x.dtype}; valid: whole numbers, torch.int64")
+    return x.long()
+
+
+def _check_mask(attention_mask: Tensor | None) -> None:
+    """Raise ValueError unless a mask is ones, then zeros.
+
+    Causal attention never sees later tokens, so padding at the end needs no mask.
     """
     if attention_mask is None:
         return
-    if bool((attention_mask.long().diff(dim=1) > 0).any()):
+    values = attention_mask.unique()
+    if others := [int(value) for value in values if value not in (0, 1)]:
+        raise ValueError(
+            f"attention_mask has {others[0]}; valid: 0 and 1, and position_ids that begin again at "
+            "0 in each document"
+        )
+    if bool((attention_mask.diff(dim=1) > 0).any()):
         raise ValueError("attention_mask has zeros before ones; valid: padding at the end")
-    if bool((labels[attention_mask == 0] != IGNORED_LABEL).any()):
-        raise ValueError(f"padding has labels; valid: {IGNORED_LABEL} where attention_mask is 0")
+
+
+def _check_positions(position_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise ValueError unless positions begin at 0 and increase by 1, or begin again at 0."""
+    steps = position_ids.diff(dim=1, prepend=torch.full_like(position_ids[:, :1], -1))
+    wrong = (steps != 1) & (position_ids != 0)
+    if attention_mask is not None:
+        wrong &= attention_mask != 0
+    if bool(wrong.any()):
+        row, at = wrong.nonzero()[0].tolist()
+        found, before = int(position_ids[row, at]), "nothing"
+        if at:
+            before = int(position_ids[row, at - 1])
+        raise ValueError(
+            f"position_ids of sample {row} have {found} after {before}; valid: increasing by 1 "
+            "inside a document, beginning again at 0 in the next one"
+        )
 
 
 def count_items(shards: Iterable[Mapping[str, Any]], mesh: Mesh) -> Tensor:
@@ -133,45 +205,22 @@ def loss(output: Any, labels: Tensor, num_items: Tensor | float) -> Tensor:
     return total / torch.as_tensor(num_items, dtype=total.dtype, device=total.device)
 
 
+def sum_over_ranks(x: Tensor, mesh: Mesh) -> Tensor:
+    """Sum over the ranks that share a sample, for losses that are no sum over tokens.
+
+    Each rank may compute the same loss from it, and send it backward: its gradient goes to this
+    rank's part alone, and ZeRO-3 sums the parts.
+
+    Args:
+        x: This rank's part, of any shape, the same on every rank.
+    """
+    total = x.detach().clone()
+    for axis in (mesh.sequence, mesh.ring):
+        transfers.all_reduce_plain(total, axis)
+    return x + (total - x.detach())
+
+
 def sum_of_losses(output: Any, labels: Tensor) -> Tensor:
     """Return the sum of token losses: the head's own sum if it is tiled, else from the logits."""
     logits = output.logits
     return logits if logits.dim() == 0 else cross_entropy_sum(logits, labels)
-
-
-class ShardedLoader:
-    """A data loader whose batches are sharded; every rank of a replica must read the same ones.
-
-    A ``DistributedSampler(dataset, num_replicas=mesh.replicas, rank=mesh.replica)`` does that.
-
-    Args:
-        loader: Yields batches as :func:`shard_batch` takes them.
-        mesh: The mesh that this rank belongs to.
-    """
-
-    def __init__(self, loader: Iterable[Mapping[str, Any]], mesh: Mesh) -> None:
-        self.loader, self.mesh = loader, mesh
-
-    def __len__(self) -> int:
-        return len(self.loader)  # pyright: ignore[reportArgumentType]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield shards; raise ValueError if ranks of a replica have read different batches."""
-        for batch in self.loader:
-            _check_same(batch, self.mesh)
-            yield shard_batch(batch, self.mesh)
-
-
-def _check_same(batch: Mapping[str, Tensor], mesh: Mesh) -> None:
-    digest = 0
-    for name in sorted(batch):
-        digest = zlib.crc32(f"{name} {batch[name].shape}".encode(), digest)
-        digest = zlib.crc32(batch[name].cpu().contiguous().numpy().data, digest)
-    most = torch.tensor([digest, -digest], device=mesh.device)
-    for axis in (mesh.sequence, mesh.ring):
-        dist.all_reduce(most, dist.ReduceOp.MAX, group=axis.group)
-    if most[0] != -most[1]:
-        raise ValueError(
-            "ranks of one replica have read different batches; valid: a DistributedSampler with "
-            "num_replicas=mesh.replicas, rank=mesh.replica"
-        )

@@ -6,7 +6,6 @@ They apply in the project's order: tiles, checkpoint and offload, loss, ZeRO.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,17 +17,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from odysseus.config.run import RunConfig
-from odysseus.hf import families
+from odysseus.hf import families, head
 from odysseus.hf.attention import NAMES
+from odysseus.hf.changes import Changes, Undo
 from odysseus.memory.host_memory import HostMemory
 from odysseus.memory.offload import CheckpointOffload
 from odysseus.memory.tiling import tiled
 from odysseus.model import liger
-from odysseus.model.loss import Loss, choose_loss
+from odysseus.model.decoder import saved_as_usual
 from odysseus.parallel import zero
 from odysseus.parallel.mesh import Mesh
-
-Undo = Callable[[], None]
 
 
 def check_toggles(run: RunConfig) -> None:
@@ -90,7 +88,7 @@ def prepare(
     liger.check(run, mesh.device)
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     _check(model, blocks, run)
-    changes = _Changes()
+    changes = Changes()
     try:
         _apply(changes, model, blocks, mesh, run, host)
     except BaseException:
@@ -100,7 +98,7 @@ def prepare(
 
 
 def _apply(
-    changes: _Changes,
+    changes: Changes,
     model: PreTrainedModel,
     blocks: list[GradientCheckpointingLayer],
     mesh: Mesh,
@@ -114,25 +112,34 @@ def _apply(
             assert isinstance(mlp, nn.Module)
             changes.set(mlp, "forward", partial(_tiled_forward, mlp, mlp.forward))
     if run.recomputes:
-        saved_input_hooks: Callable[[Tensor], Any] = nullcontext
+        saved_input_hooks: Callable[[int, Tensor], Any] = saved_as_usual
         if run.activation_checkpoint_cpu_offload:
             host = host or HostMemory.for_run(run, mesh.device)
             offload = CheckpointOffload(host, mesh.device, len(blocks))
             saved_input_hooks = offload.saved_input_hooks
-        function = partial(_checkpointed, saved_input_hooks)
-        for block in blocks:
+        for index, block in enumerate(blocks):
+            function = partial(_checkpointed, partial(saved_input_hooks, index))
             changes.set(block, "gradient_checkpointing", True)
             changes.set(block, "_gradient_checkpointing_func", function)
-    if _tiles_loss(model, run):
-        _compute_loss_in_head(model, choose_loss(run, model.config.vocab_size), changes)
+            check = partial(_check_checkpointing, function)
+            changes.undos.append(block.register_forward_pre_hook(check).remove)
+    if head.tiles_loss(model, run):
+        head.compute_loss(model, run, changes)
     zero.shard(model, _units(model, blocks), mesh, {}, run)
     changes.undos.append(lambda: zero.unshard(model))
+    changes.undos.append(
+        model.register_forward_pre_hook(lambda *_: zero.follow_frozen(model), prepend=True).remove
+    )
     changes.undos.append(model.register_forward_hook(_reshard_without_grad).remove)
 
 
-def _tiles_loss(model: PreTrainedModel, run: RunConfig) -> bool:
-    known = model.config.model_type in families.TRICKS
-    return run.tiles_loss and (known or run.tiled_loss_compute is True)
+def _check_checkpointing(function: Callable[..., Any], block: Any, _: Any) -> None:
+    """Raise ValueError if a block no longer recomputes as :func:`prepare` has set it."""
+    if block._gradient_checkpointing_func is not function:
+        raise ValueError(
+            "gradient_checkpointing_enable() or _disable() was called after prepare, which had set "
+            "how blocks recompute; valid: neither, or activation_checkpointing = false"
+        )
 
 
 def _reshard_without_grad(model: nn.Module, *_: Any) -> None:
@@ -156,8 +163,14 @@ def _check(
             f"{name} was made with attn_implementation = {attention}, which does not see other "
             f"ranks' tokens; valid: {', '.join(NAMES)}"
         )
-    if not isinstance(model.get_output_embeddings(), nn.Linear) or not blocks:
-        raise ValueError(f"{name} has no blocks or no linear head; valid: a causal language model")
+    if not isinstance(model.get_output_embeddings(), nn.Module) or not blocks:
+        raise ValueError(f"{name} has no blocks or no head; valid: a causal language model")
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"{name} trains parameters of {' and '.join(sorted(map(str, dtypes)))}, whose "
+            "gradients ZeRO-3 cannot reduce together; valid: one dtype, such as model.float()"
+        )
     for toggle, asked in (
         ("tiled_mlp", run.tiled_mlp_compute),
         ("tiled_loss", run.tiled_loss_compute is True),
@@ -167,6 +180,7 @@ def _check(
                 f"{toggle}_compute = true is not known to be right for {name}; valid: false, or a "
                 f"model of {', '.join(families.TRICKS)}"
             )
+    head.check(model, run)
     if run.recomputes and not model.training:
         raise ValueError(
             f"{name} is in eval mode, in which Transformers does not recompute; valid: "
@@ -174,25 +188,6 @@ def _check(
         )
     if run.recomputes or run.tiled_mlp_compute:
         families.check_dropout([*blocks], name)
-
-
-class _Changes:
-    """Changes of a model, with the functions that undo them, newest last."""
-
-    def __init__(self) -> None:
-        self.undos: list[Undo] = []
-
-    def set(self, target: Any, name: str, value: Any) -> None:
-        """Set an attribute of an object, and remember its own value or that it had none."""
-        if name in vars(target):
-            self.undos.append(partial(setattr, target, name, vars(target)[name]))
-        else:
-            self.undos.append(partial(delattr, target, name))
-        setattr(target, name, value)
-
-    def undo(self) -> None:
-        while self.undos:
-            self.undos.pop()()
 
 
 def _tiled_forward(mlp: nn.Module, forward: Callable[[Tensor], Tensor], x_BSD: Tensor) -> Tensor:
@@ -209,31 +204,10 @@ def _checkpointed(
         return checkpoint(function, x_BSD, *others, use_reentrant=False, preserve_rng_state=False)
 
 
-def _compute_loss_in_head(model: PreTrainedModel, loss: Loss, changes: _Changes) -> None:
-    """Make the head return the sum of token losses instead of the logits."""
-    head = model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a causal language model has one"
-    labels: list[Tensor] = []
-
-    def store_labels(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if "shift_labels" not in kwargs:
-            raise ValueError(
-                "the loss is computed in tiles, and the model was not given shift_labels; valid: "
-                "batches of odysseus.hf.shard_batch"
-            )
-        labels[:] = [kwargs["shift_labels"]]
-
-    def sum_losses(x_BSD: Tensor) -> Tensor:
-        weight = head.weight
-        assert isinstance(weight, Tensor)
-        return loss(x_BSD.flatten(0, 1), weight, labels.pop().flatten())
-
-    hook = model.register_forward_pre_hook(store_labels, with_kwargs=True)
-    changes.undos.append(hook.remove)
-    changes.set(head, "forward", sum_losses)
-
-
 def _units(model: PreTrainedModel, blocks: list[GradientCheckpointingLayer]) -> zero.Units:
-    norm = getattr(model.base_model, "norm", None)
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):  # a model with PEFT's adapters
+        inner = inner.get_base_model()
+    norm = getattr(inner.base_model, "norm", None)
     last = [part for part in (norm, model.get_output_embeddings()) if part is not None]
     return zero.Units(model.get_input_embeddings(), blocks, last)

@@ -67,8 +67,8 @@ class HostMemory:
 
     Attributes:
         device: The device of host tensors: the CPU, but meta in a dry run, which has no values.
-        held_bytes: Bytes taken so far; none are returned before the run ends.
-        tensors: Every tensor that :meth:`empty` has made.
+        held_bytes: Bytes taken and not released.
+        tensors: Every tensor that :meth:`empty` has made and :meth:`release` has not taken back.
     """
 
     def __init__(self, limit_bytes: int, compute_device: torch.device) -> None:
@@ -108,6 +108,11 @@ class HostMemory:
             made = self._allocate(like)
         self.tensors.append(made)
         return made
+
+    def release(self, made: Tensor) -> None:
+        """Return a tensor of :meth:`empty`; the caller drops its references too."""
+        self.tensors = [tensor for tensor in self.tensors if tensor is not made]
+        self.held_bytes -= made.nbytes
 
     def _allocate(self, like: Tensor) -> Tensor:
         try:

@@ -45,6 +45,11 @@ class Edges:
     positions: Callable[[Tensor], Tensor] = identity
 
 
+def saved_as_usual(block: int, x: Tensor) -> AbstractContextManager[object]:
+    """Return a context under which autograd keeps a block's input where it is."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Tricks:
     """Memory savings of a block, always applied in this order: tiles, checkpoint, offload.
@@ -54,15 +59,15 @@ class Tricks:
         tile_after_attention: Compute everything after attention in tiles of the sequence.
         recompute: Save only the block's input, and run the block again in backward.
         overlap_chunks: Chunks of tokens, one's collectives overlapped with another's matmuls.
-        saved_input_hooks: Given the block's input, returns the context under which autograd saves
-            it, for example to move it to host memory.
+        saved_input_hooks: Given a block's number and its input, returns the context under which
+            autograd saves the input, for example to move it to host memory.
     """
 
     tile_mlp: bool = False
     tile_after_attention: bool = False
     recompute: bool = False
     overlap_chunks: int = 1
-    saved_input_hooks: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
+    saved_input_hooks: Callable[[int, Tensor], AbstractContextManager[object]] = saved_as_usual
 
 
 class Attention(nn.Module):
@@ -156,8 +161,10 @@ class Block(nn.Module):
         mlp: MLP,
         kernels: Kernels,
         tricks: Tricks,
+        index: int = 0,
     ) -> None:
         super().__init__()
+        self.index = index
         width, eps = architecture.hidden_size, architecture.rms_norm_eps
         self.input_layernorm = RMSNorm(width, eps, kernels)
         self.self_attn = attention
@@ -169,7 +176,7 @@ class Block(nn.Module):
         inputs = x_BSD, table, documents
         if not self.tricks.recompute:
             return self.layer(*inputs)
-        with self.tricks.saved_input_hooks(x_BSD):
+        with self.tricks.saved_input_hooks(self.index, x_BSD):
             return checkpoint(self.layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
@@ -234,7 +241,10 @@ class CausalLM(nn.Module):
     ) -> None:
         super().__init__()
         a = architecture
-        blocks = [block(a, attention(), mlp(), kernels, tricks) for _ in range(a.num_hidden_layers)]
+        blocks = [
+            block(a, attention(), mlp(), kernels, tricks, index)
+            for index in range(a.num_hidden_layers)
+        ]
         self.model = Decoder(a, blocks, kernels, edges)
         self.lm_head = Head(a.hidden_size, a.vocab_size, loss)
         if a.tie_word_embeddings:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from odysseus.config.groups import MemorySavings
@@ -33,15 +34,15 @@ def choose_loss(run: RunConfig, vocabulary: int) -> Loss:
     """Choose the function that computes a run's loss, given the size of the vocabulary."""
     if not run.tiles_loss:
         return whole_logits
-    return partial(_ENGINES[run.loss_engine], tile=_most_tokens(run, vocabulary))
+    return partial(_ENGINES[run.loss_engine], tile=most_tokens(run, vocabulary))
 
 
 def loss_tile_tokens(run: RunConfig) -> int:
     """Return the number of tokens of the largest tile."""
-    return min(run.local_tokens, _most_tokens(run, run.architecture.vocab_size))
+    return min(run.local_tokens, most_tokens(run, run.architecture.vocab_size))
 
 
-def _most_tokens(run: MemorySavings, vocabulary: int) -> int:
+def most_tokens(run: MemorySavings, vocabulary: int) -> int:
     """Return how many tokens' fp32 logits fit in ``tiled_loss_bytes``; at least one."""
     return max(1, run.tiled_loss_bytes // (4 * vocabulary))
 
@@ -63,11 +64,47 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
 
 def checkpointed(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int) -> Tensor:
     """Compute each tile under activation checkpointing: backward computes its logits again."""
-    losses = [
-        checkpoint(whole_logits, h, weight_VD, y, use_reentrant=False, preserve_rng_state=False)
+    return checkpointed_head(partial(F.linear, weight=weight_VD), hidden_TD, labels_T, tile)
+
+
+def checkpointed_head(
+    head: Callable[[Tensor], Tensor], hidden_TD: Tensor, labels_T: Tensor, tile: int
+) -> Tensor:
+    """Do the same for any head: a function from hidden states [t, D] to logits [t, V]."""
+    tiles = _checkpointed_tiles(head, cross_entropy_sum, hidden_TD, labels_T, tile)
+    return torch.stack(tiles).sum()
+
+
+def token_log_probs(
+    head: Callable[[Tensor], Tensor], hidden_TD: Tensor, labels_T: Tensor, tile: int
+) -> Tensor:
+    """Return the log-probability of each label, [T] in at least fp32, tile by tile; 0 for -100."""
+    return torch.cat(_checkpointed_tiles(head, log_probs, hidden_TD, labels_T, tile))
+
+
+def log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-probability of each label, in at least fp32 and the labels' shape."""
+    wide = logits.flatten(0, -2).to(_wide(logits))
+    losses = F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+    return -losses.view(labels.shape)
+
+
+def _checkpointed_tiles(
+    head: Callable[[Tensor], Tensor],
+    function: Callable[[Tensor, Tensor], Tensor],
+    hidden_TD: Tensor,
+    labels_T: Tensor,
+    tile: int,
+) -> list[Tensor]:
+    """Compute function(logits, labels) of each tile under activation checkpointing."""
+
+    def of_tile(hidden_tD: Tensor, labels_t: Tensor) -> Tensor:
+        return function(head(hidden_tD), labels_t)
+
+    return [
+        checkpoint(of_tile, h, y, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
         for h, y in zip(hidden_TD.split(tile), labels_T.split(tile), strict=True)
     ]
-    return torch.stack(losses).sum()  # pyright: ignore[reportArgumentType]
 
 
 def linear_cross_entropy(
@@ -102,6 +139,7 @@ class _Fused(torch.autograd.Function):
             if any(ctx.needs_input_grad):
                 grad_logits_tV = grad_logits_tV.to(weight_VD.dtype)
                 torch.mm(grad_logits_tV, weight_VD, out=grad_hidden_TD[rows])
+            if ctx.needs_input_grad[1]:
                 grad_weight_VD = _add_weight_gradient(
                     grad_weight_VD, grad_logits_tV, hidden_TD[rows]
                 )
@@ -110,11 +148,18 @@ class _Fused(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (scale,) = grads
-        grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-        dtype = grad_hidden_TD.dtype
-        return grad_hidden_TD.mul_(scale), grad_weight_VD.mul_(scale).to(dtype), None, None
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None]:
+        (scale,), (grad_hidden_TD, grad_weight_VD) = grads, ctx.saved_tensors
+        autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+        if autograd._get_current_graph_task_keep_graph():  # another backward may follow
+            grad_hidden_TD = grad_hidden_TD.clone()
+            grad_weight_VD = None if grad_weight_VD is None else grad_weight_VD.clone()
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.mul_(scale).to(grad_hidden_TD.dtype)
+        return grad_hidden_TD.mul_(scale), grad_weight_VD, None, None
 
 
 def _replace_logits_by_gradient_(logits_tV: Tensor, labels_t: Tensor) -> Tensor:

@@ -82,6 +82,14 @@ def all_to_all(x_n: Tensor, axis: Axis) -> Tensor:
     return x_n if axis.size == 1 else _AllToAll.apply(x_n, axis)
 
 
+def all_to_all_uneven(x: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
+    """Forward: `sent[j]` elements of the flat x go to rank j; `received[i]` come from rank i.
+    Backward: the same with the two swapped.
+    Bytes: this rank's tensor less what it keeps.
+    Meaning: the shard moves from one dimension to another that does not divide."""
+    return _AllToAllUneven.apply(x, sent, received, axis)
+
+
 def take_shard(x_BSD: Tensor, axis: Axis, dim: int = 1) -> Tensor:
     """Forward: this rank's slice along dim.
     Backward: zeros where other ranks' slices are.
@@ -215,6 +223,21 @@ class _AllToAll(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         return _AllToAll.forward(ctx, grad, ctx.axis), None
+
+
+class _AllToAllUneven(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
+        ctx.given = sent, received, axis
+        result = x.new_empty(sum(received))
+        with transfers.region(axis):
+            dist.all_to_all_single(result, x.contiguous(), received, sent, group=axis.group)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,), (sent, received, axis) = grads, ctx.given
+        return _AllToAllUneven.forward(ctx, grad, received, sent, axis), None, None, None
 
 
 class _SumGradientRows(torch.autograd.Function):

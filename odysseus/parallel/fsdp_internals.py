@@ -27,6 +27,7 @@ __all__ = [
     "call_after_backward",
     "disable_division",
     "flatten_mesh",
+    "follow_frozen",
     "gather_on_current_stream",
     "is_reduced_first",
     "parameter_groups",
@@ -87,6 +88,14 @@ def disable_division(group: FSDPParamGroup) -> None:
 def gather_on_current_stream(unit: FSDPModule) -> None:
     """Have a unit gather its weights in order with the computation, not on a stream of its own."""
     unit._set_unshard_async_op(True)
+
+
+def follow_frozen(group: FSDPParamGroup) -> None:
+    """Have a group see which of its parameters are trained now.
+
+    FSDP2 reads that at the first forward; a group that was frozen then could never be trained.
+    """
+    group._init_mp_dtypes()
 
 
 def call_after_backward(function: Callable[[], None]) -> None:

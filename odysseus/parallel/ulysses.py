@@ -1,5 +1,7 @@
 """The all-to-alls of Ulysses around attention: from sharded tokens to sharded heads and back.
 
+Heads that do not divide are shared as evenly as can be, so ranks send and compute unequal parts.
+
 B batch, S tokens, s = S/n of this rank, H query heads, G kv heads, h = H/n, K elements of a head, F
 heads of this rank packed: h + 2·max(1, G/n).
 """
@@ -21,6 +23,9 @@ def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
     def exchanged(
         q_BsHK: Tensor, k_BsGK: Tensor, v_BsGK: Tensor, *, documents: Documents | None = None
     ) -> Tensor:
+        heads, kv_heads = q_BsHK.shape[2], k_BsGK.shape[2]
+        if not divides(heads, kv_heads, axis.size):
+            return _uneven(attend, axis, q_BsHK, k_BsGK, v_BsGK, documents)
         # One copy packs the heads for each rank. In the received tensor the ranks are the leading
         # part of S. No name holds the copy, so that it is freed before attention begins.
         received_nBsFK = collectives.all_to_all(
@@ -29,11 +34,79 @@ def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
             ),
             axis,
         )
-        heads = [q_BsHK.shape[2] // axis.size] + 2 * [max(1, k_BsGK.shape[2] // axis.size)]
+        local_heads = [heads // axis.size] + 2 * [max(1, kv_heads // axis.size)]
         o_BShK = attend(
-            *transfers.unstack(received_nBsFK, 1).split(heads, dim=2), documents=documents
+            *transfers.unstack(received_nBsFK, 1).split(local_heads, dim=2), documents=documents
         )
         o_nBshK = collectives.all_to_all(transfers.stack(o_BShK, axis.size, 1), axis)
         return o_nBshK.movedim(0, 2).flatten(2, 3)
 
     return exchanged
+
+
+def divides(heads: int, kv_heads: int, ranks: int) -> bool:
+    """Whether every rank gets as many query heads and as many kv heads as any other."""
+    return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+
+
+def shares(heads: int, kv_heads: int, ranks: int) -> list[tuple[range, range]]:
+    """Return each rank's query heads, and the kv heads that they need.
+
+    With at least a kv head a rank, kv heads are shared out, each with all its query heads. With
+    fewer, query heads are shared out, and a kv head goes to every rank that needs it.
+
+    Raises:
+        ValueError: there are fewer query heads than ranks.
+    """
+    if heads < ranks:
+        raise ValueError(
+            f"{heads} query heads cannot be shared by {ranks} ranks of the sequence axis; valid: "
+            "at most as many ranks as query heads"
+        )
+    group = heads // kv_heads
+    found = []
+    for rank in range(ranks):
+        if kv_heads >= ranks:
+            kv = _part(kv_heads, ranks, rank)
+            found.append((range(kv.start * group, kv.stop * group), kv))
+        else:
+            q = _part(heads, ranks, rank)
+            found.append((q, range(q.start // group, (q.stop - 1) // group + 1)))
+    return found
+
+
+def _part(count: int, ranks: int, rank: int) -> range:
+    """This rank's part of `count` things; parts differ by at most one."""
+    return range(count * rank // ranks, count * (rank + 1) // ranks)
+
+
+def _uneven(
+    attend: Attend,
+    axis: Axis,
+    q_BsHK: Tensor,
+    k_BsGK: Tensor,
+    v_BsGK: Tensor,
+    documents: Documents | None,
+) -> Tensor:
+    """Attend with unequal shares of heads; every rank sends each other one what it computes."""
+    (batch, tokens, heads, width), kv_heads = q_BsHK.shape, k_BsGK.shape[2]
+    of_ranks = shares(heads, kv_heads, axis.size)
+    parts = [
+        torch.cat([q_BsHK[:, :, a:b], k_BsGK[:, :, c:d], v_BsGK[:, :, c:d]], dim=2).flatten()
+        for (a, b), (c, d) in (((q.start, q.stop), (kv.start, kv.stop)) for q, kv in of_ranks)
+    ]
+    q, kv = of_ranks[axis.rank]
+    mine = batch * tokens * (len(q) + 2 * len(kv)) * width
+    received = collectives.all_to_all_uneven(
+        torch.cat(parts), [part.numel() for part in parts], [mine] * axis.size, axis
+    )
+    packed_BSFK = transfers.unstack(received.view(axis.size, batch, tokens, -1, width), 1)
+    q_BShK, k_BSgK, v_BSgK = packed_BSFK.split([len(q), len(kv), len(kv)], dim=2)
+    needed = [head // (heads // kv_heads) - kv.start for head in q]
+    if needed != sorted([*range(len(kv))] * (len(q) // len(kv))):  # kernels share kv heads evenly
+        k_BSgK, v_BSgK = k_BSgK[:, :, needed], v_BSgK[:, :, needed]
+    o_BShK = attend(q_BShK, k_BSgK, v_BSgK, documents=documents)
+    sizes = [batch * tokens * len(q) * width for q, _ in of_ranks]
+    sent = transfers.stack(o_BShK, axis.size, 1).flatten()
+    outputs = collectives.all_to_all_uneven(sent, [sizes[axis.rank]] * axis.size, sizes, axis)
+    return torch.cat([o.view(batch, tokens, -1, width) for o in outputs.split(sizes)], dim=2)

@@ -183,6 +183,13 @@ def _gather_when_needed(model: nn.Module) -> None:
         unit.set_modules_to_backward_prefetch([unit])
 
 
+def follow_frozen(model: nn.Module) -> None:
+    """Let parameters that were frozen or unfrozen since the last forward count as they are now."""
+    for unit in _sharded_modules(model):
+        for group in fsdp_internals.parameter_groups(unit):
+            fsdp_internals.follow_frozen(group)
+
+
 @torch.no_grad()
 def unshard(model: nn.Module) -> None:
     """Undo :func:`shard`: plain modules with whole weights and gradients, on every rank."""

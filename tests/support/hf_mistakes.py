@@ -31,7 +31,24 @@ def refusals() -> dict[str, str]:
     ones = torch.ones_like(batch["input_ids"])
     holes, padding = ones.clone(), ones.clone()
     holes[0, 3], padding[:, -4:] = 0, 0
+    numbered, jumping = ones.clone(), torch.arange(48)[None].clone()
+    numbered[:, 20:], jumping[:, 30:] = 2, torch.arange(40, 58)
     hf.register(mesh)
+
+    def hooked() -> PreTrainedModel:
+        model = build("llama", "ulysses")
+        model.get_output_embeddings().register_forward_hook(lambda *_: None)
+        return model
+
+    def half_rounded() -> PreTrainedModel:
+        model = build("llama", "ulysses")
+        model.get_input_embeddings().bfloat16()
+        return model
+
+    def checkpointed_again() -> PreTrainedModel:
+        model = prepared(mesh, replace(run, activation_checkpoint_cpu_offload=True))
+        model.gradient_checkpointing_enable()
+        return model
 
     def model_of(config: Any) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, attn_implementation="ulysses").train()
@@ -59,6 +76,8 @@ def refusals() -> dict[str, str]:
         ),
         "twice": lambda: hf.prepare(prepared(mesh, run), mesh, run),
         "no head": lambda: hf.prepare(model_of(llama).model, mesh, run),
+        "two dtypes": lambda: hf.prepare(half_rounded(), mesh, run),
+        "checkpointing by the caller": lambda: checkpointed_again()(**shard),
         "value": lambda: hf.prepare(model_of(llama), mesh, replace(run, dtype="bfloat16")),
         "optimizer": lambda: hf.prepare(
             model_of(llama), mesh, replace(run, optimizer=OptimizerOptions(offload="cpu"))
@@ -73,13 +92,30 @@ def refusals() -> dict[str, str]:
         "plain batch": lambda: model_of(llama)(batch["input_ids"]),
         "heads": lambda: model_of(
             LlamaConfig(
-                **SIZES | {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 48}
+                **SIZES | {"num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 16}
             )
         )(**shard),
         "padding": lambda: hf.shard_batch(batch | {"attention_mask": holes}, mesh),
         "padding with labels": lambda: hf.shard_batch(
             batch | {"attention_mask": padding, "labels": ones}, mesh
         ),
+        "documents in a mask": lambda: hf.shard_batch(batch | {"attention_mask": numbered}, mesh),
+        "documents in a mask, backwards": lambda: hf.shard_batch(
+            batch | {"attention_mask": 3 - numbered}, mesh
+        ),
+        "positions that jump": lambda: hf.shard_batch(batch | {"position_ids": jumping}, mesh),
+        "positions from 5": lambda: hf.shard_batch(
+            batch | {"position_ids": torch.arange(5, 53)[None]}, mesh
+        ),
+        "words": lambda: list(hf.ShardedLoader([{"input_ids": [["the", "cat"]]}], mesh)),
+        "one word": lambda: list(hf.ShardedLoader([batch | {"text": "the cat"}], mesh)),
+        "lists of any length": lambda: hf.shard_batch({"input_ids": [[1, 2], [3]]}, mesh),
+        "half numbers": lambda: list(
+            hf.ShardedLoader([{"input_ids": batch["input_ids"].bfloat16()}], mesh)
+        ),
+        "a number": lambda: list(hf.ShardedLoader([batch | {"labels": 3}], mesh)),
+        "fewer batches": lambda: list(hf.ShardedLoader([batch] * (2 + rank), mesh)),
+        "hooks": lambda: hf.prepare(hooked(), mesh, replace(run, tiled_loss_compute=True)),
         "length": lambda: hf.shard_batch({"input_ids": batch["input_ids"][:, 1:]}, mesh),
         "other keys": lambda: hf.shard_batch(batch | {"pixel_values": ones}, mesh),
         "tiles of Phi": lambda: hf.prepare(

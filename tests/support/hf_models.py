@@ -5,6 +5,7 @@ The fork server imports this file, because importing Transformers takes seconds.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +51,9 @@ SIZES: dict[str, Any] = {
 }
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+    "uneven": LlamaConfig(
+        **SIZES | {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48}
+    ),
     "mistral": MistralConfig(**SIZES, sliding_window=64),
     "qwen2": Qwen2Config(**SIZES | {"num_key_value_heads": 4}),
     "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
@@ -98,7 +102,7 @@ def build(name: str, attention: str) -> PreTrainedModel:
     """Build a model with the same weights at every call; no weight is zero or one."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
-        CONFIGS[name], attn_implementation=attention, dtype=torch.float64
+        copy.deepcopy(CONFIGS[name]), attn_implementation=attention, dtype=torch.float64
     )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)

@@ -73,10 +73,10 @@ class Chain:
         return x + (x @ weight).tanh()
 
     def __call__(self, x: Tensor) -> Tensor:
-        for weight in self.weights:
+        for index, weight in enumerate(self.weights):
             self.inputs.append(weakref.ref(x.untyped_storage()))
             self.copies.append(x.detach().clone())
-            with self.offload.saved_input_hooks(x):
+            with self.offload.saved_input_hooks(index, x):
                 x = checkpoint(self.block, x, weight, use_reentrant=False)  # pyright: ignore
         return x
 

@@ -27,7 +27,15 @@ ALLOWED = {
     "_flash_attn_backward",
     "_attn_implementation",  # of Transformers' models
     "_init_weights",
+    "_gradient_checkpointing_func",
+    "_get_collator_with_removed_columns",  # of its trainers
+    "_clip_grad_norm",
+    "_get_grad_norm",
+    "_save",
     "_cdata",  # the identity of a storage, which odysseus.memory needs, below odysseus.parallel
+    "_C",  # whether a backward keeps its graph, which odysseus.model needs, below it as well
+    "_autograd",
+    "_get_current_graph_task_keep_graph",
 }
 
 
