@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ from odysseus.config.nested import ModelOptions
 def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments with each recipe's file replaced by its options, and a note per recipe.
 
+    A model that a flag names takes the recipe's place before that is read, because it decides what
+    the recipe leaves out.
+
     Raises:
         ValueError: a recipe's key or value cannot be run; the message says what is valid.
     """
@@ -44,6 +48,9 @@ def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         file = argument.removeprefix(flag)
         recipe = _read(file) if is_file or flag else None
         if recipe is not None:
+            named, of_recipe = _flag(arguments, "--model.name_or_path"), recipe.get("model") or {}
+            if named and isinstance(of_recipe, dict):
+                recipe["model"] = of_recipe | {"name_or_path": named}
             try:
                 config, ignored = convert(recipe)
             except ValueError as error:
@@ -92,6 +99,17 @@ def _read(file: str) -> dict[str, Any] | None:
     data = content.get("data")
     own_keys = content.keys() & {"type", "deepspeed", "scheduler", *IGNORED_SECTIONS}
     return content if own_keys or (isinstance(data, dict) and "sources" in data) else None
+
+
+def _flag(arguments: Sequence[str], flag: str) -> str:
+    """Return the last value of a flag, or nothing."""
+    value = ""
+    for before, argument in itertools.pairwise(["", *arguments]):
+        if before == flag:
+            value = argument
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def _note(file: str, ignored: list[str]) -> str:

@@ -120,12 +120,13 @@ class DataOptions(OptionGroup):
     """Text that the model is trained on.
 
     Args:
-        path: UTF-8 text file. A token is one byte, or as the checkpoint's tokenizer.json has it.
-            Empty takes the English text that every CPython carries.
+        path: UTF-8 text file, or a dataset of texts or conversations: .jsonl, .parquet or .arrow.
+            A token is one byte, or as the checkpoint's tokenizer.json has it. Empty takes the
+            English text that every CPython carries.
         repeat: Read the text again from its beginning where a sample is longer than the text.
-        pack: Split the text at blank lines into documents and pack these into samples. No token
-            attends to another document or predicts its first token; positions begin again at 0 in
-            every document.
+        pack: Split the text at blank lines, or a dataset at its rows, into documents and pack these
+            into samples. No token attends to another document or predicts its first token;
+            positions begin again at 0 in every document.
     """
 
     path: str = ""

@@ -28,6 +28,8 @@ from odysseus.parallel.mesh import Axis
 from odysseus.parallel.sharding import Piece, huggingface_shapes, initialize
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_COMPARED_ROWS = 4096
 _FLOATS = ("BF16", "F16", "F32", "F64")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Files that a saved model copies from the folder that it was loaded from.
@@ -43,7 +45,7 @@ FILE_BYTES = 5 * 10**9
 def check(run: RunConfig) -> None:
     """Raise ValueError unless a run's checkpoint, if any, holds exactly its model's tensors.
 
-    Reads headers only.
+    Reads headers; of weights, only a head that is written beside the embedding that it is tied to.
     """
     if run.model.checkpoint:
         Checkpoint(run.model.checkpoint).check(run.architecture)
@@ -75,13 +77,23 @@ class Checkpoint:
         self.folder, self.files = folder, _files(folder)
 
     def check(self, architecture: Architecture) -> None:
-        """Raise ValueError unless the tensors' names, shapes and dtypes fit the model."""
+        """Raise ValueError unless the tensors' names, shapes and dtypes fit the model.
+
+        A model whose head is its embedding may come with a head that equals it.
+        """
         shapes = huggingface_shapes(architecture)
         present = {name for name in self.files if not name.endswith("rotary_emb.inv_freq")}
+        if architecture.tie_word_embeddings and present >= {_HEAD, _EMBEDDING}:
+            if not self._equal(_HEAD, _EMBEDDING):
+                raise ValueError(
+                    f"{self.folder} has a {_HEAD} that differs from {_EMBEDDING}, but its "
+                    "config.json has tie_word_embeddings = true; valid: false, or equal weights"
+                )
+            present.remove(_HEAD)
         for verb, names in (("misses", shapes.keys() - present), ("has", present - shapes.keys())):
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                tied = architecture.tie_word_embeddings and "lm_head.weight" in names
+                tied = architecture.tie_word_embeddings and _HEAD in names
                 raise ValueError(
                     f"{self.folder} {verb} {min(names)[:100]!r}{more}; valid: the tensors of "
                     f"the model{', whose head is its embedding' if tied else ''}"
@@ -90,6 +102,16 @@ class Checkpoint:
             with _open(file) as opened:
                 for name in names:
                     _check_tensor(file, opened, name, shapes[name])
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same, bit for bit; some rows of each are in memory."""
+        with _open(self.files[one]) as of_one, _open(self.files[other]) as of_other:
+            slices = of_one.get_slice(one), of_other.get_slice(other)
+            if slices[0].get_shape() != slices[1].get_shape():
+                return False
+            first_rows = range(0, slices[0].get_shape()[0], _COMPARED_ROWS)
+            parts = ([x[i : i + _COMPARED_ROWS] for x in slices] for i in first_rows)
+            return all(torch.equal(*(x.view(torch.uint8) for x in part)) for part in parts)
 
     def load(self, pieces: Iterable[tuple[Piece, Tensor]]) -> None:
         """Fill a rank's shards, reading no more than they hold.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from odysseus.config.run import RunConfig
-from odysseus.io import tokenizer
+from odysseus.io import records, tokenizer
 from odysseus.model.documents import Documents
 from odysseus.model.loss import IGNORED_LABEL
 from odysseus.parallel.ring_order import shard_of
@@ -49,11 +49,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Text:
-    """A text as tokens, with the positions where documents begin: 0 and, if packed, after blank
-    lines."""
+    """A text as tokens.
+
+    Attributes:
+        tokens: Whole numbers, one dimension.
+        starts: Positions where documents begin: 0 and, if packed, where each other one does.
+        labelled: Whether each token is learnt; None for all.
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
+    labelled: np.ndarray | None = None
 
     def starts_between(self, first: int, last: int) -> np.ndarray:
         """Return where documents begin in [first, last] of the endlessly repeated text.
@@ -88,8 +94,13 @@ def load_text(run: RunConfig) -> Text:
     """Read a run's text as its checkpoint's tokens, or as bytes if it has no tokenizer.
 
     Each packed document is tokenised by itself, together with the blank lines that end it.
+
+    Raises:
+        ValueError: the file is neither a text nor a dataset.
     """
     path, pack, file = run.data.path, run.data.pack, run.model.tokenizer
+    if path and records.has_records(path):
+        return _dataset(path, pack, run.model.checkpoint if file else None, file)
     if not pack and file is None:
         return Text(open_tokens(path), np.zeros(1, dtype=np.int64))
     return _text(path, pack, file)
@@ -109,12 +120,37 @@ def _text(path: str, pack: bool, file: Path | None) -> Text:
     return Text(np.concatenate(encoded), np.cumsum([0, *lengths[:-1]]))
 
 
+@lru_cache(maxsize=1)
+def _dataset(path: str, pack: bool, folder: Path | None, file: Path | None) -> Text:
+    tokens, labels = [], []
+    for record in records.read(path, folder):
+        if file is None:
+            ids = np.frombuffer(record.text.encode(), dtype=np.uint8)
+            labelled = np.ones(len(ids), dtype=bool)
+        else:
+            everything = ((0, len(record.text)),)
+            ids, labelled = tokenizer.encode_labelled(
+                record.text, record.labelled or everything, file
+            )
+        if len(ids):
+            tokens.append(ids)
+            labels.append(labelled)
+    lengths = [len(ids) for ids in tokens]
+    starts = np.cumsum([0, *lengths[:-1]]) if pack else np.zeros(1, dtype=np.int64)
+    return Text(np.concatenate(tokens), starts, np.concatenate(labels))
+
+
 def check_tokens(run: RunConfig) -> None:
     """Raise ValueError unless a run's text is UTF-8, holds a sample and fits its vocabulary.
 
     With ``data.repeat`` a text shorter than a sample is valid.
     """
-    _check_utf8(run.data.path)
+    if records.is_table(run.data.path):
+        open_tokens(run.data.path)
+    else:
+        _check_utf8(run.data.path)
+    if run.model.checkpoint:
+        tokenizer.check_folder(run.model.checkpoint)
     if run.model.tokenizer:
         tokenizer.check(run.model.tokenizer, run.architecture.vocab_size)
     tokens = load_text(run).tokens
@@ -182,6 +218,8 @@ class Samples:
         tokens, length = self.text.tokens, self.run.seq_len
         at = samples[:, None] * length + self.positions
         inputs, labels = (tokens[i % len(tokens)].astype(np.int64) for i in (at, at + 1))
+        if self.text.labelled is not None:
+            labels[~self.text.labelled[(at + 1) % len(tokens)]] = IGNORED_LABEL
         positions, documents = self.positions[None], None
         if self.run.data.pack:
             edges = [self.text.starts_between(first, first + length) for first in samples * length]

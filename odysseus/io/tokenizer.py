@@ -5,7 +5,7 @@ The library is Rust: a file that it does not expect may end in a panic, which is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 _T = TypeVar("_T")
+_OTHER_FORMS = ("tokenizer.model", "tiktoken.model", "spiece.model", "vocab.json", "vocab.txt")
 _MOST_GROWTH = 64
 """Most characters that a tokenizer may make of one; Unicode's own rules make at most 18."""
 _PIECE, _PIECES = 16, 100
@@ -31,6 +32,16 @@ def _tokenizer(file: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError if a folder has a tokenizer, but in none of the forms that are read."""
+    others = [name for name in _OTHER_FORMS if (folder / name).is_file()]
+    if others and not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{folder} has {others[0]}, which is not read, and no tokenizer.json; valid: "
+            "tokenizer.json, as AutoTokenizer.from_pretrained(…).save_pretrained(…) writes it"
+        )
 
 
 def check(file: Path, vocab_size: int) -> None:
@@ -51,10 +62,29 @@ def encode(text: str, file: Path) -> np.ndarray:
     Raises:
         ValueError: the tokenizer fails, or makes so much of the text that memory could not hold it.
     """
+    return np.array(_encoding(text, file).ids, dtype=np.uint32)
+
+
+def encode_labelled(
+    text: str, labelled: Sequence[tuple[int, int]], file: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Do the same, and return which tokens begin in `labelled` characters, as booleans.
+
+    Args:
+        labelled: Begin and end of each part of the text.
+    """
+    encoding = _encoding(text, file)
+    begins = np.array([begin for begin, _ in encoding.offsets], dtype=np.int64)
+    inside = np.zeros(len(begins), dtype=bool)
+    for begin, end in labelled:
+        inside |= (begin <= begins) & (begins < end)
+    return np.array(encoding.ids, dtype=np.uint32), inside
+
+
+def _encoding(text: str, file: Path) -> Encoding:
     tokenizer = _tokenizer(file)
     _check_growth(text, tokenizer, file)
-    encoding = _called(file, lambda: tokenizer.encode(text, add_special_tokens=False))
-    return np.array(encoding.ids, dtype=np.uint32)
+    return _called(file, lambda: tokenizer.encode(text, add_special_tokens=False))
 
 
 def _check_growth(text: str, tokenizer: Tokenizer, file: Path) -> None:

@@ -15,6 +15,7 @@ from bench.config import arctic, grid, options
 from odysseus.config import hf_config
 from odysseus.config.run import RunConfig
 from tests.support.arctic import LEAST, RECIPE, ZERO, built
+from tests.support.hf_configs import SIZES
 from tests.support.launched import one_row
 from tests.support.paths import ROOT
 
@@ -138,6 +139,22 @@ def test_the_command_line_wins(file: Path) -> None:
     run = parsed(file, "--seq_len", "512", "--world_size", "8", "--model.type", "torch")
     assert (run.seq_len, run.world_size, run.sequence_parallel_size) == (512, 8, 4)
     assert (run.model.type, run.model.name_or_path) == ("torch", "llama3-70b")
+
+
+@pytest.mark.parametrize("between", [" ", "="])
+def test_a_models_flag_takes_the_recipes_place(between: str, tmp_path: Path) -> None:
+    """Also of a model that is no preset, and of its length, which the recipe leaves out."""
+    path = tmp_path / "run-mine.yml"
+    path.write_text(json.dumps(built(LEAST | {"model.name_or_path": "Qwen/Qwen3-8B"})))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    config = json.dumps(SIZES | {"model_type": "llama", "max_position_embeddings": 777})
+    (folder / "config.json").write_text(config)
+    flags = f"--model.name_or_path{between}{folder}".split()
+    run = parsed(path, *flags)
+    assert (run.model.name_or_path, run.seq_len) == (str(folder), 777)
+    with pytest.raises(ValueError, match=r"model\.name_or_path is 'Qwen/Qwen3-8B'; valid: "):
+        parsed(path)
 
 
 def test_a_launchers_size_is_the_world_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
