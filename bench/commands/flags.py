@@ -134,6 +134,14 @@ def verify() -> ArgumentParser:
     options.add_run_options(parser)
     parser.set_defaults({"steps": 50})
     parser.add_argument(
+        "--reference",
+        type=str,
+        default="native",
+        help="native: this project's own model and trainer, data parallel: finds what the split "
+        "and the memory savings change. transformers: plain Transformers and PyTorch's AdamW in "
+        "one process, which holds the whole model: finds also what is wrong in both.",
+    )
+    parser.add_argument(
         "--out",
         type=str,
         default="results/verify.csv",

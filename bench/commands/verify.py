@@ -14,7 +14,7 @@ from bench.report.charts import verify as verify_chart
 from bench.runner import verify
 from methods import label_of
 from odysseus.config.run import RunConfig
-from odysseus.io import files
+from odysseus.io import checkpoint, files
 
 
 def main(parsed: Any) -> int:
@@ -26,37 +26,47 @@ def main(parsed: Any) -> int:
     run, out = grid.run_config(parsed), Path(parsed.out)
     if run.dry_run:
         raise ValueError("dry_run = true has no losses to compare; valid: false")
+    if parsed.reference not in verify.REFERENCES:
+        raise ValueError(
+            f"reference is {parsed.reference!r}; valid: {', '.join(verify.REFERENCES)}"
+        )
     checks.check(run)
+    if parsed.reference == "transformers":
+        checkpoint.saved_config(run)  # raises if Transformers has no such model
     checks.check_gpus(run, None)
     if launched_world_size() is not None:
         raise ValueError("verify starts its own workers; run it without torchrun or srun")
     rows.check_writable(out, verify.COLUMNS, verify.NEEDED)
     draw_matplotlib.check_beside(out)
     try:
-        verdict = verify.verify(run)
+        verdict = verify.verify(run, reference=parsed.reference)
     except RuntimeError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 1
-    print(f"{title(run)}\n{judgement(verdict)}", flush=True)
+    name = title(run, parsed.reference)
+    print(f"{name}\n{judgement(verdict)}", flush=True)
     steps = verdict.steps.to_csv(index=False)
     try:
         files.write(out, steps)
     except OSError as error:
         raise files.not_saved(out, steps, error) from None
     draw_matplotlib.save(
-        draw_matplotlib.draw(verify_chart.overlay(verdict.steps, title(run))), out.with_suffix("")
+        draw_matplotlib.draw(verify_chart.overlay(verdict.steps, name)), out.with_suffix("")
     )
     return 0 if verdict.passed else 1
 
 
-def title(run: RunConfig) -> str:
+def title(run: RunConfig, reference: str = "native") -> str:
     """Return a title that names both runs of the comparison."""
     n, accumulated = run.sequence_size, verify.candidate_of(run).gradient_accumulation_steps
     ring = f" x ring {run.ring_parallel_size}" if run.ring_parallel_size > 1 else ""
     method = label_of(run.method)
+    of_reference = f"DP {run.world_size} x SP 1 x GAS {run.gradient_accumulation_steps}"
+    if reference == "transformers":
+        of_reference = "plain Transformers in one process"
     return (
         f"{method}, DP {run.data_parallel_size}{ring} x SP {n} x GAS {accumulated}, against "
-        f"DP {run.world_size} x SP 1 x GAS {run.gradient_accumulation_steps}: "
+        f"{of_reference}: "
         f"{run.model.label}, {run.seq_len} tokens, {run.dtype}"
     )
 

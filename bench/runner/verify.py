@@ -1,8 +1,9 @@
 """The correctness experiment: the same training with and without sequence parallelism.
 
-The reference gives every rank whole samples (DP = N, SP = 1, GAS = 1) and has every trick off.
-The candidate splits each sample over n ranks and accumulates n micro steps (DP = N/n, SP = n,
-GAS = n). Both read the same samples in the same step, as in arXiv 2506.13996 §5.5.
+The reference gives every rank whole samples (DP = N, SP = 1, GAS = 1) and has every trick off; or
+it is plain Transformers in one process, which shares its samples and initial weights alone. The
+candidate splits each sample over n ranks and accumulates n micro steps (DP = N/n, SP = n, GAS = n).
+All read the same samples in the same step, as in arXiv 2506.13996 §5.5.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bench.runner import launch, worker
+from bench.runner import launch, transformers_reference, worker
 from odysseus.config.groups import Precision
 from odysseus.config.run import OptimizerOptions, RunConfig
 
+Train = Callable[[RunConfig], dict[str, Any]]
+"""A training in one worker, as :func:`history`; a module-level function."""
+REFERENCES = ("native", "transformers")
+"""native: this project's own model and trainer, data parallel, every trick off. transformers: plain
+Transformers and PyTorch's AdamW in one process."""
 QUANTITIES = ("loss", "grad_norm")
 NEEDED = (
     "step",
@@ -93,18 +99,27 @@ def history(run: RunConfig) -> dict[str, Any]:
         return {name: [getattr(r, name).item() for r in results] for name in QUANTITIES}
 
 
-def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = history) -> Verdict:
+def _reference(run: RunConfig, name: str) -> tuple[RunConfig, Train]:
+    """Return a reference's run, and how to train it."""
+    native = reference_of(run)
+    if name == "native":
+        return native, history
+    return transformers_reference.one_process(native), transformers_reference.history
+
+
+def verify(run: RunConfig, train: Train = history, reference: str = "native") -> Verdict:
     """Train the reference and the candidate, and compare them step by step.
 
     Args:
-        train: Called in each worker of the candidate; a module-level function.
+        train: Trains the candidate.
+        reference: A name in :data:`REFERENCES`.
 
     Raises:
         RuntimeError: one of the two trainings failed; the message says which and why.
     """
     steps = pd.DataFrame({"step": range(run.steps)})
     for suffix, variant, train_variant in (
-        ("_reference", reference_of(run), history),
+        ("_reference", *_reference(run, reference)),
         ("", candidate_of(run), train),
     ):
         outcome = launch.run_workers(variant, train_variant)
@@ -114,8 +129,8 @@ def verify(run: RunConfig, train: Callable[[RunConfig], dict[str, Any]] = histor
         for name in QUANTITIES:
             steps[name + suffix] = outcome[name]
     for name in QUANTITIES:
-        reference = steps[f"{name}_reference"]
-        steps[f"{name}_difference"] = (steps[name] - reference).abs() / reference.abs()
+        expected = steps[f"{name}_reference"]
+        steps[f"{name}_difference"] = (steps[name] - expected).abs() / expected.abs()
     tolerance, why = TOLERANCES[coarsest_dtype(run)]
     steps["tolerance"] = tolerance
     largest = {name: float(steps[f"{name}_difference"].max(skipna=False)) for name in QUANTITIES}

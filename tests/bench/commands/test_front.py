@@ -59,7 +59,7 @@ def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
-    """As printed, one after another, in a copy of the project as a fresh clone has it."""
+    """Each runs as printed, after those before it, in a copy like a fresh clone."""
     kept_out = shutil.ignore_patterns(".git", ".venv", "local", "__pycache__", ".*_cache")
     folder = Path(shutil.copytree(ROOT, tmp_path / "project", ignore=kept_out))
     failed = {}
