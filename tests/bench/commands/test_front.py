@@ -75,7 +75,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
             text=True,
             timeout=1200,
         )
-        if ran.returncode:
+        nothing_fits = ran.returncode == 1 and "it fits with more memory savings" in ran.stdout
+        if ran.returncode and not nothing_fits:  # plan says then what to add
             failed[command] = f"{ran.returncode}: {ran.stderr[-500:]}"
     assert failed == {}
 
