@@ -41,7 +41,7 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
             ``labels`` [B, S], not shifted, as Transformers takes them. -100 is ignored. By default
             they are the inputs, except padding and the first token per document.
             ``position_ids`` [B or 1, S]. They increase by 1 inside a document and begin again at 0
-            in the next one; those of padding may be anything.
+            in the next one. A sample may begin inside a document. Those of padding may be anything.
             ``attention_mask`` [B, S], of ones and zeros. Zeros must come last and have no labels.
         mesh: The mesh that this rank belongs to.
 
@@ -159,16 +159,16 @@ def _check_mask(attention_mask: Tensor | None) -> None:
 
 
 def _check_positions(position_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Raise ValueError unless positions begin at 0 and increase by 1, or begin again at 0."""
-    steps = position_ids.diff(dim=1, prepend=torch.full_like(position_ids[:, :1], -1))
-    wrong = (steps != 1) & (position_ids != 0)
+    """Raise ValueError unless each position is 0 or one more than that before it.
+
+    A sample may begin inside a document, at any position.
+    """
+    wrong = (position_ids.diff(dim=1) != 1) & (position_ids[:, 1:] != 0)
     if attention_mask is not None:
-        wrong &= attention_mask != 0
+        wrong &= attention_mask[:, 1:] != 0
     if bool(wrong.any()):
         row, at = wrong.nonzero()[0].tolist()
-        found, before = int(position_ids[row, at]), "nothing"
-        if at:
-            before = int(position_ids[row, at - 1])
+        before, found = position_ids[row, at : at + 2].tolist()
         raise ValueError(
             f"position_ids of sample {row} have {found} after {before}; valid: increasing by 1 "
             "inside a document, beginning again at 0 in the next one"

@@ -3,17 +3,15 @@ tests/odysseus/hf/test_adapters.py)."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from odysseus import hf
-from odysseus.parallel.mesh import make_mesh
-from tests.support.hf_models import CPU, Case, batch_of, build, norms_in_fp64
+from tests.support.hf_heads import errors_beside
+from tests.support.hf_models import build
 
 PLACES = {
     "attention": ["q_proj", "v_proj"],
@@ -35,35 +33,9 @@ def adapted(place: str, attention: str) -> Any:
 
 
 def adapter_errors(toggles: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return, by place and toggles, the errors of the loss and of each adapter's gradient, and 1
-    for any other parameter that has a gradient."""
-    norms_in_fp64()
-    batch, found = batch_of(False), {}
+    """Return the errors of each place, by place and toggles."""
+    found = {}
     for place in PLACES:
-        plain = adapted(place, "sdpa")
-        logits = plain(**batch, use_cache=False).logits[:, :-1]
-        expected = F.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten())
-        expected.backward()
-        gradients = {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
-        for toggle in toggles:
-            case = Case("llama", toggles={"tiled_loss_compute": "auto"} | toggle)
-            run = case.run(torch.distributed.get_world_size())
-            mesh = make_mesh(CPU, run)
-            hf.register(mesh)
-            model = adapted(place, "ulysses")
-            hf.prepare(model, mesh, run)
-            shard = hf.shard_batch(batch, mesh)
-            loss = hf.loss(model(**shard), shard["shift_labels"], hf.count_items([shard], mesh))
-            loss.backward()
-            whole = loss.detach().clone()
-            torch.distributed.all_reduce(whole)
-            errors = {"loss": abs(whole.item() - expected.item())}
-            for name, parameter in model.named_parameters():
-                if name not in gradients:
-                    errors[name] = float(parameter.grad is not None)
-                    continue
-                assert isinstance(parameter.grad, DTensor), name
-                error = (parameter.grad.full_tensor() - gradients[name]).abs().max()
-                errors[name] = (error / gradients[name].abs().max()).item()
-            found[f"{place} {toggle}"] = errors
+        errors = errors_beside(adapted(place, "sdpa"), partial(adapted, place), toggles)
+        found |= {f"{place} {toggle}": of for toggle, of in zip(toggles, errors, strict=True)}
     return found

@@ -4,6 +4,7 @@ tests/odysseus/hf/test_heads.py)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,35 +108,52 @@ def preference(sums_2: Tensor) -> Tensor:
 
 
 def head_errors(toggles: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return, by head and toggles, the errors of the loss and of each gradient."""
-    norms_in_fp64()
+    """Return the errors of each head, by head and toggles."""
     found = {}
     for name in HEADS:
-        plain, batch = with_head(name, "sdpa"), batch_of(False)
-        logits = plain(**batch, use_cache=False).logits[:, :-1]
-        expected = F.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten())
-        expected.backward()
-        gradients = {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
-        for toggle in toggles:
-            run = Case("llama", toggles={"tiled_loss_compute": "auto"} | toggle).run(
-                torch.distributed.get_world_size()
-            )
-            mesh = make_mesh(CPU, run)
-            hf.register(mesh)
-            model = with_head(name, "ulysses")
-            hf.prepare(model, mesh, run)
-            shard = hf.shard_batch(batch, mesh)
-            loss = hf.loss(model(**shard), shard["shift_labels"], hf.count_items([shard], mesh))
-            loss.backward()
-            whole = loss.detach().clone()
-            torch.distributed.all_reduce(whole)
-            errors = {"loss": abs(whole.item() - expected.item())}
-            for of, parameter in model.named_parameters():
-                if of not in gradients:
-                    errors[of] = float(parameter.grad is not None)
-                    continue
-                assert isinstance(parameter.grad, DTensor), of
-                error = (parameter.grad.full_tensor() - gradients[of]).abs().max()
-                errors[of] = (error / gradients[of].abs().max()).item()
-            found[f"{name} {toggle}"] = errors
+        errors = errors_beside(with_head(name, "sdpa"), partial(with_head, name), toggles)
+        found |= {f"{name} {toggle}": of for toggle, of in zip(toggles, errors, strict=True)}
+    return found
+
+
+def errors_beside(
+    plain: Any, made: Callable[[str], Any], toggles: list[dict[str, Any]]
+) -> list[dict[str, float]]:
+    """Compare a model that is prepared with each toggle with a plain one.
+
+    Args:
+        plain: Transformers' own model.
+        made: Makes the same model, given the name of its attention.
+
+    Returns:
+        Per toggle, the error of the loss and of each gradient relative to its largest element, and
+        1 for a gradient that the plain model has not.
+    """
+    norms_in_fp64()
+    batch, found = batch_of(False), []
+    logits = plain(**batch, use_cache=False).logits[:, :-1]
+    expected = F.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+    expected.backward()
+    gradients = {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
+    for toggle in toggles:
+        case = Case("llama", toggles={"tiled_loss_compute": "auto"} | toggle)
+        run = case.run(torch.distributed.get_world_size())
+        mesh = make_mesh(CPU, run)
+        hf.register(mesh)
+        model = made("ulysses")
+        hf.prepare(model, mesh, run)
+        shard = hf.shard_batch(batch, mesh)
+        loss = hf.loss(model(**shard), shard["shift_labels"], hf.count_items([shard], mesh))
+        loss.backward()
+        whole = loss.detach().clone()
+        torch.distributed.all_reduce(whole)
+        errors = {"loss": abs(whole.item() - expected.item())}
+        for name, parameter in model.named_parameters():
+            if name not in gradients:
+                errors[name] = float(parameter.grad is not None)
+                continue
+            assert isinstance(parameter.grad, DTensor), name
+            error = (parameter.grad.full_tensor() - gradients[name]).abs().max()
+            errors[name] = (error / gradients[name].abs().max()).item()
+        found.append(errors)
     return found

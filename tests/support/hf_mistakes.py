@@ -104,9 +104,6 @@ def refusals() -> dict[str, str]:
             batch | {"attention_mask": 3 - numbered}, mesh
         ),
         "positions that jump": lambda: hf.shard_batch(batch | {"position_ids": jumping}, mesh),
-        "positions from 5": lambda: hf.shard_batch(
-            batch | {"position_ids": torch.arange(5, 53)[None]}, mesh
-        ),
         "words": lambda: list(hf.ShardedLoader([{"input_ids": [["the", "cat"]]}], mesh)),
         "one word": lambda: list(hf.ShardedLoader([batch | {"text": "the cat"}], mesh)),
         "lists of any length": lambda: hf.shard_batch({"input_ids": [[1, 2], [3]]}, mesh),

@@ -212,9 +212,9 @@ LOOPS: dict[str, list[Operation]] = {
 """Steps of loops that may leak: what one leaves behind grows with the steps."""
 
 
-def kept(toggles: dict[str, Any]) -> dict[str, list[tuple[int, int, int, int]]]:
-    """Return, by loop, what is alive on this rank after 5 and after 50 steps: number and bytes of
-    all tensors, number and bytes of host buffers."""
+def kept(toggles: dict[str, Any], more: int) -> dict[str, list[tuple[int, int, int, int]]]:
+    """Return, by loop, what is alive on this rank after 5 and after `more` further steps: number
+    and bytes of all tensors, number and bytes of host buffers."""
     torch.set_num_threads(1)
     case = Case("llama", toggles=toggles)
     run = case.run(torch.distributed.get_world_size())
@@ -224,7 +224,7 @@ def kept(toggles: dict[str, Any]) -> dict[str, list[tuple[int, int, int, int]]]:
     for name, operations in LOOPS.items():
         host = HostMemory.for_run(run, CPU)
         split = Split(case, mesh, run, host)
-        for steps in (5, 45):
+        for steps in (5, more):
             for _ in range(steps):
                 split.run(operations)
             split.losses.clear()

@@ -113,8 +113,8 @@ def test_one_wrong_gradient_is_detected(
 ) -> None:
     verdicts = []
 
-    def wrong(run: RunConfig) -> verify.Verdict:
-        verdicts.append(real(run, _with_one_gradient_scaled))
+    def wrong(run: RunConfig, reference: str) -> verify.Verdict:
+        verdicts.append(real(run, _with_one_gradient_scaled, reference))
         return verdicts[-1]
 
     real = verify.verify

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.__main__ import main
-from bench.runner import verify
+from bench.runner import launch, verify
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from odysseus.training import trainer
 from odysseus.training.optimizer import ShardedAdamW
@@ -23,6 +24,13 @@ RUN = RunConfig(
     model=MODEL, method="odysseus", world_size=2, seq_len=72, dtype="fp64", steps=3,
     data=DataOptions(repeat=True),
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trained_once() -> Iterator[None]:
+    """Train each reference once."""
+    with patch.object(launch, "run_workers", cache(launch.run_workers)):
+        yield
 
 
 def no_causal_mask(run: RunConfig) -> dict[str, Any]:

@@ -106,7 +106,6 @@ def test_what_is_refused() -> None:
         "documents in a mask": "attention_mask has 2; valid: 0 and 1, and position_ids that begin",
         "documents in a mask, backwards": "attention_mask has 2; valid: 0 and 1, and position_ids",
         "positions that jump": "position_ids of sample 0 have 40 after 29; valid: increasing by 1",
-        "positions from 5": "position_ids of sample 0 have 5 after nothing; valid: increasing by",
         "words": "the batch's input_ids are a list; valid: a tensor or equally long lists of who",
         "one word": "the batch has 'text'; valid: input_ids, labels, position_ids, attention_mas",
         "lists of any length": "the batch's input_ids are a list; valid: a tensor or equally long",

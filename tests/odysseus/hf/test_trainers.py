@@ -59,6 +59,7 @@ def test_the_trainer(
     check(tmp_path, run_ranks(split, world_size, training, fresh=True), in_one_process)
 
 
+@pytest.mark.slow
 def test_the_trainer_goes_on_from_a_checkpoint(
     tmp_path: Path, in_one_process: tuple[Path, Any]
 ) -> None:
