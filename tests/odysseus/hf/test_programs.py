@@ -110,14 +110,10 @@ def test_the_caller_may_checkpoint() -> None:
     ("toggles", "world_size", "more"), [("all", 1, 5), slow("all", 1, 45), slow("offload", 2, 45)]
 )
 def test_nothing_is_left_behind(toggles: str, world_size: int, more: int) -> None:
-    """Tensors are as many after 50 steps as after 5, but for a scalar that a finished collective
-    may hold; host buffers are as many, of as many bytes."""
+    """Tensors and host buffers are as many, of as many bytes, after 50 steps as after 5."""
     for of_rank in run_ranks(kept, world_size, TOGGLES[toggles], more):
         for loop, (after_5, after_more) in of_rank.items():
-            grown = [after - before for before, after in zip(after_5, after_more, strict=True)]
-            assert grown[0] < 5, loop  # one a step is at least 5
-            assert grown[1] <= 4 * 8, loop
-            assert grown[2:] == [0, 0], loop
+            assert after_more == after_5, loop
             assert after_5[2] > 0, loop
 
 
