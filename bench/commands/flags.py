@@ -128,8 +128,7 @@ def verify() -> ArgumentParser:
     parser = options.parser(
         "verify",
         "Train a reference (DP=N, SP=1, GAS=1, every memory saving off) and the given run (DP=N/n, "
-        "SP=n, GAS=n) on the same text, and compare loss and gradient norm in every step. "
-        "warmup_steps is not used.",
+        "SP=n, GAS=n) on the same text; compare loss and gradient norm. warmup_steps is not used.",
     )
     options.add_run_options(parser)
     parser.set_defaults({"steps": 50})
@@ -137,9 +136,8 @@ def verify() -> ArgumentParser:
         "--reference",
         type=str,
         default="native",
-        help="native: this project's own model and trainer, data parallel: finds what the split "
-        "and the memory savings change. transformers: plain Transformers and PyTorch's AdamW in "
-        "one process, which holds the whole model: finds also what is wrong in both.",
+        help="native: this project's own model, data parallel. transformers: plain Transformers "
+        "in one process, which holds the whole model; finds also what is wrong in both trainings.",
     )
     parser.add_argument(
         "--out",
