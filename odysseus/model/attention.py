@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odysseus.model.block_attention import CPU_FLASH, BlockAttention
-from odysseus.model.documents import Documents, Span
+from odysseus.model.documents import Documents
 
 
 class Attend(Protocol):
@@ -119,22 +119,26 @@ class CausalAttention:
 def local_attention(blocks: BlockAttention) -> CausalAttention:
     """Make causal attention over whole sequences, all on this rank, from a block kernel."""
 
-    def spans(q: Tensor, documents: Documents | None) -> Iterable[Span] | None:
-        if documents is None:
-            return None
-        tokens = np.arange(q.shape[1])
-        return documents.spans(tokens, tokens)
+    def spans(q: Tensor, documents: Documents | None) -> Iterable[Any] | None:
+        def positions() -> tuple[np.ndarray, np.ndarray]:
+            tokens = np.arange(q.shape[1])
+            return tokens, tokens
+
+        return blocks.spans(documents, q.shape[0], positions)
 
     def forward(
         q: Tensor, k: Tensor, v: Tensor, documents: Documents | None
     ) -> tuple[Tensor, Tensor]:
-        return blocks.forward_within(spans(q, documents), q, k, v, True)
+        o, logsumexp = blocks.forward_within(spans(q, documents), q, k, v, True)
+        return o.to(q.dtype), logsumexp
 
     def backward(
         grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor,
         documents: Documents | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        return blocks.backward_within(spans(q, documents), grad_o, q, k, v, o, logsumexp, True)
+        grads = blocks.backward_within(spans(q, documents), grad_o, q, k, v, o, logsumexp, True)
+        grad_q, grad_k, grad_v = (grad.to(q.dtype) for grad in grads)
+        return grad_q, grad_k, grad_v
 
     return CausalAttention(forward, backward)
 
@@ -148,9 +152,26 @@ def differentiable(attention: CausalAttention) -> Attend:
     def attend(
         q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
     ) -> Tensor:
-        return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, attention, documents)
+        return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, None, attention, documents)
 
     return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
+
+
+def with_sinks(attention: CausalAttention, sinks_H: Tensor) -> Attend:
+    """Make an attention differentiable in which every query also sees a sink: one more key whose
+    score is learned, one per query head, and whose value is 0 (gpt-oss, arXiv 2508.10925 §2.3).
+
+    Args:
+        attention: Attention to the other keys.
+        sinks_H: The sinks of the query heads that this rank computes.
+    """
+
+    def attend(
+        q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
+    ) -> Tensor:
+        return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, sinks_H, attention, documents)
+
+    return attend
 
 
 class _Attention(torch.autograd.Function):
@@ -160,19 +181,34 @@ class _Attention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        sinks_H: Tensor | None,
         attention: CausalAttention,
         documents: Documents | None,
     ) -> Tensor:
         o, logsumexp = attention.forward(q, k, v, documents)
-        ctx.save_for_backward(q, k, v, o, logsumexp)
+        if sinks_H is not None:
+            sinks_H1 = sinks_H.to(logsumexp.dtype).unsqueeze(1)
+            share_BHS = torch.sigmoid(logsumexp - sinks_H1)  # that all keys but the sink have
+            o = (o * share_BHS.transpose(1, 2).unsqueeze(-1)).to(o.dtype)
+            logsumexp = torch.logaddexp(logsumexp, sinks_H1)
+        ctx.save_for_backward(q, k, v, o, logsumexp, sinks_H)
         ctx.inputs = attention, documents
         return o
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_o,), (q, k, v, o, logsumexp) = grads, ctx.saved_tensors
+        (grad_o,), (q, k, v, o, logsumexp, sinks_H) = grads, ctx.saved_tensors
         attention, documents = ctx.inputs
-        return *attention.backward(grad_o, q, k, v, o, logsumexp, documents), None, None
+        grad_sinks_H = None
+        if sinks_H is not None:
+            # The softmax's gradient, p·(dp - Σ p·dp), of a key whose value, so whose dp, is 0.
+            wide = logsumexp.dtype
+            along_BHS = torch.linalg.vecdot(grad_o.to(wide), o.to(wide)).transpose(1, 2)
+            share_BHS = torch.exp(sinks_H.to(wide).unsqueeze(1) - logsumexp)
+            grad_sinks_H = -(share_BHS * along_BHS).sum((0, 2)).to(sinks_H.dtype)
+        # Given an output and a log-sum-exp over more keys, it returns the others' gradients.
+        of_keys = attention.backward(grad_o, q, k, v, o, logsumexp, documents)
+        return *of_keys, grad_sinks_H, None, None
 
 
 @lru_cache(maxsize=1)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from odysseus.model.documents import Span
+from odysseus.model.documents import Documents, Span
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,21 @@ class BlockAttention:
 
     forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+    def spans(
+        self,
+        documents: Documents | None,
+        batch: int,
+        positions: Callable[[], tuple[np.ndarray, np.ndarray]],
+    ) -> Iterable[Any] | None:
+        """The parts of a block that :meth:`forward_within` computes one by one; None if it is one.
+
+        Args:
+            documents: The documents of the whole sequences.
+            batch: Number of sequences.
+            positions: Returns the positions in the sequence of the block's queries and of its keys.
+        """
+        return None if documents is None else documents.spans(*positions())
 
     def forward_within(
         self, spans: Iterable[Span] | None, q: Tensor, k: Tensor, v: Tensor, causal: bool
@@ -63,6 +80,18 @@ class BlockAttention:
             for gradient, at, part in zip(grads, (at_q, at_k, at_k), of_span, strict=True):
                 gradient[at] = part
         return grads
+
+
+def merge_(
+    o_SHK: Tensor, logsumexp_HS: Tensor, part_SHK: Tensor, part_logsumexp_HS: Tensor
+) -> None:
+    """Merge attention to more keys into `o` and its log-sum-exp, in place.
+
+    All have the same leading dimensions; `o` may see no key yet.
+    """
+    share_HS = torch.sigmoid(part_logsumexp_HS - logsumexp_HS)
+    o_SHK.lerp_(part_SHK.to(o_SHK.dtype), share_HS.transpose(-2, -1).unsqueeze(-1))
+    logsumexp_HS.copy_(torch.logaddexp(logsumexp_HS, part_logsumexp_HS))
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,13 @@ from odysseus.model.attention import (
     Attend,
     CausalAttention,
     choose_attention,
+    differentiable,
     local_attention,
     sdpa,
     split_heads,
 )
 from odysseus.model.block_attention import BlockAttention, choose_block_attention
+from odysseus.model.window import WindowAttention
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,20 @@ def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype
         liger.require("model.type", "torch", device)
         return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks, with_lse)
     return replace(TORCH, attend=attend, blocks=blocks, attention_with_lse=with_lse)
+
+
+def within_window(kernels: Kernels, window: int) -> Kernels:
+    """The same kernels with attention to a sliding window.
+
+    Args:
+        window: Tokens that a query sees, its own included.
+    """
+    assert kernels.blocks is not None, "the caller has refused it"
+    blocks = WindowAttention(kernels.blocks.forward, kernels.blocks.backward, window)
+    attention = local_attention(blocks)
+    return replace(
+        kernels, blocks=blocks, attend=differentiable(attention), attention_with_lse=attention
+    )
 
 
 def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from torch import Tensor
 from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import CausalAttention, differentiable
-from odysseus.model.block_attention import BlockAttention
-from odysseus.model.documents import Documents, Span
+from odysseus.model.block_attention import BlockAttention, merge_
+from odysseus.model.documents import Documents
 from odysseus.model.kernels import Kernels, check_blocks
 from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Axis
@@ -157,13 +157,11 @@ class _RingAttention:
 
     def _spans(
         self, block: VisibleBlock, q: Tensor, documents: Documents | None
-    ) -> Iterable[Span] | None:
-        """The parts of a block that belong to one document each; None without documents."""
-        if documents is None:
-            return None
+    ) -> Iterable[Any] | None:
+        """The parts of a block that its kernel computes one by one; None if it is one."""
         ring, ring_rank = self.exchange.axis.size, self.exchange.axis.rank
-        positions = positions_of(block, self.exchange.order, q.shape[1] * ring, ring, ring_rank)
-        return documents.spans(*positions)
+        at = self.exchange.order, q.shape[1] * ring, ring, ring_rank
+        return self.blocks.spans(documents, q.shape[0], lambda: positions_of(block, *at))
 
 
 @dataclass(frozen=True)
@@ -286,12 +284,8 @@ class OnlineSoftmax:
             self.out_BSHK = out_BtHK.to(_wide(out_BtHK))
             self.logsumexp_BHS = logsumexp_BHt
             return
-        before = self.logsumexp_BHS[:, :, queries]
-        share_BHt = torch.sigmoid(logsumexp_BHt - before)
-        self.out_BSHK[:, queries].lerp_(
-            out_BtHK.to(self.out_BSHK.dtype), share_BHt.transpose(1, 2).unsqueeze(-1)
-        )
-        before.copy_(torch.logaddexp(before, logsumexp_BHt))
+        before = self.out_BSHK[:, queries], self.logsumexp_BHS[:, :, queries]
+        merge_(*before, out_BtHK, logsumexp_BHt)
 
 
 def _wide(x: Tensor) -> torch.dtype:
