@@ -19,17 +19,20 @@ from odysseus.config.run import RunConfig
 from odysseus.hf import attention_call, families
 from odysseus.hf.attention_call import AttentionCall
 from odysseus.hf.batches import SplitDocuments
-from odysseus.model.attention import Attend
-from odysseus.model.kernels import choose_kernels
+from odysseus.model.attention import with_sinks
+from odysseus.model.kernels import Kernels, choose_kernels, within_window
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring import choose_ring
-from odysseus.parallel.ulysses import all_to_all_attend
+from odysseus.parallel.ulysses import all_to_all_attend, shares
 
 # The axes that may have more than one rank, per name.
 _AXES = {"ulysses": ("sequence",), "ring": ("ring",), "ulysses_ring": ("sequence", "ring")}
 NAMES = tuple(_AXES)
 # Arguments that Transformers passes to attention and that do not change its result.
-_IGNORED = ("position_ids", "use_cache", "shift_labels", "output_attentions", "cache_position")
+_IGNORED = (
+    *("position_ids", "use_cache", "shift_labels", "cache_position"),
+    *("output_attentions", "output_router_logits"),
+)
 
 
 def register(
@@ -57,24 +60,27 @@ def register(
         raise ValueError(f"ring_backend is {ring_backend!r}; valid: native, allgather")
 
     @lru_cache
-    def attend_in(dtype: torch.dtype) -> Attend:
+    def kernels_in(dtype: torch.dtype, window: int | None, has_sinks: bool) -> Kernels:
         kernels = choose_kernels(run.model, mesh.device, dtype)
-        if mesh.ring.size > 1:
-            if kernels.blocks is None:
+        for needed, user in (
+            (mesh.ring.size > 1, "a ring needs"),
+            (window is not None, "a sliding window needs"),
+            (has_sinks, "attention sinks need"),
+        ):
+            if needed and kernels.blocks is None:
                 raise ValueError(
                     f"attn_implementation = {attn_implementation} gives no log-sum-exp here, which "
-                    "a ring needs; valid: auto, sdpa, flash_attention_2"
+                    f"{user}; valid: auto, sdpa, flash_attention_2"
                 )
-            kernels = choose_ring(run, mesh.ring, kernels)
-        if mesh.sequence.size > 1:
-            return all_to_all_attend(kernels.attend, mesh.sequence)
-        return kernels.attend
+        if window is not None:
+            kernels = within_window(kernels, window)
+        return choose_ring(run, mesh.ring, kernels) if mesh.ring.size > 1 else kernels
 
-    attend_in(torch.bfloat16)  # raises now if a kernel is missing
+    kernels_in(torch.bfloat16, None, False)  # raises now if a kernel is missing
     sizes = {"sequence": mesh.sequence.size, "ring": mesh.ring.size}
     for name, axes in _AXES.items():
         uncovered = [axis for axis, size in sizes.items() if size > 1 and axis not in axes]
-        attention: Callable[..., Any] = partial(_attention, mesh, attend_in)
+        attention: Callable[..., Any] = partial(_attention, mesh, kernels_in)
         if uncovered:
             attention = partial(_refuse, name, uncovered[0], sizes[uncovered[0]])
         AttentionInterface.register(name, attention)
@@ -100,7 +106,7 @@ def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
 
 def _attention(
     mesh: Mesh,
-    attend_in: Callable[[torch.dtype], Attend],
+    kernels_in: Callable[[torch.dtype, int | None, bool], Kernels],
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -109,17 +115,22 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     documents: Any = None,
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Compute one layer's attention: q [B, H, s, K], k and v [B, G, s, K] to [B, s, H, K].
 
+    `s_aux`, [H], are attention sinks.
+
     Raises:
         ValueError: this attention cannot compute what the layer asks for.
     """
     extras = {name: given for name, given in others.items() if name not in _IGNORED}
     extras["dropout"] = dropout or None
+    tokens = query.shape[2] * mesh.sequence.size * mesh.ring.size
+    window = None if sliding_window is None or sliding_window >= tokens else sliding_window
     batch = "plain"
     if isinstance(documents, SplitDocuments):
         batch = "split" if documents.mesh is mesh else "other mesh"
@@ -128,6 +139,7 @@ def _attention(
             layer=type(module).__name__,
             model_type=module.config.model_type,
             rope_type=families.rope_type(module.config),
+            longest_is_used=getattr(documents, "longest_is_used", False),
             batch=batch,
             query=query.shape,
             key=key.shape,
@@ -136,7 +148,8 @@ def _attention(
             on_cuda=query.is_cuda,
             masked=attention_mask is not None,
             causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
-            sliding_window=sliding_window,
+            window=window,
+            sinks=None if s_aux is None else s_aux.shape,
             extras=tuple((k, _shown(v)) for k, v in extras.items() if v is not None),
             sequence_size=mesh.sequence.size,
             ring_size=mesh.ring.size,
@@ -147,7 +160,16 @@ def _attention(
     query = query if abs(factor - 1) < 1e-9 else query * factor
     q_BsHK, k_BsGK, v_BsGK = (x.transpose(1, 2) for x in (query, key, value))
     packed = None if documents.one_per_sequence else documents
-    return attend_in(query.dtype)(q_BsHK, k_BsGK, v_BsGK, documents=packed), None
+    axis = mesh.sequence
+    kernels = kernels_in(query.dtype, window, s_aux is not None)
+    attend = kernels.attend
+    if s_aux is not None:
+        assert kernels.attention_with_lse is not None, "kernels_in has refused it"
+        heads, _ = shares(query.shape[1], key.shape[1], axis.size)[axis.rank]
+        attend = with_sinks(kernels.attention_with_lse, s_aux[heads.start : heads.stop])
+    if axis.size > 1:
+        attend = all_to_all_attend(attend, axis)
+    return attend(q_BsHK, k_BsGK, v_BsGK, documents=packed), None
 
 
 def _shown(value: Any) -> float | str:

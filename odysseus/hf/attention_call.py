@@ -21,6 +21,7 @@ class AttentionCall:
         layer: Class of the attention module, for messages.
         model_type: Family of the model.
         rope_type: Kind of its rotary embedding.
+        longest_is_used: Whether that was told the batch's largest position.
         batch: "split" for documents of :func:`odysseus.hf.shard_batch`; "other mesh" if they are of
             another mesh than the registered one; "plain" for all other batches.
         query: Shape [B, H, s, K].
@@ -30,7 +31,8 @@ class AttentionCall:
         on_cuda: Whether the query is on a GPU.
         masked: Whether an attention mask is given.
         causal: Whether attention is causal.
-        sliding_window: Tokens that a query sees, if limited.
+        window: Tokens that a query sees, its own included, if fewer than a sample's.
+        sinks: Shape of the attention sinks, if there are any.
         extras: Names and values of other arguments that would change the result.
         sequence_size: Ranks of the sequence axis.
         ring_size: Ranks of the ring axis.
@@ -39,6 +41,7 @@ class AttentionCall:
     layer: str
     model_type: str
     rope_type: str
+    longest_is_used: bool
     batch: str
     query: torch.Size
     key: torch.Size
@@ -47,7 +50,8 @@ class AttentionCall:
     on_cuda: bool
     masked: bool
     causal: bool
-    sliding_window: int | None
+    window: int | None
+    sinks: torch.Size | None
     extras: tuple[tuple[str, float | str], ...]
     sequence_size: int
     ring_size: int
@@ -59,7 +63,7 @@ def check(call: AttentionCall) -> None:
 
     Accepted calls are cached; a refused call raises every time.
     """
-    families.check(call.model_type, call.rope_type, call.layer)
+    families.check_family(call.model_type, call.layer)
     if call.batch == "plain":
         raise ValueError(
             f"{call.layer} was given no documents; valid: batches of odysseus.hf.shard_batch, and "
@@ -70,7 +74,12 @@ def check(call: AttentionCall) -> None:
             f"{call.layer} has a batch of another mesh than the one registered last; valid: one "
             "mesh"
         )
-    _check_plain_causal(call)
+    if call.rope_type in families.BY_LENGTH and not call.longest_is_used:
+        raise ValueError(
+            f"{call.layer} has rope_type {call.rope_type}, whose frequencies depend on the whole "
+            "sample's positions; valid: a model that odysseus.hf.prepare has changed"
+        )
+    _check_causal(call)
     if call.masked:
         raise ValueError(
             f"{call.layer} has an attention mask; valid: batches of odysseus.hf.shard_batch"
@@ -83,18 +92,16 @@ def check(call: AttentionCall) -> None:
     _check_heads(call)
 
 
-def _check_plain_causal(call: AttentionCall) -> None:
-    tokens = call.query[2] * call.sequence_size * call.ring_size
+def _check_causal(call: AttentionCall) -> None:
     unsupported = list(call.extras)
-    if call.sliding_window is not None and call.sliding_window < tokens:
-        name = f"sliding_window shorter than a sample's {tokens} tokens"
-        unsupported.append((name, call.sliding_window))
+    if call.window is not None and call.window < 1:
+        unsupported.append(("sliding_window", call.window))
     if not call.causal:
         unsupported.append(("is_causal", False))
     for name, value in unsupported:
         raise ValueError(
             f"{call.layer} wants attention with {name} = {value}, which is not supported on a "
-            "split sequence; valid: plain causal attention"
+            "split sequence; valid: causal attention, with a sliding window or sinks"
         )
 
 
@@ -106,10 +113,15 @@ def _check_heads(call: AttentionCall) -> None:
             "cannot share; valid: at most as many ranks as query heads"
         )
     has_kernel = call.dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
-    if call.ring_size > 1 and call.on_cuda and not has_kernel:
+    needs_kernel = call.ring_size > 1 or call.window is not None or call.sinks is not None
+    if needs_kernel and call.on_cuda and not has_kernel:
         raise ValueError(
-            f"{call.layer} has heads of {width} elements in {call.dtype}, for which a ring has no "
-            "kernel on CUDA; valid: torch.bfloat16, multiples of 8 up to 256"
+            f"{call.layer} has heads of {width} elements in {call.dtype}, for which rings, windows "
+            "and sinks have no kernel on CUDA; valid: torch.bfloat16, multiples of 8 up to 256"
+        )
+    if call.sinks is not None and call.sinks != (heads,):
+        raise ValueError(
+            f"{call.layer} has sinks of shape {list(call.sinks)}; valid: [{heads}], one a head"
         )
     if call.value[3] != width:
         raise ValueError(

@@ -6,7 +6,7 @@ B batch, S tokens of a sample, s tokens of this rank, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,9 +28,15 @@ class SplitDocuments(Documents):
 
     Attributes:
         mesh: The mesh that the samples are split over.
+        longest: The largest position of the batch but for padding, plus 1.
+        padding: Whether a token of this rank is padding, [B, s]; None if none is.
+        longest_is_used: Whether the model's rotary embedding was told the largest position.
     """
 
     mesh: Mesh
+    longest: int
+    padding: Tensor | None = field(default=None, compare=False)
+    longest_is_used: bool = False
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
@@ -78,8 +84,13 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     sizes = mesh.ring.size, mesh.sequence.size
     local = torch.from_numpy(shard_of(mesh.ring_order, tokens, *sizes, mesh.shard))
     whole = {"input_ids": input_ids, "position_ids": position_ids, "shift_labels": shift_labels}
+    longest = int(position_ids.max()) + 1
+    if attention_mask is not None:
+        whole["padding"] = attention_mask == 0
+        longest = int(position_ids[attention_mask != 0].max()) + 1
     shard = {name: x[:, local.to(x.device)].to(mesh.device) for name, x in whole.items()}
-    return shard | {"documents": SplitDocuments(starts, mesh)}
+    documents = SplitDocuments(starts, mesh, longest, shard.pop("padding", None))
+    return shard | {"documents": documents}
 
 
 def padded(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
@@ -193,7 +204,8 @@ def loss(output: Any, labels: Tensor, num_items: Tensor | float) -> Tensor:
     """Return this rank's part of the mean token loss: the sum of its token losses / `num_items`.
 
     The parts of all ranks add up to the loss. Their gradients add up too, because
-    :func:`odysseus.hf.prepare` makes ZeRO-3 sum them. (DDP would average them.)
+    :func:`odysseus.hf.prepare` makes ZeRO-3 sum them. (DDP would average them.) If the model
+    returns router logits, its weighted load-balancing loss is added, as Transformers adds it.
 
     Args:
         output: The model's output. Its ``logits`` are [B, s, V] or, with tiled loss, the sum of
@@ -202,7 +214,15 @@ def loss(output: Any, labels: Tensor, num_items: Tensor | float) -> Tensor:
         num_items: Labels other than -100 of the whole step, on all ranks: :func:`count_items`.
     """
     total = sum_of_losses(output, labels)
-    return total / torch.as_tensor(num_items, dtype=total.dtype, device=total.device)
+    mean = total / torch.as_tensor(num_items, dtype=total.dtype, device=total.device)
+    if getattr(output, "router_logits", None) is None:
+        return mean
+    if not hasattr(output, "router_loss"):
+        raise ValueError(
+            "the output has router logits of this rank's tokens alone; valid: a model that "
+            "odysseus.hf.prepare has changed, or output_router_logits = false"
+        )
+    return mean + output.router_loss
 
 
 def sum_over_ranks(x: Tensor, mesh: Mesh) -> Tensor:

@@ -10,12 +10,17 @@ from typing import Any
 
 from torch import nn
 
+EXPERTS = ("gpt_oss", "mixtral", "qwen3_moe")
+"""Mixture-of-experts families: each token goes to its own experts."""
 TRICKS = ("gemma", "llama", "mistral", "phi3", "qwen2", "qwen3")
-"""Families whose MLP ``layer.mlp`` is a function of tokens, and whose head returns the logits."""
-SPLITS = (*TRICKS, "granite", "olmo2", "phi", "starcoder2")
+"""Families whose MLP ``layer.mlp`` is a function of tokens."""
+TILED_LOSS = (*TRICKS, *EXPERTS)
+"""Families whose head returns the logits."""
+SPLITS = (*TILED_LOSS, "granite", "olmo2", "phi", "starcoder2")
 """All families whose tokens meet only in the registered attention."""
-# Their frequencies depend on the largest position, which differs between shards.
-_BY_LENGTH = ("dynamic", "longrope")
+BY_LENGTH = frozenset(("dynamic", "longrope"))
+"""Kinds of rotary embedding whose frequencies depend on the batch's longest position."""
+_ROPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 
 
 def rope_type(config: Any) -> str:
@@ -24,21 +29,33 @@ def rope_type(config: Any) -> str:
     return rope.get("rope_type", "default")
 
 
-def check(model_type: str, rope_type: str, name: str) -> None:
-    """Raise ValueError unless a family and rotary embedding are known to be right when split.
+def check(config: Any, name: str) -> None:
+    """Raise ValueError unless a model's family and rotary embedding are known to be right when
+    split.
 
     Args:
-        name: The class of the model or layer, for the message.
+        config: The model's configuration.
+        name: The class of the model, for the message.
     """
+    check_family(config.model_type, name)
+    if rope_type(config) not in _ROPES:
+        raise ValueError(
+            f"{name} has rope_type {rope_type(config)}, not known to be right on a split "
+            f"sequence; valid: {', '.join(_ROPES)}"
+        )
+    if getattr(config, "router_jitter_noise", None):
+        raise ValueError(
+            f"{name} has router_jitter_noise = {config.router_jitter_noise}, which draws for the "
+            "tokens of each rank alone; valid: 0"
+        )
+
+
+def check_family(model_type: str, name: str) -> None:
+    """Raise ValueError unless a family is known to be right when split."""
     if model_type not in SPLITS:
         raise ValueError(
             f"{name} is of model_type {model_type}, not known to be right on a split "
             f"sequence; valid: {', '.join(SPLITS)}"
-        )
-    if rope_type in _BY_LENGTH:
-        raise ValueError(
-            f"{name} has rope_type {rope_type}, whose frequencies depend on the whole sample's "
-            "positions; valid: default, linear, llama3, yarn"
         )
 
 

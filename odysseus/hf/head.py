@@ -23,7 +23,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 def tiles_loss(model: Any, run: RunConfig) -> bool:
     """Whether a model's loss is computed in tiles: if asked for, and by default where it is known
     to be right."""
-    known = model.config.model_type in families.TRICKS and not _hooks(_head(model))
+    known = model.config.model_type in families.TILED_LOSS and not _hooks(_head(model))
     return run.tiles_loss and (known or run.tiled_loss_compute is True)
 
 

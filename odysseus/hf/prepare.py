@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from odysseus.config.run import RunConfig
-from odysseus.hf import families, head
+from odysseus.hf import experts, families, head, rotary
 from odysseus.hf.attention import NAMES
 from odysseus.hf.changes import Changes, Undo
 from odysseus.memory.host_memory import HostMemory
@@ -125,12 +125,14 @@ def _apply(
             changes.undos.append(block.register_forward_pre_hook(check).remove)
     if head.tiles_loss(model, run):
         head.compute_loss(model, run, changes)
+    rotary.use_longest(model, changes)
     zero.shard(model, _units(model, blocks), mesh, {}, run)
     changes.undos.append(lambda: zero.unshard(model))
     changes.undos.append(
         model.register_forward_pre_hook(lambda *_: zero.follow_frozen(model), prepend=True).remove
     )
     changes.undos.append(model.register_forward_hook(_reshard_without_grad).remove)
+    experts.balance_over_ranks(model, changes, mesh)
 
 
 def _check_checkpointing(function: Callable[..., Any], block: Any, _: Any) -> None:
@@ -156,7 +158,7 @@ def _check(
     name, family = type(model).__name__, model.config.model_type
     if isinstance(model, FSDPModule):
         raise ValueError(f"{name} is sharded already; valid: undo() first")
-    families.check(family, families.rope_type(model.config), name)
+    families.check(model.config, name)
     attention = model.config._attn_implementation
     if attention not in NAMES and run.shards > 1:
         raise ValueError(
@@ -171,14 +173,14 @@ def _check(
             f"{name} trains parameters of {' and '.join(sorted(map(str, dtypes)))}, whose "
             "gradients ZeRO-3 cannot reduce together; valid: one dtype, such as model.float()"
         )
-    for toggle, asked in (
-        ("tiled_mlp", run.tiled_mlp_compute),
-        ("tiled_loss", run.tiled_loss_compute is True),
+    for toggle, asked, known in (
+        ("tiled_mlp", run.tiled_mlp_compute, families.TRICKS),
+        ("tiled_loss", run.tiled_loss_compute is True, families.TILED_LOSS),
     ):
-        if asked and family not in families.TRICKS:
+        if asked and family not in known:
             raise ValueError(
                 f"{toggle}_compute = true is not known to be right for {name}; valid: false, or a "
-                f"model of {', '.join(families.TRICKS)}"
+                f"model of {', '.join(known)}"
             )
     head.check(model, run)
     if run.recomputes and not model.training:

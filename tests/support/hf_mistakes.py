@@ -10,7 +10,7 @@ import torch
 from transformers import (
     Gemma2Config,
     LlamaConfig,
-    MistralConfig,
+    MixtralConfig,
     PhiConfig,
     PreTrainedModel,
 )
@@ -58,13 +58,20 @@ def refusals() -> dict[str, str]:
     other = hf.ShardedLoader([{"input_ids": batch["input_ids"] + rank}], mesh)
     run = Case("llama").run(2)
     mistakes: dict[str, Any] = {
-        "sliding window": lambda: model_of(MistralConfig(**SIZES, sliding_window=16))(**shard),
+        "sliding window": lambda: model_of(llama)(**shard, sliding_window=0),
         "softcap": lambda: model_of(llama)(**shard, softcap=50.0),
-        "sinks": lambda: model_of(llama)(**shard, s_aux=torch.ones(4)),
+        "sinks": lambda: model_of(llama)(**shard, s_aux=torch.ones(3)),
         "family": lambda: model_of(Gemma2Config(**SIZES, head_dim=16))(**shard),
-        "longest position": lambda: hf.prepare(
-            model_of(LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0})),
+        "longest position": lambda: model_of(CONFIGS["dynamic"])(**shard),
+        "router": lambda: hf.prepare(
+            model_of(MixtralConfig(**SIZES, num_local_experts=4, router_jitter_noise=0.1)),
             *(mesh, run),
+        ),
+        "router logits": lambda: hf.loss(
+            model_of(CONFIGS["mixtral"])(**shard), shard["shift_labels"], 1
+        ),
+        "tiles of experts": lambda: hf.prepare(
+            model_of(CONFIGS["mixtral"]), mesh, replace(run, tiled_mlp_compute=True)
         ),
         "plain attention": lambda: hf.prepare(build("llama", "sdpa"), mesh, run),
         "dropout again": lambda: hf.prepare(

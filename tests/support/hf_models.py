@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,24 +17,32 @@ from torch.distributed.tensor import DTensor
 from transformers import (
     AttentionInterface,
     GemmaConfig,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     Starcoder2Config,
+    masking_utils,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralTopKRouter
 from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm, Qwen3MoeTopKRouter
 
 from odysseus import hf
 from odysseus.config.run import RunConfig
@@ -49,6 +58,13 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "pad_token_id": None,
 }
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "output_router_logits": True}
+
+
+def _rope(kind: str, **options: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **options}}
+
+
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
     "uneven": LlamaConfig(
@@ -63,6 +79,34 @@ CONFIGS = {
     "granite": GraniteConfig(**SIZES, attention_multiplier=0.2, logits_scaling=3.0),
     "olmo2": Olmo2Config(**SIZES),
     "starcoder2": Starcoder2Config(**SIZES),
+    "biased": LlamaConfig(**SIZES, mlp_bias=True, attention_bias=True),
+    "window": MistralConfig(**SIZES, sliding_window=17),
+    "some_windows": Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=10, max_window_layers=1
+    ),
+    "linear": LlamaConfig(**SIZES, **_rope("linear", factor=4.0)),
+    "yarn": Qwen3Config(
+        **SIZES, head_dim=16, **_rope("yarn", factor=4.0, original_max_position_embeddings=16)
+    ),
+    "dynamic": LlamaConfig(**SIZES, max_position_embeddings=16, **_rope("dynamic", factor=2.0)),
+    "longrope": Phi3Config(
+        **SIZES | {"bos_token_id": None, "eos_token_id": None},
+        max_position_embeddings=64,
+        original_max_position_embeddings=40,
+        **_rope(
+            "longrope",
+            short_factor=[1.0, 1.5, 2.0, 2.5],
+            long_factor=[2.0, 3.0, 4.0, 5.0],
+            original_max_position_embeddings=40,
+        ),
+    ),
+    "mixtral": MixtralConfig(**SIZES, **EXPERTS, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SIZES, **EXPERTS, num_experts=4, moe_intermediate_size=24, decoder_sparse_step=1
+    ),
+    "gpt_oss": GptOssConfig(
+        **SIZES, **EXPERTS, num_local_experts=4, head_dim=16, sliding_window=16
+    ),
 }
 BATCH, TOKENS = 2, 48
 
@@ -85,7 +129,7 @@ class Case:
 
 
 def norms_in_fp64() -> None:
-    """Replace Transformers' norms, which round fp64 to fp32."""
+    """Replace Transformers' norms and routers, which round fp64 to fp32."""
 
     def norm(self: Any, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
@@ -93,16 +137,38 @@ def norms_in_fp64() -> None:
     def gemma_norm(self: Any, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, 1 + self.weight, self.eps)
 
-    for of in (LlamaRMSNorm, MistralRMSNorm, Phi3RMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
+    for of in (
+        GptOssRMSNorm,
+        LlamaRMSNorm,
+        MistralRMSNorm,
+        MixtralRMSNorm,
+        Phi3RMSNorm,
+        Qwen2RMSNorm,
+        Qwen3MoeRMSNorm,
+        Qwen3RMSNorm,
+    ):
         of.forward = norm  # pyright: ignore[reportAttributeAccessIssue]
     GemmaRMSNorm.forward = gemma_norm
+    MixtralTopKRouter.forward = Qwen3MoeTopKRouter.forward = route_in_fp64
+
+
+def route_in_fp64(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Route as Mixtral and Qwen3-MoE do, which round probabilities to fp32."""
+    logits = F.linear(x.reshape(-1, self.hidden_dim), self.weight)
+    chosen = torch.topk(logits.softmax(-1), self.top_k, dim=-1)
+    values = chosen.values
+    if getattr(self, "norm_topk_prob", True):
+        values = values / values.sum(-1, keepdim=True)
+    return logits, values, chosen.indices
 
 
 def build(name: str, attention: str) -> PreTrainedModel:
     """Build a model with the same weights at every call; no weight is zero or one."""
     torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS[name])
+    config._experts_implementation = "eager"  # grouped_mm knows no fp64
     model = AutoModelForCausalLM.from_config(
-        copy.deepcopy(CONFIGS[name]), attn_implementation=attention, dtype=torch.float64
+        config, attn_implementation=attention, dtype=torch.float64
     )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -122,16 +188,38 @@ def batch_of(packed: bool) -> dict[str, Tensor]:
 
 def transformers_results(name: str, packed: bool) -> tuple[float, dict[str, Tensor]]:
     """Return Transformers' own loss and gradients, in one process, with its 4D mask."""
-    model, batch = build(name, "sdpa"), batch_of(packed)
+    model, batch = build(name, "eager" if name == "gpt_oss" else "sdpa"), batch_of(packed)
     labels = batch["input_ids"].clone()
     if packed:
         labels[batch["position_ids"] == 0] = -100
+    if name == "gpt_oss":
+        _separate_documents(batch.get("position_ids"))
     output = model(**batch, use_cache=False)
     shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
     loss = F.cross_entropy(output.logits.flatten(0, 1), shifted.flatten())
+    if getattr(output, "router_logits", None) is not None:
+        balance = load_balancing_loss(output.router_logits)
+        assert abs(balance.item() - output.aux_loss.item()) < 1e-6
+        loss = loss + model.config.router_aux_loss_coef * balance
     loss.backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return loss.item(), gradients
+
+
+def _separate_documents(position_ids: Tensor | None) -> None:
+    """Give Transformers' gpt-oss the masks of packed documents, as its other models have them; its
+    own see across documents."""
+    for mask in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        make = partial(getattr(masking_utils, mask), position_ids=position_ids)
+        setattr(modeling_gpt_oss, mask, make)
+
+
+def load_balancing_loss(router_logits: tuple[Tensor, ...]) -> Tensor:
+    """Compute Transformers' loss of that name, which rounds to fp32, in fp64."""
+    probabilities = torch.cat(router_logits).softmax(-1)
+    experts = probabilities.shape[1]
+    chosen = F.one_hot(probabilities.topk(2).indices, experts).sum(1).double()
+    return experts * (chosen.mean(0) * probabilities.mean(0)).sum()
 
 
 def split(case: Case, mesh: Mesh, run: RunConfig) -> tuple[PreTrainedModel, Any, float]:
@@ -246,27 +334,32 @@ ALL: dict[str, Any] = {
 }
 
 
-def padded() -> float:
+def padded(name: str) -> float:
     """Return the error of the loss of samples of 40 and 44 tokens, padded to 48."""
     norms_in_fp64()
-    run = Case("llama").run(2)
+    run = Case(name).run(2)
     mesh = make_mesh(CPU, run)
     hf.register(mesh)
     batch, lengths = batch_of(False), (40, 44)
-    ids, plain = batch["input_ids"], build("llama", "sdpa")
+    ids, plain = batch["input_ids"], build(name, "sdpa")
     labels, mask = ids.clone(), torch.ones_like(ids)
-    losses = []
     for row, length in enumerate(lengths):
         labels[row, length:], mask[row, length:] = -100, 0
-        logits = plain(ids[row : row + 1, :length]).logits[0, :-1]
-        losses.append(F.cross_entropy(logits, ids[row, 1:length], reduction="sum"))
+    longest = max(lengths)
+    output = plain(ids[:, :longest])
+    shifted = labels[:, 1:longest].flatten()
+    expected = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), shifted)
+    if getattr(output, "router_logits", None) is not None:
+        kept = mask[:, :longest].flatten() == 1
+        balance = load_balancing_loss(tuple(logits[kept] for logits in output.router_logits))
+        expected = expected + plain.config.router_aux_loss_coef * balance
     given = {"input_ids": ids, "attention_mask": mask}
     (shard, other) = hf.ShardedLoader([given | {"labels": labels}, given], mesh)
     flags = hf.shard_batch(given | {"attention_mask": mask.bool()}, mesh)
     for same in (other, flags):  # labels by default, and a mask of another type
         assert torch.equal(shard["shift_labels"], same["shift_labels"])
-    model = build("llama", "ulysses")
+    model = build(name, "ulysses")
     hf.prepare(model, mesh, run)
     loss = hf.loss(model(**shard), shard["shift_labels"], hf.count_items([shard], mesh)).detach()
     torch.distributed.all_reduce(loss)
-    return abs(loss.item() - (sum(losses) / (sum(lengths) - 2)).item())
+    return abs(loss.item() - expected.item())

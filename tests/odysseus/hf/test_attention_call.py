@@ -16,6 +16,7 @@ ACCEPTED = AttentionCall(
     layer="LlamaAttention",
     model_type="llama",
     rope_type="default",
+    longest_is_used=False,
     batch="split",
     query=SHAPE,
     key=SHAPE,
@@ -24,7 +25,8 @@ ACCEPTED = AttentionCall(
     on_cuda=False,
     masked=False,
     causal=True,
-    sliding_window=None,
+    window=None,
+    sinks=None,
     extras=(),
     sequence_size=2,
     ring_size=1,
@@ -36,7 +38,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "documents": {"batch": "plain"},
     "mesh": {"batch": "other mesh"},
     "softcap": {"extras": (("softcap", 50.0),)},
-    "window": {"sliding_window": 47},
+    "window": {"window": 0},
+    "sinks": {"sinks": torch.Size([3])},
+    "window's dtype": {"window": 8, "on_cuda": True, "dtype": torch.float32},
+    "sinks' width": {"sinks": torch.Size([4]), "on_cuda": True, "query": NARROW, "key": NARROW},
     "all tokens": {"causal": False},
     "mask": {"masked": True},
     "cache": {"key": torch.Size([2, 4, 25, 16])},
@@ -63,5 +68,5 @@ def test_checked_once_per_kind_of_call() -> None:
     assert attention_call.check.cache_info().misses == 1
 
 
-def test_a_window_of_the_whole_sample_is_accepted() -> None:
-    attention_call.check(replace(ACCEPTED, sliding_window=48))
+def test_a_prepared_model_may_have_frequencies_by_length() -> None:
+    attention_call.check(replace(ACCEPTED, rope_type="dynamic", longest_is_used=True))
