@@ -28,7 +28,15 @@ from odysseus.hf.batches import count_items, loss, padded, shard_batch
 from odysseus.parallel.mesh import Mesh
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# What collators add for kernels, and position_ids say already.
+_IMPLIED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 _REFUSED = ("bf16", "fp16", "torch_compile", "deepspeed", "fsdp", "group_by_length")
+
+
+def _shard_of(collate: Callable[[Any], Any], mesh: Mesh, samples: list[Any]) -> dict[str, Any]:
+    """Collate samples, pad them to a length that divides, and cut this rank's shard out."""
+    batch = {name: x for name, x in collate(samples).items() if name not in _IMPLIED}
+    return shard_batch(padded(batch, mesh), mesh)
 
 
 class SplitSamples:
@@ -46,6 +54,9 @@ class SplitSamples:
         ValueError: the model is not prepared, or an argument is not for a prepared model.
     """
 
+    cut = staticmethod(_shard_of)
+    """cut(collate, mesh, samples) -> this rank's shard; a loader's processes call it too."""
+
     def __init__(self, *given: Any, mesh: Mesh, **options: Any) -> None:
         self.mesh = mesh
         super().__init__(*given, **options)
@@ -60,8 +71,20 @@ class SplitSamples:
                     f"TrainingArguments.{name} is {getattr(trainer.args, name)!r}; valid: none, "
                     "RunConfig decides precision, sharding and compilation of a prepared model"
                 )
+        blocks: Any = trainer.model.modules()  # pyright: ignore[reportAttributeAccessIssue]
+        recomputes = any(getattr(block, "gradient_checkpointing", False) for block in blocks)
+        if recomputes and trainer.args.activation_checkpointing:
+            raise ValueError(
+                "TrainingArguments.activation_checkpointing is True; valid: False, as the prepared "
+                "model recomputes its blocks already"
+            )
         trainer.is_distributed_loading_by_transformers = True  # Accelerate wraps nothing
         trainer.loss_is_scaled_for_ga = True
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a step's loss is divided: every rank has the part of its tokens."""
+        return self.mesh.world.size
 
     def get_cp_size(self) -> int:
         """Return how many ranks share a sample. (Transformers' ``get_sp_size`` would also multiply
@@ -85,7 +108,7 @@ class SplitSamples:
             dataset,
             batch_size,
             sampler=sampler_fn(dataset) if sampler_fn else None,
-            collate_fn=partial(_shard_of, collate, self.mesh),
+            collate_fn=partial(self.cut, collate, self.mesh),
             num_workers=trainer.args.dataloader_num_workers,
             drop_last=trainer.args.dataloader_drop_last,
         )
@@ -117,7 +140,7 @@ class SplitSamples:
 
     def training_step(self, *given: Any, **options: Any) -> Tensor:
         """Train one micro step; return its loss such that the ranks' mean is the loss."""
-        return super().training_step(*given, **options) * self.mesh.world.size  # pyright: ignore
+        return super().training_step(*given, **options) * self.parts  # pyright: ignore
 
     def prediction_step(
         self, model: Any, inputs: Mapping[str, Any], *_: Any, **__: Any
@@ -126,7 +149,7 @@ class SplitSamples:
         with torch.no_grad():
             whole = self.compute_loss(model, inputs)
         dist.all_reduce(whole, group=self.mesh.world.group)
-        return whole, None, None
+        return whole * self.parts / self.mesh.world.size, None, None
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
@@ -185,11 +208,6 @@ class SplitSamples:
 
 class SplitTrainer(SplitSamples, Trainer):
     """transformers.Trainer for a prepared model; :class:`SplitSamples` says how."""
-
-
-def _shard_of(collate: Callable[[Any], Any], mesh: Mesh, samples: list[Any]) -> dict[str, Any]:
-    """Collate samples, pad them to a length that divides, and cut this rank's shard out."""
-    return shard_batch(padded(collate(samples), mesh), mesh)
 
 
 def _whole(norm: Any) -> Any:

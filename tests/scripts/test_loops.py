@@ -1,5 +1,5 @@
-"""The loops for users of Transformers' trainer and of Accelerate run as they are written, and train
-the same weights on any number of ranks."""
+"""The loops for users of Transformers' trainer, of Accelerate and of TRL run as they are written,
+and train the same weights on any number of ranks."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from tests.support.hf_models import CONFIGS
+from tests.support.hf_tokenizer import tokenizer
 from tests.support.paths import ROOT
-
-WORDS = {"?": 0, "the": 1, "sea": 2, "is": 3, "deep": 4, "<pad>": 5}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with its tokenizer, and a dataset of texts of 3 to 14 words."""
+    """A model with its tokenizer, and datasets of texts of 3 to 12 words and of pairs."""
     folder = tmp_path_factory.mktemp("model")
     AutoModelForCausalLM.from_config(CONFIGS["qwen3"], dtype=torch.float32).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)
-    words = ["the", "sea", "is", "deep", "is", "the", "sea", "the", "deep", "sea", "is"]
-    rows = [json.dumps({"text": " ".join((words * 2)[i : 2 * i + 3])}) for i in range(11)]
-    (folder / "data.jsonl").write_text("\n".join(rows))
+    tokenizer().save_pretrained(folder)
+    words = 2 * ["the", "sea", "is", "deep", "is", "the", "sea", "the", "deep", "sea", "is"]
+    texts = [words[i : 2 * i + 3] for i in range(11)]
+    pairs = [{"prompt": t[:2], "chosen": t[2:], "rejected": t[::-1]} for t in texts]
+    rows = {"text": [{"text": t} for t in texts], "pairs": pairs}
+    for name, of in rows.items():
+        lines = [json.dumps({key: " ".join(words) for key, words in row.items()}) for row in of]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
     return folder
 
 
 def trained(loop: str, ranks: int, folder: Path, out: Path) -> dict[str, torch.Tensor]:
     """Run a loop in fp64, and return the weights that it saves."""
     call = f"from scripts.loops import {loop}; {loop}.main({str(folder)!r}, "
-    call += f"{str(folder / 'data.jsonl')!r}, {str(out)!r}, seq_len=64, dtype='fp64')"
+    data = folder / ("pairs.jsonl" if loop == "dpo" else "text.jsonl")
+    call += f"{str(data)!r}, {str(out)!r}, seq_len=64, dtype='fp64')"
     script = out.with_suffix(".py")
     script.write_text(call)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -51,7 +52,7 @@ def trained(loop: str, ranks: int, folder: Path, out: Path) -> dict[str, torch.T
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", ["trainer", "accelerated"])
+@pytest.mark.parametrize("loop", ["trainer", "accelerated", "sft", "dpo"])
 def test_a_loop_trains_alike_on_any_number_of_ranks(
     loop: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.loss import loss_utils
 
 from odysseus import hf
 from odysseus.config.run import RunConfig
-from odysseus.parallel.mesh import make_mesh
+from odysseus.parallel.mesh import Mesh, make_mesh
 from tests.support.hf_models import CPU, build, norms_in_fp64
 
 STEPS = 4
+KEPT_OF_PREFERENCES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Training:
 
     Attributes:
         folder: Where weights are saved.
-        shards: Ranks that share a sample; the others are replicas.
+        shards: Ranks that share a sample; the others are replicas. 0 for a plain model.
         toggles: The run's.
         arguments: Arguments of the trainer that differ from :func:`arguments`.
         resume: Checkpoint to go on from.
@@ -64,8 +67,9 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     }
 
 
-def arguments(training: Training, batch: int) -> TrainingArguments:
-    given: dict[str, Any] = {
+def given(training: Training, batch: int) -> dict[str, Any]:
+    """The arguments of a trainer with samples of this many in a micro step of a replica."""
+    always: dict[str, Any] = {
         "output_dir": str(training.folder),
         "per_device_train_batch_size": batch,
         "per_device_eval_batch_size": batch,
@@ -82,7 +86,7 @@ def arguments(training: Training, batch: int) -> TrainingArguments:
         "report_to": [],
         "disable_tqdm": True,
     }
-    return TrainingArguments(**given | training.arguments)
+    return always | training.arguments
 
 
 def exact() -> None:
@@ -110,7 +114,7 @@ def plain(training: Training) -> list[dict[str, float]]:
     rows = samples()
     trainer = Trainer(
         build("llama", "sdpa"),
-        arguments(training, 2),
+        TrainingArguments(**given(training, 2)),
         data_collator=collate,
         train_dataset=rows,  # pyright: ignore[reportArgumentType]
         eval_dataset=rows[:4],  # pyright: ignore[reportArgumentType]
@@ -122,12 +126,28 @@ def plain(training: Training) -> list[dict[str, float]]:
 def split(training: Training) -> list[dict[str, float]]:
     """Train on this rank's shards."""
     exact()
+    mesh, run = as_launched(training)
+    from odysseus.hf.trainer import SplitTrainer
+
+    model, rows = build("llama", "ulysses"), samples()
+    hf.prepare(model, mesh, run)
+    trainer = SplitTrainer(
+        model,
+        TrainingArguments(**given(training, 2 // mesh.replicas)),
+        data_collator=collate,
+        train_dataset=rows,
+        eval_dataset=rows[:4],
+        mesh=mesh,
+    )
+    return finished(trainer, training)
+
+
+def as_launched(training: Training) -> tuple[Mesh, RunConfig]:
+    """Set what torchrun sets, and return a training's mesh, registered, and its run."""
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": 29500}
     of_launcher = {name: str(value) for name, value in names.items()}
-    os.environ |= of_launcher | {"MASTER_ADDR": "127.0.0.1"}  # as torchrun sets them
-    from odysseus.hf.trainer import SplitTrainer
-
+    os.environ |= of_launcher | {"MASTER_ADDR": "127.0.0.1"}
     run = RunConfig(
         method="ulysses",
         world_size=world_size,
@@ -138,24 +158,31 @@ def split(training: Training) -> list[dict[str, float]]:
     )
     mesh = make_mesh(CPU, run)
     hf.register(mesh)
-    model, rows = build("llama", "ulysses"), samples()
-    hf.prepare(model, mesh, run)
-    trainer = SplitTrainer(
-        model,
-        arguments(training, 2 // mesh.replicas),
-        data_collator=collate,
-        train_dataset=rows,
-        eval_dataset=rows[:4],
-        mesh=mesh,
-    )
-    return finished(trainer, training)
+    return mesh, run
 
 
 def finished(trainer: Any, training: Training) -> list[dict[str, float]]:
     trainer.train(resume_from_checkpoint=training.resume or None)
     trainer.save_model(str(training.folder / "trained"))
-    kept = ("loss", "grad_norm", "eval_loss", "epoch")
+    kept = ("loss", "grad_norm", "epoch", *KEPT_OF_PREFERENCES)
     return [
-        {name: float(row[name]) for name in kept if name in row}
+        {name: float(x) for name, x in row.items() if name.removeprefix("eval_") in kept}
         for row in trainer.state.log_history
     ]
+
+
+def assert_same(folder: Path, logs: list[Any], expected: tuple[Path, Any]) -> None:
+    """Assert that ranks have logged and saved what one process has."""
+    for log in logs:
+        assert len(log) == len(expected[1])
+        for found, plain_row in zip(log, expected[1], strict=True):
+            assert found.keys() == plain_row.keys()
+            for name, value in plain_row.items():  # the trainer adds losses in fp32
+                near = pytest.approx(value, rel=1e-6 if name == "loss" else 1e-9)
+                assert found[name] == near, (name, log)
+    of_ours, of_plain = (
+        load_file(f / "trained" / "model.safetensors") for f in (folder, expected[0])
+    )
+    assert of_ours.keys() == of_plain.keys()
+    for name, weight in of_plain.items():
+        torch.testing.assert_close(of_ours[name], weight, rtol=1e-9, atol=1e-9)

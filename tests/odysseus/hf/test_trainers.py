@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.support.hf_models import ALL
-from tests.support.hf_trainers import Training, plain, split
+from tests.support.hf_trainers import Training, assert_same, plain, split
 from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 
@@ -22,22 +20,6 @@ def in_one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]
     folder = tmp_path_factory.mktemp("plain")
     (log,) = run_ranks(plain, 1, Training(folder), fresh=True)
     return folder, log
-
-
-def check(folder: Path, logs: list[Any], expected: tuple[Path, Any]) -> None:
-    for log in logs:
-        assert len(log) == len(expected[1])
-        for found, plain_row in zip(log, expected[1], strict=True):
-            assert found.keys() == plain_row.keys()
-            for name, value in plain_row.items():  # the trainer adds losses in fp32
-                near = pytest.approx(value, rel=1e-6 if name == "loss" else 1e-9)
-                assert found[name] == near, (name, log)
-    of_ours, of_plain = (
-        load_file(f / "trained" / "model.safetensors") for f in (folder, expected[0])
-    )
-    assert of_ours.keys() == of_plain.keys()
-    for name, weight in of_plain.items():
-        torch.testing.assert_close(of_ours[name], weight, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +38,7 @@ def test_the_trainer(
 ) -> None:
     """Accumulation with unequal counts, padding, clipping, evaluation, saving."""
     training = Training(tmp_path, shards, toggles)
-    check(tmp_path, run_ranks(split, world_size, training, fresh=True), in_one_process)
+    assert_same(tmp_path, run_ranks(split, world_size, training, fresh=True), in_one_process)
 
 
 @pytest.mark.slow
@@ -67,4 +49,4 @@ def test_the_trainer_goes_on_from_a_checkpoint(
     first = Training(tmp_path, 2, arguments={"max_steps": 2})
     run_ranks(split, 2, first, fresh=True)
     again = Training(tmp_path, 2, resume=str(tmp_path / "checkpoint-2"))
-    check(tmp_path, run_ranks(split, 2, again, fresh=True), in_one_process)
+    assert_same(tmp_path, run_ranks(split, 2, again, fresh=True), in_one_process)

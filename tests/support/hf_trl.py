@@ -1,0 +1,112 @@
+"""TRL's trainers on a plain model in one process, and on a prepared model over ranks (for
+tests/odysseus/hf/test_trl.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer import utils
+
+from odysseus import hf
+from odysseus.hf.preferences import SplitPreferences
+from odysseus.hf.trainer import SplitSamples
+from tests.support.hf_models import build
+from tests.support.hf_tokenizer import WORDS, tokenizer
+from tests.support.hf_trainers import Training, as_launched, exact, finished, given, samples
+
+# What TRL turns on by default, and RunConfig decides.
+_OFF = {"bf16": False, "activation_checkpointing": False}
+
+
+class SplitSFTTrainer(SplitSamples, SFTTrainer):
+    pass
+
+
+class SplitDPOTrainer(SplitPreferences, DPOTrainer):
+    pass
+
+
+class LogProbsInFp64:
+    """The function of a head's hidden states that TRL computes in fp32; no bias, no scale."""
+
+    @staticmethod
+    def apply(hidden_TD: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+        _, labels_T = others[:2]
+        logits_TV = hidden_TD @ weight.T
+        log_probs_TV = logits_TV.log_softmax(-1)
+        entropy_T = -(log_probs_TV.exp() * log_probs_TV).sum(-1)
+        log_probs_T = log_probs_TV.gather(1, labels_T[:, None])[:, 0]
+        is_top1_T = logits_TV.argmax(-1) == labels_T
+        return log_probs_T, entropy_T, None, logits_TV.mean(-1), is_top1_T
+
+
+def exact_trl() -> None:
+    """Replace what Transformers and TRL round to fp32."""
+    exact()
+    utils._ChunkedLogProbFunction = LogProbsInFp64  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def frozen(attention: str) -> PreTrainedModel:
+    """Build a reference that differs from the trained model."""
+    model = build("llama", attention)
+    generator = torch.Generator().manual_seed(4)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    return model.requires_grad_(False)
+
+
+def pairs() -> list[dict[str, str]]:
+    """Pairs of answers of unequal lengths to one prompt each."""
+    found = []
+    for row in samples():
+        words = [WORDS[i] for i in row["input_ids"]]
+        parts = {"prompt": words[:7], "chosen": words[7:], "rejected": words[:3] + words[9:15]}
+        found.append({name: " ".join(part) for name, part in parts.items()})
+    return found
+
+
+def sft(training: Training, packed: bool) -> list[dict[str, float]]:
+    """Train with SFTTrainer; return the log."""
+    exact_trl()
+    options = given(training, 2) | _OFF
+    if packed:
+        options |= {"padding_free": True, "max_length": None}
+    rows = Dataset.from_list(samples())
+    data = {"train_dataset": rows, "eval_dataset": rows.select(range(4))}
+    if not training.shards:
+        config = SFTConfig(**options)
+        model = build("llama", "sdpa")
+        trainer = SFTTrainer(model, config, processing_class=tokenizer(), **data)
+        trainer._loss_shifts_labels = True  # it asks whether the loss is Transformers' own
+        return finished(trainer, training)
+    mesh, run = as_launched(training)
+    model = build("llama", "ulysses")
+    hf.prepare(model, mesh, run)
+    config = SFTConfig(**options | {"per_device_train_batch_size": 2 // mesh.replicas})
+    trainer = SplitSFTTrainer(model, config, processing_class=tokenizer(), mesh=mesh, **data)
+    return finished(trainer, training)
+
+
+def dpo(training: Training) -> list[dict[str, float]]:
+    """Train with DPOTrainer beside a frozen reference; return the log."""
+    exact_trl()
+    options = given(training, 2) | _OFF
+    rows = Dataset.from_list(pairs())
+    data: dict[str, Any] = {"train_dataset": rows, "eval_dataset": rows.select(range(4))}
+    data["processing_class"] = tokenizer()
+    if not training.shards:
+        config = DPOConfig(**options)
+        trainer = DPOTrainer(build("llama", "sdpa"), frozen("sdpa"), config, **data)
+        return finished(trainer, training)
+    mesh, run = as_launched(training)
+    model, reference = build("llama", "ulysses"), frozen("ulysses")
+    hf.prepare(model, mesh, run)
+    hf.prepare(reference, mesh, run)
+    config = DPOConfig(**options | {"per_device_train_batch_size": 2 // mesh.replicas})
+    trainer = SplitDPOTrainer(model, reference, config, mesh=mesh, **data)
+    return finished(trainer, training)
