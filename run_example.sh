@@ -4,13 +4,16 @@
 # figures and a page in results/local/, which git ignores, and the answer on the screen.
 set -euo pipefail
 cd "$(dirname "$0")"
-has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+has_gpu() {
+    [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && command -v nvidia-smi >/dev/null &&
+        nvidia-smi -L >/dev/null 2>&1
+}
 if has_gpu; then
     source scripts/setup_env.sh requirements.txt requirements-gpu.txt
-    gpus=$(nvidia-smi -L | wc -l)
+    gpus=$(python -m scripts.gpus)
     config=(--config scripts/sweeps/example_gpu.yml --world_size "$gpus")
-    # An odd number of GPUs has no ring of two: then these are the same cells, which are skipped.
-    rings=("${config[@]}" --ring_parallel_size $((gpus % 2 ? 1 : 2)))
+    # One GPU has no ring of two: then these are the same cells, which are skipped.
+    rings=("${config[@]}" --ring_parallel_size $((gpus > 1 ? 2 : 1)))
     ring=("${config[@]}" --method ulysses --ring_parallel_size "$gpus")
 else
     source scripts/setup_env.sh requirements.txt

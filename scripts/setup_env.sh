@@ -3,25 +3,26 @@
 #
 #   source scripts/setup_env.sh requirements.txt [more.txt …]
 #
-# Uses the active virtual environment if there is one, else makes .venv. A finished set-up is
-# known by a stamp of the requirements' text, so that asking again costs nothing.
+# Uses the active virtual environment if there is one, else makes .venv. Each file that is installed
+# leaves a stamp of the requirements' text, so that asking again costs nothing, and a file that did
+# not install is tried again.
 
 if [ -z "${VIRTUAL_ENV:-}" ]; then
     [ -x .venv/bin/python ] || python3 -m venv .venv
     source .venv/bin/activate
 fi
-stamp="$VIRTUAL_ENV/.odysseus-$(cat requirements*.txt "$@" | sha256sum | cut -c1-16)"
-if [ ! -e "$stamp" ]; then
-    for file in "$@"; do
-        if [ "$file" = requirements-gpu.txt ]; then
-            # These build against the torch that is installed by now.
-            pip install --quiet --no-build-isolation -r "$file" ||
-                echo "GPU extras did not install; going on with PyTorch's own kernels" >&2
-        elif [ "$file" = requirements-torchtitan.txt ]; then
-            pip install --quiet --no-deps -r "$file"
-        else
-            pip install --quiet -r "$file"
+for file in "$@"; do
+    stamp="$VIRTUAL_ENV/.odysseus-$(cat requirements*.txt | sha256sum | cut -c1-16)-$file"
+    [ ! -e "$stamp" ] || continue
+    case "$file" in
+    requirements-gpu.txt)
+        if ! pip install --quiet -r "$file"; then
+            echo "$file did not install; going on with PyTorch's own kernels" >&2
+            continue
         fi
-    done
+        ;;
+    requirements-torchtitan.txt) pip install --quiet --no-deps -r "$file" ;;
+    *) pip install --quiet -r "$file" ;;
+    esac
     touch "$stamp"
-fi
+done

@@ -37,7 +37,7 @@ def test_dependencies_equal_requirements() -> None:
     assert PROJECT["dependencies"] == requirements("requirements.txt")
 
 
-@pytest.mark.parametrize("extra", ["gpu", "hf", "peers"])
+@pytest.mark.parametrize("extra", ["gpu", "flash-attn", "hf", "peers"])
 def test_an_extra_equals_its_requirements_file(extra: str) -> None:
     assert EXTRAS[extra] == requirements(f"requirements-{extra}.txt")
 

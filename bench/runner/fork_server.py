@@ -23,6 +23,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch.distributed as dist
 
+from bench.runner import exhaustion
+
 
 class Outcome(NamedTuple):
     """The end of the ranks of a cell.
@@ -187,12 +189,18 @@ def rank_environment(rank: int, world_size: int, store: str) -> dict[str, str]:
 
 def described(error: BaseException) -> str:
     """An exception's class and message, on one line."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return exhaustion.shortened(_text(error))
 
 
 def follows_another(error: BaseException) -> bool:
-    """Whether this error most likely follows from the end of another rank."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    """Whether this error most likely follows from the end of another rank. Near the limit NCCL's
+    own allocation is the first to fail."""
+    of_a_peer = isinstance(error, dist.DistError) or "gloo" in str(error)
+    return of_a_peer and exhaustion.status_of(_text(error)) is None
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _end_with_server(lifeline: int) -> None:

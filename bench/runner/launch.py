@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench import provenance, rows
-from bench.runner import host_limit, peer_worker, processes, rounds, worker
+from bench.runner import exhaustion, host_limit, peer_worker, processes, rounds, worker
 from bench.simulator import predict
 from bench.theory import memory as theory_memory
 from bench.theory import model_sizes
@@ -18,13 +18,6 @@ from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
-
-_OUT_OF_MEMORY = {
-    "OutOfMemoryError": "oom_gpu",
-    "HostMemoryError": "oom_cpu",
-    "MemoryError": "oom_cpu",
-    "RuntimeError: [enforce fail at alloc_cpu.cpp": "oom_cpu",
-}
 
 
 def measure(
@@ -131,7 +124,7 @@ def _count(run: RunConfig) -> dict[str, Any]:
 
 def failed_outcome(rank: int, message: str, run: RunConfig) -> dict[str, Any]:
     """Status and error of a cell whose first failure was on this rank."""
-    status = next((s for sign, s in _OUT_OF_MEMORY.items() if message.startswith(sign)), "error")
+    status = exhaustion.status_of(message) or "error"
     if message.startswith("HostMemoryError") and host_limit.longest(run) not in message:
         message += f"; {host_limit.longest(run)}"
     return {"status": status, "error": f"rank {rank}: {message}"}

@@ -57,7 +57,11 @@ def measure(
 
 @contextmanager
 def process_group(run: RunConfig) -> Iterator[torch.device]:
-    """Start the run's process group, yield this rank's device, and destroy the group at the end."""
+    """Start the run's process group, yield this rank's device, and destroy the group at the end.
+
+    NCCL ends a group on all ranks together. So a rank that fails on a GPU leaves its group as it
+    is: it would wait for ranks that hang in a collective which it has left.
+    """
     configure_allocator(run)
     device = pick_device(run.device)
     if device.type == "cpu":
@@ -66,12 +70,15 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
         cores = len(os.sched_getaffinity(0)) // ranks_per_node(run.world_size)
         torch.set_num_threads(max(1, cores))
     start_process_group(device, run.timeout_s)
+    has_failed = True
     try:
         yield device
+        has_failed = False
     finally:
-        # Free the objects that refer to process groups first, not while Python shuts down.
-        gc.collect()
-        dist.destroy_process_group()
+        if not has_failed or device.type == "cpu":
+            # Free the objects that refer to process groups first, not while Python shuts down.
+            gc.collect()
+            dist.destroy_process_group()
 
 
 def start(run: RunConfig, device: torch.device) -> tuple[Trainer, Samples]:

@@ -110,7 +110,8 @@ def host_bytes(run: RunConfig) -> int:
 
 def _is_claimed(run: RunConfig) -> bool:
     a = run.architecture
-    plain = not (a.use_qk_norm or a.attention_bias or a.attention_output_bias or run.compile)
+    biased = a.attention_bias or a.attention_output_bias or a.mlp_bias
+    plain = not (a.use_qk_norm or biased or run.compile)
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack
     own = run.model.implementation == "native"
     own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"

@@ -222,8 +222,7 @@ def _zero(run: RunConfig) -> Iterator[Term]:
     gathered once. Gradients are reduce-scattered once. Norms that are the only uncut weights form
     one unit for all blocks.
     """
-    a = run.architecture
-    layers = a.num_hidden_layers
+    a, layers = run.architecture, run.architecture.num_hidden_layers
     kept = int(run.zero_engine == "overlap") if run.reshard_after_forward else layers
     block = _block_names(run)
     head = ["model.norm.weight"]
@@ -295,6 +294,7 @@ def _block_names(run: RunConfig) -> list[str]:
     names += ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight"]
     names += ["self_attn.qkv_proj.bias"] * a.attention_bias
     names += ["self_attn.o_proj.bias"] * a.attention_output_bias
+    names += ["mlp.gate_up_proj.bias", "mlp.down_proj.bias"] * a.mlp_bias
     names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] * a.use_qk_norm
     return [f"model.layers.0.{name}" for name in names]
 

@@ -149,11 +149,16 @@ def check(run: RunConfig) -> None:
     a = run.architecture
     for name, given in (
         ("attention_bias", a.attention_bias or a.attention_output_bias),
+        ("mlp_bias", a.mlp_bias),
         ("use_qk_norm", a.use_qk_norm),
         ("tie_word_embeddings", a.tie_word_embeddings),
     ):
         if given:
             raise ValueError(f"model.{name} = true is not in the peers' plain model; valid: false")
+    if a.rope_type != "llama3" and a.rope_factor != 1:
+        raise ValueError(
+            f"model.rope_type = {a.rope_type} is not in the peers' plain model; valid: llama3"
+        )
 
 
 def initialized(run: RunConfig, attend: Attend = sdpa, part: str = "model") -> PlainLM:

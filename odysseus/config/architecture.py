@@ -13,6 +13,8 @@ from typing import Any
 
 _IN_PROPORTION = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 _WIDTHS = {*_IN_PROPORTION, "head_dim"}
+_MAY_BE_ZERO = ("rms_norm_eps", "rope_attention_factor")
+ROPE_TYPES = ("llama3", "linear", "yarn")
 _MOST = {"num_hidden_layers": 10_000}
 """Largest values; other sizes are at most 2^24."""
 
@@ -31,17 +33,27 @@ class Architecture:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     rope_factor: float = 1.0
-    """Llama-3 frequency scaling (``rope_scaling`` of type ``llama3``); 1 switches it off."""
+    """Factor of the frequency scaling (``rope_scaling``); 1 switches it off."""
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
     rope_original_max_position_embeddings: int = 8192
+    rope_type: str = "llama3"
+    """Kind of that scaling: llama3, linear or yarn."""
+    rope_beta_fast: float = 32.0
+    rope_beta_slow: float = 1.0
+    rope_attention_factor: float = 0.0
+    """Yarn's factor of cos and sin; 0 is 0.1·ln(rope_factor) + 1 (arXiv 2309.00071 §3.4)."""
     attention_bias: bool = False
     """Whether the q, k and v projections have biases."""
     attention_output_bias: bool = False
     """Whether the output projection has a bias. ``attention_bias`` of Llama and Qwen3 sets both."""
+    mlp_bias: bool = False
+    """Whether the MLP's projections have biases (Llama)."""
     use_qk_norm: bool = False
     """Whether every query and key head has an RMSNorm (Qwen3)."""
     tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+    """Tokens that a token sees, its own included; a run's samples may not be longer."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -50,9 +62,17 @@ class Architecture:
                 raise ValueError(f"model.{f.name} is {value}; it must be at least 1")
             if f.type == "int" and value > (most := _MOST.get(f.name, 2**24)):
                 raise ValueError(f"model.{f.name} is {shortened(value)}; it must be at most {most}")
-            least_is_zero = f.name == "rms_norm_eps" and value == 0
+            least_is_zero = f.name in _MAY_BE_ZERO and value == 0
             if f.type == "float" and not (0 < value < inf or least_is_zero):
                 raise ValueError(f"model.{f.name} is {value}; it must be above 0 and finite")
+        if self.rope_type not in ROPE_TYPES:
+            raise ValueError(
+                f"model.rope_type is {shortened(self.rope_type)}; valid: {', '.join(ROPE_TYPES)}"
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(
+                f"model.sliding_window is {self.sliding_window}; it must be at least 1"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"model.num_key_value_heads is {self.num_key_value_heads}; it must divide "

@@ -26,17 +26,18 @@ _MAX_LAYERS = 10_000
 # Fixed properties of this decoder, which are also the defaults of missing keys.
 _ONLY = {
     "hidden_act": "silu",
-    "mlp_bias": False,
     "attention_dropout": 0.0,
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
-_LLAMA3 = {
-    "factor": "rope_factor",
-    "low_freq_factor": "rope_low_freq_factor",
-    "high_freq_factor": "rope_high_freq_factor",
-}
 _ROPE_LENGTH = "original_max_position_embeddings"
+# The keys of each kind of frequency scaling; fields of Architecture are named rope_ and the key.
+_KEYS_OF_ROPE = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ROPE_LENGTH),
+    "yarn": ("factor", "beta_fast", "beta_slow", "attention_factor", _ROPE_LENGTH),
+}
 
 
 def read(folder: Path) -> Architecture:
@@ -53,7 +54,8 @@ def read(folder: Path) -> Architecture:
     for key, valid in _ONLY.items():
         if given.get(key, valid) != valid:
             raise _refusal(file, key, given[key], json.dumps(valid))
-    _check_window(file, given, kind)
+    if kind != "llama" and given.get("mlp_bias", False) is not False:
+        raise _refusal(file, "mlp_bias", given["mlp_bias"], "false")
     sizes = {name: _integer(file, given, name) for name in _SIZES}
     if sizes["num_hidden_layers"] > _MAX_LAYERS:
         raise _refusal(
@@ -66,7 +68,9 @@ def read(folder: Path) -> Architecture:
         rms_norm_eps=_number(file, given, "rms_norm_eps", 1e-6),
         attention_bias=biased,
         attention_output_bias=biased and kind != "qwen2",
+        mlp_bias=_boolean(file, given, "mlp_bias"),
         use_qk_norm=kind == "qwen3",
+        sliding_window=_window(file, given, kind),
         tie_word_embeddings=_boolean(file, given, "tie_word_embeddings"),
         **_rope(file, given),
     )
@@ -82,23 +86,18 @@ def to_config(architecture: Architecture, positions: int) -> dict[str, Any]:
         ValueError: no model class of Transformers has this architecture.
     """
     a = architecture
-    kind = "qwen3" if a.use_qk_norm else "llama"
-    if a.attention_bias != a.attention_output_bias:
-        if not a.attention_bias or a.use_qk_norm:
-            raise ValueError(
-                "no model of Transformers has these biases; valid: model.attention_output_bias "
-                "equal to model.attention_bias, or only the latter without model.use_qk_norm"
-            )
-        kind = "qwen2"
+    kind = _model_type(a)
     if a.hidden_size % a.num_attention_heads:
         raise ValueError(
             f"model.hidden_size = {a.hidden_size} does not divide by model.num_attention_heads = "
             f"{a.num_attention_heads}, as Transformers requires; valid: a multiple"
         )
-    scaling = None
+    scaling: dict[str, Any] | None = None
     if a.rope_factor != 1:
-        scaling = {"rope_type": "llama3"} | {key: getattr(a, f) for key, f in _LLAMA3.items()}
-        scaling[_ROPE_LENGTH] = a.rope_original_max_position_embeddings
+        scaling = {key: getattr(a, f"rope_{key}") for key in _KEYS_OF_ROPE[a.rope_type]}
+        if not a.rope_attention_factor:
+            scaling.pop("attention_factor", None)
+        scaling["rope_type"] = a.rope_type
     return {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,
@@ -107,12 +106,45 @@ def to_config(architecture: Architecture, positions: int) -> dict[str, Any]:
         "head_dim": a.head_dim,
         "rms_norm_eps": a.rms_norm_eps,
         "attention_bias": a.attention_bias,
+        "mlp_bias": a.mlp_bias,
+        **({} if a.sliding_window is None else {"sliding_window": a.sliding_window}),
         "tie_word_embeddings": a.tie_word_embeddings,
         "rope_theta": a.rope_theta,
         "rope_scaling": scaling,
         "max_position_embeddings": positions,
         "hidden_act": "silu",
     }
+
+
+def _model_type(a: Architecture) -> str:
+    """Return the model type whose class has an architecture's switches.
+
+    Raises:
+        ValueError: none has.
+    """
+    biases = a.attention_bias, a.attention_output_bias
+    if biases[0] != biases[1]:
+        if not a.attention_bias or a.use_qk_norm:
+            raise ValueError(
+                "no model of Transformers has these biases; valid: model.attention_output_bias "
+                "equal to model.attention_bias, or only the latter without model.use_qk_norm"
+            )
+        kind = "qwen2"
+    else:
+        kind = "qwen3" if a.use_qk_norm else "llama"
+    if a.mlp_bias and kind != "llama":
+        raise ValueError(
+            f"no {kind} of Transformers has model.mlp_bias = true; valid: without "
+            "model.use_qk_norm, and with model.attention_output_bias equal to model.attention_bias"
+        )
+    if a.sliding_window is None:
+        return kind
+    if kind != "llama" or a.attention_bias or a.mlp_bias:
+        raise ValueError(
+            f"no model of Transformers has model.sliding_window = {a.sliding_window} with these "
+            "other switches; valid: without model.use_qk_norm and biases"
+        )
+    return "mistral"
 
 
 def with_architecture(
@@ -167,16 +199,24 @@ def _heads(file: Path, given: dict[str, Any], kind: str) -> dict[str, int]:
     return {key: _integer(file, known, key) for key in ("head_dim", "num_key_value_heads")}
 
 
-def _check_window(file: Path, given: dict[str, Any], kind: str) -> None:
-    """Raise ValueError unless every block attends to all earlier tokens, without a window."""
+def _window(file: Path, given: dict[str, Any], kind: str) -> int | None:
+    """Return Mistral's sliding window; None without one.
+
+    Raises:
+        ValueError: blocks differ in what they see, or another model has a window.
+    """
     window = given.get("sliding_window", 4096 if kind == "mistral" else None)
     if kind.startswith("qwen") and not given.get("use_sliding_window", False):
         window = None
-    if window is not None:
-        raise _refusal(file, "sliding_window", window, "null")
     types = given.get("layer_types") or []
-    if not isinstance(types, list) or set(map(str, types)) - {"full_attention"}:
-        raise _refusal(file, "layer_types", types, "full_attention only")
+    valid = "sliding_attention" if window is not None and kind == "mistral" else "full_attention"
+    if not isinstance(types, list) or set(map(str, types)) - {valid}:
+        raise _refusal(file, "layer_types", types, f"{valid} only")
+    if window is None:
+        return None
+    if kind != "mistral":
+        raise _refusal(file, "sliding_window", window, "null")
+    return _integer(file, {"sliding_window": window}, "sliding_window")
 
 
 def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -195,13 +235,23 @@ def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
     base = rope if rope.get("rope_theta") is not None else given  # version 5 moved it inside
     rope_fields: dict[str, Any] = {"rope_theta": _number(file, base, "rope_theta", 10_000.0)}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "llama3":
-        rope_fields |= {field: _number(file, rope, key, None) for key, field in _LLAMA3.items()}
-        rope_fields[f"rope_{_ROPE_LENGTH}"] = _integer(file, rope, _ROPE_LENGTH)
-    elif kind != "default" or not set(rope) <= {
-        *("rope_type", "type", "rope_theta", "partial_rotary_factor")
-    }:
-        raise _refusal(file, name, rope, "rope_type default or llama3")
+    if not isinstance(kind, str) or kind not in _KEYS_OF_ROPE:
+        raise _refusal(file, f"{name}.rope_type", kind, ", ".join(_KEYS_OF_ROPE))
+    known = {*_KEYS_OF_ROPE[kind], "rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    for key in sorted(map(str, rope.keys() - known)):
+        valid = ", ".join(_KEYS_OF_ROPE[kind]) or "no other key"
+        raise _refusal(file, f"{name}.{key}", rope[key], f"of rope_type {kind}: {valid}")
+    if kind != "default":
+        rope_fields["rope_type"] = kind
+    for key in _KEYS_OF_ROPE[kind]:
+        if key == _ROPE_LENGTH:  # as Transformers looks for it
+            length = {key: given.get("max_position_embeddings")} | rope | given
+            rope_fields[f"rope_{key}"] = _integer(file, length, key)
+        elif kind == "llama3" or key == "factor" or rope.get(key) is not None:
+            rope_fields[f"rope_{key}"] = _number(file, rope, key, None)
+    factor = rope_fields.get("rope_attention_factor", 1)
+    if rope_fields.get("rope_factor") == 1 and factor != 1:
+        raise _refusal(file, f"{name}.attention_factor", factor, "none with a factor of 1")
     return rope_fields
 
 

@@ -35,14 +35,20 @@ class ModelOptions(OptionGroup):
         head_dim: Elements of one head; follows an overridden hidden_size or num_attention_heads.
         rms_norm_eps: Epsilon added to the mean square in RMSNorm.
         rope_theta: Base of the rotary frequencies.
-        rope_factor: Factor of Llama-3 frequency scaling; 1 is off.
+        rope_factor: Factor of the rotary frequencies' scaling; 1 is off.
         rope_low_freq_factor: Wavelengths above original length / this are stretched by rope_factor.
         rope_high_freq_factor: Wavelengths below original length / this are kept.
         rope_original_max_position_embeddings: Original length of that scaling, in tokens.
+        rope_type: Kind of that scaling, as in Transformers.
+        rope_beta_fast: Turns in the original length above which yarn keeps a frequency.
+        rope_beta_slow: Turns in the original length below which yarn divides it by rope_factor.
+        rope_attention_factor: Yarn's factor of cos and sin; 0 takes it from rope_factor.
         attention_bias: Biases on the q, k and v projections.
         attention_output_bias: Bias on the attention's output projection.
+        mlp_bias: Biases on the MLP's projections (Llama).
         use_qk_norm: RMSNorm on each query and key head (Qwen3).
         tie_word_embeddings: Use the embedding's weight as the head's weight.
+        sliding_window: Tokens that a token sees (Mistral); seq_len may not be larger.
     """
 
     name_or_path: str = "tiny"
@@ -62,10 +68,16 @@ class ModelOptions(OptionGroup):
     rope_low_freq_factor: float | None = None
     rope_high_freq_factor: float | None = None
     rope_original_max_position_embeddings: int | None = None
+    rope_type: Literal["llama3", "linear", "yarn"] | None = None
+    rope_beta_fast: float | None = None
+    rope_beta_slow: float | None = None
+    rope_attention_factor: float | None = None
     attention_bias: bool | None = None
     attention_output_bias: bool | None = None
+    mlp_bias: bool | None = None
     use_qk_norm: bool | None = None
     tie_word_embeddings: bool | None = None
+    sliding_window: int | None = None
 
     @property
     def checkpoint(self) -> Path | None:
@@ -80,7 +92,7 @@ class ModelOptions(OptionGroup):
         return file if file and file.is_file() else None
 
     @property
-    def overrides(self) -> dict[str, int | float | bool]:
+    def overrides(self) -> dict[str, int | float | bool | str]:
         """Architecture fields that are set, by name."""
         values = {name: getattr(self, name) for name in ARCHITECTURE_FIELDS}
         return {name: value for name, value in values.items() if value is not None}

@@ -139,6 +139,12 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                 f"rank = {self.rank} is not a rank of world_size = {self.world_size}; "
                 f"valid: -1 to {self.world_size - 1}"
             )
+        if a.sliding_window is not None and a.sliding_window < self.seq_len:
+            raise ValueError(
+                f"seq_len = {self.seq_len} is longer than model.sliding_window = "
+                f"{a.sliding_window}, and windows are not measured yet; valid: up to "
+                f"{a.sliding_window}, or odysseus.hf in a loop of your own"
+            )
         if a.vocab_size < 256 and not self.model.tokenizer:
             raise ValueError(f"model.vocab_size is {a.vocab_size}; byte tokens need at least 256")
 

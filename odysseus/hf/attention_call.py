@@ -21,7 +21,7 @@ class AttentionCall:
         layer: Class of the attention module, for messages.
         model_type: Family of the model.
         rope_type: Kind of its rotary embedding.
-        longest_is_used: Whether that was told the batch's largest position.
+        longest_is_used: Whether the rotary embedding was told the batch's largest position.
         batch: "split" for documents of :func:`odysseus.hf.shard_batch`; "other mesh" if they are of
             another mesh than the registered one; "plain" for all other batches.
         query: Shape [B, H, s, K].

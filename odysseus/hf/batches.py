@@ -28,13 +28,13 @@ class SplitDocuments(Documents):
 
     Attributes:
         mesh: The mesh that the samples are split over.
-        longest: The largest position of the batch but for padding, plus 1.
-        padding: Whether a token of this rank is padding, [B, s]; None if none is.
+        longest: The largest position of the batch but for padding, plus 1; 0 if nobody asks.
+        padding: Whether a token of this rank is padding, [B, s]; None without an attention mask.
         longest_is_used: Whether the model's rotary embedding was told the largest position.
     """
 
     mesh: Mesh
-    longest: int
+    longest: int = 0
     padding: Tensor | None = field(default=None, compare=False)
     longest_is_used: bool = False
 
@@ -84,10 +84,11 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     sizes = mesh.ring.size, mesh.sequence.size
     local = torch.from_numpy(shard_of(mesh.ring_order, tokens, *sizes, mesh.shard))
     whole = {"input_ids": input_ids, "position_ids": position_ids, "shift_labels": shift_labels}
-    longest = int(position_ids.max()) + 1
+    positions = position_ids
     if attention_mask is not None:
         whole["padding"] = attention_mask == 0
-        longest = int(position_ids[attention_mask != 0].max()) + 1
+        positions = position_ids.masked_fill(attention_mask == 0, 0)
+    longest = int(positions.max()) + 1
     shard = {name: x[:, local.to(x.device)].to(mesh.device) for name, x in whole.items()}
     documents = SplitDocuments(starts, mesh, longest, shard.pop("padding", None))
     return shard | {"documents": documents}
@@ -200,18 +201,20 @@ def count_items(shards: Iterable[Mapping[str, Any]], mesh: Mesh) -> Tensor:
     return count
 
 
-def loss(output: Any, labels: Tensor, num_items: Tensor | float) -> Tensor:
+def loss(output: Any, labels: Tensor, num_items: Tensor | float, micro_steps: int = 1) -> Tensor:
     """Return this rank's part of the mean token loss: the sum of its token losses / `num_items`.
 
     The parts of all ranks add up to the loss. Their gradients add up too, because
     :func:`odysseus.hf.prepare` makes ZeRO-3 sum them. (DDP would average them.) If the model
-    returns router logits, its weighted load-balancing loss is added, as Transformers adds it.
+    returns router logits, its weighted load-balancing loss is added.
 
     Args:
         output: The model's output. Its ``logits`` are [B, s, V] or, with tiled loss, the sum of
             token losses.
         labels: ``shift_labels`` [B, s].
         num_items: Labels other than -100 of the whole step, on all ranks: :func:`count_items`.
+        micro_steps: Divides the load-balancing loss, which is a mean over the tokens of a forward.
+            Transformers' trainer adds all of it in each micro step, TRL's divides by their number.
     """
     total = sum_of_losses(output, labels)
     mean = total / torch.as_tensor(num_items, dtype=total.dtype, device=total.device)
@@ -222,7 +225,7 @@ def loss(output: Any, labels: Tensor, num_items: Tensor | float) -> Tensor:
             "the output has router logits of this rank's tokens alone; valid: a model that "
             "odysseus.hf.prepare has changed, or output_router_logits = false"
         )
-    return mean + output.router_loss
+    return mean + output.router_loss / micro_steps
 
 
 def sum_over_ranks(x: Tensor, mesh: Mesh) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odysseus.hf.batches import SplitDocuments
 from odysseus.hf.changes import Changes
 from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Mesh
@@ -35,8 +36,13 @@ def balance_over_ranks(model: Any, changes: Changes, mesh: Mesh) -> None:
 def _replace_loss(mesh: Mesh, model: Any, _: Any, kwargs: Mapping[str, Any], output: Any) -> None:
     if getattr(output, "router_logits", None) is None:
         return
-    padding = kwargs["documents"].padding
-    kept = None if padding is None else ~padding.flatten()
+    documents = kwargs.get("documents")
+    if not isinstance(documents, SplitDocuments):
+        raise ValueError(
+            f"{type(model).__name__} returns router logits and was given no documents; valid: "
+            "batches of odysseus.hf.shard_batch, or output_router_logits = false"
+        )
+    kept = None if documents.padding is None else ~documents.padding.flatten()
     experts = output.router_logits[0].shape[-1]
     part = load_balancing_loss(output.router_logits, model.config.num_experts_per_tok, kept, mesh)
     output.aux_loss = experts * part
@@ -67,5 +73,6 @@ def load_balancing_loss(
         counts[:-1] += (chosen_TE * weight_T1).sum(0)
         counts[-1] += logits_TE.shape[0] if kept_T is None else kept_T.sum()
     transfers.all_reduce_plain(counts, mesh.world)
-    shares_E, tokens = (counts[:-1] / counts[-1]).to(wide), counts[-1]
+    tokens = counts[-1].clamp(min=1)  # all may be padding
+    shares_E = (counts[:-1] / tokens).to(wide)
     return (shares_E * probability_E).sum() / tokens.to(wide)

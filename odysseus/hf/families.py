@@ -18,6 +18,8 @@ TILED_LOSS = (*TRICKS, *EXPERTS)
 """Families whose head returns the logits."""
 SPLITS = (*TILED_LOSS, "granite", "olmo2", "phi", "starcoder2")
 """All families whose tokens meet only in the registered attention."""
+SEES_ACROSS_DOCUMENTS = ("gpt_oss",)
+"""Families whose own masks do not tell packed documents apart."""
 BY_LENGTH = frozenset(("dynamic", "longrope"))
 """Kinds of rotary embedding whose frequencies depend on the batch's longest position."""
 _ROPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")

@@ -72,8 +72,8 @@ def compute_loss(model: Any, run: RunConfig, changes: Changes) -> None:
 def token_log_probs(model: Any, shard: Mapping[str, Any]) -> Tensor:
     """Run a model, and return the log-probability of each label of this rank's shard.
 
-    For preference and policy losses. Where the loss is computed in tiles, so are these, and no
-    rank ever holds all logits. A sample's sum over tokens is
+    For preference and policy losses, without a router's loss. Where the loss is computed in tiles,
+    so are these, and no rank ever holds all logits. A sample's sum over tokens is
     ``sum_over_ranks(log_probs.sum(1), mesh)``.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
@@ -43,12 +42,10 @@ def token_losses(model: PreTrainedModel, mesh: Mesh, batch: Batch) -> Tensor:
     """Return the sum of a batch's token losses on this rank, a scalar."""
     unpacked = ((0,),) * len(batch.input_ids)
     starts = unpacked if batch.documents is None else batch.documents.starts
-    tokens = batch.input_ids.shape[1] * mesh.world.size // mesh.replicas
-    longest = max(int(np.diff([*row, tokens]).max()) for row in starts)
     output = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         shift_labels=batch.labels,
-        documents=SplitDocuments(starts, mesh, longest),
+        documents=SplitDocuments(starts, mesh),
     )
     return sum_of_losses(output, batch.labels)

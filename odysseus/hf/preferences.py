@@ -23,28 +23,15 @@ from odysseus.hf.trainer import SplitSamples
 from odysseus.model.loss import IGNORED_LABEL
 from odysseus.parallel.mesh import Mesh
 
-_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-# What DPOConfig must say, because the loss is computed here.
-_SUPPORTED: dict[str, Any] = {
-    "loss_type": ["sigmoid"],
-    "loss_weights": None,
-    "f_divergence_type": "reverse_kl",
-    "ld_alpha": None,
-    "use_weighting": False,
-    "precompute_ref_log_probs": False,
-    "sync_ref_model": False,
-}
-
 
 def _shard_of_pairs(
     collate: Callable[[Any], Any], mesh: Mesh, samples: list[Any]
 ) -> dict[str, Any]:
     """Collate pairs, chosen before rejected, pad them, and cut this rank's shard out."""
     batch = dict(collate(samples))
-    reference = {name: batch.pop(name) for name in _REFERENCE if name in batch}
     prompt = batch.pop("completion_mask") == 0
     batch["labels"] = batch["input_ids"].masked_fill(prompt, IGNORED_LABEL)
-    return shard_batch(padded(batch, mesh), mesh) | reference
+    return shard_batch(padded(batch, mesh), mesh)
 
 
 class SplitPreferences(SplitSamples):
@@ -52,31 +39,39 @@ class SplitPreferences(SplitSamples):
 
     Put it before the trainer: ``class MyTrainer(SplitPreferences, DPOTrainer)``. The loss is DPO's
     own, -log sigmoid(β·(the log-ratio of the chosen sample less that of the rejected one))
-    (Rafailov et al., arXiv 2305.18290, eq. 7), averaged over pairs. The reference is, in this
-    order: the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` of the data; a ``ref_model``
-    that ``prepare`` has changed too; the trained model without its adapters.
+    (Rafailov et al., arXiv 2305.18290, eq. 7), averaged over pairs. ``prepare`` must have changed
+    the reference, ``ref_model``, too.
 
     Raises:
         ValueError: an option asks for another loss, or a model is not prepared.
     """
 
     cut = staticmethod(_shard_of_pairs)
+    valid: Mapping[str, Any] = {
+        "loss_type": ["sigmoid"],
+        "loss_weights": None,
+        "f_divergence_type": "reverse_kl",
+        "ld_alpha": None,
+        "use_weighting": False,
+        "precompute_ref_log_probs": False,
+        "sync_ref_model": False,
+        "neftune_noise_alpha": None,
+    }
 
     def __init__(self, *given: Any, mesh: Mesh, **options: Any) -> None:
+        reference = options.get("ref_model", dict(enumerate(given)).get(1))
+        if not isinstance(reference, FSDPModule):
+            raise ValueError(
+                "ref_model is not prepared; valid: odysseus.hf.prepare first. (TRL would make a "
+                "reference itself, or copy adapters, which a sharded model cannot have)"
+            )
         super().__init__(*given, mesh=mesh, **options)
         self.stored: defaultdict[str, list[float]] = defaultdict(list)
         trainer: Any = self
-        for name, valid in _SUPPORTED.items():
-            if getattr(trainer.args, name, valid) != valid:
-                raise ValueError(
-                    f"DPOConfig.{name} is {getattr(trainer.args, name)!r}; valid on a split "
-                    f"sequence: {valid!r}"
-                )
-        if trainer.ref_model is not None and not isinstance(trainer.ref_model, FSDPModule):
-            raise ValueError("ref_model is not prepared; valid: odysseus.hf.prepare first")
-        if getattr(trainer, "aux_loss_enabled", False):
+        if trainer.aux_loss_enabled:
             raise ValueError(
-                "DPOConfig.router_aux_loss_coef is not 0; valid on a split sequence: 0.0"
+                f"router_aux_loss_coef is {trainer.router_aux_loss_coef}; valid in DPOConfig on a "
+                "split sequence: 0.0"
             )
 
     @property
@@ -93,14 +88,10 @@ class SplitPreferences(SplitSamples):
     ) -> Any:
         """Return this replica's part of the mean loss over all pairs of the step."""
         trainer: Any = self
-        shard = {name: x for name, x in inputs.items() if name not in _REFERENCE}
-        chosen_B, rejected_B = self._log_probs(model, shard)
-        chosen_ratio_B, rejected_ratio_B = (
-            trained - frozen
-            for trained, frozen in zip(
-                (chosen_B, rejected_B), self._reference(inputs, shard), strict=True
-            )
-        )
+        chosen_B, rejected_B = self._log_probs(model, inputs)
+        with torch.no_grad():
+            of_reference = self._log_probs(trainer.ref_model, inputs)
+        chosen_ratio_B, rejected_ratio_B = chosen_B - of_reference[0], rejected_B - of_reference[1]
         margin_B = trainer.beta * (chosen_ratio_B - rejected_ratio_B)
         self._store_metrics(
             {
@@ -117,18 +108,8 @@ class SplitPreferences(SplitSamples):
         return (part, None) if return_outputs else part
 
     def _log_probs(self, model: Any, shard: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The log-probabilities of the chosen and of the rejected samples, [B] each."""
+        """Return the log-probabilities of the chosen and of the rejected samples, [B] each."""
         return sum_over_ranks(token_log_probs(model, shard).sum(1), self.mesh).chunk(2)
-
-    @torch.no_grad()
-    def _reference(self, inputs: Mapping[str, Any], shard: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        if _REFERENCE[0] in inputs:
-            return tuple(inputs[name] for name in _REFERENCE)
-        trainer: Any = self
-        if trainer.ref_model is not None:
-            return self._log_probs(trainer.ref_model, shard)
-        with trainer.model.disable_adapter():
-            return self._log_probs(trainer.model, shard)
 
     def _store_metrics(self, metrics_B: Mapping[str, Tensor]) -> None:
         """Store the means over all pairs of a micro step until they are logged."""

@@ -160,10 +160,11 @@ def _check(
         raise ValueError(f"{name} is sharded already; valid: undo() first")
     families.check(model.config, name)
     attention = model.config._attn_implementation
-    if attention not in NAMES and run.shards > 1:
+    if attention not in NAMES and (run.shards > 1 or family in families.SEES_ACROSS_DOCUMENTS):
         raise ValueError(
             f"{name} was made with attn_implementation = {attention}, which does not see other "
-            f"ranks' tokens; valid: {', '.join(NAMES)}"
+            "ranks' tokens, or sees across packed documents; valid: "
+            f"{', '.join(NAMES)}"
         )
     if not isinstance(model.get_output_embeddings(), nn.Module) or not blocks:
         raise ValueError(f"{name} has no blocks or no head; valid: a causal language model")

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from odysseus.hf.batches import count_items, loss, padded, shard_batch
@@ -29,13 +29,20 @@ from odysseus.parallel.mesh import Mesh
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # What collators add for kernels, and position_ids say already.
-_IMPLIED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+_IMPLIED = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 _REFUSED = ("bf16", "fp16", "torch_compile", "deepspeed", "fsdp", "group_by_length")
 
 
 def _shard_of(collate: Callable[[Any], Any], mesh: Mesh, samples: list[Any]) -> dict[str, Any]:
     """Collate samples, pad them to a length that divides, and cut this rank's shard out."""
-    batch = {name: x for name, x in collate(samples).items() if name not in _IMPLIED}
+    batch = dict(collate(samples))
+    if implied := sorted(_IMPLIED & batch.keys()):
+        if "position_ids" not in batch:
+            raise ValueError(
+                f"the batch has {implied[0]} and no position_ids, which say where documents begin; "
+                "valid: a collator with return_position_ids = true"
+            )
+        batch = {name: x for name, x in batch.items() if name not in _IMPLIED}
     return shard_batch(padded(batch, mesh), mesh)
 
 
@@ -57,26 +64,33 @@ class SplitSamples:
     cut = staticmethod(_shard_of)
     """cut(collate, mesh, samples) -> this rank's shard; a loader's processes call it too."""
 
+    valid: Mapping[str, Any] = {
+        "loss_type": "nll",
+        "label_smoothing_factor": 0.0,
+        "neftune_noise_alpha": None,
+    }
+    """What the trainer's arguments must say, because the loss is computed here."""
+
     def __init__(self, *given: Any, mesh: Mesh, **options: Any) -> None:
         self.mesh = mesh
+        for arguments in (*given, *options.values()):
+            if isinstance(arguments, TrainingArguments):
+                check_arguments(arguments, self.valid)
         super().__init__(*given, **options)
         trainer: Any = self
         if not isinstance(trainer.model, FSDPModule):
             raise ValueError(
                 "the trainer's model is not prepared; valid: odysseus.hf.prepare first"
             )
-        for name in _REFUSED:
-            if getattr(trainer.args, name, None):
-                raise ValueError(
-                    f"TrainingArguments.{name} is {getattr(trainer.args, name)!r}; valid: none, "
-                    "RunConfig decides precision, sharding and compilation of a prepared model"
-                )
+        check_arguments(trainer.args, self.valid)  # it may have made them
+        if trainer.compute_loss_func is not None:
+            raise ValueError("compute_loss_func is given; valid: None, the loss of split samples")
         blocks: Any = trainer.model.modules()  # pyright: ignore[reportAttributeAccessIssue]
         recomputes = any(getattr(block, "gradient_checkpointing", False) for block in blocks)
         if recomputes and trainer.args.activation_checkpointing:
             raise ValueError(
-                "TrainingArguments.activation_checkpointing is True; valid: False, as the prepared "
-                "model recomputes its blocks already"
+                f"{type(trainer.args).__name__}.activation_checkpointing is True; valid: False, "
+                "as the prepared model recomputes its blocks already"
             )
         trainer.is_distributed_loading_by_transformers = True  # Accelerate wraps nothing
         trainer.loss_is_scaled_for_ga = True
@@ -135,7 +149,10 @@ class SplitSamples:
         outputs = model(**inputs)
         if num_items_in_batch is None:
             num_items_in_batch = count_items([inputs], self.mesh)
-        part = loss(outputs, inputs["shift_labels"], num_items_in_batch)
+        # TRL's trainers, which have this attribute, divide the router's loss by the micro steps.
+        divides = model.training and hasattr(self, "aux_loss_enabled")
+        steps = self.current_gradient_accumulation_steps if divides else 1  # pyright: ignore
+        part = loss(outputs, inputs["shift_labels"], num_items_in_batch, steps)
         return (part, outputs) if return_outputs else part
 
     def training_step(self, *given: Any, **options: Any) -> Tensor:
@@ -204,6 +221,24 @@ class SplitSamples:
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(trainer.model, _plain(trainer.optimizer), states, options=options)
         trainer.lr_scheduler.load_state_dict(schedule)
+
+
+def check_arguments(arguments: TrainingArguments, valid: Mapping[str, Any]) -> None:
+    """Raise ValueError if a trainer's arguments ask for what a prepared model does not do.
+
+    Args:
+        valid: Names of arguments, and the only value that each may have.
+    """
+    kind = type(arguments).__name__
+    for name in _REFUSED:
+        if given := getattr(arguments, name, None):
+            raise ValueError(
+                f"{kind}.{name} is {given!r}; valid: none, RunConfig decides precision, sharding "
+                "and compilation of a prepared model"
+            )
+    for name, only in valid.items():
+        if (given := getattr(arguments, name, only)) != only:
+            raise ValueError(f"{kind}.{name} is {given!r}; valid on a split sequence: {only!r}")
 
 
 class SplitTrainer(SplitSamples, Trainer):

@@ -95,21 +95,40 @@ def _rows(path: str) -> Iterator[Any]:
 
 def _table(path: str, kind: str) -> Iterator[Any]:
     try:
-        from datasets import Dataset  # pyright: ignore[reportMissingImports]
+        import pyarrow
+        from pyarrow import parquet
     except ImportError:
         raise ValueError(
-            f"data.path is {path!r}, which needs the package datasets; valid: pip install datasets,"
-            f" or {_LINES[0]}"
+            f"data.path is {path!r}, which needs the package pyarrow; valid: pip install pyarrow, "
+            f"or {_LINES[0]}"
         ) from None
-    open_file = Dataset.from_parquet if kind == "parquet" else Dataset.from_file
     try:
-        table = open_file(path)
-    except Exception as error:
+        table = parquet.read_table(path) if kind == "parquet" else _arrow(path)
+    except (pyarrow.ArrowException, OSError) as error:
         why = " ".join(str(error).split())[:80]
         raise ValueError(
             f"data.path is {path!r}, which is not {kind}: {why}; valid: {_VALID}"
         ) from None
-    yield from table
+    known = [column for column in ("text", "messages") if column in table.column_names]
+    if not known:
+        raise ValueError(
+            f"data.path is {path!r}, whose columns are {shortened(table.column_names)}; "
+            f"valid: {_VALID}"
+        )
+    for batch in table.select(known).to_batches():
+        yield from batch.to_pylist()
+
+
+def _arrow(path: str) -> Any:
+    """Read Arrow's stream format, which the package datasets writes, or its file format."""
+    import pyarrow
+
+    with pyarrow.memory_map(path) as source:
+        try:
+            return pyarrow.ipc.open_stream(source).read_all()
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            return pyarrow.ipc.open_file(source).read_all()
 
 
 def _record(row: Any, where: str, template: Template) -> Record:

@@ -144,8 +144,8 @@ class MLP(nn.Module):
         super().__init__()
         self.swiglu = kernels.swiglu
         width, hidden = architecture.intermediate_size // shards, architecture.hidden_size
-        self.gate_up_proj = Linear(hidden, 2 * width, False, column)
-        self.down_proj = Linear(width, hidden, False, row)
+        self.gate_up_proj = Linear(hidden, 2 * width, architecture.mlp_bias, column)
+        self.down_proj = Linear(width, hidden, architecture.mlp_bias, row)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         return self.down_proj(self.swiglu(self.gate_up_proj(x_BSD)))

@@ -34,10 +34,10 @@ class Kernels:
     """The kernels that one rank's modules call; the functions below document each.
 
     Attributes:
-        blocks: Attention to one block of the keys, which a ring needs; None where no kernel returns
-            the log-sum-exp.
+        blocks: Attention to one block of the keys, which rings and sliding windows need; None where
+            no kernel returns the log-sum-exp.
         attention_with_lse: Causal attention that also returns its log-sum-exp, which attention in
-            head chunks needs; None where no kernel returns it.
+            head chunks and attention sinks need; None where no kernel returns it.
     """
 
     attend: Attend

@@ -87,10 +87,25 @@ class Mesh:
 
 
 def pick_device(choice: str) -> torch.device:
-    """This process's device: its GPU, or the CPU."""
+    """This process's device: its GPU, or the CPU. A launcher may show each rank one GPU alone."""
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    return torch.device("cuda", whole_number("LOCAL_RANK") or 0)
+    return torch.device(
+        "cuda", (whole_number("LOCAL_RANK") or 0) % max(1, torch.cuda.device_count())
+    )
+
+
+def check_gpus() -> None:
+    """Raise ValueError if the ranks of this node see fewer GPUs than they are.
+
+    If they see one, each may see another: then NCCL finds two ranks on the same GPU.
+    """
+    ranks, gpus = whole_number("LOCAL_WORLD_SIZE") or 1, torch.cuda.device_count()
+    if 1 < gpus < ranks:
+        raise ValueError(
+            f"{ranks} ranks of this node see {gpus} GPUs; valid: at most as many ranks, or one GPU "
+            "visible to each rank"
+        )
 
 
 def start_process_group(device: torch.device, timeout_s: float) -> None:
@@ -107,6 +122,7 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
         store.set_timeout(timeout)
         where = {"store": store, "rank": int(os.environ["RANK"]), "world_size": size}
     if device.type == "cuda":
+        check_gpus()
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=timeout, device_id=device, **where)
     else:

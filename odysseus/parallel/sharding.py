@@ -69,9 +69,14 @@ def huggingface_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]
         if a.use_qk_norm:
             shapes[f"{block}self_attn.q_norm.weight"] = (a.head_dim,)
             shapes[f"{block}self_attn.k_norm.weight"] = (a.head_dim,)
-        shapes[f"{block}mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[f"{block}mlp.up_proj.weight"] = (inner, hidden)
-        shapes[f"{block}mlp.down_proj.weight"] = (hidden, inner)
+        for name, shape in (
+            ("gate_proj", (inner, hidden)),
+            ("up_proj", (inner, hidden)),
+            ("down_proj", (hidden, inner)),
+        ):
+            shapes[f"{block}mlp.{name}.weight"] = shape
+            if a.mlp_bias:
+                shapes[f"{block}mlp.{name}.bias"] = shape[:1]
         shapes[f"{block}input_layernorm.weight"] = (hidden,)
         shapes[f"{block}post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)

@@ -140,7 +140,8 @@ def test_offloaded_inputs_leave_the_gpu_and_nothing_else_changes() -> None:
     kept = launch.run_cell(TRICKS)
     moved = launch.run_cell(replace(TRICKS, activation_checkpoint_cpu_offload=True))
     assert kept["status"] == moved["status"] == "ok", (kept["error"], moved["error"])
-    assert moved["loss_last"] == kept["loss_last"]
+    # FlashAttention-2's backward adds with atomics, so two runs of one cell differ.
+    assert moved["loss_last"] == pytest.approx(kept["loss_last"], rel=1e-3)
     assert moved["peak_host_bytes"] == moved["theory_peak_host_bytes"]
     saved = (TRICKS.architecture.num_hidden_layers - 2) * theory_memory.stream_bytes(TRICKS)
     # The allocator rounds; what is saved is many megabytes.
@@ -166,5 +167,7 @@ def test_offloaded_states_leave_the_gpu_and_nothing_else_changes(where: str) -> 
 
 
 def test_a_gpu_that_runs_out_is_told_apart() -> None:
-    run = replace(TRICKS, tiled_loss_compute=False, seq_len=1 << 22, data=DataOptions(repeat=True))
-    assert launch.run_cell(run)["status"] == "oom_gpu"
+    """Logits of 64K tokens and 1M words are 128 GiB in bf16 and 256 GiB in fp32."""
+    model = ModelOptions(name_or_path="small", num_hidden_layers=1, vocab_size=1 << 20)
+    run = replace(TRICKS, model=model, seq_len=1 << 16, tiled_loss_compute=False)
+    assert launch.run_cell(replace(run, data=DataOptions(repeat=True)))["status"] == "oom_gpu"

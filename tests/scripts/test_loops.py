@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.support.hf_models import CONFIGS
+from tests.support.hf_families import CONFIGS
 from tests.support.hf_tokenizer import tokenizer
 from tests.support.paths import ROOT
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.support.hf_models import CONFIGS
+from tests.support.hf_families import CONFIGS
 from tests.support.paths import ROOT
 
 WORDS = {"?": 0, "the": 1, "sea": 2, "is": 3, "deep": 4}

@@ -24,10 +24,25 @@ LLAMA3 = {
     "rope_theta": 5e5,
 }
 
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "beta_fast": 20.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 1e4,
+}
+
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
-    "llama_biased": LlamaConfig(**SIZES, attention_bias=True, tie_word_embeddings=True),
+    "llama_biased": LlamaConfig(
+        **SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "llama_linear": LlamaConfig(**SIZES, rope_parameters=LINEAR),
     "mistral": MistralConfig(**SIZES, sliding_window=None, head_dim=32),
+    "mistral_window": MistralConfig(**SIZES, sliding_window=4096),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True),
+    "qwen3_yarn": Qwen3Config(**SIZES, head_dim=16, rope_parameters=YARN),
 }

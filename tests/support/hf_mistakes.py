@@ -3,6 +3,7 @@ tests/odysseus/hf/test_hf.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from odysseus import hf
 from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.parallel.mesh import Mesh, make_mesh
-from tests.support.hf_models import CONFIGS, CPU, SIZES, Case, batch_of, build
+from tests.support.hf_families import CONFIGS, SIZES
+from tests.support.hf_models import CPU, Case, batch_of, build
 
 
 def refusals() -> dict[str, str]:
@@ -137,7 +139,7 @@ def refusals() -> dict[str, str]:
         "backend": lambda: hf.register(mesh, ring_backend="yunchang"),
         "ring mesh": lambda: (hf.register(ringed), model_of(llama)(**shard)),
     }
-    return {name: _message(mistake) for name, mistake in mistakes.items()}
+    return {name: message_of(mistake) for name, mistake in mistakes.items()}
 
 
 def prepared(mesh: Mesh, run: RunConfig) -> PreTrainedModel:
@@ -146,7 +148,8 @@ def prepared(mesh: Mesh, run: RunConfig) -> PreTrainedModel:
     return model
 
 
-def _message(mistake: Any) -> str:
+def message_of(mistake: Callable[[], Any]) -> str:
+    """Return the message of the ValueError that a call raises."""
     try:
         mistake()
     except ValueError as error:

@@ -22,7 +22,10 @@ from odysseus.parallel.mesh import Mesh, make_mesh
 from tests.support.hf_models import CPU, build, norms_in_fp64
 
 STEPS = 4
-KEPT_OF_PREFERENCES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen")
+KEPT_OF_PREFERENCES = (
+    *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+    *("logps/chosen", "logps/rejected"),
+)
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,8 @@ def assert_same(folder: Path, logs: list[Any], expected: tuple[Path, Any]) -> No
             for name, value in plain_row.items():  # the trainer adds losses in fp32
                 near = pytest.approx(value, rel=1e-6 if name == "loss" else 1e-9)
                 assert found[name] == near, (name, log)
-    of_ours, of_plain = (
-        load_file(f / "trained" / "model.safetensors") for f in (folder, expected[0])
-    )
+    (file,) = (expected[0] / "trained").glob("*.safetensors")
+    of_ours, of_plain = (load_file(f / "trained" / file.name) for f in (folder, expected[0]))
     assert of_ours.keys() == of_plain.keys()
     for name, weight in of_plain.items():
         torch.testing.assert_close(of_ours[name], weight, rtol=1e-9, atol=1e-9)

@@ -27,6 +27,6 @@ VARIANTS = {
         attention_bias=True,
         attention_output_bias=True,
     ),
-    "tied_llama3": replace(MODEL, tie_word_embeddings=True, rope_factor=8.0),
+    "tied_llama3": replace(MODEL, tie_word_embeddings=True, mlp_bias=True, rope_factor=8.0),
     "ragged_rows": replace(MODEL, vocab_size=259, hidden_size=36),
 }

@@ -112,8 +112,8 @@ def test_scripts_are_bash(script: str) -> None:
 
 
 def test_requirements_are_pinned_exactly() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-gpu.txt"):
-        lines = (ROOT / name).read_text().splitlines()
+    for file in ROOT.glob("requirements*.txt"):
+        lines = file.read_text().splitlines()
         packages = [line for line in lines if line and not line.startswith(("#", "-r "))]
         assert [p for p in packages if not re.fullmatch(r"[\w\-\[\]]+==[\w.]+", p)] == []
     assert "torch==2.13.0" in (ROOT / "requirements.txt").read_text().splitlines()

@@ -31,7 +31,10 @@ PUBLISHED = {
         {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "rope_factor": 1.0, "use_qk_norm": True},
     ),
 }
-SWITCHES = "attention_bias", "attention_output_bias", "use_qk_norm", "tie_word_embeddings"
+SWITCHES = (
+    *("attention_bias", "attention_output_bias", "mlp_bias", "use_qk_norm", "tie_word_embeddings"),
+    "sliding_window",
+)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

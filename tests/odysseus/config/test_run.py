@@ -268,10 +268,16 @@ OVERRIDES: dict[str, Any] = {
     "rope_low_freq_factor": 2.0,
     "rope_high_freq_factor": 8.0,
     "rope_original_max_position_embeddings": 4096,
+    "rope_type": "yarn",
+    "rope_beta_fast": 16.0,
+    "rope_beta_slow": 2.0,
+    "rope_attention_factor": 1.5,
     "attention_bias": True,
     "attention_output_bias": True,
+    "mlp_bias": True,
     "use_qk_norm": True,
     "tie_word_embeddings": True,
+    "sliding_window": 65536,
 }
 
 

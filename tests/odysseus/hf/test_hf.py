@@ -15,9 +15,10 @@ from bench import rows
 from bench.__main__ import main
 from odysseus.hf.attention import NAMES
 from odysseus.hf.families import EXPERTS, TRICKS
+from tests.support.hf_families import CONFIGS
 from tests.support.hf_mistakes import refusals
 from tests.support.hf_models import (
-    CONFIGS,
+    ALL,
     Case,
     errors,
     in_other_orders,
@@ -34,6 +35,7 @@ OF_OTHERS = ("kept_gathers", "optimizer_offload")  # a method's, the optimizer's
 TOGGLES = [toggle for name, toggle in OWN_TOGGLES.items() if name not in OF_OTHERS]
 TOGGLES += [{"zero_prefetch": False}, {"zero_engine": "overlap"}]
 TOGGLES += [{"reshard_after_forward": False}]
+OF_EXPERTS = {"activation_checkpoint_cpu_offload": True, "tiled_loss_compute": True}
 
 
 def cases(name: str, world_size: int) -> list[Case]:
@@ -42,7 +44,7 @@ def cases(name: str, world_size: int) -> list[Case]:
     family = CONFIGS[name].model_type
     tricks = ALL_ON if family in TRICKS else {"activation_checkpoint_cpu_offload": True}
     if family in EXPERTS:
-        tricks = tricks | {"tiled_loss_compute": True}
+        tricks = OF_EXPERTS
     places = {1: [("ulysses", 1)], 2: [("ulysses", 1), ("ring", 2)]}
     hybrid = ("ulysses_ring", 2)
     found = [
@@ -51,6 +53,8 @@ def cases(name: str, world_size: int) -> list[Case]:
         for packed in (False, True)
         for toggles in ({}, tricks)
     ]
+    if world_size == 4 and family in EXPERTS:  # two replicas that read the same samples
+        found.append(Case(name, packed=True, toggles={"sequence_parallel_size": 2}))
     if world_size == 4 and name in ("llama", "qwen3", "gemma"):
         found += [Case(name, *hybrid, packed=True, toggles=toggles) for toggles in TOGGLES]
     return found
@@ -70,10 +74,13 @@ def test_equals_transformers(name: str, world_size: int) -> None:
             assert {n: error for n, error in found.items() if not error < 1e-10} == {}, case
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_prepare_undoes_itself(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "toggles"),
+    [("llama", ALL), ("qwen3", ALL), ("dynamic", ALL), ("mixtral", OF_EXPERTS)],
+)
+def test_prepare_undoes_itself(name: str, toggles: dict[str, bool]) -> None:
     """Twice; the model is then one that Transformers computes with as before, on every rank."""
-    for of_rank in run_ranks(undone, 2, name):
+    for of_rank in run_ranks(undone, 2, name, toggles):
         assert of_rank == dict.fromkeys(of_rank, True)
 
 

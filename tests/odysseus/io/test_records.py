@@ -6,8 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -28,6 +30,9 @@ TALK = [
     {"role": "user", "content": "and this"},
     {"role": "assistant", "content": "a cat"},
 ]
+
+TURN = pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()})
+TALKS_OR_TEXTS = pyarrow.schema({"messages": pyarrow.list_(TURN), "text": pyarrow.string()})
 
 
 @pytest.fixture
@@ -68,6 +73,45 @@ def test_rows_are_not_documents_unless_they_are_packed(folder: Path) -> None:
     text = load_text(run_of(folder, [{"text": "a"}, {"text": "cat"}], pack=False))
     assert text.starts.tolist() == [0]
     assert text.tokens.tolist() == [307, 308]
+
+
+def write_parquet(table: pyarrow.Table, file: Path) -> None:
+    parquet.write_table(table, file, row_group_size=1)
+
+
+def write_stream(table: pyarrow.Table, file: Path) -> None:
+    with pyarrow.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+
+
+def write_file(table: pyarrow.Table, file: Path) -> None:
+    with pyarrow.ipc.new_file(file, table.schema) as out:
+        out.write_table(table)
+
+
+TABLES = {"rows.parquet": write_parquet, "stream.arrow": write_stream, "file.arrow": write_file}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_read_as_lines_are(name: str, folder: Path) -> None:
+    rows: list[object] = [{"messages": TALK}, {"text": "a cat"}, {"text": "this"}]
+    TABLES[name](pyarrow.Table.from_pylist(rows, TALKS_OR_TEXTS), folder / name)
+    expected = records.read(run_of(folder, rows).data.path, folder)
+    assert records.read(str(folder / name), folder) == expected
+    run = RunConfig(
+        model=ModelOptions(name_or_path=str(folder)),
+        data=DataOptions(path=str(folder / name), pack=True, repeat=True),
+        seq_len=32,
+    )
+    check_tokens(run)
+    assert torch.equal(torch.tensor(load_text(run).starts), torch.tensor([0, 17, 19]))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_is_damaged(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(b'{"text": "a"}' * 9)
+    with pytest.raises(ValueError, match=rf"{name}', which is not (parquet|arrow): .*; valid: obj"):
+        records.read(str(folder / name), folder)
 
 
 def test_without_a_tokenizer_texts_are_bytes(folder: Path) -> None:

@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from odysseus.config import hf_config
 from odysseus.config.architecture import PRESETS, Architecture
 from odysseus.model.decoder import CausalLM, reference_model
 from odysseus.model.loss import IGNORED_LABEL
@@ -66,7 +67,22 @@ CASES = {
     # 128 tokens were seen: of the wavelengths 6, 63, 628 and 6283 one is kept, one blended and
     # two are stretched.
     "llama3_rope": Case(replace(BASE, rope_factor=8.0, rope_original_max_position_embeddings=128)),
+    "linear_rope": Case(replace(BASE, rope_type="linear", rope_factor=4.0)),
+    "yarn_rope": Case(
+        replace(BASE, rope_type="yarn", rope_factor=8.0, rope_original_max_position_embeddings=128)
+    ),
+    "yarn_rope_factor": Case(
+        replace(
+            BASE,
+            rope_type="yarn",
+            rope_factor=2.0,
+            rope_beta_fast=4.0,
+            rope_beta_slow=0.5,
+            rope_attention_factor=1.25,
+        )
+    ),
     "llama_bias": Case(replace(BASE, attention_bias=True, attention_output_bias=True)),
+    "llama_mlp_bias": Case(replace(BASE, mlp_bias=True)),
     "llama_tied": Case(replace(BASE, tie_word_embeddings=True)),
     "qwen2": Case(replace(BASE, attention_bias=True), Qwen2Config, Qwen2ForCausalLM),
     "qwen2_tied": Case(
@@ -90,17 +106,13 @@ def huggingface_model(case: Case) -> PreTrainedModel:
     a = case.architecture
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": a.rope_theta}
     if a.rope_factor != 1.0:
-        rope = {
-            "rope_type": "llama3",
-            "rope_theta": a.rope_theta,
-            "factor": a.rope_factor,
-            "low_freq_factor": a.rope_low_freq_factor,
-            "high_freq_factor": a.rope_high_freq_factor,
-            "original_max_position_embeddings": a.rope_original_max_position_embeddings,
-        }
+        rope = hf_config.to_config(a, positions=2048)["rope_scaling"]
+        rope["rope_theta"] = a.rope_theta
     options: dict[str, Any] = {name: getattr(a, name) for name in SIZES}
     if case.config is not Qwen2Config:  # Qwen2 always has biases on q, k and v alone.
         options["attention_bias"] = a.attention_bias
+    if case.config is LlamaConfig:
+        options["mlp_bias"] = a.mlp_bias
     config = case.config(**options, rope_parameters=rope, attn_implementation="sdpa")
     model = case.model(config)
     generator = torch.Generator().manual_seed(0)
