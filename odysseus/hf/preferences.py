@@ -76,7 +76,7 @@ class SplitPreferences(SplitSamples):
 
     @property
     def parts(self) -> int:
-        """Into how many parts a step's loss is divided: every rank of a replica has all of it."""
+        """Number of parts that a step's loss is the sum of: a replica's ranks have the same one."""
         return self.mesh.replicas
 
     def compute_loss(

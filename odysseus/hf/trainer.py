@@ -69,7 +69,7 @@ class SplitSamples:
         "label_smoothing_factor": 0.0,
         "neftune_noise_alpha": None,
     }
-    """What the trainer's arguments must say, because the loss is computed here."""
+    """Arguments of the trainer that have one valid value, because the loss is computed here."""
 
     def __init__(self, *given: Any, mesh: Mesh, **options: Any) -> None:
         self.mesh = mesh
@@ -97,7 +97,7 @@ class SplitSamples:
 
     @property
     def parts(self) -> int:
-        """Into how many parts a step's loss is divided: every rank has the part of its tokens."""
+        """Number of parts that a step's loss is the sum of: every rank has that of its tokens."""
         return self.mesh.world.size
 
     def get_cp_size(self) -> int:

@@ -42,7 +42,7 @@ OTHERS: list[BaseException] = [
 
 @pytest.mark.parametrize(("error", "status"), SPELLINGS, ids=lambda x: str(x)[:30])
 def test_each_spelling(error: BaseException, status: str) -> None:
-    """On one line, which still tells; and it is no consequence of another rank's end."""
+    """One line still tells it, and it is no consequence of another rank's end."""
     line = fork_server.described(error)
     assert "\n" not in line
     assert exhaustion.status_of(line) == status

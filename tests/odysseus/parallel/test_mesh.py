@@ -1,4 +1,4 @@
-"""Which GPU is a rank's, as PyTorch and a launcher say."""
+"""A rank's GPU, as PyTorch and a launcher say."""
 
 from __future__ import annotations
 
