@@ -124,7 +124,7 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
     with ExitStack() as stack:
         stack.enter_context(_no_garbage_collection())
         stack.enter_context(patch.object(torch, "meta", device.module(), create=True))
-        stack.enter_context(_report_waits(device))
+        stack.enter_context(report_waits(device))
         stack.enter_context(patch(_CHUNKS, _Chunks))
         for check in _REFUSALS_OF_META:
             stack.enter_context(patch(check))
@@ -147,7 +147,7 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
 
 
 @contextmanager
-def _report_waits(device: Device) -> Iterator[None]:
+def report_waits(device: Device) -> Iterator[None]:
     """Tell the device whenever the fake process group's handles are waited for."""
     wait = FakeWork.wait
 

@@ -24,12 +24,12 @@ LOOPS = {
 }
 OF_EXPERTS = {"activation_checkpoint_cpu_offload": True, "tiled_loss_compute": True}
 QUICK = [("sft", 2, 2, ALL), ("dpo", 2, 2, ALL)]
-RANKS = [(1, 1), (2, 2), (2, 1), (4, 4), (4, 2)]
+# Ranks, those that share a sample, and whether all tricks are on.
+LAYOUTS = [(1, 1, True), (2, 2, False), (2, 1, False), (4, 4, True), (4, 2, True)]
 EVERY = [
-    (loop, *ranks, toggles)
+    (loop, ranks, shards, (OF_EXPERTS if loop == "sft experts" else ALL) if tricks else {})
     for loop in LOOPS
-    for ranks in RANKS
-    for toggles in ({}, OF_EXPERTS if loop == "sft experts" else ALL)
+    for ranks, shards, tricks in LAYOUTS
 ]
 
 

@@ -1,0 +1,86 @@
+"""Cases of the fake GPU: every method, ranks, ring and toggle, and what happens in one."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import replace
+from itertools import product
+from typing import Any
+from unittest.mock import patch
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from methods import METHODS
+from odysseus.config.run import DataOptions, RunConfig
+from odysseus.io.text import Samples
+from odysseus.parallel.mesh import make_mesh
+from odysseus.training import trainer as training
+from tests.fake_cuda.syncs import HostSyncs
+from tests.fake_cuda.world import CUDA, only_gpu
+from tests.support.runs import RUN
+from tests.support.toggles import ALL_ON, TOGGLES
+
+BASE = replace(RUN, dtype="bf16", seq_len=64, device="cuda")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    **TOGGLES,
+    "all": ALL_ON,
+    "packed": {"data": DataOptions(pack=True)},
+    "engine": {"zero_engine": "overlap", "reduce_bucket_size": 0},
+    "no prefetch": {"zero_prefetch": False},
+    "kept weights": {"reshard_after_forward": False},
+    "chunks of tokens": {"overlap_chunks": 2},
+    "chunks of heads": {"ulysses_head_chunks": 2},
+    "gathered ring": {"ring_backend": "allgather"},
+}
+LAYOUTS = [(1, 1), (2, 1), (2, 2), (8, 1), (8, 2)]
+"""Ranks, and those of the ring."""
+Case = tuple[str, int, int, str]
+
+
+def run_of(method: str, ranks: int, ring: int, option: str) -> RunConfig:
+    sizes = {"world_size": ranks, "ring_parallel_size": ring}
+    return replace(BASE, method=method, **sizes, **OPTIONS[option])
+
+
+def valid(case: Case) -> bool:
+    """Whether the run accepts its options together."""
+    try:
+        run_of(*case).check()
+    except ValueError:
+        return False
+    return True
+
+
+def cases() -> list[Case]:
+    every = (
+        (method, ranks, ring, option)
+        for method, (ranks, ring), option in product(METHODS, LAYOUTS, OPTIONS)
+    )
+    return [case for case in every if valid(case)]
+
+
+def outcome(method: str, ranks: int, ring: int, option: str) -> dict[str, Any]:
+    """Train two steps; return the traceback, or the second step's waits."""
+    run = run_of(method, ranks, ring, option)
+    syncs = HostSyncs()
+    try:
+        with only_gpu(ranks - 1, ranks, syncs.waited):
+            mesh = make_mesh(CUDA, run)
+            # Weights and tokens are drawn on the host; here they have no values.
+            with (
+                patch.object(training.checkpoint, "load_or_initialize"),
+                FakeTensorMode(allow_non_fake_inputs=True),
+            ):
+                trainer = training.Trainer(run, METHODS[method], mesh)
+                samples = Samples(run, mesh.replica, mesh.shard, CUDA)
+                with syncs:
+                    trainer.step(samples.step(0))
+                    batches = samples.step(1)
+                    syncs.found.clear()
+                    result = trainer.step(batches)
+            waits = dict(sorted(syncs.found.items()))
+            assert result.loss.device == CUDA
+    except Exception:
+        return {"error": traceback.format_exc()[-2000:]}
+    return {"error": "", "waits": waits}
