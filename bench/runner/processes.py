@@ -47,7 +47,11 @@ class _Server:
         os.waitpid(self.pid, 0)
         self.requests.close()
         self.answers.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for _ in range(100):  # a rank that is being killed may still write there
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not os.path.exists(self.folder):
+                return
+            time.sleep(0.01)
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
