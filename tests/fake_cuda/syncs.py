@@ -1,4 +1,4 @@
-"""What makes the host wait for the GPU, by the line of this project that asks for it."""
+"""Waits of the host for the GPU, by the line of this project that asks for each."""
 
 from __future__ import annotations
 
