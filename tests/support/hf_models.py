@@ -259,6 +259,8 @@ ALL: dict[str, Any] = {
     "tiled_mlp_compute": True,
     "tiled_loss_compute": True,
 }
+OF_EXPERTS: dict[str, Any] = {name: True for name in ALL if name != "tiled_mlp_compute"}
+"""All tricks of a mixture of experts."""
 
 
 def padded(name: str) -> float:

@@ -19,6 +19,7 @@ from tests.support.hf_families import CONFIGS
 from tests.support.hf_mistakes import refusals
 from tests.support.hf_models import (
     ALL,
+    OF_EXPERTS,
     Case,
     errors,
     in_other_orders,
@@ -35,7 +36,6 @@ OF_OTHERS = ("kept_gathers", "optimizer_offload")  # a method's, the optimizer's
 TOGGLES = [toggle for name, toggle in OWN_TOGGLES.items() if name not in OF_OTHERS]
 TOGGLES += [{"zero_prefetch": False}, {"zero_engine": "overlap"}]
 TOGGLES += [{"reshard_after_forward": False}]
-OF_EXPERTS = {"activation_checkpoint_cpu_offload": True, "tiled_loss_compute": True}
 
 
 def cases(name: str, world_size: int) -> list[Case]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hf_models import ALL
+from tests.support.hf_models import ALL, OF_EXPERTS
 from tests.support.hf_trainers import Training, assert_same
 from tests.support.hf_trl import dpo, refusals, sft
 from tests.support.marks import slow
@@ -22,7 +22,6 @@ LOOPS = {
     "dpo": partial(dpo, adapters=False),
     "dpo adapters": partial(dpo, adapters=True),
 }
-OF_EXPERTS = {"activation_checkpoint_cpu_offload": True, "tiled_loss_compute": True}
 QUICK = [("sft", 2, 2, ALL), ("dpo", 2, 2, ALL)]
 # Ranks, those that share a sample, and whether all tricks are on.
 LAYOUTS = [(1, 1, True), (2, 2, False), (2, 1, False), (4, 4, True), (4, 2, True)]
