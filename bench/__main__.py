@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import re
 import signal
 import sys
@@ -88,12 +90,24 @@ def console() -> int:
     """Run the console command; return its exit status. SIGINT and SIGTERM end it at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
+    status = 1  # of an exception that nothing catches
+
+    def leave() -> None:
+        """End the process before Python gives its signals their default handlers back."""
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+
+    atexit.register(leave)  # the first to be registered is the last to be called
     sys.stdout = printed = WhileRead(sys.stdout)
-    status = main(sys.argv[1:], may_fork=True)
+    try:
+        status = main(sys.argv[1:], may_fork=True)
+    except SystemExit as ended:  # after --help; after a signal, once the workers have ended
+        status = int(ended.code or 0)
     printed.flush()
     if printed.failure:
         print(f"{command()}: standard output: {printed.failure.strerror}", file=sys.stderr)
-        return status or 1
+        status = status or 1
     return status
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.fake_cuda.cases import OPTIONS, Case, cases
+from methods import METHODS
+from tests.fake_cuda.cases import LAYOUTS, OPTIONS, Case, cases
 from tests.support.paths import ROOT
 
 LABELS = "odysseus/training/trainer.py: forward_backward: _local_scalar_dense"
@@ -24,7 +25,12 @@ OFFLOADS = {
 }
 """The waits for each tensor of what an option offloads."""
 EVERY = cases()
-SAMPLED = 7
+
+
+def sample() -> list[Case]:
+    """Each option once, with other methods and ranks than the next one."""
+    of_options = [[case for case in EVERY if case[3] == option] for option in OPTIONS]
+    return [of[7 * place % len(of)] for place, of in enumerate(of_options)]
 
 
 def outcomes(of: list[Case]) -> list[dict[str, Any]]:
@@ -47,10 +53,10 @@ def check(of: list[Case]) -> None:
 
 
 def test_a_sample_of_all_cases() -> None:
-    """Every option is in it, with other methods and ranks than the next one."""
-    sample = EVERY[::SAMPLED]
-    assert {case[3] for case in sample} == OPTIONS.keys()
-    check(sample)
+    sampled = sample()
+    assert {case[0] for case in sampled} == METHODS.keys()
+    assert {case[1:3] for case in sampled} == {*LAYOUTS}
+    check(sampled)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def chart(rows: pd.DataFrame) -> Chart | str:
         lines.append(Line(label=order, x=sizes, y=[*share], style=style, text="{:.2f}"))
     ticks = {float(n): f"{n:g}" for n in few(rings["ring_parallel_size"], 9)}
     panel = Panel(
-        x=Axis(label="places of the ring", log=2, ticks=ticks),
+        x=Axis(label="ranks of the ring", log=2, ticks=ticks),
         y=Axis(label="attention FLOPs, busiest rank / mean", limits=(0.9, 2.1)),
         marks=lines,
     )

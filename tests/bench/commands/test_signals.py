@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,18 @@ from bench import rows
 from tests.support.launched import SMALL, bench, finished, wait_for_handlers
 from tests.support.marks import slow
 
+LATE = """
+import sys
+from bench.__main__ import console
+
+class Late:
+    def __del__(self):
+        print("late", file=sys.__stdout__, flush=True)
+
+late = Late()
+sys.exit(console())
+"""
+"""A script whose object Python removes after all signals have got their handlers back."""
 SWEEP = f"sweep {SMALL} --dry_run true --hardware h100-80g --dtype bf16 --seq_len 64"
 
 
@@ -38,3 +52,14 @@ def test_while_it_counts_a_dry_run(tmp_path: Path, number: signal.Signals) -> No
     assert status == 128 + number
     assert "Traceback" not in err
     assert set(rows.read(out)["status"]) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["hardware"], 0), (["run", "--help"], 0), (["hardwear"], 2)]
+)
+def test_none_is_lost_while_python_shuts_down(arguments: list[str], status: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    assert "late" not in done.stdout

@@ -111,7 +111,7 @@ def test_charts_name_their_units_and_source() -> None:
             assert chart.source or card.name == "verify"
             for axis in (axis for panel in chart.panels for axis in (panel.x, panel.y)):
                 assert "(" in axis.label or axis.label in {
-                    *("step", "ranks", "GPUs", "places of the ring", "gradient norm"),
+                    *("step", "ranks", "GPUs", "ranks of the ring", "gradient norm"),
                     *("", "ours / peer's", "emulated links", "toggle added"),
                     "attention FLOPs, busiest rank / mean",
                     *(f"relative difference\nof {of}" for of in ("loss", "gradient norm")),

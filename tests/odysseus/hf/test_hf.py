@@ -62,6 +62,7 @@ def cases(name: str, world_size: int) -> list[Case]:
 
 # Over 2 ranks, by heads and by a ring: every family, and what differs most inside one.
 LATER = ("biased", "some_windows", "linear", "yarn", "longrope", "qwen3_moe")
+LATER += ("mistral", "granite", "starcoder2")
 QUICK = [(name, 2) for name in CONFIGS if name not in LATER]
 OTHERS = [case for case in product(CONFIGS, (1, 2, 4)) if case not in QUICK]
 

@@ -22,7 +22,7 @@ LOOPS = {
     "dpo": partial(dpo, adapters=False),
     "dpo adapters": partial(dpo, adapters=True),
 }
-QUICK = [("sft", 2, 2, ALL), ("dpo", 2, 2, ALL)]
+QUICK = [("sft", 2, 2, ALL)]
 # Ranks, those that share a sample, and whether all tricks are on.
 LAYOUTS = [(1, 1, True), (2, 2, False), (2, 1, False), (4, 4, True), (4, 2, True)]
 EVERY = [
