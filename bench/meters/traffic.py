@@ -42,7 +42,7 @@ _FUNCTIONAL = {
 }
 
 
-def bytes_sent(collective: str, size_bytes: int, ranks: int) -> Fraction:
+def bytes_sent(collective: str, size_bytes: int | Fraction, ranks: int) -> Fraction:
     """Return the bytes that one rank sends, by the usual convention.
 
     Args:
@@ -59,19 +59,25 @@ def bytes_sent(collective: str, size_bytes: int, ranks: int) -> Fraction:
     return size_bytes * {"all_reduce": 2 * share, "p2p": Fraction(1)}.get(collective, share)
 
 
+def equal_size(sent: int, ranks: int) -> Fraction:
+    """Return the size of an all-to-all of equal parts in which a rank sends so many bytes."""
+    return Fraction(sent * ranks, ranks - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One collective, seen by one rank.
 
     Attributes:
-        size_bytes: Size in the sense of :func:`bytes_sent`.
+        size_bytes: Size in the sense of :func:`bytes_sent`; where ranks send unequal parts, of the
+            equal parts that are as many bytes.
         ranks: The group's ranks, by their numbers in the world.
         is_async: Whether the caller continues and waits for it later.
     """
 
     collective: str
     purpose: str
-    size_bytes: int
+    size_bytes: int | Fraction
     ranks: tuple[int, ...]
     is_async: bool
 
@@ -97,13 +103,13 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
     tensors: list[Tensor] = tree_leaves(args[tensor_at])
     names = [argument.name for argument in func._schema.arguments]
     at = names.index("async_op") if "async_op" in names else len(args)
-    return Call(
-        collective,
-        _purpose(collective, region),
-        sum(t.numel() * t.element_size() for t in tensors),
-        tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(args[group_at]))),
-        bool(args[at]) if at < len(args) else True,
-    )
+    ranks = tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(args[group_at])))
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    if collective == "all_to_all" and len(set(parts := args[names.index("input_split_sizes")])) > 1:
+        kept = size * parts[ranks.index(dist.get_rank())] // sum(parts)
+        size = equal_size(size - kept, len(ranks))
+    is_async = bool(args[at]) if at < len(args) else True
+    return Call(collective, _purpose(collective, region), size, ranks, is_async)
 
 
 def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:

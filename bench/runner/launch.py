@@ -107,7 +107,9 @@ def finish_row(run: RunConfig, outcomes: list[dict[str, Any]], wall_s: float) ->
     row = rows.identity(run) | provenance.columns() | sizes | outcome | {"wall_s": round(wall_s, 2)}
     if "comm_bytes_total" in row and run.method in METHODS:
         row |= {
-            "theory_comm_bytes_total": theory_traffic.step_traffic(run).total,
+            "theory_comm_bytes_total": theory_traffic.step_traffic(
+                run, int(row.get("rank") or 0)
+            ).total,
             "theory_peak_activation_bytes": theory_memory.peak_activation_bytes(run),
             "theory_peak_host_bytes": theory_memory.host_bytes(run),
         }

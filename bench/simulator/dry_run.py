@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from bench.hardware import profile_file
 from bench.meters.flops import FlopMeter
 from bench.meters.memory import HOST, MemoryMeter, Peak
@@ -24,15 +22,15 @@ from bench.meters.traffic import TrafficMeter
 from bench.simulator import cuda_kernels, fit, shallow
 from bench.simulator.fake_world import META, cpu_kernels, few_tiles, only_rank
 from bench.simulator.program import Program
+from bench.simulator.ranks import busiest_rank, first_rank, share_of_scores
 from bench.simulator.recorder import Recorder
 from bench.simulator.target import attention_of, clock, on_gpu
 from methods import method_of
-from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
+from odysseus.config.sizes import shares
 from odysseus.io.text import Samples
 from odysseus.model.kernels import check_flash
 from odysseus.parallel.mesh import make_mesh
-from odysseus.parallel.ring_order import share_of_attention
 from odysseus.training.trainer import Trainer
 
 CUDA_ROUNDING_BYTES = 512
@@ -44,7 +42,6 @@ class Counted:
     """One rank's step, counted.
 
     Attributes:
-        ring_rank: The rank's number in its ring.
         traffic: The row's columns of bytes sent and calls.
         flops: The row's columns of FLOPs of attention and matmuls.
         memory: The meter that watched the step.
@@ -52,7 +49,6 @@ class Counted:
     """
 
     rank: int
-    ring_rank: int
     traffic: dict[str, int]
     flops: dict[str, int]
     memory: MemoryMeter
@@ -141,12 +137,11 @@ def need(run: RunConfig, counted: Counted) -> fit.Need:
     return fit.need(run, counted.peak.bytes, counted.memory.peak(HOST).bytes)
 
 
-def _attention_of_all_ranks(run: Parallelism, counted: Counted) -> dict[str, float]:
+def _attention_of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
     """Attention FLOPs of the busiest rank and the mean of all, from those of one rank."""
-    order, ring = run.ring_order, run.ring_parallel_size
-    mean = counted.flops["attention_flops"] / share_of_attention(order, ring, counted.ring_rank)
-    busiest = max(share_of_attention(order, ring, ring_rank) for ring_rank in range(ring))
-    return {"attention_flops_max": round(mean * busiest), "attention_flops_mean": float(mean)}
+    mean = counted.flops["attention_flops"] / share_of_scores(run, counted.rank)
+    most = mean * share_of_scores(run, busiest_rank(run))
+    return {"attention_flops_max": round(most), "attention_flops_mean": float(mean)}
 
 
 def explain(counted: Counted) -> str:
@@ -172,11 +167,20 @@ def heaviest_rank(run: RunConfig) -> int:
     """Find the rank with the highest peak, by dry runs of a shallow model.
 
     Ring ranks see different blocks of keys; those between the first and the last are alike. Among
-    the ranks of one ring rank the first has the highest peak: ZeRO gives the first ranks the most
-    rows.
+    the ranks of one ring rank the first has the highest peak, as ZeRO gives the first ranks the
+    most rows; where heads do not divide, the first with as many heads.
     """
-    ring = run.ring_parallel_size
-    ranks = [first_rank(run, ring_rank) for ring_rank in sorted({0, min(1, ring - 1), ring - 1})]
+    ring, places = run.ring_parallel_size, [0]
+    if not run.heads_divide:
+        a = run.architecture
+        of_ranks = shares(a.num_attention_heads, a.num_key_value_heads, run.sequence_size)
+        sizes = [(len(q), len(kv)) for q, kv in of_ranks]
+        places = sorted({sizes.index(size) for size in sizes})
+    ranks = [
+        first_rank(run, ring_rank, at)
+        for ring_rank in sorted({0, min(1, ring - 1), ring - 1})
+        for at in places
+    ]
     if len(ranks) == 1:
         return ranks[0]
     return _heaviest_of(
@@ -190,13 +194,6 @@ def _heaviest_of(run: RunConfig, ranks: tuple[int, ...]) -> int:
     number of blocks ask for it again."""
     with few_tiles():
         return max(ranks, key=lambda rank: count(run, rank, only_memory=True).peak.bytes)
-
-
-def first_rank(run: Parallelism, ring_rank: int) -> int:
-    """Return the first rank of the world with this number in its ring."""
-    sizes = run.axis_sizes
-    grid = np.arange(run.world_size).reshape(list(sizes.values()))
-    return int(grid[tuple(ring_rank if axis == "ring" else 0 for axis in sizes)])
 
 
 def count(
@@ -226,4 +223,4 @@ def count(
             recorder = Recorder(device, meter) if with_program else None
             memory_of_step(trainer, samples.step(1), meter, recorder)
         totals = traffic.totals(), done.columns
-        return Counted(rank, mesh.ring.rank, *totals, meter, device.program)
+        return Counted(rank, *totals, meter, device.program)

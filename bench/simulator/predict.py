@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bench.simulator import dry_run, target
+from bench.simulator.ranks import busiest_rank, share_of_scores
 from bench.simulator.timeline import Timeline, simulate
 from bench.theory import model_flops
 from odysseus.config.run import RunConfig
-from odysseus.parallel.ring_order import share_of_attention
 
 
 def timeline(run: RunConfig, counted: dry_run.Counted) -> Timeline | None:
@@ -20,13 +20,13 @@ def timeline(run: RunConfig, counted: dry_run.Counted) -> Timeline | None:
 
 
 def _slowest(run: RunConfig, counted: dry_run.Counted) -> dry_run.Counted:
-    """Return the rank that the others wait for: on a ring in contiguous order, one at its end."""
-    ring = run.ring_parallel_size
-    shares = [share_of_attention(run.ring_order, ring, ring_rank) for ring_rank in range(ring)]
-    busiest = shares.index(max(shares))
-    if run.rank >= 0 or shares[counted.ring_rank] == shares[busiest]:
+    """Return the rank that the others wait for: on a ring in contiguous order, one at its end;
+    where heads do not divide, one that has the most."""
+    busiest = busiest_rank(run)
+    most, own = (share_of_scores(run, rank) for rank in (busiest, counted.rank))
+    if run.rank >= 0 or own == most:
         return counted
-    return dry_run.count(run, dry_run.first_rank(run, busiest), with_program=True)
+    return dry_run.count(run, busiest, with_program=True)
 
 
 def count(run: RunConfig, only_memory: bool = False) -> dry_run.Counted:

@@ -67,7 +67,7 @@ class Recorder(Watcher):
             name=name,
             kind=call.collective,
             bytes=float(call.bytes_sent),
-            sizes=(call.size_bytes,),
+            sizes=(round(call.size_bytes),),
             ranks=call.ranks,
             unit=self.unit,
             purpose=call.purpose,

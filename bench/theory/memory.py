@@ -25,7 +25,8 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
 
     The form is claimed for fp32 and fp64 with this project's own kernels and loss, without biases
     and q/k norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with them a
-    norm's fp32 work may be the peak. It is not claimed for a ring or packed documents.
+    norm's fp32 work may be the peak. It is not claimed for a ring, packed documents, or heads that
+    do not divide.
     """
     if not _is_claimed(run):
         return None
@@ -112,7 +113,7 @@ def _is_claimed(run: RunConfig) -> bool:
     a = run.architecture
     biased = a.attention_bias or a.attention_output_bias or a.mlp_bias
     plain = not (a.use_qk_norm or biased or run.compile)
-    plain = plain and run.ring_parallel_size == 1 and not run.data.pack
+    plain = plain and run.ring_parallel_size == 1 and not run.data.pack and run.heads_divide
     own = run.model.implementation == "native"
     own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"
     own = own and run.ulysses_head_chunks == run.overlap_chunks == 1

@@ -16,7 +16,8 @@ from math import inf
 
 import torch
 
-from bench.meters.traffic import COLLECTIVES, PURPOSES, bytes_sent
+from bench.meters.traffic import COLLECTIVES, PURPOSES, bytes_sent, equal_size
+from bench.theory import heads
 from methods import method_of
 from odysseus.config.groups import Parallelism, Zero
 from odysseus.config.run import RunConfig
@@ -37,7 +38,7 @@ class Term:
     collective: str
     purpose: str
     count: int
-    size_bytes: int
+    size_bytes: int | Fraction
     ranks: int
 
     @property
@@ -76,12 +77,17 @@ class Traffic:
         )
 
 
-def step_traffic(run: RunConfig) -> Traffic:
-    """Return every collective of one optimizer step, of any rank: all send the same."""
+def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
+    """Return every collective of one optimizer step of a rank. All send the same, unless Ulysses'
+    heads do not divide."""
+    at = run.place(rank, "sp")
     micro, layers = run.gradient_accumulation_steps, run.architecture.num_hidden_layers
     terms = [*_edge(run)]
     for repeat, part in (
-        (micro * layers, [*block_activations(run), *_ring(run), *_shared_kv_gradients(run)]),
+        (
+            micro * layers,
+            [*block_activations(run, at), *_ring(run, at), *_shared_kv_gradients(run)],
+        ),
         (micro, [*_zero(run), *_stream_edge(run)]),
     ):
         terms += [replace(term, count=term.count * repeat) for term in part]
@@ -103,22 +109,31 @@ def crossing(one: tuple[Fraction, Fraction], other: tuple[Fraction, Fraction]) -
     return inf if one[0] == other[0] else float((other[1] - one[1]) / (one[0] - other[0]))
 
 
-def block_activations(run: RunConfig) -> Iterator[Term]:
+def block_activations(run: RunConfig, at: int = 0) -> Iterator[Term]:
     """Yield the collectives of activations of one block in one micro step, forward and backward.
 
     With activation checkpointing the block's forward runs again in backward, up to the last
     tensor that backward needs. So its last all-reduce or reduce-scatter is not repeated (with
     chunks, only the last chunk's), nor is a tiled MLP.
+
+    Args:
+        at: The rank's number on the sequence axis.
     """
     again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
+    if run.method == "ulysses" and not run.heads_divide:
+        forward, backward = heads.uneven_exchanges(run, at)
+        for count, sent in ((1 + again, forward), (1, backward)):
+            for part in sent:
+                yield Term("all_to_all", "activation", count, equal_size(part, n), n)
+        return
     if run.method == "ulysses":
-        to_heads, (size, calls) = _ulysses_exchanges(run)
+        to_heads, (size, calls) = heads.exchanges(run)
         yield Term("all_to_all", "activation", calls * (2 + again), size, n)
         passes = 2 + again + int(run.ulysses_head_chunks > 1)  # backward computes q, k and v again
         for size, calls in to_heads:
             yield Term("all_to_all", "activation", calls * passes, size, n)
         return
-    stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize // chunks
+    stream = heads.tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize // chunks
     closing = 2 * chunks + again * (chunks - 1)
     mlp = _mlp_tiles(run, stream)
     if run.method == "tp":
@@ -154,31 +169,7 @@ def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
     return [(stream * size // tokens, full), (stream * rest // tokens, int(rest > 0))]
 
 
-def _ulysses_exchanges(run: RunConfig) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """Return (bytes of a rank's tensor, calls) of one forward: of q, k and v, and of the output.
-
-    Jacobs et al. (arXiv 2309.14509 §3.2), with grouped-query attention; kv heads fewer than ranks
-    are sent once to every rank that needs them.
-    """
-    a, n = run.architecture, run.sequence_size
-    token = _tokens(run) // n * a.head_dim * run.compute_dtype.itemsize
-    queries, keys = a.num_attention_heads, max(a.num_key_value_heads, n)
-    if run.ulysses_all_to_all == "yunchang":
-        return [(token * queries, 1), (token * keys, 2)], (token * queries, 1)
-    if run.ulysses_head_chunks > 1:
-        chunks, kv_chunks = run.ulysses_head_chunks, _kv_chunks(run)
-        q = token * queries // chunks, chunks
-        return [(token * 2 * keys // kv_chunks, kv_chunks), q], q
-    return [(token * (queries + 2 * keys), 1)], (token * queries, 1)
-
-
-def _kv_chunks(run: RunConfig) -> int:
-    """Return the chunks of a rank's kv heads; each serves equally many chunks of query heads."""
-    kv_heads = max(1, run.architecture.num_key_value_heads // run.sequence_size)
-    return min(run.ulysses_head_chunks, kv_heads)
-
-
-def _ring(run: RunConfig) -> Iterator[Term]:
+def _ring(run: RunConfig, at: int) -> Iterator[Term]:
     """Yield one block's ring traffic.
 
     Keys and values are sent around the ring in forward (twice with checkpointing) and in backward.
@@ -187,8 +178,7 @@ def _ring(run: RunConfig) -> Iterator[Term]:
     instead of R - 1. The kv heads are sent around once for every chunk of query heads.
     """
     a, ring = run.architecture, run.ring_parallel_size
-    heads = max(1, a.num_key_value_heads // run.sequence_size)
-    elements = 2 * _tokens(run) * heads * a.head_dim // _kv_chunks(run)
+    elements = 2 * heads.tokens(run) * heads.kv_heads(run, at) * a.head_dim // heads.kv_chunks(run)
     chunks = run.ulysses_head_chunks
     passes, width = 2 + int(run.recomputes), run.compute_dtype.itemsize
     wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
@@ -263,7 +253,7 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
     if run.method != "ulysses":
         yield Term("all_gather", "edge", 1, positions, n)
     if run.method == "tp":
-        stream = _tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+        stream = heads.tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
         yield Term("all_gather", "edge", 1, stream, n)
         yield Term("reduce_scatter", "edge", 1, stream, n)
 
@@ -271,10 +261,6 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
 def _edge(run: Parallelism) -> Iterator[Term]:
     """Yield a step's sums of the token count, the loss and the gradient norm, 8 bytes each."""
     yield Term("all_reduce", "edge", 3, 8, run.world_size)
-
-
-def _tokens(run: RunConfig) -> int:
-    return run.micro_batch_size * run.ring_seq_len
 
 
 def _zero_ranks(run: Parallelism, is_cut: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from odysseus.config.option_group import OptionGroup, bounded
@@ -82,6 +83,11 @@ class Parallelism(OptionGroup):
             "sp": self.sequence_size,
         }
         return {axis: sizes[axis] for axis in self.axis_order.split("-")}
+
+    def place(self, rank: int, axis: str) -> int:
+        """Return a rank's number on one of the axes: dp, ring or sp."""
+        *_, inner = " ".join(self.axis_sizes).partition(axis)
+        return rank // prod(self.axis_sizes[name] for name in inner.split()) % self.axis_sizes[axis]
 
     @property
     def seq_len_unit(self) -> int:

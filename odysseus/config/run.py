@@ -21,7 +21,7 @@ from odysseus.config.groups import (
     Zero,
 )
 from odysseus.config.nested import DataOptions, ModelOptions, OptimizerOptions
-from odysseus.config.sizes import check_multiple, check_sequence, chunks_of
+from odysseus.config.sizes import check_multiple, check_sequence, chunks_of, divides, shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,12 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         """Whether anything is kept in host memory."""
         return self.activation_checkpoint_cpu_offload or self.optimizer_on_host
 
+    @property
+    def heads_divide(self) -> bool:
+        """Whether all ranks of a sequence axis have as many heads."""
+        a = self.architecture
+        return divides(a.num_attention_heads, a.num_key_value_heads, self.sequence_size)
+
     def check(self) -> None:
         """Raise ValueError, naming the value and what is valid, unless the options fit together.
 
@@ -126,7 +132,9 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     def _check_sizes(self) -> None:
         a, ring = self.architecture, self.ring_parallel_size
         heads = a.num_attention_heads, a.num_key_value_heads
-        check_sequence(self.world_size, ring, self.sequence_size, *heads)
+        uneven = self.method == "ulysses" and self.ulysses_all_to_all == "native"
+        uneven = uneven and self.ulysses_head_chunks == 1
+        check_sequence(self.world_size, ring, self.sequence_size, *heads, uneven)
         product = "sequence_parallel_size"
         if ring > 1:
             halves = "2 x " if chunks_of(self.ring_order, ring) > ring else ""
@@ -150,7 +158,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     def advice(self) -> list[str]:
         """Return lines about options that are valid but slow, or seldom meant."""
-        return [*self.size_advice(), *self._length_advice()]
+        return [*self.size_advice(), *self._length_advice(), *self._heads_advice()]
 
     def size_advice(self) -> list[str]:
         """Return a line if ``hidden_size`` alone is overridden, so that other widths stay."""
@@ -162,6 +170,16 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         return [
             f"model.hidden_size = {self.architecture.hidden_size} keeps the other sizes of "
             f"{self.model.name_or_path}: {kept}; in proportion would be: {scaled}"
+        ]
+
+    def _heads_advice(self) -> list[str]:
+        if self.heads_divide:
+            return []
+        heads, n = self.architecture.num_attention_heads, self.sequence_size
+        most = max(len(q) for q, _ in shares(heads, self.architecture.num_key_value_heads, n))
+        return [
+            f"sequence_parallel_size = {n} does not divide the heads: the busiest rank computes "
+            f"{most} of {heads}, {most * n / heads:.2f} times the mean"
         ]
 
     def _length_advice(self) -> list[str]:

@@ -12,13 +12,17 @@ def check_ring(world: int, ring: int) -> None:
         )
 
 
-def check_sequence(world: int, ring: int, sequence: int, heads: int, kv_heads: int) -> None:
-    """Raise ValueError unless the sequence axis divides world / ring and the query heads.
+def check_sequence(
+    world: int, ring: int, sequence: int, heads: int, kv_heads: int, uneven: bool
+) -> None:
+    """Raise ValueError unless the sequence axis divides world / ring and has its share of heads.
 
-    The axis must also divide the kv heads, or be a multiple of them.
+    Args:
+        uneven: Whether ranks may have unequal shares of the heads; else the axis must divide the
+            query heads, and divide the kv heads or be a multiple of them.
     """
-    fitting = [n for n in divisors(heads) if kv_heads % n == 0 or n % kv_heads == 0]
-    valid = [n for n in fitting if world // ring % n == 0]
+    places = divisors(world // ring)
+    valid = [n for n in places if n <= heads and (uneven or divides(heads, kv_heads, n))]
     if world // ring % sequence:
         beside = f" / ring_parallel_size = {ring}" if ring > 1 else ""
         raise ValueError(
@@ -34,8 +38,60 @@ def check_sequence(world: int, ring: int, sequence: int, heads: int, kv_heads: i
     if sequence not in valid:
         raise ValueError(
             f"sequence_parallel_size = {sequence} does not fit model.num_attention_heads = {heads} "
-            f"with model.num_key_value_heads = {kv_heads}; valid: {valid}"
+            f"with model.num_key_value_heads = {kv_heads}; valid: {valid}; method = ulysses "
+            "also takes others"
         )
+
+
+def divides(heads: int, kv_heads: int, ranks: int) -> bool:
+    """Whether every rank gets as many query heads and as many kv heads as any other."""
+    return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+
+
+def shares(heads: int, kv_heads: int, ranks: int) -> list[tuple[range, range]]:
+    """Return each rank's query heads, and the kv heads that they need.
+
+    With at least a kv head a rank, kv heads are shared out, each with all its query heads. With
+    fewer, query heads are shared out, and a kv head goes to every rank that needs it. No rank has
+    more query heads than the first.
+
+    Raises:
+        ValueError: there are fewer query heads than ranks.
+    """
+    if heads < ranks:
+        raise ValueError(
+            f"{heads} query heads cannot be shared by {ranks} ranks of the sequence axis; valid: "
+            "at most as many ranks as query heads"
+        )
+    group = heads // kv_heads
+    found = []
+    for rank in range(ranks):
+        if kv_heads >= ranks:
+            kv = _part(kv_heads, ranks, rank)
+            found.append((range(kv.start * group, kv.stop * group), kv))
+        else:
+            q = _part(heads, ranks, rank)
+            found.append((q, range(q.start // group, (q.stop - 1) // group + 1)))
+    return found
+
+
+def attended(queries: range, kv: range, group: int) -> list[int]:
+    """Return the places in `kv` of the heads that attention gets for a rank's query heads.
+
+    Kernels share kv heads evenly: each head once if all serve as many query heads, else one for
+    every query head.
+
+    Args:
+        group: Query heads that share a kv head in the whole model.
+    """
+    needed = [head // group - kv.start for head in queries]
+    evenly = needed == sorted([*range(len(kv))] * (len(queries) // len(kv)))
+    return [*range(len(kv))] if evenly else needed
+
+
+def _part(count: int, ranks: int, rank: int) -> range:
+    """This rank's part of `count` things; parts differ by at most one, and the first has most."""
+    return range(-(-count * rank // ranks), -(-count * (rank + 1) // ranks))
 
 
 def check_multiple(seq_len: int, unit: int, product: str) -> None:

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from odysseus.config.nested import ModelOptions
 from odysseus.config.run import RunConfig
+from odysseus.config.sizes import shares
 from odysseus.hf import attention_call, families
 from odysseus.hf.attention_call import AttentionCall
 from odysseus.hf.batches import SplitDocuments
@@ -23,7 +24,7 @@ from odysseus.model.attention import with_sinks
 from odysseus.model.kernels import Kernels, choose_kernels, within_window
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring import choose_ring
-from odysseus.parallel.ulysses import all_to_all_attend, shares
+from odysseus.parallel.ulysses import all_to_all_attend
 
 # The axes that may have more than one rank, per name.
 _AXES = {"ulysses": ("sequence",), "ring": ("ring",), "ulysses_ring": ("sequence", "ring")}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from odysseus.config.sizes import attended, divides, shares
 from odysseus.model.attention import Attend
 from odysseus.model.documents import Documents
 from odysseus.parallel import collectives, transfers
@@ -44,42 +45,6 @@ def all_to_all_attend(attend: Attend, axis: Axis) -> Attend:
     return exchanged
 
 
-def divides(heads: int, kv_heads: int, ranks: int) -> bool:
-    """Whether every rank gets as many query heads and as many kv heads as any other."""
-    return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
-
-
-def shares(heads: int, kv_heads: int, ranks: int) -> list[tuple[range, range]]:
-    """Return each rank's query heads, and the kv heads that they need.
-
-    With at least a kv head a rank, kv heads are shared out, each with all its query heads. With
-    fewer, query heads are shared out, and a kv head goes to every rank that needs it.
-
-    Raises:
-        ValueError: there are fewer query heads than ranks.
-    """
-    if heads < ranks:
-        raise ValueError(
-            f"{heads} query heads cannot be shared by {ranks} ranks of the sequence axis; valid: "
-            "at most as many ranks as query heads"
-        )
-    group = heads // kv_heads
-    found = []
-    for rank in range(ranks):
-        if kv_heads >= ranks:
-            kv = _part(kv_heads, ranks, rank)
-            found.append((range(kv.start * group, kv.stop * group), kv))
-        else:
-            q = _part(heads, ranks, rank)
-            found.append((q, range(q.start // group, (q.stop - 1) // group + 1)))
-    return found
-
-
-def _part(count: int, ranks: int, rank: int) -> range:
-    """This rank's part of `count` things; parts differ by at most one."""
-    return range(count * rank // ranks, count * (rank + 1) // ranks)
-
-
 def _uneven(
     attend: Attend,
     axis: Axis,
@@ -102,9 +67,9 @@ def _uneven(
     )
     packed_BSFK = transfers.unstack(received.view(axis.size, batch, tokens, -1, width), 1)
     q_BShK, k_BSgK, v_BSgK = packed_BSFK.split([len(q), len(kv), len(kv)], dim=2)
-    needed = [head // (heads // kv_heads) - kv.start for head in q]
-    if needed != sorted([*range(len(kv))] * (len(q) // len(kv))):  # kernels share kv heads evenly
-        k_BSgK, v_BSgK = k_BSgK[:, :, needed], v_BSgK[:, :, needed]
+    places = attended(q, kv, heads // kv_heads)
+    if len(places) > len(kv):
+        k_BSgK, v_BSgK = k_BSgK[:, :, places], v_BSgK[:, :, places]
     o_BShK = attend(q_BShK, k_BSgK, v_BSgK, documents=documents)
     sizes = [batch * tokens * len(q) * width for q, _ in of_ranks]
     sent = transfers.stack(o_BShK, axis.size, 1).flatten()

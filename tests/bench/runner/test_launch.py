@@ -204,7 +204,7 @@ def test_a_sweep_resumes_keeps_going_and_marks_the_impossible(
 ) -> None:
     out, grid = tmp_path / "rows.csv", tmp_path / "grid.yml"
     grid.write_text(
-        "method: [tp, ulysses]\nworld_size: [1, 3]\nseq_len: 60\nsteps: 1\nwarmup_steps: 0\n"
+        "method: [tp, ulysses]\nworld_size: [1, 3]\nseq_len: 64\nsteps: 1\nwarmup_steps: 0\n"
         "model: {num_hidden_layers: 1, hidden_size: 64, intermediate_size: 64}\n"
     )
     sweep = ["sweep", "--config", str(grid), "--out", str(out)]

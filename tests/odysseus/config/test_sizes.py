@@ -25,7 +25,8 @@ RINGS = {
     "heads beside a ring": (
         RunConfig(world_size=6, ring_parallel_size=2),
         "sequence_parallel_size = 3 does not fit model.num_attention_heads = 8 "
-        "with model.num_key_value_heads = 4; valid: [1]",
+        "with model.num_key_value_heads = 4; valid: [1]; "
+        "method = ulysses also takes others",
     ),
     "zigzag": (
         RunConfig(world_size=4, ring_parallel_size=2, seq_len=1020),

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from odysseus.config.sizes import divides, shares
 from odysseus.model.attention import sdpa
 from odysseus.parallel.mesh import Axis, world_group
-from odysseus.parallel.ulysses import all_to_all_attend, divides, shares
+from odysseus.parallel.ulysses import all_to_all_attend
 from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 
@@ -25,6 +26,7 @@ def test_shares_are_whole_and_even(heads: int, kv_heads: int, ranks: int) -> Non
         assert {head // group for head in q} == {*kv}
     counts = [len(kv) if kv_heads >= ranks else len(q) for q, kv in found]
     assert max(counts) - min(counts) <= 1
+    assert len(found[0][0]) == max(len(q) for q, _ in found)
 
 
 def test_fewer_heads_than_ranks_are_refused() -> None:
