@@ -185,7 +185,7 @@ def _join_workers(cells: list[RunConfig], launched: int, resumed: Resumed, live:
                 live.write(number, _limit_s(groups[done:]))
             if lost:
                 live.stopped()
-                break
+                raise SystemExit(1)  # the group stays: ranks may hang in a collective
     # A rank that exits with 1 before the first rank has finished would end the first rank too.
     return 1 if failed and is_first_rank() else 0
 
