@@ -1,4 +1,4 @@
-"""Peak rates of a device, and waiting for it."""
+"""Peak rates of a device, its memory, and waiting for it."""
 
 from __future__ import annotations
 
@@ -36,3 +36,21 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all work that was issued to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the most bytes that a GPU's allocator has held."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def allocator_peak(device: torch.device) -> dict[str, int]:
+    """Return the columns of the most bytes that a GPU's allocator has held and reserved since
+    :func:`reset_peak`. It also counts the workspace of kernels, which the memory meter does not
+    see. Empty on a CPU."""
+    if device.type == "cpu":
+        return {}
+    return {
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
+    }

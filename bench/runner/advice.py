@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.runner import host_limit
-from bench.runner.allocator import allocator_settings
+from bench.runner.allocator import users_settings
 from bench.simulator import target
 from odysseus.config.groups import Execution
 from odysseus.config.run import RunConfig
@@ -24,7 +24,7 @@ def advice(run: RunConfig, device: torch.device) -> list[str]:
 
 
 def _on_allocator(run: Execution, device: torch.device) -> list[str]:
-    settings = allocator_settings()
+    settings = users_settings()
     wanted = "expandable_segments:True"
     if device.type != "cuda" or wanted in settings or (run.expandable_segments and not settings):
         return []

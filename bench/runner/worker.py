@@ -16,14 +16,19 @@ import torch.distributed as dist
 
 from bench import rows
 from bench.meters import memory_trace
-from bench.meters.device import data_sheet_flops_per_s, synchronize
+from bench.meters.device import (
+    allocator_peak,
+    data_sheet_flops_per_s,
+    reset_peak,
+    synchronize,
+)
 from bench.meters.flops import FlopMeter
 from bench.meters.load import Interval, Watch, other_load
 from bench.meters.memory import MemoryMeter
 from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
 from bench.runner import rounds, step_log
-from bench.runner.allocator import allocator_settings, configure_allocator
+from bench.runner.allocator import configure_allocator, settings_in_force
 from methods import method_of
 from odysseus.config.groups import Execution
 from odysseus.config.run import RunConfig
@@ -98,6 +103,7 @@ def measure_in_group(
     """Do the same as :func:`measure` in a process group that has already been started."""
     trainer, samples = start(run, device)
     results, times_ms, meanwhile = timed_steps(run, trainer.step, samples, device)
+    peak = allocator_peak(device)
     columns = timed_columns(run, times_ms, meanwhile, device)
     columns |= _number_columns(results)
     columns |= step_log.write(run, [r.loss.item() for r in results], columns[rounds.TIMES])
@@ -107,6 +113,8 @@ def measure_in_group(
     meter = MemoryMeter()
     memory = partial(memory_of_step, trainer, meter=meter)
     columns |= metered_columns(run, trainer.step, memory, samples, device)
+    if run.compile:  # the metered step is not
+        columns |= max(gathered(peak), key=lambda rank: rank.get("peak_memory_bytes", 0))
     return columns | (_write_memory(run, meter, Path(memory_trace)) if memory_trace else {})
 
 
@@ -156,7 +164,7 @@ def metered_columns(
             "backend": dist.get_backend(),
             "device": device.type,
             "hardware": hardware_name(device),
-            "allocator_settings": allocator_settings() if device.type == "cuda" else None,
+            "allocator_settings": settings_in_force() if device.type == "cuda" else None,
         }
     )
 
@@ -203,6 +211,7 @@ def timed_steps(
     for index in range(run.warmup_steps + run.steps):
         if index == run.warmup_steps:
             watch = Watch()
+            reset_peak(device)
         batches = samples.step(index)
         synchronize(device)
         start = time.perf_counter()
@@ -224,17 +233,8 @@ def _metered_traffic(
 def _metered_memory(
     memory: Step[MemoryMeter], batches: list[Batch], device: torch.device
 ) -> dict[str, int]:
-    allocator = {}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    meter = memory(batches)
-    if device.type == "cuda":
-        # The allocator also counts the workspace of kernels, which the meter does not see.
-        allocator = {
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
-            "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
-        }
-    return memory_columns(meter) | allocator
+    reset_peak(device)
+    return memory_columns(memory(batches)) | allocator_peak(device)
 
 
 def gathered(local: dict[str, Any]) -> list[dict[str, Any]]:

@@ -77,13 +77,17 @@ def choose_attention(
 def sdpa(
     q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
 ) -> Tensor:
-    """PyTorch's scaled_dot_product_attention; kv heads are shared, never expanded.
+    """PyTorch's scaled_dot_product_attention. Documents are computed one after another.
 
-    Documents are computed one after another.
+    Query heads share kv heads as they are, except in fp32 on CUDA: of the kernels that hold no
+    scores, FlashAttention computes no fp32, and the memory-efficient one takes no shared heads.
     """
     if documents is not None:
         packed = zip(*(x.split(1) for x in (q_BSHK, k_BSGK, v_BSGK)), documents.starts, strict=True)
         return torch.cat([_sdpa_by_document(q, k, v, starts) for q, k, v, starts in packed])
+    shared = q_BSHK.shape[2] // k_BSGK.shape[2]
+    if shared > 1 and q_BSHK.is_cuda and q_BSHK.dtype == torch.float32:
+        k_BSGK, v_BSGK = (x.repeat_interleave(shared, dim=2) for x in (k_BSGK, v_BSGK))
     o_BHSK = F.scaled_dot_product_attention(
         q_BSHK.transpose(1, 2),
         k_BSGK.transpose(1, 2),

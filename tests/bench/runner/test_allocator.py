@@ -3,56 +3,50 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
-from bench.runner.allocator import configure_allocator
+from bench.runner.allocator import configure_allocator, settings_in_force
 from odysseus.config.run import RunConfig
+from tests.support.ranks import run_ranks
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 ON, OFF = RunConfig(), RunConfig(expandable_segments=False)
+OFFLOADED = replace(ON, activation_checkpoint_cpu_offload=True)
 OURS = "expandable_segments:True"
 
 
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
-        monkeypatch.setenv(name, "")  # so that what a test sets is undone after it
-        monkeypatch.delenv(name)
+def configured(*runs: RunConfig) -> tuple[list[str], str]:
+    """Configure the allocators for cells that a process runs one after another; return what each
+    call returned, and what is in force at last."""
+    return [configure_allocator(run) for run in runs], settings_in_force()
 
 
-def set_variables() -> dict[str, str]:
-    return {name: os.environ[name] for name in NAMES if name in os.environ}
-
-
-def test_it_is_on_by_default() -> None:
-    assert configure_allocator(ON) == OURS
-    assert set_variables() == {"PYTORCH_ALLOC_CONF": OURS}
-    assert configure_allocator(ON) == OURS  # a second time too
-
-
-def test_off_leaves_the_allocator_as_it_is() -> None:
-    assert configure_allocator(OFF) == ""
-    assert set_variables() == {}
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("run", [ON, OFF], ids=["on", "off"])
-def test_the_users_setting_stays(
-    monkeypatch: pytest.MonkeyPatch, name: str, run: RunConfig
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [(ON, OURS), (OFF, ""), (OFFLOADED, f"{OURS},pinned_max_round_threshold_mb:1")],
+    ids=["on", "off", "offloaded"],
+)
+def test_a_process_that_has_imported_torch(
+    run: RunConfig, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(name, "max_split_size_mb:64")
-    assert configure_allocator(run) == "max_split_size_mb:64"
-    assert set_variables() == {name: "max_split_size_mb:64"}
+    """A rank is forked from such a process, and PyTorch reads its variables no more than once."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    assert run_ranks(configured, 1, run, fresh=True) == [([expected], expected)]
+    assert run_ranks(configured, 1, run, run, fresh=True) == [([expected] * 2, expected)]
 
 
-def test_offloading_is_not_rounded_up_to_powers_of_two() -> None:
-    offload = replace(ON, activation_checkpoint_cpu_offload=True)
-    assert configure_allocator(offload) == f"{OURS},pinned_max_round_threshold_mb:1"
-
-
-def test_cudas_own_variable_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:32")
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
-    assert configure_allocator(ON) == "max_split_size_mb:64"
+@pytest.mark.parametrize("names", [NAMES[:1], NAMES[1:], NAMES], ids=["new", "old", "both"])
+def test_the_users_settings_stay(names: tuple[str, ...]) -> None:
+    """The older variable goes first."""
+    code = "from tests.bench.runner.test_allocator import *; print(configured(ON, OFF))"
+    chosen = {name: f"max_split_size_mb:{32 << NAMES.index(name)}" for name in names}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | chosen, capture_output=True, text=True
+    )
+    expected = chosen[names[-1]]
+    assert done.stdout == f"{([expected, expected], expected)}\n", done.stderr
