@@ -61,6 +61,18 @@ def test_one_comment_line_says_what_it_is_for(file: Path) -> None:
         assert first.endswith("; not run here.")
 
 
+ON_GPUS = [*CELLS, SWEEP, *(ROOT / "scripts/sweeps").glob("*_gpu.yml")]
+
+
+@pytest.mark.parametrize("file", ON_GPUS, ids=lambda file: file.stem)
+def test_without_a_gpu_it_is_refused(file: Path) -> None:
+    """It would compute for days on a CPU."""
+    for run in [parsed(file)] if file in CELLS else expanded(file):
+        model = replace(run.model, type="torch", attn_implementation="auto")
+        with pytest.raises(ValueError, match="device is cuda, but there is no GPU"):
+            checks.check(replace(run, model=model))
+
+
 @pytest.mark.parametrize("file", CELLS, ids=lambda file: file.stem)
 def test_a_recipe_could_start(file: Path) -> None:
     run = parsed(file)
