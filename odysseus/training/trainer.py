@@ -179,8 +179,15 @@ class Trainer:
             self.host.claim(2 * sum(shard.nbytes for shard in shards))
         if device.type == "meta":  # a dry run's weights have no values
             return
-        self.model.to_empty(device="cpu" if run.parameter_offload == "cpu" else device)
+        self.model.to_empty(device=self._shards_device)
         checkpoint.load_or_initialize(self.local_pieces(), run)
+
+    @property
+    def _shards_device(self) -> torch.device:
+        """The device of the shards and their gradients; a dry run has only meta."""
+        device = self.mesh.device
+        offloads = self.run.parameter_offload == "cpu" and device.type != "meta"
+        return torch.device("cpu") if offloads else device
 
     @cached_property
     def optimizer(self) -> ShardedAdamW:
@@ -215,11 +222,11 @@ class Trainer:
 
     def grad_norm(self) -> Tensor:
         """Return the norm of the whole gradient; one rank owns and counts each element."""
-        square = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
+        square = torch.zeros((), dtype=torch.float64, device=self._shards_device)
         for piece, gradient in self.gradients():
             if piece.owned:
-                square += euclidean_norm(gradient).to(square.device) ** 2
-        return self._world_sum(square).sqrt()
+                square += euclidean_norm(gradient) ** 2
+        return self._world_sum(square.to(self.mesh.device)).sqrt()
 
     def local_pieces(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the weight) for everything that this rank's shards hold."""

@@ -10,11 +10,16 @@ from unittest.mock import patch
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench.meters.step import memory_of_step
+from bench.simulator import dry_run
 from methods import METHODS
 from odysseus.config.run import DataOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training import trainer as training
+from tests.fake_cuda.faults import FAULTS
+from tests.fake_cuda.programs import order
+from tests.fake_cuda.races import UseRecorder, races
 from tests.fake_cuda.syncs import HostSyncs
 from tests.fake_cuda.world import CUDA, only_gpu
 from tests.support.runs import RUN
@@ -60,12 +65,13 @@ def cases() -> list[Case]:
     return [case for case in every if valid(case)]
 
 
-def outcome(method: str, ranks: int, ring: int, option: str) -> dict[str, Any]:
-    """Train two steps; return the traceback, or the second step's waits."""
+def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none") -> dict[str, Any]:
+    """Train three steps; return the traceback, or the second's waits of the host, and of the third
+    the order of its communication and what does not wait for what it needs."""
     run = run_of(method, ranks, ring, option)
     syncs = HostSyncs()
     try:
-        with only_gpu(ranks - 1, ranks, syncs.waited):
+        with only_gpu(ranks - 1, ranks, syncs.waited) as device, FAULTS[fault]():
             mesh = make_mesh(CUDA, run)
             # Weights and tokens are drawn on the host; here they have no values.
             with (
@@ -79,8 +85,17 @@ def outcome(method: str, ranks: int, ring: int, option: str) -> dict[str, Any]:
                     batches = samples.step(1)
                     syncs.found.clear()
                     result = trainer.step(batches)
-            waits = dict(sorted(syncs.found.items()))
+                    waits = dict(sorted(syncs.found.items()))
+                    recorder = UseRecorder(device)
+                    memory_of_step(trainer, samples.step(2), None, recorder)
             assert result.loss.device == CUDA
     except Exception:
         return {"error": traceback.format_exc()[-2000:]}
-    return {"error": "", "waits": waits}
+    found = races(device.program, recorder.uses)
+    return {"error": "", "waits": waits, "order": order(device.program), "races": found}
+
+
+def dry_order(case: Case) -> list[tuple[Any, ...]]:
+    """Return the order that a dry run of a case on an H100 records."""
+    run = replace(run_of(*case), dry_run=True, hardware="h100-80g", device="auto")
+    return order(dry_run.count(run, run.world_size - 1, with_program=True).program)

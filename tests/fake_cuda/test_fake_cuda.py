@@ -1,29 +1,34 @@
-"""The product's own code on a GPU that computes nothing: every method, ring and toggle runs, and
-its host waits for the GPU only where the list says so."""
+"""The product's own code on a GPU that computes nothing: every method, ring and toggle runs, the
+host waits only where the list says so, streams wait for what they need, in the predicted order."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from methods import METHODS
-from tests.fake_cuda.cases import LAYOUTS, OPTIONS, Case, cases
+from tests.fake_cuda.cases import LAYOUTS, OPTIONS, Case, cases, dry_order
+from tests.fake_cuda.faults import FAULTS
 from tests.support.paths import ROOT
 
-LABELS = "odysseus/training/trainer.py: forward_backward: _local_scalar_dense"
-"""Whether any token of the step has a label."""
-OFFLOADS = {
-    "optimizer_offload": {"odysseus/training/optimizer.py: update: copy cuda to cpu"},
+WAITS = {
+    # whether any token of the step has a label
+    "odysseus/training/trainer.py: forward_backward: _local_scalar_dense": 1,
+}
+OF_OFFLOADS: dict[str, dict[str, int]] = {
+    "optimizer_offload": {"odysseus/training/optimizer.py: update: copy cuda to cpu": 15},
     "parameter_offload": {
-        "PyTorch: event",  # FSDP2 waits for each gradient that it copies to the host
-        "odysseus/training/trainer.py: grad_norm: copy cpu to cuda",
+        "PyTorch: event": 15,  # FSDP2 waits for each gradient that it copies to the host
+        "odysseus/training/trainer.py: grad_norm: copy cpu to cuda": 1,
     },
 }
-"""The waits for each tensor of what an option offloads."""
+"""Waits of the host in a step of two blocks, which have 15 tensors."""
+Rows = dict[str, list[dict[str, Any]]]
 EVERY = cases()
 
 
@@ -33,8 +38,9 @@ def sample() -> list[Case]:
     return [of[7 * place % len(of)] for place, of in enumerate(of_options)]
 
 
-def outcomes(of: list[Case]) -> list[dict[str, Any]]:
-    """Train each case on the fake GPU, in one new process, which loads the device first."""
+def outcomes(of: Sequence[Case | tuple[*Case, str]]) -> list[dict[str, Any]]:
+    """Train each case, some with a fault, on the fake GPU, in one new process, which loads the
+    device first."""
     command = [sys.executable, "-m", "tests.fake_cuda"]
     done = subprocess.run(
         command, input=json.dumps(of), cwd=ROOT, capture_output=True, text=True, check=False
@@ -43,22 +49,53 @@ def outcomes(of: list[Case]) -> list[dict[str, Any]]:
     return json.loads(done.stdout)
 
 
-def check(of: list[Case]) -> None:
-    found = dict(zip(map(tuple, of), outcomes(of), strict=True))
-    assert {case: row["error"] for case, row in found.items() if row["error"]} == {}
-    for case, row in found.items():
+def check(of: list[Case], rows: list[dict[str, Any]]) -> None:
+    """Every case trains; its host waits as listed, no operation begins before what it needs, and
+    communication is in the order that a dry run predicts."""
+    assert {case: row["error"] for case, row in zip(of, rows, strict=True) if row["error"]} == {}
+    for case, row in zip(of, rows, strict=True):
         option = "parameter_offload" if case[3] == "all" else case[3]
-        assert row["waits"].keys() == {LABELS} | OFFLOADS.get(option, set()), case
-        assert row["waits"][LABELS] == 1, case
+        assert row["waits"] == WAITS | OF_OFFLOADS.get(option, {}), case
+        assert row["races"] == [], case
+        assert row["order"] == json.loads(json.dumps(dry_order(case))), case
 
 
-def test_a_sample_of_all_cases() -> None:
+OFFLOADED = ("ulysses", 2, 1, "activation_checkpoint_cpu_offload")
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    """The outcomes of the sample, and by its name that of each fault."""
+    sampled = sample()
+    found = outcomes([*sampled, *((*OFFLOADED, fault) for fault in FAULTS)])
+    of_faults = {fault: [row] for fault, row in zip(FAULTS, found[len(sampled) :], strict=True)}
+    return of_faults | {"sample": found[: len(sampled)]}
+
+
+def test_a_sample_of_all_cases(rows: Rows) -> None:
     sampled = sample()
     assert {case[0] for case in sampled} == METHODS.keys()
     assert {case[1:3] for case in sampled} == {*LAYOUTS}
-    check(sampled)
+    check(sampled, rows["sample"])
 
 
 @pytest.mark.slow
 def test_every_case() -> None:
-    check(EVERY)
+    check(EVERY, outcomes(EVERY))
+
+
+@pytest.mark.parametrize("fault", ["no wait for copies", "copies begin at once"])
+def test_a_copy_that_does_not_wait_is_found(rows: Rows, fault: str) -> None:
+    (row,) = rows[fault]
+    assert row["error"] == ""
+    assert any("does not wait for aten::copy_" in line for line in row["races"])
+
+
+def test_a_value_that_is_read_is_found(rows: Rows) -> None:
+    (row,) = rows["a value is read"]
+    assert row["waits"].keys() - WAITS.keys()
+
+
+def test_tensors_in_another_order_are_found(rows: Rows) -> None:
+    (row,) = rows["keys before queries"]
+    assert "scaled_dot_product" in row["error"]
