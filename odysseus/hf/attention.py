@@ -50,7 +50,7 @@ def register(
         attn_implementation: The kernel inside, as for ``--model.attn_implementation``.
 
     Raises:
-        ValueError: this device has no kernel of that name, or none that a ring can use.
+        ValueError: this device has no kernel of that name.
     """
     run = RunConfig(
         model=ModelOptions(attn_implementation=attn_implementation),  # pyright: ignore[reportArgumentType]
@@ -61,23 +61,13 @@ def register(
         raise ValueError(f"ring_backend is {ring_backend!r}; valid: native, allgather")
 
     @lru_cache
-    def kernels_in(dtype: torch.dtype, window: int | None, has_sinks: bool) -> Kernels:
+    def kernels_in(dtype: torch.dtype, window: int | None) -> Kernels:
         kernels = choose_kernels(run.model, mesh.device, dtype)
-        for needed, user in (
-            (mesh.ring.size > 1, "a ring needs"),
-            (window is not None, "a sliding window needs"),
-            (has_sinks, "attention sinks need"),
-        ):
-            if needed and kernels.blocks is None:
-                raise ValueError(
-                    f"attn_implementation = {attn_implementation} gives no log-sum-exp here, which "
-                    f"{user}; valid: auto, sdpa, flash_attention_2"
-                )
         if window is not None:
             kernels = within_window(kernels, window)
         return choose_ring(run, mesh.ring, kernels) if mesh.ring.size > 1 else kernels
 
-    kernels_in(torch.bfloat16, None, False)  # raises now if a kernel is missing
+    kernels_in(torch.bfloat16, None)  # raises now if a kernel is missing
     sizes = {"sequence": mesh.sequence.size, "ring": mesh.ring.size}
     for name, axes in _AXES.items():
         uncovered = [axis for axis, size in sizes.items() if size > 1 and axis not in axes]
@@ -107,7 +97,7 @@ def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
 
 def _attention(
     mesh: Mesh,
-    kernels_in: Callable[[torch.dtype, int | None, bool], Kernels],
+    kernels_in: Callable[[torch.dtype, int | None], Kernels],
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -162,10 +152,10 @@ def _attention(
     q_BsHK, k_BsGK, v_BsGK = (x.transpose(1, 2) for x in (query, key, value))
     packed = None if documents.one_per_sequence else documents
     axis = mesh.sequence
-    kernels = kernels_in(query.dtype, window, s_aux is not None)
+    kernels = kernels_in(query.dtype, window)
     attend = kernels.attend
     if s_aux is not None:
-        assert kernels.attention_with_lse is not None, "kernels_in has refused it"
+        assert kernels.attention_with_lse is not None, "of a device"
         heads, _ = shares(query.shape[1], key.shape[1], axis.size)[axis.rank]
         attend = with_sinks(kernels.attention_with_lse, s_aux[heads.start : heads.stop])
     if axis.size > 1:

@@ -162,12 +162,46 @@ def _flash_2_backward(
     return grads
 
 
-def choose_block_attention(name: str, device: torch.device) -> BlockAttention | None:
-    """Return the block kernel for a name that :func:`choose_attention` returned, if it has one."""
-    if device.type == "cpu":
-        return CPU_FLASH
-    kernels = {
-        "sdpa": CUDA_FLASH,
-        "flash_attention_2": BlockAttention(_flash_2_forward, _flash_2_backward),
-    }
-    return kernels.get(name)
+_OF_INFERENCE = (
+    *("k_new", "v_new", "qv", "out", "cu_seqlens_q", "cu_seqlens_k", "cu_seqlens_k_new"),
+    *("seqused_q", "seqused_k", "max_seqlen_q", "max_seqlen_k", "page_table", "kv_batch_idx"),
+    *("leftpad_k", "rotary_cos", "rotary_sin", "seqlens_rotary"),
+    *("q_descale", "k_descale", "v_descale"),
+)
+"""Arguments of FlashAttention-3 for caches of keys, ragged batches and fp8."""
+
+
+def _flash_3_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    kernels = importlib.import_module("flash_attn_interface")
+    o, logsumexp, *_ = kernels._flash_attn_forward(
+        *(q, k, v),
+        **dict.fromkeys(_OF_INFERENCE),
+        softmax_scale=q.shape[-1] ** -0.5,
+        causal=causal,
+    )
+    return o, logsumexp
+
+
+def _flash_3_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = importlib.import_module("flash_attn_interface")
+    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    ragged = [None] * 6
+    kernels._flash_attn_backward(
+        *(grad_o.contiguous(), q, k, v, o, logsumexp.contiguous(), *ragged, *grads),
+        *(q.shape[-1] ** -0.5, causal),
+    )
+    return grads
+
+
+_ON_CUDA = {
+    "sdpa": CUDA_FLASH,
+    "flash_attention_2": BlockAttention(_flash_2_forward, _flash_2_backward),
+    "flash_attention_3": BlockAttention(_flash_3_forward, _flash_3_backward),
+}
+
+
+def choose_block_attention(name: str, device: torch.device) -> BlockAttention:
+    """Return the block kernel for a name that :func:`choose_attention` returned."""
+    return CPU_FLASH if device.type == "cpu" else _ON_CUDA[name]

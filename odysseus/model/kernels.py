@@ -34,10 +34,10 @@ class Kernels:
     """The kernels that one rank's modules call; the functions below document each.
 
     Attributes:
-        blocks: Attention to one block of the keys, which rings and sliding windows need; None where
-            no kernel returns the log-sum-exp.
+        blocks: Attention to one block of the keys, which rings and sliding windows need; None in
+            :data:`TORCH`.
         attention_with_lse: Causal attention that also returns its log-sum-exp, which attention in
-            head chunks and attention sinks need; None where no kernel returns it.
+            head chunks and attention sinks need; None there, and of yunchang's ring.
     """
 
     attend: Attend
@@ -56,7 +56,7 @@ def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype
     """
     name, attend = choose_attention(model.attn_implementation, device, dtype)
     blocks = choose_block_attention(name, device)
-    with_lse = None if blocks is None else local_attention(blocks)
+    with_lse = local_attention(blocks)
     if model.type == "liger":
         liger.require("model.type", "torch", device)
         return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks, with_lse)
@@ -69,23 +69,12 @@ def within_window(kernels: Kernels, window: int) -> Kernels:
     Args:
         window: Tokens that a query sees, its own included.
     """
-    assert kernels.blocks is not None, "the caller has refused it"
+    assert kernels.blocks is not None, "of a device"
     blocks = WindowAttention(kernels.blocks.forward, kernels.blocks.backward, window)
     attention = local_attention(blocks)
     return replace(
         kernels, blocks=blocks, attend=differentiable(attention), attention_with_lse=attention
     )
-
-
-def check_blocks(run: RunConfig, device: torch.device, user: str) -> None:
-    """Raise ValueError if a run's attention kernel returns no log-sum-exp, which `user` needs."""
-    if device.type == "cuda":
-        check_flash(run, user)
-    if choose_kernels(run.model, device, run.compute_dtype).blocks is None:
-        raise ValueError(
-            f"model.attn_implementation = {run.model.attn_implementation} gives no log-sum-exp "
-            f"here, which {user} needs; valid: auto, sdpa, flash_attention_2"
-        )
 
 
 def check_flash(run: RunConfig, user: str) -> None:

@@ -87,9 +87,9 @@ def test_whole_sequences_and_documents(name: str) -> None:
 
 
 @pytest.mark.usefixtures("packages")
-def test_blocks_of_a_ring() -> None:
-    blocks = block_attention.choose_block_attention("flash_attention_2", torch.device("cuda"))
-    assert blocks is not None
+@pytest.mark.parametrize("name", PACKAGES)
+def test_blocks_of_a_ring(name: str) -> None:
+    blocks = block_attention.choose_block_attention(name, torch.device("cuda"))
     q, k, v = tensors()
     found, expected = (
         blocks.forward(q, k, v, True),
