@@ -157,6 +157,7 @@ def _join_workers(cells: list[RunConfig], launched: int, resumed: Resumed, live:
 
     Raises:
         ValueError: a cell does not fit the launched ranks, or cells cannot share one job.
+        SystemExit: a cell failed; this rank leaves its process group as it is.
     """
     for run in cells:
         checks.check_gpus(run, launched)
@@ -185,7 +186,7 @@ def _join_workers(cells: list[RunConfig], launched: int, resumed: Resumed, live:
                 live.write(number, _limit_s(groups[done:]))
             if lost:
                 live.stopped()
-                raise SystemExit(1)  # the group stays: ranks may hang in a collective
+                raise SystemExit(1)  # the end of the group would wait for ranks that hang
     # A rank that exits with 1 before the first rank has finished would end the first rank too.
     return 1 if failed and is_first_rank() else 0
 

@@ -173,9 +173,9 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         ]
 
     def _heads_advice(self) -> list[str]:
-        if self.heads_divide:
-            return []
         heads, n = self.architecture.num_attention_heads, self.sequence_size
+        if self.heads_divide or n > heads:  # the latter is refused
+            return []
         most = max(len(q) for q, _ in shares(heads, self.architecture.num_key_value_heads, n))
         return [
             f"sequence_parallel_size = {n} does not divide the heads: the busiest rank computes "

@@ -66,8 +66,8 @@ def cases() -> list[Case]:
 
 
 def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none") -> dict[str, Any]:
-    """Train three steps; return the traceback, or the second's waits of the host, and of the third
-    the order of its communication and what does not wait for what it needs."""
+    """Train two steps; return the traceback, or the second's waits of the host, the order of its
+    communication, and what does not wait for what it needs."""
     run = run_of(method, ranks, ring, option)
     syncs = HostSyncs()
     try:
@@ -81,17 +81,15 @@ def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none"
                 trainer = training.Trainer(run, METHODS[method], mesh)
                 samples = Samples(run, mesh.replica, mesh.shard, CUDA)
                 with syncs:
-                    trainer.step(samples.step(0))
-                    batches = samples.step(1)
+                    result = trainer.step(samples.step(0))
+                    assert result.loss.device == CUDA
+                    batches, recorder = samples.step(1), UseRecorder(device)
                     syncs.found.clear()
-                    result = trainer.step(batches)
-                    waits = dict(sorted(syncs.found.items()))
-                    recorder = UseRecorder(device)
-                    memory_of_step(trainer, samples.step(2), None, recorder)
-            assert result.loss.device == CUDA
+                    memory_of_step(trainer, batches, None, recorder)
     except Exception:
         return {"error": traceback.format_exc()[-2000:]}
     found = races(device.program, recorder.uses)
+    waits = dict(sorted(syncs.found.items()))
     return {"error": "", "waits": waits, "order": order(device.program), "races": found}
 
 

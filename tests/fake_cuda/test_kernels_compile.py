@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.marks import slow
 from tests.support.paths import ROOT
 
 KERNELS = {
@@ -20,7 +19,8 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("capability", [slow(80), 90, slow(100)])
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_every_kernel_compiles(capability: int, tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)

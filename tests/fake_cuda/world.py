@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from bench.simulator.device import Device
+from bench.simulator.device import Device, Event
 from bench.simulator.fake_world import report_waits
 
 CUDA = torch.device("cuda", 0)
@@ -35,11 +35,11 @@ def only_gpu(rank: int, world_size: int, waited: Callable[[str], None]) -> Itera
         waited: Called with the name of whatever makes the host wait for the GPU.
     """
     device = Device(has_streams=True)
-    streams, host_waits = device.module(), device.host_waits
+    streams, synchronize = device.module(), Event.synchronize
 
-    def counted_host_waits(after: set[int]) -> None:
+    def counted_synchronize(event: Event) -> None:
         waited("event")
-        host_waits(after)
+        synchronize(event)
 
     calls: dict[str, Any] = {
         "Stream": streams.Stream,
@@ -61,7 +61,7 @@ def only_gpu(rank: int, world_size: int, waited: Callable[[str], None]) -> Itera
     with ExitStack() as stack:
         for name, call in calls.items():
             stack.enter_context(patch.object(torch.cuda, name, call))
-        stack.enter_context(patch.object(device, "host_waits", counted_host_waits))
+        stack.enter_context(patch.object(Event, "synchronize", counted_synchronize))
         stack.enter_context(report_waits(device))
         stack.enter_context(patch.object(fake_tensor, "init_gpu_context", lambda *_: None))
         stack.enter_context(patch.object(Tensor, "pin_memory", lambda x, *_: x))

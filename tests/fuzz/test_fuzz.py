@@ -18,7 +18,7 @@ from tests.fuzz.cases import CASES, Case
 from tests.fuzz.entry import check, digests, enter
 from tests.support.paths import RESULTS
 
-FEW = 25
+FEW = 15
 """Inputs of each kind in the default suite, the same in each run."""
 MANY = 1250
 """Inputs of each kind in the long form, others in each run: 10,000 together."""

@@ -11,6 +11,7 @@ import pytest
 
 from bench.runner.allocator import configure_allocator, settings_in_force
 from odysseus.config.run import RunConfig
+from tests.support.marks import slow
 from tests.support.ranks import run_ranks
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -40,7 +41,7 @@ def test_a_process_that_has_imported_torch(
     assert run_ranks(configured, 1, run, run, fresh=True) == [([expected] * 2, expected)]
 
 
-@pytest.mark.parametrize("names", [NAMES[:1], NAMES[1:], NAMES], ids=["new", "old", "both"])
+@pytest.mark.parametrize("names", [slow(NAMES[:1]), slow(NAMES[1:]), NAMES])
 def test_the_users_settings_stay(names: tuple[str, ...]) -> None:
     """The older variable goes first."""
     code = "from tests.bench.runner.test_allocator import *; print(configured(ON, OFF))"
