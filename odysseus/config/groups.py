@@ -86,8 +86,9 @@ class Parallelism(OptionGroup):
 
     def place(self, rank: int, axis: str) -> int:
         """Return a rank's number on one of the axes: dp, ring or sp."""
-        *_, inner = " ".join(self.axis_sizes).partition(axis)
-        return rank // prod(self.axis_sizes[name] for name in inner.split()) % self.axis_sizes[axis]
+        names, sizes = zip(*self.axis_sizes.items(), strict=True)
+        at = names.index(axis)
+        return rank // prod(sizes[at + 1 :]) % sizes[at]
 
     @property
     def seq_len_unit(self) -> int:
