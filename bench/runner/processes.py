@@ -6,6 +6,7 @@ no exception from a signal handler, and it can always kill all ranks at once.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import shutil
@@ -109,6 +110,13 @@ def fork_now() -> None:
         OSError: the process cannot be started.
     """
     _start(_forked)
+
+
+@atexit.register
+def _end_servers() -> None:
+    """End this process's server. It ends by itself too, but not while it is stopped."""
+    while _servers:
+        _servers.pop().end()
 
 
 Ends = tuple[Connection, Connection]

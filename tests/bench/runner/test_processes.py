@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from bench.runner import launch, processes
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.parallel.mesh import start_process_group
+from tests.support.paths import ROOT
 
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 TWO_RANKS: dict[str, Any] = {"world_size": 2, "timeout_s": 60}
@@ -159,3 +162,18 @@ def test_ranks_run_where_the_caller_runs(tmp_path: Path, monkeypatch: pytest.Mon
 def test_stores_are_removed_after_each_cell() -> None:
     processes.run_ranks(sockets, **TWO_RANKS)
     assert os.listdir(processes._servers[0].folder) == []
+
+
+STOPPED = """
+import os, signal
+from bench.runner import processes
+processes.run_ranks(os.getpid, world_size=1, timeout_s=60)
+os.kill(processes._servers[0].pid, signal.SIGSTOP)
+"""
+"""A script whose server is stopped when it ends."""
+
+
+def test_a_server_that_is_stopped_at_the_end_leaves_nothing(tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", STOPPED], env=environment, cwd=ROOT, check=True)
+    assert [*tmp_path.glob("odysseus-*")] == []
