@@ -27,7 +27,6 @@ from bench.simulator.recorder import Recorder
 from bench.simulator.target import attention_of, clock, on_gpu
 from methods import method_of
 from odysseus.config.run import RunConfig
-from odysseus.config.sizes import shares
 from odysseus.io.text import Samples
 from odysseus.model.kernels import check_flash
 from odysseus.parallel.mesh import make_mesh
@@ -172,9 +171,7 @@ def heaviest_rank(run: RunConfig) -> int:
     """
     ring, places = run.ring_parallel_size, [0]
     if not run.heads_divide:
-        a = run.architecture
-        of_ranks = shares(a.num_attention_heads, a.num_key_value_heads, run.sequence_size)
-        sizes = [(len(q), len(kv)) for q, kv in of_ranks]
+        sizes = [(len(q), len(kv)) for q, kv in run.head_shares]
         places = sorted({sizes.index(size) for size in sizes})
     ranks = [
         first_rank(run, ring_rank, at)

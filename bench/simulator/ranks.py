@@ -8,7 +8,6 @@ import numpy as np
 
 from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
-from odysseus.config.sizes import shares
 from odysseus.parallel.ring_order import share_of_attention
 
 
@@ -22,12 +21,12 @@ def first_rank(run: Parallelism, ring_rank: int, at: int = 0) -> int:
 
 def share_of_scores(run: RunConfig, rank: int) -> Fraction:
     """Return the causal scores that a rank computes, divided by the mean over all ranks."""
-    a, n = run.architecture, run.sequence_size
     share = share_of_attention(run.ring_order, run.ring_parallel_size, run.place(rank, "ring"))
     if run.heads_divide:
         return share
-    queries, _ = shares(a.num_attention_heads, a.num_key_value_heads, n)[run.place(rank, "sp")]
-    return share * Fraction(len(queries) * n, a.num_attention_heads)
+    queries, _ = run.head_shares[run.place(rank, "sp")]
+    mean = Fraction(run.architecture.num_attention_heads, run.sequence_size)
+    return share * len(queries) / mean
 
 
 def busiest_rank(run: RunConfig) -> int:

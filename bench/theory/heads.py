@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odysseus.config.run import RunConfig
-from odysseus.config.sizes import attended, shares
+from odysseus.config.sizes import attended
 
 
 def tokens(run: RunConfig) -> int:
@@ -34,9 +34,8 @@ def uneven_exchanges(run: RunConfig, at: int) -> tuple[list[int], list[int]]:
     output, where each rank has its own share of the heads."""
     a, n = run.architecture, run.sequence_size
     token = tokens(run) // n * a.head_dim * run.compute_dtype.itemsize
-    of_ranks = shares(a.num_attention_heads, a.num_key_value_heads, n)
-    packed = [token * (len(q) + 2 * len(kv)) for q, kv in of_ranks]
-    outputs = [token * len(q) for q, _ in of_ranks]
+    packed = [token * (len(q) + 2 * len(kv)) for q, kv in run.head_shares]
+    outputs = [token * len(q) for q, _ in run.head_shares]
     to_others = [sum(sizes) - sizes[at] for sizes in (packed, outputs)]
     of_mine = [(n - 1) * sizes[at] for sizes in (packed, outputs)]
     return [to_others[0], of_mine[1]], [of_mine[0], to_others[1]]
@@ -44,10 +43,10 @@ def uneven_exchanges(run: RunConfig, at: int) -> tuple[list[int], list[int]]:
 
 def kv_heads(run: RunConfig, at: int) -> int:
     """Return the kv heads that a rank's attention gets."""
-    a, n = run.architecture, run.sequence_size
+    a = run.architecture
     if run.heads_divide:
-        return max(1, a.num_key_value_heads // n)
-    q, kv = shares(a.num_attention_heads, a.num_key_value_heads, n)[at]
+        return max(1, a.num_key_value_heads // run.sequence_size)
+    q, kv = run.head_shares[at]
     return len(attended(q, kv, a.num_attention_heads // a.num_key_value_heads))
 
 

@@ -102,6 +102,12 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         a = self.architecture
         return divides(a.num_attention_heads, a.num_key_value_heads, self.sequence_size)
 
+    @property
+    def head_shares(self) -> list[tuple[range, range]]:
+        """The query heads of each rank of a sequence axis, and the kv heads that they need."""
+        a = self.architecture
+        return shares(a.num_attention_heads, a.num_key_value_heads, self.sequence_size)
+
     def check(self) -> None:
         """Raise ValueError, naming the value and what is valid, unless the options fit together.
 
@@ -176,7 +182,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         heads, n = self.architecture.num_attention_heads, self.sequence_size
         if self.heads_divide or n > heads:  # the latter is refused
             return []
-        most = max(len(q) for q, _ in shares(heads, self.architecture.num_key_value_heads, n))
+        most = max(len(queries) for queries, _ in self.head_shares)
         return [
             f"sequence_parallel_size = {n} does not divide the heads: the busiest rank computes "
             f"{most} of {heads}, {most * n / heads:.2f} times the mean"
