@@ -187,6 +187,8 @@ RESULTS = (
 )
 COLUMNS = (*IDENTITY, *PROVENANCE, *model_sizes.COLUMNS, "status", "error", *RESULTS)
 """All columns of a row, in the order of the file; docs/columns.md explains each."""
+OF_EVERY_ROW = ("method", "status")
+"""Columns that every file of rows has, also those of other verbs and of earlier versions."""
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
@@ -204,26 +206,32 @@ def key(row: Mapping[Any, Any], more: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(_text(row.get(column)) for column in (*more, *KEY, *predicted_for))
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
     """All rows of a file as text, missing values empty; no rows if there is no file or no text.
 
+    Args:
+        needed: The columns that the file must have.
+
     Raises:
-        ValueError: the file is no CSV.
+        ValueError: the file is no CSV, or lacks a column.
     """
     if not path.exists() or not path.stat().st_size:
         return pd.DataFrame(columns=list(COLUMNS))
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:  # all that pandas raises for a damaged file
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is no CSV of rows: {reason}") from None
+    if missing := sorted({*needed} - {*table.columns}):
+        raise ValueError(f"{path} is no CSV of rows: it is without the columns {missing}")
+    return table
 
 
 def keys(
     path: Path, only_ok: bool = False, more: Sequence[str] = (), after: int = 0
 ) -> set[tuple[str, ...]]:
     """The keys, see :func:`key`, of a file's rows but the first `after`; of all, or of those ok."""
-    records = read(path)[after:].to_dict("records")
+    records = read(path, OF_EVERY_ROW)[after:].to_dict("records")
     return {key(row, more) for row in records if row["status"] == "ok" or not only_ok}
 
 
@@ -242,7 +250,8 @@ def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock_file(path).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            earlier = [read(path)] if path.exists() else []
+            needed = [column for column in OF_EVERY_ROW if column in columns]
+            earlier = [read(path, needed)] if path.exists() else []
             table = pd.concat([*earlier, pd.DataFrame([texts])], ignore_index=True).fillna("")
             with files.replacing(path) as draft:
                 table.to_csv(draft, index=False)
@@ -254,7 +263,7 @@ def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) ->
 def check_writable(
     path: Path,
     columns: Sequence[str] = COLUMNS,
-    needed: Sequence[str] = ("method", "status"),
+    needed: Sequence[str] = OF_EVERY_ROW,
     option: str = "out",
 ) -> None:
     """Raise ValueError unless rows can be added to this file, see

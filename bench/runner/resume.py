@@ -28,12 +28,12 @@ class Resumed:
         retry_failed: Whether rows that are not ok count as none.
 
     Raises:
-        ValueError: the file is no CSV.
+        ValueError: the file is no CSV of rows.
     """
 
     def __init__(self, out: Path, retry_failed: bool) -> None:
         self.out = out
-        table = rows.read(out)
+        table = rows.read(out, rows.OF_EVERY_ROW)
         self._rows = len(table)
         self._known = _amounts(
             row for row in table.to_dict("records") if row["status"] == "ok" or not retry_failed
@@ -55,7 +55,7 @@ class Resumed:
         """
         try:
             rows.check_writable(self.out)
-            added = rows.read(self.out)[self._rows :]
+            added = rows.read(self.out, rows.OF_EVERY_ROW)[self._rows :]
         except ValueError as error:
             raise OSError(str(error)) from None
         return _is_enough(_amounts(added.to_dict("records")), run)

@@ -12,7 +12,9 @@ import torch
 from bench import rows
 from bench.__main__ import main
 from bench.runner import launch, rounds
+from bench.runner.resume import Resumed
 from odysseus.config.run import RunConfig
+from odysseus.io.files import NotSaved
 from tests.support.launched import SMALL, one_row
 
 RUN = RunConfig(method="tp", seq_len=1000, rounds=3)
@@ -208,3 +210,24 @@ def test_a_file_that_is_damaged_between_two_cells_ends_the_sweep(
     assert measured == [("tp", 64)]
     assert "it is a file without the columns" in capsys.readouterr().err
     assert out.read_text() == "name,colour\nsea,blue\n"
+
+
+FOREIGN = "name,colour\nsea,blue\n"
+
+
+def test_a_file_that_is_damaged_while_it_is_read_again_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rows.csv"
+    resumed = Resumed(out, retry_failed=False)
+    monkeypatch.setattr(rows, "check_writable", lambda path: path.write_text(FOREIGN))
+    with pytest.raises(OSError, match="it is without the columns"):
+        resumed.has_now(RUN)
+
+
+def test_no_row_is_added_to_a_file_of_another_program(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    out.write_text(FOREIGN)
+    with pytest.raises(NotSaved, match="it is without the columns"):
+        rows.append(out, rows.identity(RUN) | {"status": "ok", "error": ""})
+    assert out.read_text() == FOREIGN
