@@ -18,6 +18,7 @@ from trl.trainer import utils
 from odysseus import hf
 from odysseus.hf.preferences import SplitPreferences
 from odysseus.hf.trainer import SplitSamples
+from odysseus.parallel.mesh import Mesh
 from tests.support.hf_adapters import adapted
 from tests.support.hf_mistakes import message_of
 from tests.support.hf_models import build, load_balancing_loss
@@ -84,6 +85,14 @@ def pairs() -> list[dict[str, str]]:
     return found
 
 
+def of_replica(mesh: Mesh) -> dict[str, int]:
+    """Return the samples of one of the replicas, which together have those of the one process: an
+    evaluation's loss is the mean of its batches' losses."""
+    return dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size"), 2 // mesh.replicas
+    )
+
+
 def sft(training: Training, packed: bool, name: str = "llama") -> list[dict[str, float]]:
     """Train with SFTTrainer; return the log."""
     exact_trl()
@@ -101,7 +110,7 @@ def sft(training: Training, packed: bool, name: str = "llama") -> list[dict[str,
     mesh, run = as_launched(training)
     model = build(name, "ulysses")
     hf.prepare(model, mesh, run)
-    config = SFTConfig(**options | {"per_device_train_batch_size": 2 // mesh.replicas})
+    config = SFTConfig(**options | of_replica(mesh))
     trainer = SplitSFTTrainer(model, config, processing_class=tokenizer(), mesh=mesh, **data)
     return finished(trainer, training)
 
@@ -122,7 +131,7 @@ def dpo(training: Training, adapters: bool) -> list[dict[str, float]]:
         return finished(trainer, training)
     hf.prepare(model, mesh, run)
     hf.prepare(reference, mesh, run)
-    config = DPOConfig(**options | {"per_device_train_batch_size": 2 // mesh.replicas})
+    config = DPOConfig(**options | of_replica(mesh))
     trainer = SplitDPOTrainer(model, reference, config, mesh=mesh, **data)
     return finished(trainer, training)
 
