@@ -17,7 +17,8 @@ from bench.hardware import profiles
 from bench.meters import memory_trace
 from bench.runner import join, launch
 from bench.runner.advice import advice
-from bench.simulator import dry_run, predict, target
+from bench.simulator import predict, target
+from bench.simulator.peak import peak_in_words
 from bench.simulator.placement import placement
 from bench.simulator.trace import check_writable as check_trace
 from bench.simulator.trace import write_trace
@@ -109,7 +110,7 @@ def _dry_run(run: RunConfig, out: Path, parsed: Any) -> int:
     outcome = predict.columns(run, counted, timeline)
     row = launch.finish_row(run, [outcome], time.monotonic() - started)
     if parsed.explain_peak:
-        print(dry_run.explain(counted))
+        print(peak_in_words(counted.rank, counted.peak))
     if parsed.trace:
         assert timeline is not None, "checked before the start"
         write_trace(timeline, Path(parsed.trace), run)

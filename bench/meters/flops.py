@@ -31,8 +31,9 @@ _KERNELS = {
 
 # Matmul: (argument of the left matrix, of the right one).
 _MATMULS = {
-    **dict.fromkeys(("aten::mm", "aten::mm.out", "aten::bmm"), (0, 1)),
+    **dict.fromkeys(("aten::mm", "aten::mm.out", "aten::mm.dtype_out", "aten::bmm"), (0, 1)),
     **dict.fromkeys(("aten::addmm", "aten::addmm_", "aten::addmm.out", "aten::baddbmm"), (1, 2)),
+    "aten::addmm.dtype_out": (1, 2),
 }
 
 

@@ -107,13 +107,23 @@ class MemoryMeter(Watcher):
             else:
                 self._allocations[index].kind = kind
 
-    def peak(self, *kinds: str) -> Peak:
-        """Replay the log and return the peak of these kinds; by default of all but HOST."""
+    @property
+    def events(self) -> int:
+        """Allocations and releases so far."""
+        return len(self._log)
+
+    def peak(self, *kinds: str, between: tuple[int, int] | None = None) -> Peak:
+        """Replay the log and return the peak of these kinds; by default of all but HOST.
+
+        Args:
+            between: Two counts of events between which it is; by default all that was seen.
+        """
+        first, end = between or (0, len(self._log))
         alive: set[int] = set()
         best: set[int] = set()
         now = most = 0
         last = None
-        for index, made in self._log:
+        for event, (index, made) in enumerate(self._log[:end], 1):
             if self._allocations[index].kind not in (kinds or KINDS):
                 continue
             size = self._bytes(index)
@@ -123,7 +133,7 @@ class MemoryMeter(Watcher):
             else:
                 alive.remove(index)
                 now -= size
-            if now > most:
+            if event >= first and now > most:
                 most, best, last = now, set(alive), self._allocations[index]
         by_kind: Counter[str] = Counter()
         for index in best:
@@ -230,11 +240,11 @@ class MemoryMeter(Watcher):
     def observe(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        name, kind = func.name(), self._kind_here()
+        name = func.name()
         if not func.is_view:  # a view of an unknown storage is one of a buffer of gloo's
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor) and self._index(leaf.untyped_storage()) is None:
-                    self._add(leaf.untyped_storage(), kind, name)
+                    self._add(leaf.untyped_storage(), self._kind_of(leaf), name)
         if self.region == "odysseus::edge":
             return
         if name == "c10d::_allgather_base_":
@@ -246,7 +256,8 @@ class MemoryMeter(Watcher):
         elif name == "fsdp::chunk_cat":
             self.watch(args[0], "gradients")
 
-    def _kind_here(self) -> str:
+    def _kind_of(self, tensor: Tensor) -> str:
+        """Return the kind of a tensor that has just been made, as far as is known now."""
         if self.region.startswith("FSDP::"):
             return "communication"
         if self.region == "odysseus::host":

@@ -28,8 +28,17 @@ _OPERATIONS = {
     "c10d::_reduce_scatter_base_": ("reduce_scatter", 1, 2),
     "c10d::alltoall_base_": ("all_to_all", 1, 2),
     "c10d::send": ("p2p", 0, 1),
+    "c10d::allreduce_coalesced_": ("all_reduce", 0, 1),
+    "c10d::allgather_into_tensor_coalesced_": ("all_gather", 0, 2),
+    "c10d::reduce_scatter_": ("reduce_scatter", 1, 2),
+    "c10d::reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1, 2),
+    "c10d::alltoall_": ("all_to_all", 1, 2),
+    "c10d::broadcast_": ("broadcast", 0, 1),
+    "c10d::reduce_": ("reduce", 0, 1),
+    "c10d::scatter_": ("scatter", 0, 2),
+    "c10d::gather_": ("gather", 1, 2),
 }
-_SILENT = {"c10d::recv_", "c10d::barrier"}
+_SILENT = {"c10d::recv_", "c10d::recv_any_source_", "c10d::barrier"}
 _SILENT |= {f"_c10d_functional::{name}" for name in ("wait_tensor", "_wrap_tensor_autograd")}
 # DTensor's and DeepSpeed's (inside whose operator no mode sees the collective): their first
 # argument is this rank's part, their last names the group.
@@ -39,6 +48,11 @@ _FUNCTIONAL = {
     "_c10d_functional::all_gather_into_tensor": "all_gather",
     "_c10d_functional::reduce_scatter_tensor": "reduce_scatter",
     "_c10d_functional::all_to_all_single": "all_to_all",
+    "_c10d_functional::all_reduce_": "all_reduce",
+    "_c10d_functional::all_reduce_coalesced": "all_reduce",
+    "_c10d_functional::all_gather_into_tensor_coalesced": "all_gather",
+    "_c10d_functional::reduce_scatter_tensor_coalesced": "reduce_scatter",
+    "_c10d_functional::broadcast": "broadcast",
 }
 
 
@@ -46,14 +60,15 @@ def bytes_sent(collective: str, size_bytes: int | Fraction, ranks: int) -> Fract
     """Return the bytes that one rank sends, by the usual convention.
 
     Args:
-        collective: One of COLLECTIVES.
+        collective: One of COLLECTIVES, or broadcast, reduce, scatter or gather.
         size_bytes: Bytes of the whole (gathered) tensor; for all_to_all and p2p, of this rank's.
         ranks: Size of the group, n.
 
     Returns:
         All-reduce 2(n-1)/n, all-gather, reduce-scatter and all-to-all (n-1)/n of the size (ring
-        algorithms; Thakur et al., 2005, doi 10.1177/1094342005051521), p2p the size. A fraction:
-        a ring of 3 ranks does not send a whole number of bytes of every tensor.
+        algorithms; Thakur et al., 2005, doi 10.1177/1094342005051521), p2p the size; broadcast,
+        reduce, scatter and gather (n-1)/n, the mean of the ranks. A fraction: a ring of 3 ranks
+        does not send a whole number of bytes of every tensor.
     """
     share = Fraction(ranks - 1, ranks)
     return size_bytes * {"all_reduce": 2 * share, "p2p": Fraction(1)}.get(collective, share)
@@ -114,7 +129,7 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
 
 def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:
     ranks = tuple(dist.get_process_group_ranks(_resolve_process_group(args[-1])))
-    size = args[0].numel() * args[0].element_size()
+    size = sum(t.numel() * t.element_size() for t in tree_leaves(args[0]))
     shares = args[2] if collective == "all_to_all" and len(args) > 2 else ()
     if len(set(shares)) > 1:  # a permutation of the ranks
         kept = size * shares[ranks.index(dist.get_rank())] // sum(shares)

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 from torch._ops import OpOverload
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.linear_cross_entropy import (
+    _linear_cross_entropy_batch_chunked_accumulator as _linear_cross_entropy,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_OPAQUE = "torch_nn::_linear_cross_entropy_batch_chunked"
+_RETAINS = 11
+"""Argument that only its autograd reads: whether a graph may be kept."""
+_WHOLE: Any = NotImplemented
+"""Result of decomposing an operation that has no parts."""
 _UNIT = re.compile(r"FSDP::pre_(forward|backward) \((.+)\)")
+
+
+def _linear_cross_entropy_of(*args: Any) -> Any:
+    """Compute PyTorch's chunked loss, which is one operation to a watcher, in its parts."""
+    return _linear_cross_entropy(*(args[:_RETAINS] + args[_RETAINS + 1 :]))
 
 
 class Watcher(TorchDispatchMode, ABC):
@@ -24,11 +38,13 @@ class Watcher(TorchDispatchMode, ABC):
         unit: The ZeRO unit that began last, such as ``forward model.layers.0``.
     """
 
+    supports_higher_order_operators = True
     _first: ClassVar[Watcher | None] = None
 
     def __init__(self) -> None:
         super().__init__()
         self._regions: list[str] = []
+        self._inside = False
         self._beside: list[Watcher] = []
         self.unit = ""
 
@@ -48,8 +64,16 @@ class Watcher(TorchDispatchMode, ABC):
         if DTensor in types:
             return NotImplemented  # DTensor's own operations arrive afterwards, one by one
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        if not isinstance(func, OpOverload):
+            return func(*args, **kwargs)  # an operator of operators, which arrive one by one
         name = func.name()
+        if name == _OPAQUE:
+            return self._see_into(_linear_cross_entropy_of, args)
+        if self._inside and name.startswith("aten::"):
+            parts = self._see_into(func.decompose, args, kwargs)
+            if parts is not _WHOLE:
+                return parts
+        result = func(*args, **kwargs)
         for watcher in (self, *self._beside):
             if not name.startswith("profiler::"):
                 watcher.observe(func, args, kwargs, result)
@@ -58,6 +82,17 @@ class Watcher(TorchDispatchMode, ABC):
             elif name.startswith("profiler::_record_function_exit"):
                 watcher._regions.pop()
         return result
+
+    def _see_into(self, body: Callable[..., Any], *given: Any) -> Any:
+        """Run the body of an operation under this watcher."""
+        args, kwargs = (*given, {})[:2]
+        was_inside, self._inside = self._inside, True
+        super().__enter__()
+        try:
+            return body(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)
+            self._inside = was_inside
 
     def _begin(self, region: str) -> None:
         self._regions.append(region)

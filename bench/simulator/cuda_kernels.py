@@ -6,12 +6,17 @@ keys, H query heads, G kv heads, K elements of a head.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.hardware import profile_file
+from bench.simulator import liger_kernels
+from bench.simulator.liger_kernels import MULTIPROCESSORS
+from bench.simulator.target import attention_of
+from odysseus.config.run import RunConfig
 from odysseus.model.attention import differentiable, local_attention
 from odysseus.model.block_attention import CUDA_FLASH, BlockAttention
 from odysseus.model.kernels import TORCH, Kernels
@@ -71,14 +76,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 _BACKWARD = {"flash_attention_2": flash_backward, "flash_attention_3": flash_3_backward}
 
 
+def kernels(run: RunConfig) -> Kernels:
+    """Return a run's kernels on the GPU of its profile; the same object if they are the same."""
+    speeds = profile_file.find(run.hardware).speeds
+    multiprocessors = speeds.multiprocessors if speeds else 0
+    return _kernels(attention_of(run), run.model.type == "liger", multiprocessors)
+
+
 @cache
-def kernels(attention: str) -> Kernels:
-    """Return the kernels of a GPU, with attention by a version of FlashAttention."""
+def _kernels(attention: str, with_liger: bool, multiprocessors: int) -> Kernels:
     blocks = BlockAttention(CUDA_FLASH.forward, _BACKWARD[attention])
     with_lse = local_attention(blocks)
-    return Kernels(
-        differentiable(with_lse), rms_norm, TORCH.swiglu, TORCH.rotary_, blocks, with_lse
-    )
+    norm, swiglu, rotary = rms_norm, TORCH.swiglu, TORCH.rotary_
+    if with_liger:
+        norm = partial(liger_kernels.rms_norm, multiprocessors=multiprocessors or MULTIPROCESSORS)
+        swiglu, rotary = liger_kernels.swiglu, liger_kernels.rotary
+    return Kernels(differentiable(with_lse), norm, swiglu, rotary, blocks, with_lse)
 
 
 class _RMSNorm(torch.autograd.Function):

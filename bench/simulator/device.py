@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from bench.simulator.program import HOOKS, HOST, Op, Program, Wait
 
@@ -74,7 +75,7 @@ class Device:
         self.recording = False
         self.current = Stream(self)
         self._of_groups: dict[tuple[int, ...], Stream] = {}
-        self._works: dict[int, tuple[dist.Work, set[int]]] = {}
+        self._works: dict[int, tuple[dist.Work | Tensor, set[int]]] = {}
 
     def module(self) -> SimpleNamespace:
         """Return the counterpart of ``torch.cuda`` for this device."""
@@ -103,11 +104,14 @@ class Device:
         self.program.append(Op(stream=name, after=after, **fields))
         return index
 
-    def collective(self, work: dist.Work | None, is_async: bool, **fields: Any) -> None:
+    def collective(self, handle: dist.Work | Tensor | None, is_async: bool, **fields: Any) -> None:
         """Add a collective to its stream.
 
         That is its group's own stream if the caller continues meanwhile, else the current stream,
         like NCCL's process groups (ProcessGroupNCCL.cpp). On a CPU every group has its own threads.
+
+        Args:
+            handle: What the caller waits for: the work, or the result of a functional collective.
         """
         stream = self.current
         if is_async or not self.has_streams:
@@ -115,16 +119,16 @@ class Device:
             stream = self._of_groups.setdefault(ranks, Stream(self))
             stream.wait_stream(self.current)
         index = self.queue(stream, **fields)
-        if work is not None:
-            self._works[id(work)] = work, {index}
+        if handle is not None:
+            self._works[id(handle)] = handle, {index}
 
     def hooks(self, unit: str) -> None:
         """Add the Python that ZeRO's engine runs on the host before a collective of a unit."""
         self.queue(None, name=HOOKS, kind=HOOKS, unit=unit)
 
-    def waited(self, work: dist.Work) -> None:
+    def waited(self, handle: dist.Work | Tensor) -> None:
         """Note that the current stream, or a host that computes, waits for a collective."""
-        _, after = self._works.pop(id(work), (None, set()))
+        _, after = self._works.pop(id(handle), (None, set()))
         if self.has_streams:
             self.current.waits |= after
         else:

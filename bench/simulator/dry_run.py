@@ -7,8 +7,6 @@ bench/simulator/cuda_kernels.py, and sizes are rounded up as CUDA's allocator ro
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -67,10 +65,18 @@ def check(run: RunConfig) -> None:
         return
     refused = [
         ("compile", run.compile, "false: compiled code hides its operations"),
-        ("model.type", run.model.type != "torch", "torch: Liger's kernels need real tensors"),
         ("ring_backend", run.ring_backend == "yunchang", "native, allgather"),
-        ("tiled_loss_engine", run.tiled_loss_engine == "liger", "auto, fused, checkpoint, torch"),
     ]
+    if not on_gpu(run):  # Liger's kernels are for CUDA
+        engines = "auto, fused, checkpoint, torch"
+        refused += [
+            ("model.type", run.model.type == "liger", "torch, or hardware of GPUs"),
+            (
+                "tiled_loss_engine",
+                run.tiled_loss_engine == "liger",
+                f"{engines}, or hardware of GPUs",
+            ),
+        ]
     for name, wrong, valid in refused:
         if wrong:
             raise ValueError(f"dry_run = true does not know this {name}; valid: {valid}")
@@ -143,25 +149,6 @@ def _attention_of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float
     return {"attention_flops_max": round(most), "attention_flops_mean": float(mean)}
 
 
-def explain(counted: Counted) -> str:
-    """Describe a rank's peak: its operation, and the largest tensors alive then."""
-    peak = counted.peak
-    assert peak.last is not None, "a step allocates"
-    alike = Counter(
-        (a.bytes, a.kind, a.made_by, re.sub(r"layers\.\d+", "layers", a.unit)) for a in peak.alive
-    )
-    largest = sorted(alike.items(), key=lambda item: -item[0][0] * item[1])[:10]
-    lines = [
-        f"rank {counted.rank}: {peak.bytes} bytes at {peak.last.made_by} in {peak.last.unit}",
-        f"{'MiB':>10} {'tensors':>8}  {'kind':14} made by",
-    ]
-    lines += [
-        f"{size * count / 2**20:10.1f} {count:8}  {kind:14} {made_by} in {unit or 'no unit'}"
-        for (size, kind, made_by, unit), count in largest
-    ]
-    return "\n".join(lines)
-
-
 def heaviest_rank(run: RunConfig) -> int:
     """Find the rank with the highest peak, by dry runs of a shallow model.
 
@@ -203,7 +190,7 @@ def count(
         only_memory: Whether to count neither traffic nor FLOPs, which takes less time.
     """
     gpu = on_gpu(run)
-    kernels = cuda_kernels.kernels(attention_of(run)) if gpu else cpu_kernels(run)
+    kernels = cuda_kernels.kernels(run) if gpu else cpu_kernels(run)
     meter = MemoryMeter(CUDA_ROUNDING_BYTES if gpu else 1)
     # `need` compares with the profile's host afterwards; this machine's memory does not matter.
     run = replace(run, host_memory_limit_bytes=2**62)

@@ -26,9 +26,11 @@ from torch._C._distributed_c10d import FakeWork
 from torch.profiler import record_function
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from bench.simulator import cuda_losses
 from bench.simulator.device import Device
 from odysseus.config.run import RunConfig
 from odysseus.memory import tiling
+from odysseus.model import loss
 from odysseus.model.attention import differentiable
 from odysseus.model.kernels import Kernels, choose_kernels
 
@@ -123,6 +125,8 @@ def only_rank(rank: int, world_size: int, on_gpu: bool) -> Iterator[Device]:
     device = Device(has_streams=on_gpu)
     with ExitStack() as stack:
         stack.enter_context(_no_garbage_collection())
+        if on_gpu:
+            stack.enter_context(patch.dict(loss.ENGINES, cuda_losses.ENGINES))
         stack.enter_context(patch.object(torch, "meta", device.module(), create=True))
         stack.enter_context(report_waits(device))
         stack.enter_context(patch(_CHUNKS, _Chunks))

@@ -52,3 +52,13 @@ class Wait(NamedTuple):
 
 
 Program = list[Op | Wait]
+
+
+def part(program: Program, first: int, end: int) -> Program:
+    """Return the operations of a program between two indices, as a program of their own; what
+    they would wait for before that has ended."""
+
+    def of_part(after: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(at - first for at in after if at >= first)
+
+    return [one._replace(after=of_part(one.after)) for one in program[first:end]]

@@ -14,11 +14,13 @@ from bench.meters.memory import MemoryMeter
 from bench.meters.traffic import Call, call_of
 from bench.meters.watcher import Watcher
 from bench.simulator.device import Device
+from bench.simulator.launch import HOST_READS, LAUNCH
 from bench.simulator.program import HOST, TO_DEVICE, TO_HOST
 
 _COPIES = ("aten::copy_", "aten::clone", "aten::_to_copy")
 # Operations that only allocate or view tensors.
 _FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::resize_", "c10d::")
+_FREE += ("_c10d_functional::", "prim::")
 
 
 class Recorder(Watcher):
@@ -48,12 +50,18 @@ class Recorder(Watcher):
             if len(call.ranks) > 1:
                 self._collective(name, call, result)
             return
+        if name == "_c10d_functional::wait_tensor":
+            self.device.waited(args[0])
         if func.is_view or name.startswith(_FREE):
+            return
+        if name == HOST_READS:
+            self.device.host_waits(self.device.current.last)
             return
         read, written = _tensors(func, args, kwargs, result)
         moved = sum(map(_bytes, read)) + sum(map(_bytes, written))
         if moved:
-            fields = {"name": name, "kind": "elementwise", "bytes": moved, "unit": self.unit}
+            shown = args[0] if name == LAUNCH else name
+            fields = {"name": shown, "kind": "elementwise", "bytes": moved, "unit": self.unit}
             if kernel := kernel_of(name, args):
                 fields |= {"kind": kernel.kind, "flops": kernel.flops, "sizes": kernel.sizes}
             self._compute(fields, read, written, blocking=len(args) < 3 or args[2] is not True)
@@ -62,7 +70,7 @@ class Recorder(Watcher):
         if call.purpose in ("parameter", "gradient"):
             self.device.hooks(self.unit)
         self.device.collective(
-            _work(result),
+            _handle(result),
             call.is_async,
             name=name,
             kind=call.collective,
@@ -92,8 +100,10 @@ class Recorder(Watcher):
                 device.host_waits({index})
 
 
-def _work(result: Any) -> dist.Work | None:
-    """Return the handle in a c10d operation's result."""
+def _handle(result: Any) -> dist.Work | Tensor | None:
+    """Return what the caller of a collective waits for: a functional one's result is a tensor."""
+    if isinstance(result, Tensor):
+        return result
     boxed = result[1] if isinstance(result, tuple) else result
     return dist.Work.unbox(boxed) if boxed is not None else None
 
@@ -124,7 +134,7 @@ def _effects(func: OpOverload) -> tuple[tuple[int, ...], tuple[str, ...], bool, 
     ]
     positions = tuple(at for at, argument in written if not argument.kwarg_only)
     names = tuple(argument.name for _, argument in written if argument.kwarg_only)
-    overwrites = func.name() in ("aten::copy_", "aten::zero_", "aten::fill_.Scalar")
+    overwrites = func.name() in ("aten::copy_", "aten::zero_", "aten::fill_.Scalar", LAUNCH)
     return positions, names, overwrites, not written
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -69,16 +70,23 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return LigerFusedGateUpSiLUMulFunction.apply(rows, True).view(*gate_up.shape[:-1], -1)
 
 
-def rotary(x: Tensor, table: Tensor, heads: int) -> Tensor:
+def rotary(
+    x: Tensor, table: Tensor, heads: int, rotate: Callable[..., tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
     """Compute :func:`odysseus.model.kernels.rotary_` out of place; saves only the table.
 
     Liger rotates two contiguous tensors, queries and keys, in place. They are copied out of the
     packed tensor and then into a new one: three passes, where this project's kernel has one.
     Backward rotates the gradient in place where it is contiguous: only attention, or the rotated
     heads, made it, and no other code reads it.
-    """
-    from liger_kernel.ops import LigerRopeFunction
 
+    Args:
+        rotate: The kernel; by default Liger's.
+    """
+    if rotate is None:
+        from liger_kernel.ops import LigerRopeFunction
+
+        rotate = LigerRopeFunction.apply
     # Liger pads each tensor's heads to a power of two. In most models this split is q and k.
     x_BSFK = split_heads(x, 2 * table.shape[-1])
     first = 2 ** max(0, (heads - 1).bit_length() - 1)
@@ -86,7 +94,7 @@ def rotary(x: Tensor, table: Tensor, heads: int) -> Tensor:
     if heads == 1:  # Liger needs heads in both tensors, so the one head is rotated twice.
         k_BSGK = q_BSHK
     cos_BSk, sin_BSk = table.squeeze(3)
-    rotated = LigerRopeFunction.apply(
+    rotated = rotate(
         _copy_for_liger(q_BSHK),
         _copy_for_liger(k_BSGK),
         *(cos_BSk, sin_BSk, None, 1, x_BSFK.shape[-1]),

@@ -34,7 +34,7 @@ def choose_loss(run: RunConfig, vocabulary: int) -> Loss:
     """Choose the function that computes a run's loss, given the size of the vocabulary."""
     if not run.tiles_loss:
         return whole_logits
-    return partial(_ENGINES[run.loss_engine], tile=most_tokens(run, vocabulary))
+    return partial(ENGINES[run.loss_engine], tile=most_tokens(run, vocabulary))
 
 
 def loss_tile_tokens(run: RunConfig) -> int:
@@ -111,7 +111,14 @@ def linear_cross_entropy(
     hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int
 ) -> Tensor:
     """Compute the loss in PyTorch's own chunks (2.13), which takes gradients in forward."""
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=tile)
+    narrow = hidden_TD.dtype == torch.bfloat16
+    # What PyTorch's "auto" chooses on CUDA and on a CPU; a dry run's device is neither.
+    options = torch.nn.LinearCrossEntropyOptions(
+        batch_chunk_size=tile,
+        chunking_method=None,
+        acc_policy="accurate" if narrow and not hidden_TD.is_cuda else "compact",
+        acc_dtype=torch.float32 if narrow else None,
+    )
     return F.linear_cross_entropy(
         hidden_TD, weight_VD, labels_T, reduction="sum", ignore_index=IGNORED_LABEL, options=options
     )
@@ -193,7 +200,7 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-_ENGINES = {
+ENGINES = {
     "fused": fused,
     "checkpoint": checkpointed,
     "torch": linear_cross_entropy,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.planner import longest
 from bench.simulator import cuda_kernels, dry_run
+from bench.simulator.peak import peak_in_words
 from odysseus.config.run import ModelOptions, OptimizerOptions, RunConfig
 
 GIB = 2**30
@@ -71,7 +72,7 @@ def predict(how: str) -> None:
         print(f"{name}: {published} tokens published, {found.seq_len} predicted ({error:+.1%})")
         print(f"  {found.limit} is short; {time.monotonic() - started:.0f} s")
         counted = dry_run.counted(replace(run, seq_len=found.seq_len))
-        print("  " + dry_run.explain(counted).replace("\n", "\n  "))
+        print("  " + peak_in_words(counted.rank, counted.peak).replace("\n", "\n  "))
     for chunks in (1, 4):
         run = replace(UNTIED, ulysses_head_chunks=chunks)
         peak = dry_run.counted(run).peak
