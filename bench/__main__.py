@@ -26,6 +26,7 @@ VERBS = {
     "verify": "train a method and a reference, and compare them step by step",
     "calibrate": "measure this machine or cluster, and write a profile for --hardware",
     "hardware": "list the hardware profiles, or print one as YAML with comments",
+    "dry_run": "run any training script without peers, values or a GPU, and count one step",
     "theory": "print the bytes that each method sends: published, derived, on request measured",
     "plan": "find which methods fit in memory, and the longest sequence of each",
     "report": "draw one HTML page, figures and a table from CSV rows",

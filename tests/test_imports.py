@@ -41,7 +41,7 @@ LEVELS = {
         {"meters", "safe_yaml"},
         {"theory", "hardware"},
         {"simulator"},
-        {"config", "rows", "pool", "provenance", "calibration"},
+        {"config", "rows", "pool", "provenance", "calibration", "scripted"},
         {"planner", "runner"},
         {"report"},
         {"commands"},

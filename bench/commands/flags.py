@@ -6,6 +6,7 @@ not exist, appear at once. Each verb is implemented in the module of its name.
 
 from __future__ import annotations
 
+from argparse import REMAINDER
 from collections.abc import Callable
 from typing import Literal
 
@@ -190,6 +191,54 @@ def hardware() -> ArgumentParser:
     return parser
 
 
+def dry_run() -> ArgumentParser:
+    """Return the parser of ``dry_run``."""
+    parser = options.parser(
+        "dry_run",
+        "Run a training script as it is, on one rank of a world of any size that has no peers, no "
+        "values and no GPU, until its second optimizer step has ended; print what that step sends, "
+        "holds and computes. Flags come before SCRIPT, the script's own arguments after it.",
+    )
+    parser.usage = f"{parser.usage} SCRIPT ..."
+    parser.add_argument(
+        "--world_size", type=int, default=8, help="Number of ranks in the script's world."
+    )
+    parser.add_argument("--rank", type=int, default=0, help="Rank that the script is.")
+    parser.add_argument(
+        "--ranks_per_node", type=int, default=8, help="Ranks, and GPUs, of a node; at most 16."
+    )
+    parser.add_argument(
+        "--device",
+        type=Literal["cuda", "cpu"],
+        default="cuda",
+        help="cuda: the script finds a GPU, which computes nothing; a compiler (g++) builds it "
+        "once, in seconds. cpu: it finds none.",
+    )
+    parser.add_argument(
+        "--hardware",
+        type=str,
+        default="",
+        help="Hardware profile to predict the step's time on; see the verb hardware.",
+    )
+    parser.add_argument(
+        "--out", type=str, default="", help="JSON file to write the printed numbers to."
+    )
+    parser.add_argument(
+        "--explain_peak",
+        type=bool,
+        default=False,
+        help="Also print where the memory peak is, and the ten largest tensors alive then.",
+    )
+    parser.add_argument(
+        "script",
+        type=list[str],
+        nargs=REMAINDER,
+        metavar="SCRIPT ...",
+        help="The script, SCRIPT.py or the name of a module, and its arguments.",
+    )
+    return parser
+
+
 def theory() -> ArgumentParser:
     """Return the parser of ``theory``."""
     parser = options.parser(
@@ -314,6 +363,7 @@ PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "verify": verify,
     "calibrate": calibrate,
     "hardware": hardware,
+    "dry_run": dry_run,
     "theory": theory,
     "plan": plan,
     "report": report,

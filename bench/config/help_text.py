@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, Action
+from argparse import REMAINDER, SUPPRESS, Action
 from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,6 +16,7 @@ EXAMPLES = {
     "verify": "verify --method odysseus --world_size 4 --seq_len 512 --tiled_mlp_compute",
     "calibrate": "calibrate --world_size 4 --out profile.yml",
     "hardware": "hardware h100-80g --out mine.yml",
+    "dry_run": "dry_run --world_size 64 --hardware h100-80g train.py --batch_size 1",
     "theory": "theory --model.name_or_path llama3-8b --world_size 8 --seq_len 131072",
     "plan": "plan --model.name_or_path llama3-8b --world_size 8 --seq_len 131072",
     "report": "report --rows results/mine.csv --out results/mine",
@@ -105,6 +106,8 @@ class HelpFormatter(DefaultHelpFormatter):
         hint = type_of(action)
         if action.dest in ("config", "help", "print_config") or action.default == SUPPRESS:
             return super()._get_help_string(action)
+        if action.nargs == REMAINDER:
+            return action.help
         default = f"default: {default_in_words(action.default)}"
         if hint and not action.metavar:  # which would list the values
             default = f"{', '.join(dict.fromkeys(values(hint)))}; {default}"

@@ -10,6 +10,7 @@ import difflib
 import itertools
 import re
 import sys
+from argparse import REMAINDER
 from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, get_args, get_type_hints
@@ -53,6 +54,9 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
     Raises:
         ValueError: a key is unknown or a value has a wrong type; the message says what is valid.
     """
+    script: list[str] = []
+    if any(action.nargs == REMAINDER for action in verb_parser._actions):
+        arguments, script = _before_script(arguments)
     arguments = _with_values(verb_parser, arguments)
     for flag, value in itertools.pairwise(["", *arguments]):
         try:
@@ -68,6 +72,8 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
     arguments, notes = arctic.translate(arguments)
     try:
         given = verb_parser.parse_args(arguments)
+        if script:
+            given.script = script
         _check_none_is_empty(given, defaults)
         parsed = verb_parser.instantiate(given)
     except ArgumentError as error:
@@ -77,6 +83,15 @@ def parse(verb_parser: ArgumentParser, arguments: Sequence[str]) -> Any:
         for note in notes:
             print(note, file=sys.stderr)
     return parsed
+
+
+def _before_script(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before a script, whose own look like any, and the script with them."""
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("-"):
+        alone = "=" in arguments[at] or arguments[at] in ("-h", "--help")
+        at += 1 if alone else 2
+    return list(arguments[:at]), list(arguments[at:])
 
 
 def _with_values(verb_parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:

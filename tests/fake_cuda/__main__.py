@@ -1,9 +1,10 @@
-"""Train two steps of each case on the fake GPU: ``python -m tests.fake_cuda < cases.json``.
+"""Run on the fake GPU: ``python -m tests.fake_cuda cases < cases.json``, or ``stand_ins``.
 
-Reads [method, ranks, ring, toggles] and prints, per case, the error or the second step's waits.
+cases reads [method, ranks, ring, toggles] and trains two steps of each; prints, per case, the error
+or the second step's waits. stand_ins prints what the originals of the dry run's stand-ins do.
 """
 
-from tests.fake_cuda.library import load
+from bench.scripted.library import load
 
 load()  # before PyTorch
 
@@ -11,5 +12,10 @@ import json  # noqa: E402
 import sys  # noqa: E402
 
 from tests.fake_cuda.cases import outcome  # noqa: E402
+from tests.fake_cuda.stand_ins import originals  # noqa: E402
 
-json.dump([outcome(*case) for case in json.load(sys.stdin)], sys.stdout)
+WHAT = {
+    "cases": lambda: [outcome(*case) for case in json.load(sys.stdin)],
+    "stand_ins": originals,
+}
+json.dump(WHAT[sys.argv[1]](), sys.stdout)

@@ -11,6 +11,7 @@ from unittest.mock import patch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.meters.step import memory_of_step
+from bench.scripted.gpu import CUDA
 from bench.simulator import dry_run
 from methods import METHODS
 from odysseus.config.run import DataOptions, RunConfig
@@ -21,7 +22,7 @@ from tests.fake_cuda.faults import FAULTS
 from tests.fake_cuda.programs import order
 from tests.fake_cuda.races import UseRecorder, races
 from tests.fake_cuda.syncs import HostSyncs
-from tests.fake_cuda.world import CUDA, only_gpu
+from tests.fake_cuda.world import only_gpu
 from tests.support.runs import RUN
 from tests.support.toggles import ALL_ON, TOGGLES
 

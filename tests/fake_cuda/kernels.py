@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from tests.fake_cuda.world import PROPERTIES
+from bench.scripted.gpu import PROPERTIES
 
 
 def compiled(capability: int) -> dict[str, int]:

@@ -41,7 +41,7 @@ def sample() -> list[Case]:
 def outcomes(of: Sequence[Case | tuple[*Case, str]]) -> list[dict[str, Any]]:
     """Train each case, some with a fault, on the fake GPU, in one new process, which loads the
     device first."""
-    command = [sys.executable, "-m", "tests.fake_cuda"]
+    command = [sys.executable, "-m", "tests.fake_cuda", "cases"]
     done = subprocess.run(
         command, input=json.dumps(of), cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -32,6 +32,7 @@ LEAST = {
     "verify": ["verify", *SMALL.split(), "--seq_len", "64"],
     "calibrate": ["calibrate", *SMALL.split()],
     "hardware": ["hardware", "h20"],
+    "dry_run": ["dry_run", "--device", "cpu", "this"],  # a module of Python's
     "theory": ["theory", *SMALL.split(), "--seq_len", "64"],
     "plan": ["plan", *SMALL.split(), "--seq_len", "64"],
     "report": ["report", "--rows", "good.csv"],

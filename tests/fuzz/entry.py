@@ -21,6 +21,7 @@ from bench.__main__ import main
 from bench.commands import flags, plan_map
 from bench.report import catalogue
 from bench.runner import join, processes, worker
+from bench.scripted import library, world
 from bench.simulator import dry_run
 
 SECONDS = 30
@@ -91,6 +92,7 @@ def _tripwires(counts: bool) -> Iterator[tuple[Any, str]]:
     yield from ((processes, "run_ranks"), (processes, "fork_now"))
     yield from ((join, "run_cell"), (worker, "process_group"))
     yield from ((plan_map, "workers"), (catalogue, "pool"))
+    yield from ((library, "load"), (world, "only_rank"))
     if not counts:
         yield from ((dry_run, "count"), (dry_run, "counted"))
 

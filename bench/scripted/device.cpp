@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr int kDevices = 16;  // autograd has a thread for each
+
 using c10::Device, c10::DeviceIndex, c10::DeviceType, c10::Stream;
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
@@ -18,7 +20,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   Stream getStreamFromGlobalPool(Device d, bool) const override { return Stream(Stream::DEFAULT, d); }
   Stream getNewStream(Device d, int) const override { return Stream(Stream::DEFAULT, d); }
   Stream exchangeStream(Stream s) const override { return Stream(Stream::DEFAULT, s.device()); }
-  DeviceIndex deviceCount() const noexcept override { return 1; }
+  DeviceIndex deviceCount() const noexcept override { return kDevices; }
   void record(void**, const Stream&, DeviceIndex, c10::EventFlag) const override {}
   void block(void*, const Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
@@ -39,8 +41,8 @@ struct CUDAHooks final : CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs) {}
   void init() const override {}
   bool hasCUDA() const override { return true; }
-  int getNumGPUs() const override { return 1; }
-  DeviceIndex deviceCount() const override { return 1; }
+  int getNumGPUs() const override { return kDevices; }
+  DeviceIndex deviceCount() const override { return kDevices; }
   DeviceIndex getCurrentDevice() const override { return 0; }
   DeviceIndex current_device() const override { return 0; }
   bool isBuilt() const override { return true; }

@@ -1,0 +1,125 @@
+"""``python -m bench dry_run SCRIPT``: count a step of any training script, on no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+import shutil
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from bench.hardware import profile_file
+from bench.scripted import library
+from odysseus.io import files
+
+_BEGINNING = b'{\n  "world": {'
+"""Beginning of a file that this verb writes."""
+
+
+def main(parsed: Any) -> int:
+    """Run the script until its second optimizer step has ended, and print what that took; return
+    0, or 1 if the script failed.
+
+    Raises:
+        ValueError: there is no such script, profile or compiler, or a number is out of bounds.
+    """
+    _check(parsed)
+    if parsed.device == "cuda":
+        library.load()
+    # Imports PyTorch, which must find the fake GPU loaded.
+    from bench.scripted import report, steps, world
+    from bench.simulator.peak import peak_in_words
+
+    known = _clock(parsed)
+    here = world.World(
+        parsed.rank, parsed.world_size, parsed.ranks_per_node, parsed.device == "cuda"
+    )
+    name, *arguments = parsed.script
+    sys.argv = [name, *arguments]
+    with world.only_rank(here) as (device, values):
+        meters = steps.Steps(device)
+        with meters.metered():
+            failed = _failed(name, steps.Enough)
+        if failed:
+            return 1
+        counted = meters.counted()
+    found = report.numbers(here, counted, values, known)
+    print(report.in_words(found, parsed.hardware))
+    if parsed.explain_peak:
+        print(peak_in_words(here.rank, counted.peak))
+    if parsed.out:
+        files.write(Path(parsed.out), json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _failed(name: str, enough: type[BaseException]) -> bool:
+    """Run a script, or a module, as the main program; print what it fails by.
+
+    Args:
+        enough: What ends it once a step is counted.
+    """
+    try:
+        _run(name)
+    except enough:
+        return False
+    except SystemExit as ended:
+        return ended.code not in (None, 0)
+    except Exception:
+        traceback.print_exc()
+        return True
+    return False
+
+
+def _run(name: str) -> None:
+    if Path(name).is_file():
+        sys.path.insert(0, str(Path(name).resolve().parent))
+        runpy.run_path(name, run_name="__main__")
+    else:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _clock(parsed: Any) -> Any:
+    from bench.simulator.cost_model import Clock
+
+    profile = profile_file.find(parsed.hardware) if parsed.hardware else None
+    if profile is None or profile.speeds is None:
+        return None
+    return Clock(profile.speeds, "flash_attention_2", parsed.ranks_per_node)
+
+
+def _check(parsed: Any) -> None:
+    """Raise ValueError unless the script can be started."""
+    if not parsed.script:
+        raise ValueError("SCRIPT is missing; valid: SCRIPT.py or the name of a module")
+    name = parsed.script[0]
+    if not Path(name).is_file() and (name.endswith(".py") or not _is_module(name)):
+        raise ValueError(f"SCRIPT = {name} is no file; valid: SCRIPT.py or the name of a module")
+    for option, least, most in (
+        ("world_size", 1, 2**20),
+        ("ranks_per_node", 1, 16),
+        ("rank", 0, parsed.world_size - 1),
+    ):
+        if not least <= (given := getattr(parsed, option)) <= most:
+            raise ValueError(f"{option} = {given}; valid: {least} to {most}")
+    if parsed.hardware:
+        profile_file.find(parsed.hardware)
+    if parsed.out:
+        files.check_output("out", Path(parsed.out), "a new file, or one of this verb", _foreign)
+    if parsed.device == "cuda" and shutil.which("g++") is None:
+        raise ValueError("device = cuda needs a C++ compiler, no g++ here; valid: cpu")
+
+
+def _foreign(path: Path) -> str:
+    with path.open("rb") as file:
+        is_known = file.read(len(_BEGINNING)) == _BEGINNING
+    return "" if is_known else "it has no counts of a script"
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
