@@ -15,10 +15,9 @@ from odysseus.config.run import RunConfig
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
 from odysseus.model.decoder import MLP, Attention
 from odysseus.model.kernels import Kernels
-from odysseus.model.layers import local
 from odysseus.parallel import collectives
 from odysseus.parallel.mesh import Mesh
-from odysseus.parallel.tensor_parallel import linear_all_reduce, with_shared_kv_gradients
+from odysseus.parallel.tensor_parallel import linear_all_reduce, share_kv_gradients
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
@@ -27,8 +26,8 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
         run.architecture,
         kernels,
         shards=mesh.sequence.size,
-        column=with_shared_kv_gradients(local, run, mesh),
         row=partial(linear_all_reduce, axis=mesh.sequence),
+        shared=share_kv_gradients(run, mesh),
     )
 
 

@@ -20,19 +20,19 @@ from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.tensor_parallel import (
     gather_linear,
     linear_reduce_scatter,
-    with_shared_kv_gradients,
+    share_kv_gradients,
 )
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     """Build this rank's attention: all-gather, attention of its heads, reduce-scatter."""
-    column = partial(gather_linear, axis=mesh.sequence, regather=run.regather)
     return Attention(
         run.architecture,
         kernels,
         shards=mesh.sequence.size,
-        column=with_shared_kv_gradients(column, run, mesh),
+        column=partial(gather_linear, axis=mesh.sequence, regather=run.regather),
         row=partial(linear_reduce_scatter, axis=mesh.sequence),
+        shared=share_kv_gradients(run, mesh),
     )
 
 

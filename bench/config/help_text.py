@@ -107,7 +107,7 @@ class HelpFormatter(DefaultHelpFormatter):
         if action.dest in ("config", "help", "print_config") or action.default == SUPPRESS:
             return super()._get_help_string(action)
         if action.nargs == REMAINDER:
-            return action.help
+            return action.help or ""
         default = f"default: {default_in_words(action.default)}"
         if hint and not action.metavar:  # which would list the values
             default = f"{', '.join(dict.fromkeys(values(hint)))}; {default}"

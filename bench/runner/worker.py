@@ -41,6 +41,8 @@ from odysseus.training.trainer import StepResult, Trainer
 Result = TypeVar("Result")
 Step = Callable[[list[Batch]], Result]
 """step(micro batches) trains one optimizer step and returns its result."""
+_OWN_PEAKS = ("peak_activation_bytes", "peak_host_bytes")
+"""Columns of the rank with the most of them."""
 
 
 def measure(
@@ -159,7 +161,7 @@ def metered_columns(
     return (
         traffic
         | flop_columns([r["flops"] for r in ranks])
-        | max((r["memory"] for r in ranks), key=lambda m: m["peak_memory_bytes"])
+        | memory_of([r["memory"] for r in ranks])
         | {
             "backend": dist.get_backend(),
             "device": device.type,
@@ -167,6 +169,13 @@ def metered_columns(
             "allocator_settings": settings_in_force() if device.type == "cuda" else None,
         }
     )
+
+
+def memory_of(ranks: list[dict[str, int]]) -> dict[str, int]:
+    """Return the columns of the rank with the highest peak; those of activations and of host memory
+    are of the rank with the most of them."""
+    own = {name: max(rank[name] for rank in ranks) for name in _OWN_PEAKS}
+    return max(ranks, key=lambda rank: rank["peak_memory_bytes"]) | own
 
 
 def _save(run: RunConfig, trainer: Trainer, device: torch.device, to: Path) -> dict[str, str]:

@@ -76,20 +76,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 _BACKWARD = {"flash_attention_2": flash_backward, "flash_attention_3": flash_3_backward}
 
 
-def kernels(run: RunConfig) -> Kernels:
-    """Return a run's kernels on the GPU of its profile; the same object if they are the same."""
+def kernels_of(run: RunConfig) -> Kernels:
+    """Return a run's kernels on the GPU of its profile."""
     speeds = profile_file.find(run.hardware).speeds
     multiprocessors = speeds.multiprocessors if speeds else 0
-    return _kernels(attention_of(run), run.model.type == "liger", multiprocessors)
+    return kernels(attention_of(run), run.model.type == "liger", multiprocessors or MULTIPROCESSORS)
 
 
 @cache
-def _kernels(attention: str, with_liger: bool, multiprocessors: int) -> Kernels:
+def kernels(
+    attention: str, with_liger: bool = False, multiprocessors: int = MULTIPROCESSORS
+) -> Kernels:
+    """Return the kernels of a GPU, with attention by a version of FlashAttention."""
     blocks = BlockAttention(CUDA_FLASH.forward, _BACKWARD[attention])
     with_lse = local_attention(blocks)
     norm, swiglu, rotary = rms_norm, TORCH.swiglu, TORCH.rotary_
     if with_liger:
-        norm = partial(liger_kernels.rms_norm, multiprocessors=multiprocessors or MULTIPROCESSORS)
+        norm = partial(liger_kernels.rms_norm, multiprocessors=multiprocessors)
         swiglu, rotary = liger_kernels.swiglu, liger_kernels.rotary
     return Kernels(differentiable(with_lse), norm, swiglu, rotary, blocks, with_lse)
 

@@ -190,7 +190,7 @@ def count(
         only_memory: Whether to count neither traffic nor FLOPs, which takes less time.
     """
     gpu = on_gpu(run)
-    kernels = cuda_kernels.kernels(run) if gpu else cpu_kernels(run)
+    kernels = cuda_kernels.kernels_of(run) if gpu else cpu_kernels(run)
     meter = MemoryMeter(CUDA_ROUNDING_BYTES if gpu else 1)
     # `need` compares with the profile's host afterwards; this machine's memory does not matter.
     run = replace(run, host_memory_limit_bytes=2**62)
@@ -200,11 +200,13 @@ def count(
         samples = Samples(run, mesh.replica, mesh.shard, META)
         with few_tiles():
             trainer.step(samples.step(0))
+        # The samples of a measured row: where documents are packed, they differ.
+        at = run.warmup_steps + run.steps
         traffic, done = TrafficMeter(), FlopMeter()
         with ExitStack() as stack:
             for other in () if only_memory else (traffic, done):
                 stack.enter_context(other)
             recorder = Recorder(device, meter) if with_program else None
-            memory_of_step(trainer, samples.step(1), meter, recorder)
+            memory_of_step(trainer, samples.step(at), meter, recorder)
         totals = traffic.totals(), done.columns
         return Counted(rank, *totals, meter, device.program)

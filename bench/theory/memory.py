@@ -25,12 +25,14 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
 
     The form is claimed for fp32 and fp64 with this project's own kernels and loss, without biases
     and q/k norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with them a
-    norm's fp32 work may be the peak. It is not claimed for a ring, packed documents, or heads that
-    do not divide.
+    norm's fp32 work may be the peak. It is not claimed for a ring, packed documents, heads that do
+    not divide, tied embeddings, or `ulysses` with queries as wide as the MLP and wider than the
+    stream.
     """
     if not _is_claimed(run):
         return None
     batch = 8 * (2 * run.local_tokens + run.seq_len // run.shards)
+    batch *= run.gradient_accumulation_steps  # all micro steps' are alive
     table_tokens = run.seq_len
     if run.method == "ulysses":
         table_tokens //= run.sequence_size
@@ -64,8 +66,9 @@ def moments(run: RunConfig) -> dict[str, int]:
     The batch, the table of angles and a few scalars are left out: they are alive all the time.
     """
     bytes_by_moment = {"loss": _at_loss(run), "MLP": _at_mlp(run)}
+    bytes_by_moment["attention"] = _at_attention(run)
     if run.recomputes or run.tiled_mlp_compute:
-        bytes_by_moment |= {"norm": _at_norm(run), "attention": _at_attention(run)}
+        bytes_by_moment["norm"] = _at_norm(run)
     return bytes_by_moment
 
 
@@ -112,7 +115,9 @@ def host_bytes(run: RunConfig) -> int:
 def _is_claimed(run: RunConfig) -> bool:
     a = run.architecture
     biased = a.attention_bias or a.attention_output_bias or a.mlp_bias
-    plain = not (a.use_qk_norm or biased or run.compile)
+    plain = not (a.use_qk_norm or biased or run.compile or a.tie_word_embeddings)
+    wide_heads = a.query_width > a.hidden_size and a.query_width >= a.intermediate_size
+    plain = plain and not (wide_heads and run.method == "ulysses")
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack and run.heads_divide
     own = run.model.implementation == "native"
     own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"
@@ -135,7 +140,11 @@ def _at_loss(run: RunConfig) -> int:
     held = _inputs(run) + stream_bytes(run) + scales
     logits = 3 * run.local_tokens * a.vocab_size * _wide(run)
     if run.tiles_loss:
-        logits = shard + loss_tile_tokens(run) * a.vocab_size * _wide(run)
+        # Per token a mask, a label, and the picked logit, the total and two of a one. Of the
+        # scalars, the loss in fp64 or the last micro step's is made later.
+        each = a.vocab_size * _wide(run) + 1 + 8 + 4 * _wide(run)
+        later = 8 if run.gradient_accumulation_steps == 1 else _wide(run)
+        logits = shard + loss_tile_tokens(run) * each - later
     return held + max(shard + logits, 4 * shard + scales)
 
 

@@ -249,7 +249,8 @@ def _reductions(run: Zero, elements: int, ranks: int) -> list[tuple[int, int]]:
 
 def _stream_edge(run: RunConfig) -> Iterator[Term]:
     """Yield a micro step's collectives outside blocks: position ids, and the stream of `tp`."""
-    n, positions = run.sequence_size, run.ring_seq_len * 8
+    rows = run.micro_batch_size if run.data.pack else 1
+    n, positions = run.sequence_size, rows * run.ring_seq_len * 8
     if run.method != "ulysses":
         yield Term("all_gather", "edge", 1, positions, n)
     if run.method == "tp":

@@ -23,6 +23,9 @@ from odysseus.config.groups import (
 from odysseus.config.nested import DataOptions, ModelOptions, OptimizerOptions
 from odysseus.config.sizes import check_multiple, check_sequence, chunks_of, divides, shares
 
+_MOST_BUCKETS = 1000
+"""Collectives for one unit's gradients that take longer than what they save in memory is worth."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, DryRun):
@@ -164,7 +167,12 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     def advice(self) -> list[str]:
         """Return lines about options that are valid but slow, or seldom meant."""
-        return [*self.size_advice(), *self._length_advice(), *self._heads_advice()]
+        return [
+            *self.size_advice(),
+            *self._length_advice(),
+            *self._heads_advice(),
+            *self._bucket_advice(),
+        ]
 
     def size_advice(self) -> list[str]:
         """Return a line if ``hidden_size`` alone is overridden, so that other widths stay."""
@@ -186,6 +194,17 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         return [
             f"sequence_parallel_size = {n} does not divide the heads: the busiest rank computes "
             f"{most} of {heads}, {most * n / heads:.2f} times the mean"
+        ]
+
+    def _bucket_advice(self) -> list[str]:
+        a, bucket = self.architecture, self.reduce_bucket_size
+        table = a.vocab_size * a.hidden_size
+        if not bucket or self.world_size == 1 or table <= _MOST_BUCKETS * bucket:
+            return []
+        return [
+            f"reduce_bucket_size = {bucket} reduces the gradients of the embedding alone in "
+            f"{-(-table // bucket)} collectives; {-(-table // _MOST_BUCKETS)} would take "
+            f"{_MOST_BUCKETS}"
         ]
 
     def _length_advice(self) -> list[str]:

@@ -20,7 +20,7 @@ from odysseus.memory.tiling import tiled
 from odysseus.model.attention import split_heads
 from odysseus.model.documents import Documents
 from odysseus.model.kernels import TORCH, Kernels
-from odysseus.model.layers import Embedding, Head, Linear, Project, RMSNorm, local
+from odysseus.model.layers import Embedding, Head, Linear, Project, RMSNorm, local, unshared
 from odysseus.model.loss import Loss, whole_logits
 from odysseus.model.rotary import rotary_table
 
@@ -84,6 +84,7 @@ class Attention(nn.Module):
         shards: int = 1,
         column: Project = local,
         row: Project = local,
+        shared: Callable[[Tensor], Tensor] = unshared,
     ) -> None:
         super().__init__()
         a = architecture
@@ -92,7 +93,7 @@ class Attention(nn.Module):
         self.kv_heads = max(1, a.num_key_value_heads // shards)
         self.head_dim = a.head_dim
         width = (self.heads + 2 * self.kv_heads) * a.head_dim
-        self.qkv_proj = Linear(a.hidden_size, width, a.attention_bias, column)
+        self.qkv_proj = Linear(a.hidden_size, width, a.attention_bias, column, shared)
         self.o_proj = Linear(self.heads * a.head_dim, a.hidden_size, a.attention_output_bias, row)
         self.q_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None
         self.k_norm = RMSNorm(a.head_dim, a.rms_norm_eps, kernels) if a.use_qk_norm else None

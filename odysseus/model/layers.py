@@ -5,7 +5,7 @@ A method passes in a linear layer's `project`: its linear map together with its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -21,25 +21,47 @@ Project = Callable[[Tensor, Tensor, Tensor | None], Pending]
 the communication; `wait` finishes it and returns y."""
 
 
+def unshared(weight: Tensor) -> Tensor:
+    """Return the weight: no other rank holds a copy of its rows."""
+    return weight
+
+
 def local(x: Tensor, weight: Tensor, bias: Tensor | None) -> Pending:
     """Make a linear map without communication."""
     return Pending(partial(F.linear, x, weight, bias))
 
 
 class Linear(nn.Module):
-    """A linear layer with an uninitialised weight and the `project` that applies it."""
+    """A linear layer with an uninitialised weight and the `project` that applies it.
+
+    Args:
+        shared: Function of weight and bias before `project` takes them, which changes no value. Its
+            backward sums the gradients of ranks that hold copies of the same rows.
+    """
 
     def __init__(
-        self, width_in: int, width_out: int, bias: bool = False, project: Project = local
+        self,
+        width_in: int,
+        width_out: int,
+        bias: bool = False,
+        project: Project = local,
+        shared: Callable[[Tensor], Tensor] = unshared,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width_out, width_in))
         self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
-        self.project = project
+        self.project, self.shared = project, shared
 
     def start(self, x: Tensor) -> Pending:
         """Start :meth:`forward`; the result's `wait` returns y."""
-        return self.project(x, self.weight, self.bias)
+        return self.start_each([x])[0]
+
+    def start_each(self, xs: Iterable[Tensor]) -> list[Pending]:
+        """Start :meth:`forward` of several parts of the tokens; `shared` takes the weight once, so
+        that its backward gets the sum of the parts' gradients."""
+        weight = self.shared(self.weight)
+        bias = None if self.bias is None else self.shared(self.bias)
+        return [self.project(x, weight, bias) for x in xs]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.start(x).wait()

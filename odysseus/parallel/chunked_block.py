@@ -39,7 +39,7 @@ class OverlappedBlock(Block):
     def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
         attention, mlp, chunks = self.self_attn, self.mlp, self.tricks.overlap_chunks
         xs = x_BSD.chunk(chunks, dim=1)
-        started = [attention.qkv_proj.start(self.input_layernorm(x)) for x in xs]
+        started = attention.qkv_proj.start_each(map(self.input_layernorm, xs))
         qkvs = [qkv.wait() for qkv in started]
         shards = qkvs[0].shape[1] // xs[0].shape[1]
         o_BSW = attention.attend_projected(_joined(qkvs, shards), table, documents)

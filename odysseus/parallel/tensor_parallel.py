@@ -7,11 +7,14 @@ width, e and c this rank's part of an inner width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from odysseus.config.run import RunConfig
-from odysseus.model.layers import Project, local
+from odysseus.model.layers import local
 from odysseus.model.pending import Pending
 from odysseus.parallel import collectives
 from odysseus.parallel.mesh import Axis, Mesh
@@ -52,19 +55,15 @@ def _biased(product: Pending, bias: Tensor | None) -> Pending:
     return product if bias is None else Pending(lambda: product.wait() + bias)
 
 
-def with_shared_kv_gradients(project: Project, run: RunConfig, mesh: Mesh) -> Project:
-    """A column projection of q, k and v that sums the gradients of copied kv rows.
+def share_kv_gradients(run: RunConfig, mesh: Mesh) -> Callable[[Tensor], Tensor]:
+    """Return the function of the packed weight of q, k and v that sums the gradients of kv rows.
 
     With fewer kv heads than ranks, several neighbouring ranks hold a copy of each kv head. They sum
     their gradients of its rows, so that the copies stay equal.
     """
-    first_row = run.architecture.query_width // mesh.sequence.size
-
-    def shared(x: Tensor, weight: Tensor, bias: Tensor | None) -> Pending:
-        def summed(tensor: Tensor) -> Tensor:
-            axis, dtype = mesh.key_value_copies, run.reduce_dtype
-            return collectives.sum_gradient_rows(tensor, first_row, axis, dtype)
-
-        return project(x, summed(weight), None if bias is None else summed(bias))
-
-    return shared
+    return partial(
+        collectives.sum_gradient_rows,
+        first_row=run.architecture.query_width // mesh.sequence.size,
+        axis=mesh.key_value_copies,
+        dtype=run.reduce_dtype,
+    )

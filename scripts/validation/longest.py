@@ -59,7 +59,7 @@ def main() -> None:
     predict("with this project's kernels")
     fused = cuda_kernels.kernels("flash_attention_2")
     unfused = replace(fused, rms_norm=rms_norm, swiglu=swiglu)
-    with patch.object(cuda_kernels, "kernels", lambda attention: unfused):
+    with patch.object(cuda_kernels, "kernels", lambda *_: unfused):
         predict("with the norm and SwiGLU of Transformers, not fused")
 
 

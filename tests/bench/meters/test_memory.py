@@ -185,9 +185,34 @@ def test_activations_under_tricks_equal_their_closed_form(
     assert peaks(runs) == closed
 
 
+SMALL = ModelOptions(vocab_size=512, hidden_size=16, intermediate_size=96, head_dim=4)
+WIDE_HEADS = replace(SMALL, head_dim=64)
+STEPS: dict[str, dict[str, Any]] = {
+    "wide heads": {"model": WIDE_HEADS},
+    "two micro steps": {"gradient_accumulation_steps": 2},
+    "three, recomputed": {"gradient_accumulation_steps": 3, "activation_checkpointing": True},
+    "one tile of the loss": {"tiled_loss_compute": True},
+    "one tile, two steps": {"tiled_loss_compute": True, "gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation_and_the_loss_are_in_the_closed_form(method: str, name: str) -> None:
+    """All micro steps' batches are alive; at a small tile's loss its labels and masks count."""
+    run = RunConfig(method=method, model=SMALL, world_size=2, seq_len=80, micro_batch_size=2)
+    run = replace(run, **STEPS[name])
+    if (method, name) == ("ulysses", "wide heads"):
+        assert theory_memory.peak_activation_bytes(run) is None
+    else:
+        assert counted_activations([run]) == [theory_memory.peak_activation_bytes(run)]
+
+
 def test_no_closed_form_is_claimed_without_a_derivation() -> None:
     tricks = {"activation_checkpointing": True}
     for run in (
+        replace(RUN, model=replace(MODEL, tie_word_embeddings=True)),
+        replace(RUN, method="ulysses", model=replace(MODEL, head_dim=MODEL.intermediate_size)),
         replace(RUN, dtype="bf16", **tricks),
         replace(RUN, model=replace(MODEL, use_qk_norm=True)),
         replace(RUN, tiled_loss_compute=True, tiled_loss_engine="torch"),

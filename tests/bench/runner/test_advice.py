@@ -34,6 +34,14 @@ def test_on_lengths() -> None:
     assert "seq_len = 32 is not a multiple of 256" in line
 
 
+def test_on_a_bucket_of_a_few_elements() -> None:
+    (line,) = advice(RunConfig(seq_len=1024, world_size=2, reduce_bucket_size=7), CPU)
+    assert line.startswith(
+        "reduce_bucket_size = 7 reduces the gradients of the embedding alone in "
+    )
+    assert advice(RunConfig(seq_len=1024, world_size=2, reduce_bucket_size=10_000), CPU) == []
+
+
 def test_on_the_allocator_of_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     off = RunConfig(seq_len=1024, expandable_segments=False)
     assert advice(off, CPU) == []

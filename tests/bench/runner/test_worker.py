@@ -1,4 +1,4 @@
-"""Times of a round: a step takes as long as its slowest rank."""
+"""Columns that come from several ranks: the slowest one's times, the most memory."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def test_the_slowest_rank_is_the_step() -> None:
     assert found[rounds.TIMES] == [30, 40, 25]
     assert found[rounds.PEAK] is None
     assert found["other_load"] == 1
+
+
+def test_host_memory_and_activations_are_the_most_of_any_rank() -> None:
+    """The rank with the highest peak on the device may have less of either."""
+    names = ("peak_memory_bytes", "peak_memory_optimizer_bytes")
+    names += ("peak_activation_bytes", "peak_host_bytes")
+    ranks = [dict(zip(names, of, strict=True)) for of in ((9, 5, 1, 2), (8, 6, 3, 4))]
+    assert [*worker.memory_of(ranks).values()] == [9, 5, 3, 4]

@@ -18,7 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bench import rows
 from bench.config.checks import check
+from bench.simulator import dry_run
 from bench.theory import model_flops
+from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import DataOptions, ModelOptions, RunConfig
 from odysseus.io.text import Samples, load_text
@@ -173,6 +175,13 @@ def test_the_dry_run_counts_it(text: DataOptions) -> None:
     Path(text.path).write_text(TEXT[:-1])
     base = replace(RUN, dtype="fp32", seq_len=76, data=text, world_size=2)
     check_all([base, replace(base, method="ulysses", activation_checkpointing=True)], [0])
+
+
+def test_every_packed_row_sends_its_positions(text: DataOptions) -> None:
+    """Two samples a micro step have positions of their own."""
+    base = replace(RUN, dtype="fp32", data=text, world_size=2, micro_batch_size=2)
+    for run in (replace(base, method=method) for method in METHODS):
+        assert dry_run.count(run, 0).traffic == theory_traffic.step_traffic(run).columns
 
 
 def test_attention_of_each_document_in_turn() -> None:

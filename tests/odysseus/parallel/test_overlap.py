@@ -74,6 +74,14 @@ def test_chunks_send_what_theory_says(world_size: int) -> None:
         assert (more > 0) == (run.recomputes and run.method != "odysseus")
 
 
+@pytest.mark.parametrize("method", CUT)
+def test_chunks_sum_the_gradients_of_copied_kv_heads_once(method: str) -> None:
+    """Two ranks hold a copy of each of two kv heads."""
+    run = replace(RUN, method=method, dtype="fp32", world_size=4, seq_len=64, overlap_chunks=2)
+    run = replace(run, model=replace(RUN.model, num_key_value_heads=2))
+    assert dry_run.count(run, 0).traffic == theory_traffic.step_traffic(run).columns
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", CUT)
 def test_a_dry_run_counts_chunks_as_they_are(method: str) -> None:
