@@ -48,7 +48,7 @@ def main(parsed: Any) -> int:
         counted = meters.counted()
     found = report.numbers(here, counted, values, known)
     print(report.in_words(found, parsed.hardware))
-    if parsed.explain_peak:
+    if parsed.explain_peak and counted.peak.alive:
         print(peak_in_words(here.rank, counted.peak))
     if parsed.out:
         files.write(Path(parsed.out), json.dumps(found, indent=2) + "\n")
@@ -82,12 +82,29 @@ def _run(name: str) -> None:
 
 
 def _clock(parsed: Any) -> Any:
+    """Return the clock of the profile; None without one that has speeds.
+
+    Raises:
+        ValueError: the profile is of another device, or does not know links of so many ranks.
+    """
     from bench.simulator.cost_model import Clock
 
     profile = profile_file.find(parsed.hardware) if parsed.hardware else None
     if profile is None or profile.speeds is None:
         return None
-    return Clock(profile.speeds, "flash_attention_2", parsed.ranks_per_node)
+    if profile.device != parsed.device:
+        raise ValueError(
+            f"hardware = {parsed.hardware} is of device {profile.device}; valid: a profile of "
+            f"{parsed.device}, or device = {profile.device}"
+        )
+    attention = "flash_attention_2" if parsed.device == "cuda" else "sdpa"
+    clock = Clock(profile.speeds, attention, parsed.ranks_per_node)
+    if not clock.knows(parsed.world_size):
+        raise ValueError(
+            f"hardware = {parsed.hardware} has no links for world_size = {parsed.world_size}, "
+            f"{parsed.ranks_per_node} ranks per node; valid: what it was calibrated on"
+        )
+    return clock
 
 
 def _check(parsed: Any) -> None:

@@ -158,7 +158,7 @@ def _is_real(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     numbers = [x for x in args if not isinstance(x, list | tuple)]
     count = math.prod(sizes[0]) if sizes else max(map(abs, numbers), default=1)
     dtype = kwargs.get("dtype")
-    if sizes == [[]]:
+    if sizes and not sizes[0]:
         return True
     if dtype is None:
         whole = kind in _OF_WHOLE and all(isinstance(x, int) for x in numbers)

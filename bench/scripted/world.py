@@ -84,11 +84,11 @@ def _replaced(world: World, device: Device, values: Values) -> Iterator[Any]:
 
     def load_here(self: DataLoader[Any], *args: Any, **options: Any) -> None:
         """Load in this process: another has no fake tensors."""
-        args = args[:5]  # num_workers is the sixth
-        options = {**options, "num_workers": 0, "pin_memory": False}
+        after_num_workers = zip(("collate_fn", "pin_memory", "drop_last"), args[6:], strict=False)
+        options = {**options, **dict(after_num_workers), "num_workers": 0, "pin_memory": False}
         for of_workers in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
             options.pop(of_workers, None)
-        loader(self, *args, **options)
+        loader(self, *args[:5], **options)
 
     yield patch.object(DataLoader, "__init__", load_here)
     for name, replacement in {

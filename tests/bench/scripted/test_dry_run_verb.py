@@ -25,6 +25,8 @@ assert torch.arange(4).sum().item() == 6
 count = torch.tensor([3, 4], device=gpu)
 dist.all_reduce(count, op=dist.ReduceOp.MAX)
 assert (2 * count)[1].item() == 8
+loader = torch.utils.data.DataLoader(range(4), 2, False, None, None, 3, lambda rows: sum(rows))
+assert list(loader) == [1, 5]
 x = torch.randn(5, 3, device=gpu)
 assert x.sum().item() == 0.0 and not torch.isnan(x).any() and not torch.equal(x, x)
 assert x.nonzero().shape == (15, 2) and x.cpu().numpy().shape == (5, 3)
@@ -93,6 +95,7 @@ def test_a_script_that_fails_is_shown_with_its_line(tmp_path: Path) -> None:
         ("--world_size 4 --rank 4 {train}", "rank = 4; valid: 0 to 3"),
         ("--ranks_per_node 17 {train}", "ranks_per_node = 17; valid: 1 to 16"),
         ("--hardware h1000 {train}", "h1000"),
+        ("--device cpu --hardware h100-80g {train}", "hardware = h100-80g is of device cuda"),
         ("--out {train}/counts.json {train}", "its folder is a file"),
     ],
 )
