@@ -68,7 +68,7 @@ class Watcher(TorchDispatchMode, ABC):
             return func(*args, **kwargs)  # an operator of operators, which arrive one by one
         name = func.name()
         if name == _OPAQUE:
-            return self._see_into(_linear_cross_entropy_of, args)
+            return self._see_into(_linear_cross_entropy_of, args, kwargs)
         if self._inside and name.startswith("aten::"):
             parts = self._see_into(func.decompose, args, kwargs)
             if parts is not _WHOLE:
@@ -83,9 +83,10 @@ class Watcher(TorchDispatchMode, ABC):
                 watcher._regions.pop()
         return result
 
-    def _see_into(self, body: Callable[..., Any], *given: Any) -> Any:
+    def _see_into(
+        self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Run the body of an operation under this watcher."""
-        args, kwargs = (*given, {})[:2]
         was_inside, self._inside = self._inside, True
         super().__enter__()
         try:
