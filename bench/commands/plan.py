@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import rows
 from bench.commands import plan_ladder, plan_longest, plan_map, plan_throughput
-from bench.commands.flags import ALL_METHODS
+from bench.commands.prediction_flags import ALL_METHODS
 from bench.config import grid
 from methods import METHODS
 from methods.from_file import is_file
