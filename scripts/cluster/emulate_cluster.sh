@@ -11,7 +11,8 @@
 #
 # Needs root, iproute2 (ip, tc) and the active Python environment. Ranks are pinned to the cores that
 # this shell may use, in turn. Hosts are 10.77.0.1 and up, behind a bridge in its own namespace. Nothing
-# outside the namespaces is changed, and all of them are removed at the end, also on Ctrl-C.
+# outside the namespaces is changed, and all of them are removed at the end, also on Ctrl-C. Those of a run
+# that was killed are removed by the next one.
 set -euo pipefail
 
 fail() {
@@ -40,23 +41,35 @@ for tool in ip tc taskset python; do
     command -v "$tool" >/dev/null || fail "$tool is not installed (ip and tc are iproute2's)"
 done
 
+# End what runs in a run's namespaces, and remove them. $1 is the run's name.
+remove() {
+    local namespaces
+    namespaces=$(ip netns list | grep -oE "^$1(-[0-9]+)?\b" || true)
+    for namespace in $namespaces; do
+        # Agents end their workers on TERM; processes left after 10 s are killed.
+        ip netns pids "$namespace" 2>/dev/null | xargs -r kill -TERM 2>/dev/null || true
+    done
+    for _ in $(seq 100); do
+        [ -n "$(for namespace in $namespaces; do ip netns pids "$namespace" 2>/dev/null; done)" ] || break
+        sleep 0.1
+    done
+    for namespace in $namespaces; do
+        ip netns pids "$namespace" 2>/dev/null | xargs -r kill -KILL 2>/dev/null || true
+        ip netns delete "$namespace" 2>/dev/null || true
+    done
+}
+
+# A run that was killed could not clean up. Its name holds its process's number.
+for left in $(ip netns list | grep -oE '^odysseus-[0-9]+\b' | sort -u || true); do
+    grep -qs emulate_cluster "/proc/${left#odysseus-}/cmdline" || remove "$left"
+done
+
 name=odysseus-$$
 # shellcheck disable=SC2317,SC2329 # the traps call it
 clean() {
     trap '' INT TERM # ignore a second Ctrl-C
     trap - EXIT
-    for host in $(seq "$hosts"); do
-        # Agents end their workers on TERM; processes left after 10 s are killed.
-        ip netns pids "$name-$host" 2>/dev/null | xargs -r kill -TERM 2>/dev/null || true
-    done
-    for _ in $(seq 100); do
-        [ -n "$(for host in $(seq "$hosts"); do ip netns pids "$name-$host" 2>/dev/null; done)" ] || break
-        sleep 0.1
-    done
-    for namespace in "$name" $(seq -f "$name-%g" "$hosts"); do
-        ip netns pids "$namespace" 2>/dev/null | xargs -r kill -KILL 2>/dev/null || true
-        ip netns delete "$namespace" 2>/dev/null || true
-    done
+    remove "$name"
     wait 2>/dev/null || true
 }
 trap clean EXIT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +20,10 @@ EMULATE = str(ROOT / "scripts/cluster/emulate_cluster.sh")
 RUN = "run --world_size 4 --seq_len 64 --steps 1 --warmup_steps 1 --device cpu"
 
 
-def namespaces() -> list[str]:
+def namespaces(host: subprocess.Popen[str]) -> list[str]:
+    """The namespaces of one run of the script; another run's are not its affair."""
     found = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
-    return [line for line in found.stdout.splitlines() if line.startswith("odysseus-")]
+    return re.findall(rf"^odysseus-{host.pid}\b\S*", found.stdout, re.MULTILINE)
 
 
 def has_namespaces() -> bool:
@@ -75,7 +77,7 @@ def test_two_hosts_of_two_ranks(tmp_path: Path, flags: str) -> None:
     (row,) = rows.read(out).to_dict("records")
     assert row["status"] == "ok"
     assert int(row["comm_bytes_total"]) == int(row["theory_comm_bytes_total"]) > 0
-    assert namespaces() == []
+    assert namespaces(host) == []
 
 
 @needs_namespaces
@@ -84,7 +86,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     run = [*RUN.split(), "--steps", "9999", "--out", str(tmp_path / "rows.csv")]
     host = start("--", *run)
     deadline = time.monotonic() + 60
-    while len(namespaces()) < 3 and time.monotonic() < deadline:
+    while len(namespaces(host)) < 3 and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(2)
     os.killpg(host.pid, signal.SIGINT)
@@ -93,7 +95,21 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     os.killpg(host.pid, signal.SIGTERM)
     host.communicate(timeout=60)
     assert host.returncode == 130
-    assert namespaces() == []
+    assert namespaces(host) == []
+
+
+@needs_namespaces
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    run = [*RUN.split(), "--steps", "9999", "--out", str(tmp_path / "rows.csv")]
+    with start("--", *run) as killed:
+        deadline = time.monotonic() + 60
+        while len(namespaces(killed)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert len(namespaces(killed)) == 3
+    following = start("--", "dry_run")
+    following.communicate(timeout=120)
+    assert namespaces(killed) == namespaces(following) == []
 
 
 @pytest.mark.parametrize(
@@ -161,7 +177,7 @@ def test_hosts_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.Mo
     host.send_signal(signal.SIGTERM)
     host.communicate(timeout=30)
     assert host.returncode == 143
-    assert namespaces() == []
+    assert namespaces(host) == []
 
 
 @needs_namespaces
