@@ -23,6 +23,7 @@ def test_a_few_trials(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_many_trials() -> None:
     first = int(time.time())
     with ThreadPoolExecutor(2) as pool:
