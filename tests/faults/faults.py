@@ -93,9 +93,22 @@ def interrupted(trial: Trial, number: signal.Signals) -> None:
     with suppress(AssertionError):
         wait_for_handlers(trial.process)
     trial.wait()
-    if trial.process.poll() is None:
+    if _stopped(trial.process):
         trial.process.send_signal(number)
         trial.status = 128 + number
+        trial.process.send_signal(signal.SIGCONT)
+
+
+def _stopped(process: subprocess.Popen[str]) -> bool:
+    """Stop a process. Return False if it has ended or is about to: the kernel still knows a process
+    for some milliseconds after its exit, and no signal reaches it any more."""
+    process.send_signal(signal.SIGSTOP)
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+                return True
+        time.sleep(0.001)
+    return False
 
 
 def killed(trial: Trial) -> None:
