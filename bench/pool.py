@@ -86,6 +86,22 @@ def pool(start: Literal["fork", "spawn"]) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(os.cpu_count(), get_context(start), initializer=_end_with_parent)
 
 
+def one_new(prepare: Callable[[], object] | None = None) -> ProcessPoolExecutor:
+    """Return a pool of one new process, in which little has been imported.
+
+    Args:
+        prepare: Called there before anything else is imported.
+    """
+    return ProcessPoolExecutor(
+        1, get_context("spawn"), initializer=_prepare, initargs=(prepare or int,)
+    )
+
+
+def _prepare(prepare: Callable[[], object]) -> None:
+    _end_with_parent()
+    prepare()
+
+
 def _end_with_parent() -> None:
     """Let this process be killed when its parent ends, and by SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -20,7 +20,7 @@ _BEGINNING = b'{\n  "world": {'
 
 
 def main(parsed: Any) -> int:
-    """Run the script until its second optimizer step has ended, and print what that took; return
+    """Run the script until the counted optimizer step has ended, and print what that took; return
     0, or 1 if the script failed.
 
     Raises:
@@ -40,7 +40,7 @@ def main(parsed: Any) -> int:
     name, *arguments = parsed.script
     sys.argv = [name, *arguments]
     with world.only_rank(here) as (device, values):
-        meters = steps.Steps(device)
+        meters = steps.Steps(device, parsed.step)
         with meters.metered():
             failed = _failed(name, steps.Enough)
         if failed:
@@ -118,6 +118,7 @@ def _check(parsed: Any) -> None:
         ("world_size", 1, 2**20),
         ("ranks_per_node", 1, 16),
         ("rank", 0, parsed.world_size - 1),
+        ("step", 1, 1000),
     ):
         if not least <= (given := getattr(parsed, option)) <= most:
             raise ValueError(f"{option} = {given}; valid: {least} to {most}")

@@ -42,7 +42,7 @@ def dry_run() -> ArgumentParser:
     parser = options.parser(
         "dry_run",
         "Run a training script as it is, on one rank of a world of any size that has no peers, no "
-        "values and no GPU, until its second optimizer step has ended; print what that step sends, "
+        "values and no GPU, until an optimizer step has ended; print what that step sends, "
         "holds and computes. Flags come before SCRIPT, the script's own arguments after it.",
     )
     parser.usage = f"{parser.usage} SCRIPT ..."
@@ -52,6 +52,13 @@ def dry_run() -> ArgumentParser:
     parser.add_argument("--rank", type=int, default=0, help="Rank that the script is.")
     parser.add_argument(
         "--ranks_per_node", type=int, default=8, help="Ranks, and GPUs, of a node; at most 16."
+    )
+    parser.add_argument(
+        "--step",
+        type=int,
+        default=2,
+        help="Optimizer step to count, from 1. The first also makes the optimizer's states; "
+        "DeepSpeed's ZeRO-3 sends from its third on what it sends in every later one.",
     )
     parser.add_argument(
         "--device",

@@ -36,7 +36,7 @@ def check(run: RunConfig) -> None:
     """Raise ValueError unless the cell can be started here; the message says what is valid."""
     run.check()
     if name_of(run.method):
-        as_method.check(run)
+        as_method.check(run, _device_of_dry_run(run))
         run = as_method.matching_run(run)
     implementation.check(run)
     method_of(run.method).check(run)
@@ -57,6 +57,13 @@ def check(run: RunConfig) -> None:
     check_compiler(run, device)
     check_tokens(run)
     checkpoint.check(run)
+
+
+def _device_of_dry_run(run: RunConfig) -> str:
+    """Return the kind of device that a dry run is for; empty for a real run."""
+    if not run.dry_run:
+        return ""
+    return "cuda" if target.on_gpu(run) else "cpu"
 
 
 def refusal(run: RunConfig) -> str:

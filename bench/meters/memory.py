@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.utils._pytree import tree_leaves
 
 from bench.meters.watcher import Watcher
@@ -96,6 +97,7 @@ class MemoryMeter(Watcher):
         self._end = 0
         self._allocations: list[Allocation] = []
         self._live: dict[int, tuple[int, Any]] = {}
+        self._on_gloo = False
 
     def watch(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count these tensors as this kind from now on, also tensors new to the meter."""
@@ -226,7 +228,8 @@ class MemoryMeter(Watcher):
             _settle()
             return done
 
-        if dist.is_initialized() and dist.get_backend() == "gloo":
+        self._on_gloo = dist.is_initialized() and dist.get_backend() == "gloo"
+        if self._on_gloo:
             setattr(dist.Work, "wait", wait_and_settle)  # noqa: B010
         super().__enter__()
         return self
@@ -241,9 +244,13 @@ class MemoryMeter(Watcher):
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         name = func.name()
+        if self._on_gloo and any(isinstance(x, AsyncCollectiveTensor) for x in args):
+            _settle()  # the operation has waited for a collective
         if not func.is_view:  # a view of an unknown storage is one of a buffer of gloo's
             for leaf in tree_leaves(result):
-                if isinstance(leaf, Tensor) and self._index(leaf.untyped_storage()) is None:
+                if not isinstance(leaf, Tensor) or isinstance(leaf, AsyncCollectiveTensor):
+                    continue  # an asynchronous collective's wrapper has no memory of its own
+                if self._index(leaf.untyped_storage()) is None:
                     self._add(leaf.untyped_storage(), self._kind_of(leaf), name)
         if self.region == "odysseus::edge":
             return

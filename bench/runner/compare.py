@@ -10,27 +10,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from bench.meters.device import synchronize
-from bench.meters.memory import MemoryMeter
 from bench.meters.step import memory_of_step
 from bench.meters.traffic import TrafficMeter
 from bench.runner import worker
 from bench.runner.block_streams import Streams
+from bench.runner.peer import Peer
 from methods import METHODS
-from methods.peers.peer import PeerTrainer
-from methods.peers.registry import PEERS
 from odysseus.config.run import RunConfig
-from odysseus.io.text import Batch, Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.parallel.sharding import huggingface_shapes, pieces
 from odysseus.parallel.transfers import all_reduce_plain
@@ -111,7 +105,7 @@ Batches = Callable[[int], Any]
 
 def _models(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, Peer]:
     own, samples = worker.start(run, device)
-    return own, samples.step, Peer(run, peer, own)
+    return own, samples.step, Peer(run, peer, own.mesh)
 
 
 def _blocks(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, Batches, Peer]:
@@ -120,80 +114,13 @@ def _blocks(run: RunConfig, peer: str, device: torch.device) -> tuple[Trainer, B
     return own, lambda step: [streams.own], PeerBlocks(run, peer, own, streams)
 
 
-class Peer:
-    """A peer's model, and the samples that it reads."""
-
-    part = "model"
-
-    def __init__(self, run: RunConfig, peer: str, own: Trainer) -> None:
-        self.run, self.mesh = run, own.mesh
-        self.trainer: PeerTrainer = PEERS[peer].load()(run, self.mesh, self.part)
-
-    @cached_property
-    def samples(self) -> Samples:
-        run, mesh = self.run, self.mesh
-        whole = replace(run, world_size=run.data_parallel_size, sequence_parallel_size=1)
-        reads, shard = (whole, 0) if self.trainer.whole_samples else (run, mesh.shard)
-        return Samples(reads, mesh.replica, shard, mesh.device)
-
-    def batch(self, step: int) -> Any:
-        """The peer's micro batch in a step."""
-        (batch,) = self.samples.step(step)
-        return batch
-
-    def results(self, own: Trainer, batches: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Step-0 outputs of both implementations by name; weight gradients are compared
-        elsewhere."""
-        vocabulary = self.run.architecture.vocab_size
-        own_batches = [spread(batch, vocabulary) for batch in batches]
-        peer_batch = spread(self.batch(0), vocabulary)
-        return {"loss": (own.forward_backward(own_batches), self.forward_backward(peer_batch))}
-
-    def forward_backward(self, batch: Any) -> Tensor:
-        """Run forward and backward. Return the step's loss."""
-        loss = self.trainer.forward_backward(batch, self.run.tokens_per_step)
-        if not self.trainer.whole_samples:
-            all_reduce_plain(loss, self.mesh.world)
-        return loss
-
-    def step(self, index: int) -> None:
-        self.train([self.batch(index)])
-
-    def train(self, batches: list[Any]) -> Tensor:
-        """Run forward, backward and the optimizer. Return the step's loss."""
-        (batch,) = batches
-        loss = self.forward_backward(batch)
-        self.trainer.optimizer.step()
-        self.trainer.optimizer.zero_grad()
-        return loss
-
-    def peak_bytes(self) -> int:
-        """Peak bytes of live tensors in one step, parameters and optimizer states included."""
-        return self.memory_of_step([self.batch(2)]).peak().bytes
-
-    def memory_of_step(self, batches: list[Any]) -> MemoryMeter:
-        """Train one step under a memory meter that also counts the tensors allocated before it."""
-        (batch,) = batches
-        meter = MemoryMeter()
-        for tensors, kind in (
-            (self.trainer.optimizer.state_tensors(), "optimizer"),
-            (self.trainer.model.parameters(), "parameters"),
-            (batch.tensors, "activations"),
-        ):
-            local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
-            meter.watch(local, kind)
-        with meter:
-            self.train(batches)
-        return meter
-
-
 class PeerBlocks(Peer):
     """A peer's blocks without the rest of the model, and the stream that they run on."""
 
     part = "blocks"
 
     def __init__(self, run: RunConfig, peer: str, own: Trainer, streams: Streams) -> None:
-        super().__init__(run, peer, own)
+        super().__init__(run, peer, own.mesh)
         self.streams = streams
 
     def batch(self, step: int) -> Stream:
@@ -211,16 +138,6 @@ class PeerBlocks(Peer):
         """Run the blocks' forward and backward. Return their output."""
         batch.x.grad = None
         return self.trainer.blocks_forward_backward(batch)
-
-
-def spread(batch: Batch, vocabulary: int) -> Batch:
-    """The batch with its tokens spread evenly over the vocabulary, independent of the rank.
-
-    A CPU adds the gradients of all occurrences of a token to its embedding one by one in bf16. In
-    text few tokens occur many times: with 2,048 tokens on one rank the result is 6.6e-2 off fp32.
-    """
-    input_ids = (batch.input_ids + 61 * batch.position_ids) % vocabulary
-    return replace(batch, input_ids=input_ids)
 
 
 def differences(own: Trainer, peer_model: Peer, batches: list[Any]) -> dict[str, float]:
@@ -261,7 +178,7 @@ def checked(run: RunConfig, peer: str, device: torch.device) -> tuple[Peer, str]
     """Return a peer with the weights of this project's trainer, and the reason not to time it, or
     an empty text. Nothing refers to the trainer afterwards, so that its memory can be freed."""
     own, samples = worker.start(run, device)
-    peer_model = Peer(run, peer, own)
+    peer_model = Peer(run, peer, own.mesh)
     return peer_model, disagreement(peer, run.dtype, differences(own, peer_model, samples.step(0)))
 
 

@@ -7,20 +7,12 @@ from typing import Any
 
 import torch
 
-from bench.meters.memory import KINDS
-from bench.meters.traffic import PURPOSES
 from bench.runner import rounds, step_log, worker
 from bench.runner.compare import checked
+from bench.runner.peer import ONLY_NATIVE
 from methods.peers import as_method
 from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
-
-_ONLY_NATIVE = {
-    *(f"comm_bytes_{purpose}" for purpose in PURPOSES),
-    *(f"peak_memory_{kind}_bytes" for kind in KINDS),
-    *("peak_activation_bytes", "peak_host_bytes"),
-}
-"""Columns by purpose or kind, which are unknown for a peer's collectives and tensors."""
 
 
 def measure(run: RunConfig, meters: bool = True) -> dict[str, Any]:
@@ -52,4 +44,4 @@ def measure_in_group(run: RunConfig, device: torch.device, meters: bool = True) 
         return columns
     memory = peer.memory_of_step
     metered = worker.metered_columns(run, peer.train, memory, peer.samples, device)
-    return columns | {name: of for name, of in metered.items() if name not in _ONLY_NATIVE}
+    return columns | {name: of for name, of in metered.items() if name not in ONLY_NATIVE}

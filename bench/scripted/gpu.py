@@ -29,6 +29,23 @@ PROPERTIES = SimpleNamespace(
 )
 
 
+class _Generator:
+    """Random numbers of a GPU without values: any state will do."""
+
+    def get_state(self) -> Tensor:
+        return torch.zeros(16, dtype=torch.uint8)
+
+    graphsafe_get_state = clone_state = get_state
+
+    def set_state(self, state: Any) -> None:
+        pass
+
+    graphsafe_set_state = manual_seed = set_state
+
+    def initial_seed(self) -> int:
+        return 0
+
+
 @contextmanager
 def fake_cuda(
     device: Device,
@@ -111,9 +128,10 @@ def fake_cuda(
         "is_bf16_supported": lambda *_, **__: True,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
-        "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
+        "default_generators": tuple(_Generator() for _ in range(gpus)),
+        "get_rng_state": lambda device=None: _Generator().get_state(),
         "set_rng_state": lambda state, device=None: None,
-        "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
+        "get_rng_state_all": lambda: [_Generator().get_state() for _ in range(gpus)],
         "set_rng_state_all": lambda states: None,
         "empty_cache": lambda: None,
         "ipc_collect": lambda: None,
@@ -125,8 +143,9 @@ def fake_cuda(
     }
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "tensor", copied))
-        for name, call in calls.items():
-            stack.enter_context(patch.object(torch.cuda, name, call))
+        for module in (torch.cuda, torch.cuda.random):
+            for name in calls.keys() & vars(module).keys():
+                stack.enter_context(patch.object(module, name, calls[name]))
         for name in ("range_push", "range_pop", "mark"):
             stack.enter_context(patch.object(torch.cuda.nvtx, name, lambda *_, **__: None))
         stack.enter_context(patch.object(Event, "synchronize", counted_synchronize))

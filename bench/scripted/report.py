@@ -30,7 +30,7 @@ def numbers(world: World, counted: Counted, values: Values, clock: Clock | None)
     found: dict[str, Any] = {
         "world": asdict(world),
         "steps": counted.steps,
-        "counted": "the whole script" if counted.whole else "the second step",
+        "counted": "the whole script" if counted.whole else f"step {counted.steps}",
         "comm_bytes": {name: round(sent[name]) for name in sorted(sent)},
         "comm_calls": dict(sorted(calls.items())),
         "peak_memory_bytes": counted.peak.bytes,

@@ -1,8 +1,8 @@
 """The steps of a script, by its optimizer: what one of them sends, holds and computes.
 
-A step ends when an optimizer has updated and at least one backward has run since the last end. The
-second step is counted, as the first makes the optimizer's state; a script of fewer steps is counted
-whole.
+A step ends when an optimizer has updated and at least one backward has run since the last end. One
+step is counted, by default the second, as the first makes the optimizer's state; a script of fewer
+steps is counted whole.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from bench.meters.traffic import Call, TrafficMeter
 from bench.simulator.device import Device
 from bench.simulator.program import Program, part
 from bench.simulator.recorder import Recorder
-
-COUNTED = 2
-"""The step that is counted, from 1."""
 
 
 class Enough(BaseException):
@@ -63,7 +60,7 @@ class Counted:
 
     Attributes:
         steps: Steps that the script has ended.
-        whole: Whether the script ended fewer than two steps and is counted whole.
+        whole: Whether the script ended fewer steps and is counted whole.
         host: Peak of tensors in host memory, beside a GPU.
     """
 
@@ -82,11 +79,12 @@ class Steps:
 
     Args:
         device: Records the program of a GPU, or of a CPU.
+        number: The step that is counted, from 1.
         with_program: Whether to record it, which real ranks cannot.
     """
 
-    def __init__(self, device: Device, with_program: bool = True) -> None:
-        self.device, self.with_program = device, with_program
+    def __init__(self, device: Device, number: int = 2, with_program: bool = True) -> None:
+        self.device, self.number, self.with_program = device, number, with_program
         self.memory = GpuMemory() if device.has_streams else MemoryMeter()
         self.traffic, self.flops = TrafficMeter(), FlopMeter()
         self._modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -119,9 +117,8 @@ class Steps:
     def counted(self) -> Counted:
         """Return the counted step."""
         self._name_parameters()
-        whole = len(self._marks) <= COUNTED
-        marks = [self._marks[0], self._mark()] if whole else self._marks[COUNTED - 1 : COUNTED + 1]
-        start, end = marks
+        whole = len(self._marks) <= self.number
+        start, end = (self._marks[0], self._mark()) if whole else self._marks[self.number - 1 :][:2]
         window = start.memory, end.memory
         return Counted(
             steps=len(self._marks) - 1,
@@ -162,7 +159,7 @@ class Steps:
             return
         self._backwards = 0
         self._marks.append(self._mark())
-        if len(self._marks) > COUNTED:
+        if len(self._marks) > self.number:
             raise Enough
 
     def _watch(self, tensors: list[Tensor], kind: str) -> None:

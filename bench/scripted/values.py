@@ -1,6 +1,6 @@
 """The values that a script finds, and what it is told when it asks for one that a dry run lacks.
 
-Whole numbers and truth values on the CPU are real, up to a million of them in a tensor: positions,
+Whole numbers and truth values on the CPU are real, up to 16 million of them in a tensor: positions,
 token ids, meshes of ranks, random orders. So is a single number, such as an optimizer's count of
 steps, and what a GPU computes of up to a thousand of these. A collective leaves a rank its own
 values. All else has no values. There a number is 0 if it is a floating point number or a byte, else
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -40,7 +41,7 @@ def place() -> str:
 
 _FEW = 1024
 _CPU = torch.device("cpu")
-_MOST = 2**20
+_MOST = 2**24
 _OF_WHOLE = {"aten::arange", "aten::randint", "aten::randperm", "aten::full"}
 _FACTORIES = {"aten::empty", "aten::zeros", "aten::ones", "aten::empty_strided", *_OF_WHOLE}
 _HERE = __file__.rpartition("/scripted/")[0]
@@ -77,6 +78,8 @@ class Values(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if DTensor in types:
+            return NotImplemented  # DTensor's own operations arrive afterwards, one by one
         if not isinstance(func, OpOverload):
             return func(*args, **(kwargs or {}))
         name = func.name()
@@ -89,6 +92,8 @@ class Values(TorchDispatchMode):
                     return self._known[args[0]].item()
             self.note("a number")
             return _number(args[0])
+        if name == "_c10d_functional::wait_tensor":
+            return args[0]  # PyTorch's own function for fake tensors copies
         if name == "aten::equal":
             self.note("whether tensors are equal")
             return False

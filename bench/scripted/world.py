@@ -17,12 +17,12 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed import device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader
 
-from bench.scripted import ddp, extensions
+from bench.scripted import coalesced, ddp, dtensor, extensions  # noqa: F401
 from bench.scripted.attention import on_gpu as gpu_attention
 from bench.scripted.gpu import fake_cuda
 from bench.scripted.values import Values, data_ptr
@@ -106,11 +106,13 @@ def _replaced(world: World, device: Device, values: Values) -> Iterator[Any]:
             if hasattr(module, name):
                 yield patch.object(module, name, replacement)
     yield from ddp.replaced()
+    yield from dtensor.replaced()
     yield extensions.replaced()
     yield patch.object(torch, "compile", _uncompiled)
     yield patch.object(Tensor, "numpy", lambda x, **_: values.array(x))
     yield patch.object(Tensor, "data_ptr", data_ptr)
     yield patch.object(torch.utils, "swap_tensors", _swap)
+    yield patch.object(Tensor, "data", property(_data.__get__, _set_data))
 
 
 def _end_group() -> None:
@@ -139,6 +141,16 @@ def _swap(x: Tensor, y: Tensor) -> None:
         setattr(x, slot, new)
         setattr(y, slot, old)
     torch._C._swap_tensor_impl(x, y)
+
+
+_data: Any = Tensor.data  # a descriptor
+
+
+def _set_data(x: Tensor, new: Tensor) -> None:
+    """Replace the setter of Tensor.data, which leaves a fake tensor on its old device."""
+    _data.__set__(x, new)
+    if isinstance(x, FakeTensor):
+        x.fake_device = new.device
 
 
 def _uncompiled(model: Any = None, **_: Any) -> Any:

@@ -46,11 +46,16 @@ def columns(
     Args:
         simulated: The timeline, if it was simulated before.
     """
-    known, simulated = target.clock(run), simulated or timeline(run, counted)
+    return dry_run.columns(run, counted) | time_columns(run, simulated or timeline(run, counted))
+
+
+def time_columns(run: RunConfig, simulated: Timeline | None) -> dict[str, Any]:
+    """Return the columns of time of a dry run's row; empty without a timeline."""
+    known = target.clock(run)
     if simulated is None or known is None:
-        return dry_run.columns(run, counted)
+        return {}
     times = times_ms(simulated)
-    return dry_run.columns(run, counted) | {
+    return {
         **model_flops.speed_columns(run, times["step_ms_p50"], known.speeds.peak_flops_per_s),
         "peak_flops_source": "hardware profile",
         **times,

@@ -18,7 +18,7 @@ from odysseus.config.run import RunConfig
 _COMMON_OPTIONS = {
     *("method", "world_size", "sequence_parallel_size", "seq_len", "micro_batch_size", "dtype"),
     *("steps", "warmup_steps", "seed", "timeout_s", "device", "expandable_segments"),
-    *("hardware", "rank"),
+    *("dry_run", "hardware", "rank"),
     *("optimizer.learning_rate", "data.path", "data.repeat", "model.name_or_path"),
     *(f"model.{name}" for name in ARCHITECTURE_FIELDS),
 }
@@ -52,11 +52,12 @@ def matching_run(run: RunConfig) -> RunConfig:
     return PEERS[name_of(run.method)].matching_run(replace(run, tiled_loss_compute="auto"))
 
 
-def check(run: RunConfig) -> None:
+def check(run: RunConfig, device: str = "") -> None:
     """Raise ValueError, naming the value and what is valid, unless the peer can do the run.
 
     Args:
         run: A peer's run, from :func:`with_peer_defaults`.
+        device: Kind of device; by default the one that the run has here.
     """
     name = name_of(run.method)
     peer = PEERS[name]
@@ -74,7 +75,7 @@ def check(run: RunConfig) -> None:
             f"sequence_parallel_size = {run.sequence_size} is not for method = {run.method}, which "
             f"has one replica; valid: {one_replica}"
         )
-    check_cell(name, run)
+    check_cell(name, run, device)
     plain.check(run)
 
 

@@ -25,9 +25,13 @@ def name_of(method: str) -> str:
     return method.removeprefix(PREFIX) if method.startswith(PREFIX) else ""
 
 
-def check_cell(name: str, run: RunConfig) -> None:
-    """Raise ValueError unless the peer supports the run's dtype, device, ranks and sizes."""
-    peer, ranks, device = PEERS[name], run.world_size, pick_device(run.device).type
+def check_cell(name: str, run: RunConfig, device: str = "") -> None:
+    """Raise ValueError unless the peer supports the run's dtype, device, ranks and sizes.
+
+    Args:
+        device: Kind of device; by default the one that the run has here.
+    """
+    peer, ranks, device = PEERS[name], run.world_size, device or pick_device(run.device).type
     for key, given, valid in (("dtype", run.dtype, peer.dtypes), ("device", device, peer.devices)):
         if given not in valid:
             raise ValueError(f"{key} = {given} is not for peer {name}; valid: {', '.join(valid)}")

@@ -59,7 +59,7 @@ class Trainer:
 def tensor_parallel(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
     """Build a trainer whose stream is replicated between blocks."""
     columns, rows = ColwiseParallel, RowwiseParallel
-    model, device_mesh = initialized(run, part=part), _device_mesh(mesh)
+    model, device_mesh = initialized(run, part=part).to(mesh.device), _device_mesh(mesh)
     outside_blocks: dict[str, ParallelStyle] = {
         "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
         "lm_head": ColwiseParallel(output_layouts=Replicate()),
@@ -80,7 +80,7 @@ def sequence_parallel(
     run: RunConfig, mesh: Mesh, part: str = "model", cuts_logits: bool = False
 ) -> Trainer:
     """Build a trainer whose stream is cut along the sequence between blocks."""
-    model, device_mesh = initialized(run, part=part), _device_mesh(mesh)
+    model, device_mesh = initialized(run, part=part).to(mesh.device), _device_mesh(mesh)
     head = ColwiseParallel(
         input_layouts=Shard(1),
         output_layouts=Shard(-1) if cuts_logits else Replicate(),

@@ -60,4 +60,4 @@ def build(run: RunConfig, mesh: Mesh, part: str = "model") -> Trainer:
 
     model = select_part(plain_model(run.architecture, sdpa, linear), part)
     load_shards(model, run, mesh.sequence, cut_block)
-    return Trainer(model, run, mesh)
+    return Trainer(model.to(mesh.device), run, mesh)

@@ -187,7 +187,7 @@ def _build(run: RunConfig, mesh: Mesh, part: str, sequence_parallel: bool) -> Tr
     model.lm_head = linear(a.hidden_size, a.vocab_size, "lm_head")
     select_part(model, part)
     load_shards(model, run, axis, _cut)
-    return Trainer(model, run, mesh, sequence_parallel)
+    return Trainer(model.to(mesh.device), run, mesh, sequence_parallel)
 
 
 def _cut(name: str) -> int | None:

@@ -90,6 +90,7 @@ class Peer:
         least_ranks: Smallest world size.
         devices: Kinds of devices on which the peer can compute.
         gpu_package: Package that the peer also needs on GPUs.
+        first_steps: Steps before the first that sends what all later ones send.
     """
 
     method: str
@@ -105,6 +106,7 @@ class Peer:
     least_ranks: int = 1
     devices: tuple[str, ...] = ("cpu", "cuda")
     gpu_package: str = ""
+    first_steps: int = 1
 
     def matching_run(self, run: RunConfig) -> RunConfig:
         """Return the run of this project's method that does the same work as the peer."""

@@ -11,6 +11,7 @@ _UNPACKED = "weights not packed"
 _FIVE_ALL_REDUCES = f"{_UNPACKED}: five all-reduces of a block's input gradients, not two"
 _KEEP_TOKENS = {"regather": False}  # keep gathered tokens for backward
 _KEEP_WEIGHTS = {"reshard_after_forward": False}  # keep gathered weights for backward
+_BEFORE_PREFETCH = 2  # ZeRO-3 learns the order of its weights first
 _EXCHANGED = f"q, k, v exchanged one by one; {_UNPACKED}"
 
 
@@ -90,6 +91,7 @@ PEERS = {
         _LOGITS_OF_SHARD,
         overrides=_KEEP_WEIGHTS,
         cuts=("num_key_value_heads",),
+        first_steps=_BEFORE_PREFETCH,
     ),
     "deepspeed_alst": Peer(
         "ulysses",
@@ -97,5 +99,6 @@ PEERS = {
         "deepspeed_zero3:alst",
         f"{_EXCHANGED}; position ids gathered in every block",
         overrides=_KEEP_WEIGHTS | {"tiled_mlp_compute": True, "tiled_loss_compute": True},
+        first_steps=_BEFORE_PREFETCH,
     ),
 }

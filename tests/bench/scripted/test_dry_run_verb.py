@@ -57,7 +57,7 @@ def test_the_second_step_is_counted_on_a_gpu(tmp_path: Path) -> None:
     )
     assert "step 0: loss" in shown
     assert "step 1" not in shown  # it ends when the second step has
-    assert found["counted"] == "the second step"
+    assert found["counted"] == "step 2"
     assert found["comm_calls"] == {"all_gather": 5, "all_reduce": 1, "reduce_scatter": 3}
     assert found["peak_memory_by_kind"]["parameters"] > 0
     assert found["step_ms"] > 0

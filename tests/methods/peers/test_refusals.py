@@ -27,7 +27,7 @@ def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
     checks.check(run)
     lacking = [
         *({"activation_checkpointing": True}, {"compile": True}),
-        *({"gradient_accumulation_steps": 2}, {"parameter_offload": "cpu"}, {"dry_run": True}),
+        *({"gradient_accumulation_steps": 2}, {"parameter_offload": "cpu"}),
         *({"overlap_chunks": 2}, {"zero_engine": "overlap"}, {"dtype": "fp64"}),
         {"tiled_mlp_compute": "tiled_mlp_compute" not in PEERS[name].overrides},
         {"tiled_loss_compute": "tiled_loss_compute" not in PEERS[name].overrides},
@@ -52,7 +52,14 @@ def test_toggles_that_a_peer_has_not_are_refused(name: str) -> None:
         ("run --method peer:dtensor_tp --optimizer.offload cpu", "optimizer.offload = cpu is not"),
         ("run --method peer:dtensor_tp --data.pack true", "= true is not for method = peer:dten"),
         ("run --method peer:dtensor_tp --model.type liger", "model.type = liger is not for method"),
-        ("run --method peer:dtensor_tp --dry_run true", "dry_run = true is not for method = peer:"),
+        (
+            "run --method peer:torch_context_parallel --dry_run true --hardware h100-80g",
+            "device = cuda is not for peer torch_context_parallel; valid: cpu",
+        ),
+        (
+            "run --method peer:dtensor_tp --dry_run true --memory_trace file",
+            "peer:dtensor_tp is not for memory_trace; valid: tp,",
+        ),
         ("run --method peer:dtensor_tp --dtype fp64", "dtype = fp64 is not for peer dtensor_tp; "),
         ("run --method peer:dtensor_tp --save here", "peer:dtensor_tp is not for save; valid: tp,"),
         (
