@@ -71,4 +71,6 @@ def planned(parsed: Any) -> tuple[list[str], RunConfig]:
             "or a file FILE.py with a METHOD"
         )
     runs = {name: grid.run_config(parsed, method=name) for name in names}
+    if (given := runs[names[0]].model.implementation) != "native":
+        raise ValueError(f"model.implementation = {given} is not for plan; valid: native")
     return [*runs], replace(runs[names[0]], dry_run=True)

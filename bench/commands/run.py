@@ -15,14 +15,13 @@ from bench.config import checks, grid
 from bench.config.launched import is_first_rank, launched_world_size
 from bench.hardware import profiles
 from bench.meters import memory_trace
-from bench.runner import join, launch, peer_dry_run
+from bench.runner import join, launch, library_dry_run
 from bench.runner.advice import advice
-from bench.simulator import dry_run, predict, target
+from bench.simulator import predict, target
 from bench.simulator.peak import peak_in_words
 from bench.simulator.placement import placement
 from bench.simulator.trace import check_writable as check_trace
 from bench.simulator.trace import write_trace
-from methods.peers import name_of
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint, files
 from odysseus.memory.host_memory import ranks_per_node
@@ -106,10 +105,10 @@ def _dry_run(run: RunConfig, out: Path, parsed: Any) -> int:
     started = time.monotonic()
     for line in run.size_advice():
         print(f"advice: {line}", file=sys.stderr)
-    if name_of(run.method):
+    if library_dry_run.counts(run):
         try:
-            counted = peer_dry_run.count(run)
-        except peer_dry_run.PeerError as error:
+            counted = library_dry_run.count(run)
+        except library_dry_run.LibraryError as error:
             failed = {"status": "error", "error": str(error)}
             return _finish(out, launch.finish_row(run, [failed], time.monotonic() - started))
         timeline, outcome = counted.timeline, counted.columns
@@ -124,9 +123,7 @@ def _dry_run(run: RunConfig, out: Path, parsed: Any) -> int:
         assert timeline is not None, "checked before the start"
         write_trace(timeline, Path(parsed.trace), run)
     if parsed.memory_trace:
-        assert isinstance(counted, dry_run.Counted), "checked before the start"
-        course = counted.memory.course()
-        memory_trace.write(course, Path(parsed.memory_trace), rows.identity(run))
+        memory_trace.write(counted.course, Path(parsed.memory_trace), rows.identity(run))
     return _finish(out, row)
 
 

@@ -13,7 +13,7 @@ from bench import provenance, rows
 from bench.runner import (
     exhaustion,
     host_limit,
-    peer_dry_run,
+    library_dry_run,
     peer_worker,
     processes,
     rounds,
@@ -127,8 +127,8 @@ def finish_row(run: RunConfig, outcomes: list[dict[str, Any]], wall_s: float) ->
 def _count(run: RunConfig) -> dict[str, Any]:
     """A dry run's columns."""
     try:
-        if name_of(run.method):
-            return peer_dry_run.count(run).columns
+        if library_dry_run.counts(run):
+            return library_dry_run.count(run).columns
         return predict.columns(run, predict.count(run))
     except Exception as error:
         return {"status": "error", "error": f"{type(error).__name__}: {error}"}

@@ -51,7 +51,15 @@ def _triton(module: ModuleType) -> None:
     module.JITFunction.__getitem__ = launcher
 
 
-_CHANGES = {"deepspeed.ops.op_builder.builder": _deepspeed, "triton.runtime.jit": _triton}
+def _megatron(module: ModuleType) -> None:
+    vars(module)["load"] = lambda args: None  # it compiles what an unfused softmax does not need
+
+
+_CHANGES = {
+    "deepspeed.ops.op_builder.builder": _deepspeed,
+    "megatron.legacy.fused_kernels": _megatron,
+    "triton.runtime.jit": _triton,
+}
 """Changes to a module once it has been imported."""
 
 

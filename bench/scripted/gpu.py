@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
+from torch.utils._pytree import tree_map_only
 
 from bench.simulator.device import Device, Event, Stream
 
@@ -98,7 +99,10 @@ def fake_cuda(
         current[0] = index if isinstance(index, int) else torch.device(index).index or 0
 
     def copied(data: Any, *, device: Any = None, **options: Any) -> Tensor:
-        """Replace torch.tensor, which copies to a GPU below what fake tensors see."""
+        """Replace torch.tensor, which reads from a GPU and copies to it below what fake tensors
+        see."""
+        if not isinstance(data, Tensor):
+            data = tree_map_only(Tensor, lambda x: x.tolist(), data)
         if device is None or torch.device(device).type != "cuda":
             return tensor(data, device=device, **options)
         waited("torch.tensor")

@@ -8,14 +8,14 @@ steps is counted whole.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim import Optimizer
@@ -41,6 +41,20 @@ class GpuMemory(MemoryMeter):
 
     def _kind_of(self, tensor: Tensor) -> str:
         return HOST if tensor.device.type == "cpu" else super()._kind_of(tensor)
+
+
+class _Engine:
+    """Autograd's engine, which libraries also call themselves; says when a backward begins."""
+
+    def __init__(self, engine: Any, begin: Callable[[], None]) -> None:
+        self._engine, self._begin = engine, begin
+
+    def run_backward(self, *args: Any, **options: Any) -> Any:
+        self._begin()
+        return self._engine.run_backward(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
 
 @dataclass(frozen=True)
@@ -94,12 +108,6 @@ class Steps:
     @contextmanager
     def metered(self) -> Iterator[None]:
         """Watch all that a script does. Ends it by :class:`Enough` after the counted step."""
-        backward = torch.autograd.backward
-
-        def noted(*args: Any, **kwargs: Any) -> None:
-            self._backwards += 1
-            backward(*args, **kwargs)
-
         with ExitStack() as stack:
             for removable in (
                 register_module_parameter_registration_hook(self._registered),
@@ -107,7 +115,8 @@ class Steps:
                 register_optimizer_step_post_hook(self._after),
             ):
                 stack.callback(removable.remove)
-            stack.enter_context(patch.object(torch.autograd, "backward", noted))
+            engine = _Engine(Variable._execution_engine, self._begin_backward)
+            stack.enter_context(patch.object(Variable, "_execution_engine", engine))
             for meter in (self.memory, self.traffic, self.flops):
                 stack.enter_context(meter)
             if self.with_program:
@@ -139,6 +148,9 @@ class Steps:
             self.flops.attention,
             len(self.device.program),
         )
+
+    def _begin_backward(self) -> None:
+        self._backwards += 1
 
     def _registered(self, module: nn.Module, name: str, parameter: Any) -> None:
         self._modules.add(module)

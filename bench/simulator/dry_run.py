@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.hardware import profile_file
 from bench.meters.flops import FlopMeter
-from bench.meters.memory import HOST, MemoryMeter, Peak
+from bench.meters.memory import HOST, Course, MemoryMeter, Peak
 from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
 from bench.simulator import cuda_kernels, fit, shallow
@@ -54,6 +54,10 @@ class Counted:
     @property
     def peak(self) -> Peak:
         return self.memory.peak()
+
+    @property
+    def course(self) -> Course:
+        return self.memory.course()
 
 
 def check(run: RunConfig) -> None:
@@ -123,8 +127,7 @@ def counted(run: RunConfig, with_program: bool = False, only_memory: bool = Fals
 def columns(run: RunConfig, counted: Counted) -> dict[str, Any]:
     """The columns of a dry run's row."""
     return {
-        **flop_columns([counted.flops]),
-        **_attention_of_all_ranks(run, counted),
+        **flop_columns_of(run, counted.rank, counted.flops),
         **counted.traffic,
         **columns_of_memory(run, counted),
     }
@@ -142,11 +145,12 @@ def need(run: RunConfig, counted: Counted) -> fit.Need:
     return fit.need(run, counted.peak.bytes, counted.memory.peak(HOST).bytes)
 
 
-def _attention_of_all_ranks(run: RunConfig, counted: Counted) -> dict[str, float]:
-    """Attention FLOPs of the busiest rank and the mean of all, from those of one rank."""
-    mean = counted.flops["attention_flops"] / share_of_scores(run, counted.rank)
+def flop_columns_of(run: RunConfig, rank: int, flops: dict[str, int]) -> dict[str, float]:
+    """Return the row's columns of FLOPs from those of one rank; attention's differ by rank."""
+    mean = flops["attention_flops"] / share_of_scores(run, rank)
     most = mean * share_of_scores(run, busiest_rank(run))
-    return {"attention_flops_max": round(most), "attention_flops_mean": float(mean)}
+    attention = {"attention_flops_max": round(most), "attention_flops_mean": float(mean)}
+    return flop_columns([flops]) | attention
 
 
 def heaviest_rank(run: RunConfig) -> int:

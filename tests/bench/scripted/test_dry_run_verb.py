@@ -15,6 +15,21 @@ from tests.support.paths import ROOT
 
 TRAIN = Path(__file__).parent / "scripts" / "train.py"
 
+STEPS = """
+import torch
+model = torch.nn.Linear(8, 16, device="cuda")
+optimizer = torch.optim.AdamW(model.parameters())
+for step in range(4):
+    loss = model(torch.randn(4, 8, device="cuda")).sum()
+    torch.autograd.Variable._execution_engine.run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (),
+        allow_unreachable=True, accumulate_grad=True,
+    )
+    assert torch.tensor([loss, 2 * loss]).shape == (2,)
+    optimizer.step()
+    state = torch.cuda.default_generators[0].get_state()
+    torch.cuda.default_generators[0].set_state(state)
+"""
 VALUES = """
 import os, torch, torch.distributed as dist
 dist.init_process_group("nccl")
@@ -65,6 +80,17 @@ def test_the_second_step_is_counted_on_a_gpu(tmp_path: Path) -> None:
     assert [what for what in found["values_asked"] if "train.py:" in what]
 
 
+def test_the_step_that_is_counted_and_a_backward_of_a_librarys_own(tmp_path: Path) -> None:
+    """Megatron-Core calls autograd's engine itself, and reads a list of a GPU's numbers."""
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    for step in (1, 3):
+        found, _ = counts(tmp_path, "--step", str(step), str(script))
+        assert found["counted"] == f"step {step}"
+        forward_and_gradient_of_the_weight = 2 * 2 * 4 * 8 * 16
+        assert found["matmul_flops"] == forward_and_gradient_of_the_weight
+
+
 def test_what_a_script_finds(tmp_path: Path) -> None:
     script = tmp_path / "values.py"
     script.write_text(VALUES)
@@ -93,6 +119,7 @@ def test_a_script_that_fails_is_shown_with_its_line(tmp_path: Path) -> None:
         ("no.such.module", "SCRIPT = no.such.module is no file"),
         ("--world_size 0 {train}", "world_size = 0; valid: 1 to"),
         ("--world_size 4 --rank 4 {train}", "rank = 4; valid: 0 to 3"),
+        ("--step 0 {train}", "step = 0; valid: 1 to 1000"),
         ("--ranks_per_node 17 {train}", "ranks_per_node = 17; valid: 1 to 16"),
         ("--hardware h1000 {train}", "h1000"),
         ("--device cpu --hardware h100-80g {train}", "hardware = h100-80g is of device cuda"),

@@ -191,7 +191,6 @@ def test_the_harness_measures_it(tmp_path: Path) -> None:
             "--method ulysses --ulysses_head_chunks 2 --world_size 2",
             "ulysses_head_chunks = 2 is not",
         ),
-        ("--method ulysses --dry_run true", "dry_run = true counts model.implementation = native"),
     ],
 )
 def test_what_the_harness_refuses(
