@@ -16,6 +16,7 @@ from bench.__main__ import main
 from bench.commands.compare import COLUMNS
 from bench.report.charts.compare import NUMBERS
 from bench.runner import compare, launch
+from bench.runner.peer import spread
 from methods.peers import plain
 from methods.peers.checks import check_device
 from methods.peers.optimizer import AdamW
@@ -247,9 +248,9 @@ def test_a_missing_package(capsys: pytest.CaptureFixture[str]) -> None:
 def test_checked_tokens_are_of_the_whole_vocabulary_and_the_same_cut_or_not() -> None:
     ids = torch.randint(256, (1, 1024), generator=torch.Generator().manual_seed(0))
     places = torch.arange(1024)[None]
-    found = compare.spread(Batch(ids, ids, places), 4096)
+    found = spread(Batch(ids, ids, places), 4096)
     assert found.input_ids.unique().numel() > 800
     assert ids.unique().numel() <= 256
-    shard = compare.spread(Batch(ids[:, 512:], ids[:, 512:], places[:, 512:]), 4096)
+    shard = spread(Batch(ids[:, 512:], ids[:, 512:], places[:, 512:]), 4096)
     assert torch.equal(shard.input_ids, found.input_ids[:, 512:])
     assert torch.equal(found.labels, ids)
