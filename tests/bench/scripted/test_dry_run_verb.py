@@ -45,6 +45,7 @@ assert list(loader) == [1, 5]
 x = torch.randn(5, 3, device=gpu)
 assert x.sum().item() == 0.0 and not torch.isnan(x).any() and not torch.equal(x, x)
 assert x.nonzero().shape == (15, 2) and x.cpu().numpy().shape == (5, 3)
+dist.all_reduce_coalesced([x, x])
 everyone = [None] * 16
 dist.all_gather_object(everyone, {"rank": rank})
 assert everyone == [{"rank": 11}] * 16
@@ -100,6 +101,16 @@ def test_what_a_script_finds(tmp_path: Path) -> None:
     assert {what.partition(" at ")[0] for what in found["values_asked"]} == {
         *("a number", "an array", "whether tensors are equal", "which elements are not 0"),
     }
+
+
+def test_megatrons_fused_kernels_are_not_built(tmp_path: Path) -> None:
+    package = tmp_path / "megatron" / "legacy"
+    package.mkdir(parents=True)
+    (package / "fused_kernels.py").write_text("def load(args):\n    raise OSError('no nvcc')\n")
+    script = tmp_path / "pretrain.py"
+    script.write_text("from megatron.legacy import fused_kernels\nfused_kernels.load(None)\n")
+    done = dry_run("--device", "cpu", str(script))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_script_that_fails_is_shown_with_its_line(tmp_path: Path) -> None:
