@@ -152,7 +152,13 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
     if device.type == "cuda":  # the name in dry runs; PyTorch's kernel is FlashAttention-2 too
         newest = run.model.attn_implementation == "flash_attention_3"
         name = "flash_attention_3" if newest else "flash_attention_2"
-    return name, Attention(**{way: tuple(points) for way, points in points_by_pass.items()})
+    points = {way: tuple(points) for way, points in points_by_pass.items()}
+    return name, Attention(
+        forward=points["forward"],
+        backward=points["backward"],
+        whole_forward=points.get("whole_forward", ()),
+        whole_backward=points.get("whole_backward", ()),
+    )
 
 
 def _through(action: Callable[..., object], operands: Iterable[Any]) -> Callable[[], object]:

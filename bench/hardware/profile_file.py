@@ -21,7 +21,6 @@ from bench.hardware.speeds import Attention, Link, Points, Speeds
 from bench.meters.kinds import COLLECTIVES
 from odysseus.io import files
 
-_WHOLE = "whole_forward", "whole_backward"
 _RATES = {field.name for field in fields(Attention)}
 _NUMBERS = {
     *("peak_flops_per_s", "issue_s", "hooks_s", "host_memory_bytes_per_s"),
@@ -172,7 +171,10 @@ def _speeds(given: dict[str, Any]) -> Speeds:
         name: Attention(
             forward=_points(a["forward"]),
             backward=_points(a["backward"]),
-            **{whole: _points(a[whole]) for whole in _WHOLE if a.get(whole)},
+            whole_forward=_points(a["whole_forward"]) if a.get("whole_forward") else (),
+            whole_backward=_points(a["whole_backward"]) if a.get("whole_backward") else (),
+            rows_forward=_count("rows_forward", a.get("rows_forward", 0)),
+            rows_backward=_count("rows_backward", a.get("rows_backward", 0)),
         )
         for name, a in _attentions(given["attention"])
     }
@@ -184,9 +186,10 @@ def _speeds(given: dict[str, Any]) -> Speeds:
         given.pop("hooks_s", None)
     for name in _NUMBERS & given.keys():
         given[name] = _row([given[name]], 1)[0]
-    rounds = given.get("multiprocessors", 0)
-    if not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f"multiprocessors is {rounds!r}; it must be a whole number")
+    for name in ("multiprocessors", "collective_multiprocessors"):
+        _count(name, given.get(name, 0))
+    if 0 < given.get("multiprocessors", 0) <= given.get("collective_multiprocessors", 0):
+        raise ValueError("collective_multiprocessors must be less than multiprocessors")
     if not given["matmul"] or not given["attention"]:
         raise ValueError("matmul and attention must have at least one rate")
     return Speeds(**given)
@@ -221,6 +224,13 @@ def _row(given: Any, length: int) -> tuple[Any, ...]:
     if len(numbers) != length or not all(0 < x < inf for x in numbers):
         raise ValueError(f"{given} must be {length} finite numbers above 0")
     return numbers
+
+
+def _count(name: str, given: Any) -> int:
+    """Return a whole number, checked."""
+    if type(given) is not int or given < 0:
+        raise ValueError(f"{name} is {given!r}; it must be a whole number")
+    return given
 
 
 def _points(given: Any) -> Points:

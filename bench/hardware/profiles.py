@@ -87,12 +87,12 @@ def _node(
     )
 
 
-# FlashAttention-2's speed on Blackwell is not published, so B200 and B300 have no speeds.
+# Nobody has published speeds of B300.
 PROFILES = {
     "a100-80g": _node(79.15, 8, 2.0e12, gpu_speeds.A100),
     "h100-80g": _node(79.11, 32, 1.9e12, gpu_speeds.H100),
     "h200-141g": _node(139.81, 32, 2.0e12, gpu_speeds.H200),
-    "b200-180g": _node(178.35, 32, 2.0e12, None),
+    "b200-180g": _node(178.35, 32, 2.0e12, gpu_speeds.B200),
     "b300": _node(267.69, 32, 2.0e12, None),
     "a800-80g": _node(79.25, 8, 2.0e12, gpu_speeds.A800),
     "h800-80g": _node(79.11, 32, 2.0e12, gpu_speeds.H800),

@@ -20,13 +20,18 @@ _NODE = {
     "host_memory_bytes": f"{SHEET}: NVIDIA DGX",
 }
 _ATTENTION = "share of the peak; its curve by length is H100's, pytorch/benchmark#2391"
+_FITTED = "fitted by scripts/validation/matmuls.py"
+_OF_SHEET = "89 % of the data sheet, as on A800 in mli/transformers-benchmarks#4"
+_SIMUMAX = f"{MEASURED}: MooreThreads/SimuMax, commit 4dcaae5"
 _SPEEDS = _NODE | {
     "peak_flops_per_s": f"{SHEET}: dense bf16",
-    "issue_s": f"{ASSUMED}: a launch alone takes 2 to 10 us",
+    "issue_s": f"{MEASURED}: this project's step on an Intel Xeon at 2.6 GHz, without a GPU",
+    "hooks_s": f"{MEASURED}: this project's step on an Intel Xeon at 2.6 GHz, without a GPU",
     "multiprocessors": SHEET,
-    "matmul": f"{MEASURED}: the best rate in {_ML_ENGINEERING}",
+    "collective_multiprocessors": f"{MEASURED}: channels of eight H800, NVIDIA/nccl#892",
+    "matmul": f"{MEASURED}: thousands of matmuls in microsoft/vidur, {_FITTED}",
     "attention": f"{MEASURED}: arXiv 2407.08608, a {_ATTENTION}",
-    "memory": SHEET,
+    "memory": f"{MEASURED}: {_OF_SHEET}",
     "host_memory_bytes_per_s": f"{SHEET}: the memory channels of a DGX, an eighth per GPU",
     "to_host_bytes_per_s": f"{MEASURED}: PCIe 5 in {_ML_ENGINEERING}",
     "to_device_bytes_per_s": f"{MEASURED}: PCIe 5 in {_ML_ENGINEERING}",
@@ -35,7 +40,7 @@ _SPEEDS = _NODE | {
     "links": f"{MEASURED}: all-reduces of eight H200 in {_ML_ENGINEERING}",
 }
 _A100 = _SPEEDS | {
-    "attention": f"{MEASURED}: arXiv 2307.08691, a {_ATTENTION}",
+    "attention": f"{MEASURED}: zhuzilin/ring-flash-attention's README on A100, a {_ATTENTION}",
     "to_host_bytes_per_s": f"{MEASURED}: PCIe 4 in {_ML_ENGINEERING}",
     "to_device_bytes_per_s": f"{MEASURED}: PCIe 4 in {_ML_ENGINEERING}",
     "network_bytes_per_s": f"{MEASURED}: all-reduces of 32 B200 in {_ML_ENGINEERING}, scaled to a "
@@ -58,7 +63,14 @@ SOURCES: dict[str, dict[str, str]] = {
     },
     "h200-141g": _SPEEDS
     | dict.fromkeys(("matmul", "attention"), f"{ASSUMED}: as h100-80g, the same chip"),
-    "b200-180g": _NODE,
+    "b200-180g": _SPEEDS
+    | {
+        "matmul": f"{_SIMUMAX}, 514 matmuls, {_FITTED}",
+        "attention": f"{MEASURED}: Dao-AILab/flash-attention#1589, a {_ATTENTION}",
+        "memory": f"{_SIMUMAX}: 67 % of the data sheet",
+        "network_bytes_per_s": f"{MEASURED}: all-reduces of 32 B200 in {_ML_ENGINEERING}",
+        "links": f"{_SIMUMAX}: bandwidths and latencies of eight GPUs",
+    },
     "b300": _NODE | {"host_memory_bytes": f"{ASSUMED}: as b200-180g"},
     "a800-80g": _A100
     | _EXPORT
@@ -89,7 +101,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "multiprocessors": f"{ASSUMED}: 78 in vendors' tables",
         "matmul": f"{MEASURED}: {_TORCH_TEST}#77",
         "attention": _SCALED,
-        "memory": f"{ASSUMED}: 4.0 TB/s in vendors' tables",
+        "memory": f"{ASSUMED}: 4.0 TB/s in vendors' tables, of which {_OF_SHEET}",
         "network_bytes_per_s": f"{ASSUMED}: as h100-80g, a card of 400 Gb/s",
         "links": f"{ASSUMED}: as h100-80g, NVLink of 900 GB/s in vendors' tables",
     },

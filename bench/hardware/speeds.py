@@ -25,12 +25,17 @@ class Attention:
             ring; the causal rate if empty. A kernel masks whole tiles of keys, so where a tile is
             as long as the sequence, causal attention takes as long as attention without a mask.
         whole_backward: Backward over such a block.
+        rows_forward: Query rows that one multiprocessor computes at a time in forward, so that few
+            heads leave some idle; 0 if the rates include that.
+        rows_backward: Key rows likewise in backward.
     """
 
     forward: Points
     backward: Points
     whole_forward: Points = ()
     whole_backward: Points = ()
+    rows_forward: int = 0
+    rows_backward: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +66,11 @@ class Speeds:
         peak_flops_per_s: Peak rate in FLOP/s, of which MFU is a fraction.
         issue_s: Seconds of the host per operation, without computing.
         hooks_s: Seconds of the host per gather or reduction of ZeRO's, in its engine's hooks.
-        multiprocessors: Number of multiprocessors that share the tiles of a matmul in whole rounds;
-            0 if the rates of matmul include that.
-        matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest shapes count.
+        multiprocessors: Number of multiprocessors that share the tiles of a matmul or of attention;
+            0 if their rates include that.
+        collective_multiprocessors: Number of them that a collective occupies while it runs.
+        matmul: (rows, columns, inner size, FLOP/s) of matmuls; the nearest shapes count. With
+            multiprocessors, the rates of matmuls that fill them.
         attention: FLOP/s by kernel, direction and number of keys.
         memory: Bytes/s of elementwise operations, by the bytes that they read and write.
         silu: Bytes/s of SiLU and its backward, which compute an exponential per element, likewise;
@@ -83,6 +90,7 @@ class Speeds:
     issue_s: float
     hooks_s: float = 0
     multiprocessors: int = 0
+    collective_multiprocessors: int = 0
     matmul: tuple[tuple[float, float, float, float], ...]
     attention: dict[str, Attention]
     memory: Points

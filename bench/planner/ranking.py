@@ -1,7 +1,7 @@
 """Rank methods, parallel sizes and memory tricks that fit by predicted speed, with dry runs.
 
 Every block adds the same time and memory, so two shallow dry runs predict the whole model
-(`bench/simulator/shallow.py`).
+(`bench/simulator/shallow.py`), unless the host holds it up.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from bench.config import checks
 from bench.planner.longest import by_method
 from bench.planner.savings import with_savings
 from bench.pool import Here, as_done
-from bench.simulator import dry_run, fit, predict, shallow
+from bench.simulator import dry_run, fit, predict, shallow, target
+from bench.simulator.program import Op
 from bench.theory import memory as theory_memory
 from methods import METHODS, label_of
 from odysseus.config.run import RunConfig
 
+_HOST_BOUND = 0.7
+"""Share of a step, spent by the host on issuing it, from which on all blocks are counted."""
 PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
 
 
@@ -189,6 +192,15 @@ class _Shallow:
         assert simulated is not None, "the profile has speeds"
         return predict.times_ms(simulated)
 
+    @cached_property
+    def host_ms(self) -> float:
+        """Milliseconds for which the host of the counted rank issues operations, if nothing else
+        holds it up."""
+        clock = target.clock(self.run)
+        assert clock is not None, "the profile has speeds"
+        ops = (op for op in self.counted.program if isinstance(op, Op))
+        return 1e3 * sum(map(clock.host_s, ops))
+
 
 def _depths(run: RunConfig) -> tuple[int, int]:
     """The numbers of blocks of the two shallow runs."""
@@ -200,14 +212,16 @@ def _choice(run: RunConfig, few: _Shallow, more: _Shallow) -> Choice:
     """The run with all blocks, predicted from the shallower run and a second, deeper one."""
     layers = run.architecture.num_hidden_layers
     further = max(0, layers - shallow.SHALLOW[1])
-    return Choice(
-        run,
-        fit.need(run, shallow.peak_at(layers, few.peaks, more.peaks)),
-        {
-            part: more.parts_ms[part] + (more.parts_ms[part] - few.parts_ms[part]) * further
-            for part in PARTS
-        },
-    )
+    parts_ms = {
+        part: more.parts_ms[part] + (more.parts_ms[part] - few.parts_ms[part]) * further
+        for part in PARTS
+    }
+    # In a shallow run the host may stay ahead of the device from beginning to end.
+    host_ms = more.host_ms + (more.host_ms - few.host_ms) * further
+    if further and host_ms > _HOST_BOUND * parts_ms["step_ms_p50"]:
+        parts_ms = _counted(run, layers).parts_ms
+    need = fit.need(run, shallow.peak_at(layers, few.peaks, more.peaks))
+    return Choice(run, need, parts_ms)
 
 
 def _counted(run: RunConfig, layers: int) -> _Shallow:

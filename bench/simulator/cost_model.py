@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from math import ceil, exp, log
+from math import exp, log
 
-from bench.hardware.speeds import Attention, Link, Speeds, bandwidth, curve
+from bench.hardware.speeds import Link, Speeds, bandwidth, curve
 from bench.simulator.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op
+from bench.simulator.tiles import attention_share, matmul_s
+
+DEVICE = "device"
+"""The bus of what a GPU computes: kernels of several streams at once share it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class Clock:
         memory = s.silu if s.silu and op.name.startswith("aten::silu") else s.memory
         return max(self._flops_s(op), op.bytes / curve(memory, op.bytes))
 
+    def host_s(self, op: Op) -> float:
+        """Return the seconds for which an operation holds up the host."""
+        issue_s = 0.0 if op.kind == HOOKS else self.speeds.issue_s
+        return issue_s + (self.seconds(op) if op.stream == HOST else 0.0)
+
     def skew_s(self, op: Op, apart_s: float) -> float:
         """Return a collective's extra seconds, given the seconds since its ranks last met."""
         return curve(self.speeds.skew, apart_s) if op.ranks and self.speeds.skew else 0.0
@@ -54,31 +63,48 @@ class Clock:
         """Name the bus that an operation shares with simultaneous ones; empty if none."""
         if op.ranks:
             return "network" if self._nodes(op.ranks) > 1 else "links"
-        return op.kind if op.kind in (TO_HOST, TO_DEVICE) else ""
+        if op.kind in (TO_HOST, TO_DEVICE):
+            return op.kind
+        return "" if op.stream == HOST else DEVICE
+
+    def beside_a_collective(self, op: Op) -> float:
+        """Return how many times as long an operation takes while a collective runs, whose kernel
+        occupies multiprocessors that matmuls and attention would use."""
+        taken, cores = self.speeds.collective_multiprocessors, self.speeds.multiprocessors
+        return cores / (cores - taken) if cores and op.flops else 1.0
 
     def _flops_s(self, op: Op) -> float:
         if op.kind == "matmul":
             rows, columns, inner = op.sizes
-            return op.flops / self._matmul_rate(rows, columns, inner)
+            rate, cores = self._matmul_rate(rows, columns, inner), self.speeds.multiprocessors
+            return matmul_s(rows, columns, inner, rate, cores) if cores else op.flops / rate
         if op.kind.startswith("attention"):
-            return op.flops / _attention_rate(self.speeds.attention[self.attention], op)
+            return op.flops / self._attention_rate(op)
         return 0.0
+
+    def _attention_rate(self, op: Op) -> float:
+        """Return the FLOP/s of the kernel at an attention operation."""
+        heads, queries, keys, _, causal = op.sizes
+        known, forward = self.speeds.attention[self.attention], op.kind == "attention_forward"
+        if forward:
+            points = known.forward if causal else known.whole_forward or known.forward
+        else:
+            points = known.backward if causal else known.whole_backward or known.backward
+        rows = known.rows_forward if forward else known.rows_backward
+        cores = self.speeds.multiprocessors
+        cut = queries if forward else keys
+        share = attention_share(heads, cut, bool(causal), rows, cores)
+        return curve(points, keys) * share
 
     def _matmul_rate(self, *sizes: int) -> float:
         """Return FLOP/s by interpolation between measured shapes, by their distance in log space
-        (Shepard, doi 10.1145/800186.810616), less the idle part of the last round of tiles."""
+        (Shepard, doi 10.1145/800186.810616)."""
         weights = rates = 0.0
         for *known, rate in self.speeds.matmul:
             distance = sum(log(a / b) ** 2 for a, b in zip(sizes, known, strict=True))
             weight = 1 / (distance**2 + 1e-9)
             weights, rates = weights + weight, rates + weight * log(rate)
-        rate = exp(rates / weights)
-        if not self.speeds.multiprocessors:
-            return rate
-        tiles = sizes[0] / _TILE[0] * (sizes[1] / _TILE[1])
-        whole = ceil(sizes[0] / _TILE[0]) * ceil(sizes[1] / _TILE[1])
-        rounds = ceil(whole / self.speeds.multiprocessors)
-        return rate * tiles / (rounds * self.speeds.multiprocessors)
+        return exp(rates / weights)
 
     def _collective_s(self, op: Op) -> float:
         size, nodes = op.sizes[0], self._nodes(op.ranks)
@@ -125,18 +151,3 @@ class Clock:
 def _suits(link: Link, op: Op, nodes: int) -> bool:
     same = link.collective in ("", op.kind)
     return same and (link.nodes > 1) == (nodes > 1)
-
-
-_TILE = 128, 256
-"""Rows and columns of the output that one multiprocessor computes at a time in large matmuls
-(NVIDIA, Matrix Multiplication Background User's Guide, "Tile Quantization")."""
-
-
-def _attention_rate(attention: Attention, op: Op) -> float:
-    """Return the FLOP/s of a kernel at an attention operation."""
-    _, _, keys, _, causal = op.sizes
-    if op.kind == "attention_forward":
-        points = attention.forward if causal else attention.whole_forward or attention.forward
-    else:
-        points = attention.backward if causal else attention.whole_backward or attention.backward
-    return curve(points, keys)

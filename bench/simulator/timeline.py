@@ -140,7 +140,11 @@ class _Simulation:
     def _advance(self) -> None:
         """Advance to the next moment at which an operation ends, or the host is free."""
         sharing = Counter(r.bus for r in self.running.values() if r.bus)
-        slower = {stream: max(1, sharing[r.bus]) for stream, r in self.running.items()}
+        slower = {stream: max(1.0, sharing[r.bus]) for stream, r in self.running.items()}
+        ops = {stream: self._op(r.index) for stream, r in self.running.items()}
+        if any(op.ranks for op in ops.values()):
+            for stream, op in ops.items():
+                slower[stream] *= self.clock.beside_a_collective(op)
         waits = [r.left_s * slower[stream] for stream, r in self.running.items()]
         if self.host_is_free_s > self.now_s:
             waits.append(self.host_is_free_s - self.now_s)

@@ -1,12 +1,16 @@
-"""Memory of other projects' code, counted on tensors without values."""
+"""The runs behind docs/validation.md: memory of other projects' code, and the fit of matmuls."""
 
 from __future__ import annotations
 
+import json
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
-from bench.hardware.profiles import PROFILES
-from bench.simulator import target
-from scripts.validation import odysseus, times, untied
+from bench.simulator.tiles import Tiling, matmul_s
+from scripts.validation import matmuls, odysseus, untied
 
 
 @pytest.mark.parametrize(("by_heads", "units"), [(False, 15.6), (True, 10.3)])
@@ -26,13 +30,40 @@ def test_the_odysseus_repository_holds_what_it_published(method: str) -> None:
     assert sum(odysseus.held(method).values()) / 2**30 == pytest.approx(31.43, rel=0.01)
 
 
-def test_one_efficiency_of_attention_on_any_gpu() -> None:
-    """35 % of A100's 312 TFLOP/s, which is H100's share."""
-    clock = target.clock(times.ODYSSEUS)
-    assert clock is not None
-    attention = times.as_on_h100(clock).speeds.attention["flash_attention_2"]
-    assert attention.forward[-1][1] == pytest.approx(0.35 * 312e12)
-    assert attention.backward[-1][1] == pytest.approx(0.35 * 312e12)
-    h100 = target.clock(times.ALST)
-    assert h100 is not None
-    assert times.as_on_h100(h100).speeds == PROFILES["h100-80g"].speeds
+def test_the_fit_finds_the_constants_of_matmuls_that_were_made_with_them(tmp_path: Path) -> None:
+    """The files have the formats of SimuMax and of Vidur."""
+    tiling, cores, rate = Tiling(small_rate=0.7, fill=60, whole_rounds=0.35), 108, 2e14
+    shapes = [*product((1024, 1536, 4096), (1280, 6144), (512, 2048, 9216))]
+
+    def seconds(m: int, n: int, k: int) -> float:
+        return matmul_s(m, n, k, rate, cores, tiling)
+
+    efficiencies = {
+        f"b=1, m={m}, k={k}, n={n}, layout=TN": 2 * m * n * k / seconds(m, n, k) / 4e14
+        for m, n, k in shapes
+    }
+    known = {"tflops": 400, "accurate_efficient_factor": efficiencies}
+    simumax = tmp_path / "gpu.json"
+    simumax.write_text(json.dumps({"accelerator": {"op": {"matmul": known}}}))
+    widths = {"n_embd": 1024, "n_expanded_embd": 4096, "n_head": 8, "n_kv_head": 4}
+    projections = {
+        **{"attn_pre_proj": (1024, 1024), "attn_post_proj": (1024, 512)},
+        **{"mlp_up_proj": (4096, 1024), "mlp_down_proj": (1024, 2048)},
+    }
+    lines = [
+        widths
+        | {"use_gated_mlp": True, "num_tokens": tokens, "num_tensor_parallel_workers": 2}
+        | {f"time_stats.{p}.median": seconds(tokens, *s) * 1e3 for p, s in projections.items()}
+        for tokens in (4096, 5120, 8192)
+    ]
+    vidur = tmp_path / "mlp.csv"
+    pd.DataFrame(lines).to_csv(vidur, index=False)
+    measured = [*matmuls.simumax(simumax), *matmuls.vidur(vidur)]
+    assert len(measured) == len(shapes) + 12
+    ours, judged = matmuls.halves(measured)
+    assert not {(one.columns, one.inner) for one in ours} & {(o.columns, o.inner) for o in judged}
+    assert matmuls.fit({"a100-80g": ours}) == tiling
+    assert matmuls.rate(ours, cores, tiling) == pytest.approx(rate)
+    found = matmuls.errors(judged, rate, cores, tiling)
+    assert found == pytest.approx([0] * len(judged), abs=1e-9)
+    matmuls.main([f"a100-80g={simumax},{vidur}"])

@@ -140,4 +140,4 @@ def test_a_field_changes_the_prediction() -> None:
     for field in ("", "--hardware.network_bytes_per_s 1e6"):
         assert main([*command.split(), *field.split()]) == 0
     before, after = rows.read(Path("o.csv"))["step_ms_p50"].astype(float)
-    assert after > 10 * before
+    assert after > 3 * before

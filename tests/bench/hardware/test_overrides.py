@@ -95,7 +95,7 @@ def test_links_between_nodes_stay() -> None:
         ("h100-80g(dtype=fp8)", "hardware.dtype = 'fp8'; valid: '', fp32, bf16, fp64"),
         ("h100-80g(memory_bytes=5)", "memory_bytes is 5; valid: more than the 3254779904"),
         ("h100-80g(gpus_per_node=0)", "gpus_per_node is 0; valid: 1 and more"),
-        ("b200-180g(issue_s=1)", "hardware.issue_s changes speeds, and the profile has none"),
+        ("b300(issue_s=1)", "hardware.issue_s changes speeds, and the profile has none"),
         ("h900(issue_s=1)", "hardware is 'h900'; valid: a100-80g"),
         ("/nowhere.yml(issue_s=1)", "hardware is '/nowhere.yml': there is no such file"),
     ],

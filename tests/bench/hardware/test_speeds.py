@@ -156,9 +156,9 @@ def test_a_world_that_a_profile_has_no_links_for(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("  issue_s: 5.0e-06", "missing"),
+        ("  issue_s: 3.0e-05", "missing"),
         ("device: cuda", "device is 'abacus'"),
-        ("    - 16384.0\n    - 795", "speeds"),
+        ("    - 16384.0\n    - 704", "speeds"),
     ],
 )
 def test_a_profile_with_bad_speeds(change: str, expected: str, tmp_path: Path) -> None:
@@ -169,6 +169,18 @@ def test_a_profile_with_bad_speeds(change: str, expected: str, tmp_path: Path) -
     file.write_text(text.replace(change, "device: abacus" if "device" in change else ""))
     with pytest.raises(ValueError, match=expected):
         profile_file.find(str(file))
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("multiprocessors=16", "collective_multiprocessors must be less than multiprocessors"),
+        ("multiprocessors=1.5", "valid: a whole number"),
+    ],
+)
+def test_a_collective_leaves_multiprocessors(label: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        profile_file.find(f"h100-80g({label})")
 
 
 def test_a_profile_is_of_one_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,18 @@ def test_shallow_runs_predict_a_deep_one(method: str, step: int) -> None:
     assert sum(parts) == pytest.approx(found.parts_ms["step_ms_p50"])
 
 
+def test_a_deep_run_may_wait_for_its_host() -> None:
+    """A head of many rows keeps the device busy for as long as the host issues three blocks."""
+    model = replace(LLAMA3_ON_4_GPUS.model, num_hidden_layers=32)
+    run = replace(LLAMA3_ON_4_GPUS, method="tp_sp", model=model, world_size=8, seq_len=2048)
+    columns = predict.columns(run, predict.count(run))
+    found = ranking.predicted(run)
+    assert columns["idle_ms"] > 0.1 * columns["step_ms_p50"]
+    assert found.parts_ms["step_ms_p50"] == pytest.approx(columns["step_ms_p50"])
+    parts = [found.parts_ms[part] for part in ranking.PARTS[1:]]
+    assert sum(parts) == pytest.approx(found.parts_ms["step_ms_p50"])
+
+
 @pytest.mark.parametrize("axes", [slow((1, 1)), slow((1, 4)), slow((2, 2)), (4, 1)])
 @pytest.mark.parametrize("method", [slow("tp"), slow("tp_sp"), "ulysses", slow("odysseus")])
 def test_the_bound_by_closed_forms_is_below_every_dry_run(
@@ -122,7 +134,7 @@ def test_the_verb_prints_a_ranking_and_writes_the_best_row(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--hardware b200-180g", "valid: hardware = a100-80g, h100-80g, h200-141g"),
+        ("--hardware b300", "valid: hardware = a100-80g, h100-80g, h200-141g"),
         ("--seq_len 1000001 --sequence_parallel_size 8", "1000001"),
         ("--objective fastest", "longest"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -59,9 +60,25 @@ def ends(found: Timeline) -> list[float]:
 
 
 def test_streams_run_beside_each_other_and_each_in_order() -> None:
-    found = simulated([op("a", 3), op("b", 1), op("b", 1)])
+    found = simulated([op("a", 3), op("b", 1, "to_host"), op("b", 1, "to_host")])
     assert ends(found) == [1, 2, 3]
     assert found.step_s == 3
+
+
+def test_kernels_of_several_streams_share_the_device() -> None:
+    assert ends(simulated([op("a", 3), op("b", 1)])) == [2, 4]
+    assert ends(simulated([op(HOST, 1), op("a", 1)])) == [1, 2]
+
+
+def test_a_collective_takes_multiprocessors_from_matmuls() -> None:
+    """A quarter of them for three seconds, in which 2.25 of 4 seconds of a matmul are done."""
+    matmul = Op("", "matmul", "a", (), flops=4 * 10**12, sizes=(256, 512, 15_258_789))
+    speeds = replace(EVEN, multiprocessors=4, collective_multiprocessors=1)
+    clock = Clock(speeds, "flash_attention_2", 8)
+    program: Program = [matmul, op("b", 3, "all_gather")]
+    assert ends(simulate(program, clock)) == [3, pytest.approx(4.75, rel=1e-4)]
+    elementwise: Program = [op("a", 4), op("b", 3, "all_gather")]
+    assert ends(simulate(elementwise, clock)) == [3, 4]
 
 
 def test_an_operation_waits_for_another_stream() -> None:
@@ -165,7 +182,7 @@ def test_without_prefetch_a_gpu_waits_for_weights_and_holds_fewer() -> None:
     assert hides is not None
     assert waits is not None
     gathers = [s for s in waits.spans if s.op.purpose == "parameter"]
-    computing = [s for s in waits.spans if not s.op.ranks]
+    computing = [s for s in waits.spans if not s.op.ranks and s.op.stream != HOST]
     assert len(gathers) == len([s for s in hides.spans if s.op.purpose == "parameter"])
     for gather in gathers:
         assert not [c for c in computing if c.start_s < gather.start_s < c.end_s]
@@ -231,8 +248,9 @@ def test_whole_blocks_of_a_ring_have_their_own_rate(way: str) -> None:
 def test_a_row_has_its_time_and_a_trace_its_operations(tmp_path: Path) -> None:
     out, trace = tmp_path / "rows.csv", tmp_path / "trace.json"
     flags = "--dry_run true --hardware h100-80g --dtype bf16 --world_size 4 --seq_len 4096"
+    flags += " --hardware.issue_s 5e-6 --hardware.hooks_s 0"  # the GPU takes most of the step
     assert main(["run", *flags.split(), "--out", str(out), "--trace", str(trace)]) == 0
-    row = dict(zip(*(line.split(",") for line in out.read_text().splitlines()[:2]), strict=True))
+    (row,) = csv.DictReader(out.read_text().splitlines())
     parts = ("compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms")
     assert sum(float(row[part]) for part in parts) == pytest.approx(float(row["step_ms_p50"]))
     assert 0 < float(row["mfu"]) < 1
