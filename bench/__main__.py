@@ -29,6 +29,7 @@ VERBS = {
     "dry_run": "run any training script without peers, values or a GPU, and count one step",
     "theory": "print the bytes that each method sends: published, derived, on request measured",
     "plan": "find which methods fit in memory, and the longest sequence of each",
+    "validate": "predict step times that others published, and say how far off that is",
     "report": "draw one HTML page, figures and a table from CSV rows",
 }
 _STARTING_WORKERS = ("run", "sweep", "compare", "verify", "calibrate", "theory")

@@ -42,7 +42,7 @@ LEVELS = {
         {"theory", "hardware"},
         {"simulator"},
         {"config", "rows", "pool", "provenance", "calibration", "scripted"},
-        {"planner", "runner"},
+        {"planner", "runner", "validation"},
         {"report"},
         {"commands"},
         {"__main__"},

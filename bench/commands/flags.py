@@ -11,7 +11,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from bench.commands.prediction_flags import dry_run, hardware, plan, theory
+from bench.commands.prediction_flags import dry_run, hardware, plan, theory, validate
 from bench.config import options
 
 
@@ -215,5 +215,6 @@ PARSERS: dict[str, Callable[[], ArgumentParser]] = {
     "dry_run": dry_run,
     "theory": theory,
     "plan": plan,
+    "validate": validate,
     "report": report,
 }

@@ -169,3 +169,30 @@ def plan() -> ArgumentParser:
     parser.set_defaults(dry_run=True, hardware="h100-80g", dtype="bf16", world_size=8)
     parser.set_defaults(method=ALL_METHODS)
     return parser
+
+
+def validate() -> ArgumentParser:
+    """Return the parser of ``validate``."""
+    parser = options.parser(
+        "validate",
+        "Predict the step times that others have published, and print how far off the predictions "
+        "are: by GPU, source and length, and the ten worst. A row that has a prediction by the "
+        "same speeds is not predicted again.",
+    )
+    parser.add_argument(
+        "--rows",
+        type=str,
+        default="results/published.csv",
+        help="CSV file of published step times, each with its source and the flags of its run.",
+    )
+    parser.add_argument(
+        "--only", type=str, default="", help="Only rows whose source has this text."
+    )
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="results/validation.csv",
+        help="CSV file to append the predictions to. The figure is saved beside it, as PNG and "
+        "SVG.",
+    )
+    return parser

@@ -19,6 +19,7 @@ EXAMPLES = {
     "dry_run": "dry_run --world_size 64 --hardware h100-80g train.py --batch_size 1",
     "theory": "theory --model.name_or_path llama3-8b --world_size 8 --seq_len 131072",
     "plan": "plan --model.name_or_path llama3-8b --world_size 8 --seq_len 131072",
+    "validate": "validate --only ALST --out results/mine.csv",
     "report": "report --rows results/mine.csv --out results/mine",
 }
 """A command of each verb."""

@@ -21,6 +21,7 @@ from bench.report.charts import (
     longest,
     memory_trace,
     prediction,
+    published,
     ring_balance,
     times,
     trace,
@@ -83,6 +84,8 @@ def cards(
     shown += [_card(name, *how, cell_sets.studies(data)) for name, how in _BY_STUDY.items()]
     compared = given.compared.items()
     shown.append(_card("compare", "Beside other implementations", compare.chart, compared))
+    stated = given.published.items()
+    shown.append(_card("validation", "Predicted against published", published.scatter, stated))
     shown += [_predictions(given, data), _verified(given), _maps(given, profiles)]
     return [*shown, _timeline(given), _memory_over_a_step(given)]
 

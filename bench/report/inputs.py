@@ -17,7 +17,7 @@ from bench.hardware.profiles import PROFILES, Hardware
 from bench.meters import memory_trace
 from bench.report import csv_table
 from bench.report.cell_sets import AXES, differs
-from bench.report.charts import compare
+from bench.report.charts import compare, published
 from bench.report.csv_table import Table, with_numbers
 from bench.report.labels import is_outside, is_pure_ring, layouts, peer_methods
 from methods import METHODS
@@ -33,8 +33,9 @@ _STEPS = {
 }
 _COMPARED = {"peer", "status", "dtype", *compare.NUMBERS}
 _ERRORS = {"cluster", "method", "layout", "seq_len", "measured_ms", "predicted_ms"}
+_PUBLISHED = {"source", "gpu", *published.NUMBERS}
 _VALID = (
-    "CSV files of run, sweep, verify, compare, plan --map and the study of predictions, "
+    "CSV files of run, sweep, verify, compare, plan --map, validate and the study of predictions, "
     "or JSON files of run --trace and --memory_trace"
 )
 
@@ -51,6 +52,7 @@ class ReportInputs:
         steps: Steps of verify by file, numbers as numbers.
         compared: Rows of compare by file, numbers as numbers.
         errors: Predicted and measured times by file, numbers as numbers.
+        published: Predicted and published times by file, numbers as numbers.
         traces: Chrome traces by file.
         memory: Memory over a step by file.
         notes: Omissions, with the reason of each.
@@ -62,6 +64,7 @@ class ReportInputs:
     steps: dict[str, pd.DataFrame] = field(default_factory=dict)
     compared: dict[str, pd.DataFrame] = field(default_factory=dict)
     errors: dict[str, pd.DataFrame] = field(default_factory=dict)
+    published: dict[str, pd.DataFrame] = field(default_factory=dict)
     traces: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: dict[str, memory_trace.MemoryTrace] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -90,6 +93,10 @@ def read(paths: list[Path]) -> ReportInputs:
             given.steps[path.stem] = with_numbers(cells, _STEPS | {"step", "tolerance"} & columns)
         elif columns >= _ERRORS:
             given.errors[path.stem] = _errors(cells)
+        elif columns >= _PUBLISHED:
+            given.published[path.stem] = with_numbers(cells, published.NUMBERS)
+        elif columns >= {"source", "published", "settings"}:
+            given.notes.append(f"{path}: published step times, drawn from the CSV of validate")
         elif columns >= {"method", *_MAP_NUMBERS} and "status" not in columns:
             given.maps[path.stem] = with_numbers(cells, _MAP_NUMBERS)
         elif columns >= _COMPARED:

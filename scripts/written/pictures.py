@@ -60,7 +60,7 @@ def draw(command: list[str]) -> None:
     verb, *rest = arguments
     if "--ladder" in rest:
         plan_ladder.save_figure(Path(rest[rest.index("--out") + 1]))
-    elif verb in ("report", "plan"):
+    elif verb in ("report", "plan", "validate"):
         bench_main(arguments)
     elif verb == "verify":
         _overlay(rest)

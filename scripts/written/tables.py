@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report import accuracy
+from bench.validation import errors as validation_errors
 from methods.peers.registry import PEERS
 from scripts.studies import growth, overlap_summary
 
@@ -109,6 +110,13 @@ def errors(file: Path) -> pd.DataFrame:
     return pd.DataFrame([*lines, _errors_line("all", rounds)])
 
 
+def published(file: Path) -> pd.DataFrame:
+    """Errors of predictions of published steps, by GPU, source and length."""
+    table = validation_errors.summary(pd.read_csv(file))
+    off = ["bias", "10 %", "90 %"]
+    return table.assign(**table[off].replace("-", "\N{MINUS SIGN}", regex=True))
+
+
 def _errors_line(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
     cells, wrong = accuracy.medians(rounds), len(accuracy.misordered(rounds))
     off, round_errors = cells["error"], rounds["error"]
@@ -135,6 +143,7 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     "hidden": hidden,
     "exponents": exponents,
     "errors": errors,
+    "published": published,
 }
 
 

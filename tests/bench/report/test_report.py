@@ -98,6 +98,7 @@ def test_charts_name_their_units_and_source() -> None:
     found = cards_of(*everything, RESULTS / "emulated" / "errors.csv")
     drawn = {name for name, card in found.items() if card.charts}
     others = {"ablation", "balance", "compare", "prediction", "verify", "map", "ladder"}
+    others |= {"validation"}
     assert drawn == {*OF_CELLS, *others} - {"strong_scaling"}
     assert catalogue.left_out([*found.values()]) == (
         "figures left out: Strong scaling (no layout has the same seq_len, step_tokens on several "
