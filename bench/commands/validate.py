@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,11 @@ def _save_figure(out: Path, table: pd.DataFrame) -> None:
         draw_matplotlib.save(draw_matplotlib.draw(chart), out.with_suffix(""))
 
 
+_run_parser = cache(flags.run)
+
+
 def _run(settings: list[str]) -> RunConfig:
-    return grid.run_config(options.parse(flags.run(), settings))
+    return grid.run_config(options.parse(_run_parser(), settings))
 
 
 def _order(row: Published) -> str:

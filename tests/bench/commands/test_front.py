@@ -54,7 +54,7 @@ def test_every_command_of_the_readme_parses(monkeypatch: pytest.MonkeyPatch) -> 
     for command in shown:
         with pytest.raises(Stopped):
             main(command.split())
-    assert len(parsed) == len(shown) == 20
+    assert len(parsed) == len(shown) == 21
 
 
 @pytest.mark.slow
