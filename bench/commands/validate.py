@@ -54,7 +54,7 @@ def main(parsed: Any) -> int:
             print(f"{done} of {len(missing)}: {work[number][0].source}", flush=True)
     known = _known(out)
     table = pd.DataFrame([_facts(row, known[_key(row)]) for row in given])
-    _save_figure(out, table)
+    _save_figure(out)
     print(f"\n{errors.summary(table).to_string(index=False)}\n\nfarthest off:")
     worst = table.reindex(table["error"].abs().sort_values(ascending=False).index)[:_WORST]
     for row in worst.to_dict("records"):
@@ -62,8 +62,9 @@ def main(parsed: Any) -> int:
     return 0
 
 
-def _save_figure(out: Path, table: pd.DataFrame) -> None:
-    """Save the figure of predictions beside their file, as PNG and SVG."""
+def _save_figure(out: Path) -> None:
+    """Save the figure of a file's predictions beside it, of each row the last, as PNG and SVG."""
+    table = pd.read_csv(out).drop_duplicates(["source", "where", *_KEY[:-1]], keep="last")
     if not isinstance(chart := published_chart.scatter(table), str):
         draw_matplotlib.save(draw_matplotlib.draw(chart), out.with_suffix(""))
 

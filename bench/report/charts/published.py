@@ -33,7 +33,9 @@ def scatter(predictions: pd.DataFrame) -> Chart | str:
     most = predictions["gpus"].max() * 1.5
     times = [Line(label="as published", x=ends, y=ends, style=_DIAGONAL)]
     errors = [Line(label="as published", x=[0.7, most], y=[0, 0], style=_DIAGONAL)]
-    for number, (source, rows) in enumerate(predictions.groupby("source", sort=False)):
+    by_source = [*predictions.groupby("source")]
+    by_source.sort(key=lambda group: -len(group[1]))  # few points lie above many
+    for number, (source, rows) in enumerate(by_source):
         at = number % len(_MARKERS)
         style = {"color": _COLORS[at], "marker": _MARKERS[at], "linestyle": "", "markersize": 4}
         label, gpus = str(source), [*rows["gpus"]]

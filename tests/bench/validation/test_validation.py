@@ -165,7 +165,9 @@ def test_the_verb_predicts_each_row_once(
         assert float(row["error"]) == pytest.approx(ratio - 1)
         assert (row["mode"], row["gpu"]) == ("dry_run", "h100-80g")
     monkeypatch.setattr(prediction, "_step_s", None)  # nothing is predicted again
-    assert main(arguments) == 0
+    figure = out.with_suffix(".svg").read_text()
+    assert main([*arguments, "--only", "another"]) == 0
+    assert out.with_suffix(".svg").read_text() == figure  # it has all rows of the file
     assert main([*arguments, "--only", "a book"]) == 2
     assert "only = 'a book' is in no source" in capsys.readouterr().err
 
