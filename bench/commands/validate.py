@@ -47,9 +47,9 @@ def main(parsed: Any) -> int:
     done = 0
     with pool.workers() as executor:
         for number, found in pool.as_done(executor, prediction.steps_s, work):
+            origin = {"mode": "dry_run"} | provenance.columns()
             for row, seconds in zip(work[number], found, strict=True):
-                line = _facts(row, seconds) | {"mode": "dry_run"} | provenance.columns()
-                rows.append(out, line, COLUMNS)
+                rows.append(out, _facts(row, seconds) | origin, COLUMNS)
             done += len(found)
             print(f"{done} of {len(missing)}: {work[number][0].source}", flush=True)
     known = _known(out)

@@ -16,7 +16,7 @@ from bench.hardware.speeds import Link, Speeds, bandwidth, curve
 from bench.simulator.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op
 from bench.simulator.tiles import attention_share, matmul_s
 
-DEVICE = "device"
+_DEVICE = "device"
 """The bus of what a GPU computes: kernels of several streams at once share it."""
 
 
@@ -65,7 +65,7 @@ class Clock:
             return "network" if self._nodes(op.ranks) > 1 else "links"
         if op.kind in (TO_HOST, TO_DEVICE):
             return op.kind
-        return "" if op.stream == HOST else DEVICE
+        return "" if op.stream == HOST else _DEVICE
 
     def beside_a_collective(self, op: Op) -> float:
         """Return how many times as long an operation takes while a collective runs, whose kernel

@@ -23,9 +23,7 @@ import pandas as pd
 
 from odysseus.config.run import RunConfig
 
-COLUMNS = (
-    *("source", "where", "code", "unit", "published", "settings", "replicas", "zero", "note"),
-)
+COLUMNS = ["source", "where", "code", "unit", "published", "settings", "replicas", "zero", "note"]
 UNITS = "s", "tokens/s/GPU"
 
 

@@ -16,6 +16,7 @@ from bench.commands import validate
 from bench.simulator import predict, target
 from bench.validation import errors, prediction, published
 from bench.validation.published import COLUMNS, Published
+from odysseus.config.run import RunConfig
 from tests.support.paths import RESULTS
 
 SETTINGS = (
@@ -125,8 +126,8 @@ def test_rows_with_the_same_micro_step_share_dry_runs(
 ) -> None:
     counted: Counter[int] = Counter()
 
-    def step_s(run: object) -> float:
-        accumulated = run.gradient_accumulation_steps  # type: ignore[attr-defined]
+    def step_s(run: RunConfig) -> float:
+        accumulated = run.gradient_accumulation_steps
         counted[accumulated] += 1
         return 1.0 + accumulated
 
