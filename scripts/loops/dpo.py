@@ -41,7 +41,6 @@ def main(name, data, out, seq_len=131072, dtype="bf16", **arguments):
     )
     hf.prepare(model, mesh, run)
     hf.prepare(reference.requires_grad_(False), mesh, run)
-
     options = {"per_device_train_batch_size": 1, "logging_steps": 1} | PREPARED | arguments
     trainer = SplitDPOTrainer(
         model,
