@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from bench.runner import fork_server
 from bench.runner.fork_server import Outcome, Ranks
-from bench.runner.signals import received_signals
+from bench.runner.signals import before_end, received_signals
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ class _Server:
 
     def end(self) -> None:
         """Kill the server and all ranks, whatever they are doing, and remove the folder."""
-        with suppress(OSError):  # the whole group has ended
-            os.killpg(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        self.requests.close()
-        self.answers.close()
+        with before_end(self._remove_folder):
+            with suppress(OSError):  # the whole group has ended
+                os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.requests.close()
+            self.answers.close()
+            self._remove_folder()
+
+    def _remove_folder(self) -> None:
         for _ in range(100):  # a rank that is being killed may still write there
             shutil.rmtree(self.folder, ignore_errors=True)
             if not os.path.exists(self.folder):
@@ -131,14 +136,11 @@ def _start(create: Callable[[Ends, Ends, str], int]) -> None:
     """
     requests, answers = Pipe(duplex=False), Pipe(duplex=False)
     folder = tempfile.mkdtemp(prefix="odysseus-")
-    try:
+    with before_end(partial(shutil.rmtree, folder, ignore_errors=True)):
         pid = create(requests, answers, folder)
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    requests[0].close()
-    answers[1].close()
-    _servers.append(_Server(pid, folder, requests[1], answers[0]))
+        requests[0].close()
+        answers[1].close()
+        _servers.append(_Server(pid, folder, requests[1], answers[0]))
 
 
 def _forked(requests: Ends, answers: Ends, folder: str) -> int:

@@ -177,3 +177,30 @@ def test_a_server_that_is_stopped_at_the_end_leaves_nothing(tmp_path: Path) -> N
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", STOPPED], env=environment, cwd=ROOT, check=True)
     assert [*tmp_path.glob("odysseus-*")] == []
+
+
+TERMINATED = """
+import os, signal
+from bench.runner import processes, signals
+signal.signal(signal.SIGTERM, lambda number, _: signals.end(number))
+def terminate_before(name):
+    function = getattr(os, name)
+    def terminated(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments, **options)
+    setattr(os, name, terminated)
+terminate_before({name!r})
+processes._start(processes._spawned)
+"""
+"""A script that SIGTERM ends before one call, while its server is started or killed at the end."""
+
+
+@pytest.mark.parametrize("name", ["posix_spawn", "waitpid"])
+def test_a_signal_while_a_server_is_started_or_killed_leaves_nothing(
+    tmp_path: Path, name: str
+) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    script = TERMINATED.format(name=name)
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, check=False)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert [*tmp_path.glob("odysseus-*")] == []
