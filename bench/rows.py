@@ -136,6 +136,9 @@ IDENTITY: dict[str, Column] = {
     "axis_order": _column("axis_order"),
     "regather": _column("regather"),
     "ulysses_all_to_all": _column("ulysses_all_to_all"),
+    "vocab_parallel": _column_if(
+        lambda run: bool(run.vocabulary_cuts), "vocab_parallel", "vocabulary_text"
+    ),
     "ulysses_head_chunks": _column_if(lambda r: r.ulysses_head_chunks > 1, "ulysses_head_chunks"),
     "zero_prefetch": _column_if(lambda run: not run.zero_prefetch, "zero_prefetch"),
     "zero_engine": _column_if(lambda run: run.zero_engine != "fsdp2", "zero_engine"),

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor
-
+from methods import tp_sp
 from odysseus.config.run import RunConfig
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
 from odysseus.model.decoder import MLP, Attention
 from odysseus.model.kernels import Kernels
-from odysseus.parallel import collectives
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.tensor_parallel import linear_all_reduce, share_kv_gradients
 
@@ -41,23 +39,12 @@ def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
     )
 
 
-def gather(x: Tensor, mesh: Mesh) -> Tensor:
-    """Gather the whole sequence from the ranks' shards, outside the blocks."""
-    return collectives.all_gather(x, mesh.edge)
-
-
-def take_shard(x: Tensor, mesh: Mesh) -> Tensor:
-    """Return this rank's shard of the whole sequence."""
-    return collectives.take_shard(x, mesh.edge)
-
-
 METHOD = Method(
     name="tp",
     attention=attention,
     mlp=mlp,
     split=ATTENTION_SPLIT | MLP_SPLIT,
-    enter=gather,
-    leave=take_shard,
-    positions=gather,
+    replicated=True,
+    positions=tp_sp.gather_positions,
     check=check_intermediate_size,
 )

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from odysseus.config.run import RunConfig
 from odysseus.config.sizes import nearest_multiples
+from odysseus.config.vocabulary import EMBEDDING, HEAD
 from odysseus.model.decoder import MLP, Attention
 from odysseus.model.kernels import Kernels
+from odysseus.parallel import collectives
 from odysseus.parallel.mesh import Mesh
 
-Edge = Callable[[Tensor, Mesh], Tensor]
 
-
-def unchanged(x: Tensor, mesh: Mesh) -> Tensor:
-    """Return the shard itself: the edge of a method whose stream is the sequence shard."""
-    return x
+def of_the_shard(position_ids: Tensor, mesh: Mesh) -> Tensor:
+    """Return the shard's own position ids."""
+    return position_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,8 @@ class Method:
         mlp: Builds one rank's MLP module.
         split: Maps a weight, by its Hugging Face name within a block, to the dimension along which
             it is cut. Other weights are whole.
-        enter: Makes the blocks' stream of the embedded shard.
-        leave: Makes the head's shard of the blocks' stream. The elements that it discards get zero
-            gradient.
+        replicated: Whether every rank has the whole sequence in the stream between blocks, and a
+            partial sum of its gradient; else the stream is a sequence shard.
         positions: Makes the position ids that this rank's attention needs of the shard's.
         check: Raises ValueError, before anything starts, if the sizes do not fit the method.
     """
@@ -45,10 +44,23 @@ class Method:
     attention: Callable[[RunConfig, Mesh, Kernels], Attention]
     mlp: Callable[[RunConfig, Mesh, Kernels], MLP]
     split: Mapping[str, int] = field(default_factory=dict)
-    enter: Edge = unchanged
-    leave: Edge = unchanged
-    positions: Edge = unchanged
+    replicated: bool = False
+    positions: Callable[[Tensor, Mesh], Tensor] = of_the_shard
     check: Callable[[RunConfig], None] = lambda run: None
+
+    def enter(self, x_BsD: Tensor, mesh: Mesh) -> Tensor:
+        """Make the blocks' stream of a rank's shard of the embedding's output."""
+        return collectives.all_gather(x_BsD, mesh.edge) if self.replicated else x_BsD
+
+    def leave(self, x_BSD: Tensor, mesh: Mesh) -> Tensor:
+        """Make a rank's shard of the blocks' stream. The elements that it discards get zero
+        gradient."""
+        return collectives.take_shard(x_BSD, mesh.edge) if self.replicated else x_BSD
+
+    def cuts(self, run: RunConfig) -> Mapping[str, int]:
+        """Return the dimension along which each weight of a run's model is cut: `split`, and the
+        embedding and head that are cut by vocabulary."""
+        return {**self.split, **{VOCABULARY_NAMES[part]: 0 for part in run.vocabulary_cuts}}
 
 
 ATTENTION_SPLIT = {
@@ -57,6 +69,8 @@ ATTENTION_SPLIT = {
     "self_attn.v_proj": 0,
     "self_attn.o_proj": 1,
 }
+VOCABULARY_NAMES = {EMBEDDING: "model.embed_tokens", HEAD: "lm_head"}
+"""Hugging Face names of the parts of a model that can be cut by vocabulary."""
 MLP_SPLIT = {"mlp.gate_proj": 0, "mlp.up_proj": 0, "mlp.down_proj": 1}
 
 

@@ -13,7 +13,6 @@ from methods import METHODS, method_of
 from odysseus.config.groups import Precision
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
-from odysseus.method import unchanged
 from odysseus.model.loss import loss_tile_tokens
 
 
@@ -26,8 +25,8 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     The form is claimed for fp32 and fp64 with this project's own kernels and loss, without biases
     and q/k norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with them a
     norm's fp32 work may be the peak. It is not claimed for a ring, packed documents, heads that do
-    not divide, tied embeddings, or `ulysses` with queries as wide as the MLP and wider than the
-    stream.
+    not divide, tied embeddings, a vocabulary that is cut, or `ulysses` with queries as wide as the
+    MLP and wider than the stream.
     """
     if not _is_claimed(run):
         return None
@@ -119,6 +118,7 @@ def _is_claimed(run: RunConfig) -> bool:
     wide_heads = a.query_width > a.hidden_size and a.query_width >= a.intermediate_size
     plain = plain and not (wide_heads and run.method == "ulysses")
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack and run.heads_divide
+    plain = plain and not run.vocabulary_cuts
     own = run.model.implementation == "native"
     own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"
     own = own and run.ulysses_head_chunks == run.overlap_chunks == 1
@@ -236,8 +236,7 @@ def _heads_bytes(run: RunConfig, heads: int) -> int:
 
 
 def _stream_tokens(run: RunConfig) -> int:
-    is_whole = method_of(run.method).enter is not unchanged
-    return run.local_tokens * (run.sequence_size if is_whole else 1)
+    return run.local_tokens * (run.sequence_size if method_of(run.method).replicated else 1)
 
 
 def _scales(run: RunConfig) -> int:

@@ -17,7 +17,7 @@ from math import inf
 import torch
 
 from bench.meters.traffic import COLLECTIVES, PURPOSES, bytes_sent, equal_size
-from bench.theory import heads
+from bench.theory import heads, vocabulary
 from methods import method_of
 from odysseus.config.groups import Parallelism, Zero
 from odysseus.config.run import RunConfig
@@ -88,7 +88,7 @@ def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
             micro * layers,
             [*block_activations(run, at), *_ring(run, at), *_shared_kv_gradients(run)],
         ),
-        (micro, [*_zero(run), *_stream_edge(run)]),
+        (micro, [*_zero(run, at), *_stream_edge(run)]),
     ):
         terms += [replace(term, count=term.count * repeat) for term in part]
     return Traffic(tuple(t for t in terms if t.ranks > 1))
@@ -204,7 +204,7 @@ def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
         yield Term("all_reduce", "gradient", 1, row, copies)
 
 
-def _zero(run: RunConfig) -> Iterator[Term]:
+def _zero(run: RunConfig, at: int) -> Iterator[Term]:
     """Yield ZeRO-3's collectives of one micro step (Rajbhandari et al., arXiv 1910.02054 §7).
 
     A block's weights are gathered in forward, and again in backward unless they are kept (the
@@ -230,7 +230,7 @@ def _zero(run: RunConfig) -> Iterator[Term]:
         for is_cut_group in (True, False):
             ranks = _zero_ranks(run, is_cut_group)
             members = [p for p in names if _is_cut(run, p) == is_cut_group]
-            size = sum(_padded(run, p, ranks) for p in members)
+            size = sum(_padded(run, p, ranks, at) for p in members)
             if not members:
                 continue
             width, reduced = run.compute_dtype.itemsize, run.reduce_dtype.itemsize
@@ -248,7 +248,8 @@ def _reductions(run: Zero, elements: int, ranks: int) -> list[tuple[int, int]]:
 
 
 def _stream_edge(run: RunConfig) -> Iterator[Term]:
-    """Yield a micro step's collectives outside blocks: position ids, and the stream of `tp`."""
+    """Yield a micro step's collectives outside blocks: position ids, the stream of `tp`, and what
+    an embedding and a head that are cut by vocabulary exchange."""
     rows = run.micro_batch_size if run.data.pack else 1
     n, positions = run.sequence_size, rows * run.ring_seq_len * 8
     if run.method != "ulysses":
@@ -257,6 +258,8 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
         stream = heads.tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
         yield Term("all_gather", "edge", 1, stream, n)
         yield Term("reduce_scatter", "edge", 1, stream, n)
+    for collective, count, size in vocabulary.exchanges(run):
+        yield Term(collective, "edge", count, size, n)
 
 
 def _edge(run: Parallelism) -> Iterator[Term]:
@@ -270,7 +273,7 @@ def _zero_ranks(run: Parallelism, is_cut: bool) -> int:
 
 
 def _is_cut(run: RunConfig, parameter: str) -> bool:
-    return run.sequence_size > 1 and is_cut(parameter, method_of(run.method).split)
+    return run.sequence_size > 1 and is_cut(parameter, method_of(run.method).cuts(run))
 
 
 def _block_names(run: RunConfig) -> list[str]:
@@ -287,7 +290,7 @@ def _block_names(run: RunConfig) -> list[str]:
 
 
 def shard_elements(run: RunConfig) -> list[int]:
-    """Return the elements of each parameter's shard on one rank, with ZeRO's padding."""
+    """Return the elements of each parameter's shard on the first rank, with ZeRO's padding."""
     a = run.architecture
     names = _block_names(run) * a.num_hidden_layers
     names += ["model.norm.weight", "model.embed_tokens.weight"]
@@ -295,13 +298,14 @@ def shard_elements(run: RunConfig) -> list[int]:
     elements = []
     for name in names:
         ranks = _zero_ranks(run, _is_cut(run, name))
-        elements.append(_padded(run, name, ranks) // ranks)
+        elements.append(_padded(run, name, ranks, 0) // ranks)
     return elements
 
 
-def _padded(run: RunConfig, parameter: str, ranks: int) -> int:
-    """Return the elements of a rank's parameter before ZeRO, rows padded for its ranks."""
-    method = method_of(run.method)
-    parts = pieces(parameter, run.architecture, method.split, run.sequence_size, 0)
+def _padded(run: RunConfig, parameter: str, ranks: int, at: int) -> int:
+    """Return the elements of a parameter before ZeRO, rows padded for its ranks, on the rank with
+    number `at` of the sequence axis."""
+    cuts = method_of(run.method).cuts(run)
+    parts = pieces(parameter, run.architecture, cuts, run.sequence_size, at)
     rows = sum(piece.height for piece in parts)
     return -(-rows // ranks) * ranks * (parts[0].columns[1] - parts[0].columns[0])

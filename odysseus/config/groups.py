@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}
 """Names of dtypes in options, and torch's names for them."""
+_BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -46,6 +47,9 @@ class Parallelism(OptionGroup):
             The collective of one chunk runs beside the matmuls of another.
         ulysses_all_to_all: Implementation of Ulysses' exchange of tokens for heads. native packs q,
             k and v into one all-to-all; yunchang has one each for q, k, v and the output.
+        vocab_parallel: Cut the embedding and the head by vocabulary over the sequence axis, as
+            Megatron-LM does, instead of sharding them with ZeRO: embedding, head, or both (true).
+            auto cuts what then sends fewer bytes.
     """
 
     world_size: int = bounded(1, default=1)
@@ -58,6 +62,7 @@ class Parallelism(OptionGroup):
     ] = "dp-ring-sp"
     overlap_chunks: int = bounded(1, default=1)
     ulysses_all_to_all: Literal["native", "yunchang"] = "native"
+    vocab_parallel: Literal["auto", "embedding", "head"] | bool = False
 
     @property
     def sequence_size(self) -> int:
@@ -140,6 +145,16 @@ class Precision(OptionGroup):
         return torch_dtype(self.dtype)
 
     @property
+    def compute_bytes(self) -> int:
+        """Bytes of an element of the compute dtype, known without torch."""
+        return _BYTES[self.dtype]
+
+    @property
+    def reduce_bytes(self) -> int:
+        """Bytes of an element in which gradients are reduced, known without torch."""
+        return _BYTES[self._reduced]
+
+    @property
     def master_dtype(self) -> torch.dtype:
         """Dtype of parameter shards, their gradients and the optimizer states."""
         return torch_dtype("fp64" if self.dtype == "fp64" else "fp32")
@@ -147,8 +162,11 @@ class Precision(OptionGroup):
     @property
     def reduce_dtype(self) -> torch.dtype:
         """Dtype in which gradients are reduced."""
-        reduced = self.seq_parallel_communication_data_type
-        return torch_dtype("fp64" if self.dtype == "fp64" else reduced)
+        return torch_dtype(self._reduced)
+
+    @property
+    def _reduced(self) -> str:
+        return "fp64" if self.dtype == "fp64" else self.seq_parallel_communication_data_type
 
 
 @dataclass(frozen=True, kw_only=True)

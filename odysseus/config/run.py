@@ -22,6 +22,7 @@ from odysseus.config.groups import (
 )
 from odysseus.config.nested import DataOptions, ModelOptions, OptimizerOptions
 from odysseus.config.sizes import check_multiple, check_sequence, chunks_of, divides, shares
+from odysseus.config.vocabulary import VocabularyCut
 
 _MOST_BUCKETS = 1000
 """Collectives for one unit's gradients that take longer than what they save in memory is worth."""
@@ -111,6 +112,31 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         a = self.architecture
         return shares(a.num_attention_heads, a.num_key_value_heads, self.sequence_size)
 
+    @cached_property
+    def vocabulary_cuts(self) -> tuple[str, ...]:
+        """The parts that are cut by vocabulary, of ``embedding`` and ``head``."""
+        return self._vocabulary_cut.parts_cut
+
+    @property
+    def _vocabulary_cut(self) -> VocabularyCut:
+        """What decides how the vocabulary is cut."""
+        return VocabularyCut(
+            asked=self.vocab_parallel,
+            architecture=self.architecture,
+            ranks=self.sequence_size,
+            world=self.world_size,
+            tokens=self.local_tokens * self.sequence_size,
+            replicated=self.method == "tp",
+            engine=self.loss_engine if self.tiles_loss else "",
+            width=self.compute_bytes,
+            reduced=self.reduce_bytes,
+        )
+
+    @property
+    def vocabulary_text(self) -> str:
+        """The value of ``vocab_parallel`` that cuts these parts, with auto resolved."""
+        return {0: "false", 2: "true"}.get(len(cuts := self.vocabulary_cuts), "".join(cuts))
+
     def check(self) -> None:
         """Raise ValueError, naming the value and what is valid, unless the options fit together.
 
@@ -151,6 +177,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         if self.overlap_chunks > 1:
             product += " x overlap_chunks"
         check_multiple(self.seq_len, self.seq_len_unit, product)
+        self._vocabulary_cut.check()
         if self.rank >= self.world_size:
             raise ValueError(
                 f"rank = {self.rank} is not a rank of world_size = {self.world_size}; "

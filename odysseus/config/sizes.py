@@ -67,10 +67,10 @@ def shares(heads: int, kv_heads: int, ranks: int) -> list[tuple[range, range]]:
     found = []
     for rank in range(ranks):
         if kv_heads >= ranks:
-            kv = _part(kv_heads, ranks, rank)
+            kv = part_of(kv_heads, ranks, rank)
             found.append((range(kv.start * group, kv.stop * group), kv))
         else:
-            q = _part(heads, ranks, rank)
+            q = part_of(heads, ranks, rank)
             found.append((q, range(q.start // group, (q.stop - 1) // group + 1)))
     return found
 
@@ -89,7 +89,7 @@ def attended(queries: range, kv: range, group: int) -> list[int]:
     return [*range(len(kv))] if evenly else needed
 
 
-def _part(count: int, ranks: int, rank: int) -> range:
+def part_of(count: int, ranks: int, rank: int) -> range:
     """This rank's part of `count` things; parts differ by at most one, and the first has most."""
     return range(-(-count * rank // ranks), -(-count * (rank + 1) // ranks))
 

@@ -20,8 +20,16 @@ from odysseus.memory.tiling import tiled
 from odysseus.model.attention import split_heads
 from odysseus.model.documents import Documents
 from odysseus.model.kernels import TORCH, Kernels
-from odysseus.model.layers import Embedding, Head, Linear, Project, RMSNorm, local, unshared
-from odysseus.model.loss import Loss, whole_logits
+from odysseus.model.layers import (
+    Embedding,
+    Head,
+    Linear,
+    Project,
+    RMSNorm,
+    Vocabulary,
+    local,
+    unshared,
+)
 from odysseus.model.rotary import rotary_table
 
 
@@ -200,10 +208,15 @@ class Decoder(nn.Module):
     """Embedding, blocks and the weight of the last norm, which :class:`CausalLM` applies."""
 
     def __init__(
-        self, architecture: Architecture, blocks: list[Block], kernels: Kernels, edges: Edges
+        self,
+        architecture: Architecture,
+        blocks: list[Block],
+        kernels: Kernels,
+        edges: Edges,
+        vocabulary: Vocabulary,
     ) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(architecture.vocab_size, architecture.hidden_size)
+        self.embed_tokens = Embedding(architecture.hidden_size, vocabulary)
         self.layers = nn.ModuleList(blocks)
         self.norm = RMSNorm(architecture.hidden_size, architecture.rms_norm_eps, kernels)
         self.architecture = architecture
@@ -237,18 +250,23 @@ class CausalLM(nn.Module):
         kernels: Kernels = TORCH,
         edges: Edges = Edges(),
         tricks: Tricks = Tricks(),
-        loss: Loss = whole_logits,
+        vocabulary: Vocabulary | None = None,
         block: type[Block] = Block,
     ) -> None:
         super().__init__()
         a = architecture
+        vocabulary = vocabulary or Vocabulary(a.vocab_size, a.vocab_size)
         blocks = [
             block(a, attention(), mlp(), kernels, tricks, index)
             for index in range(a.num_hidden_layers)
         ]
-        self.model = Decoder(a, blocks, kernels, edges)
-        self.lm_head = Head(a.hidden_size, a.vocab_size, loss)
-        if a.tie_word_embeddings:
+        self.model = Decoder(a, blocks, kernels, edges, vocabulary)
+        self.lm_head = Head(a.hidden_size, vocabulary)
+        self.tie()
+
+    def tie(self) -> None:
+        """Give the head the embedding's weight, if the architecture ties them."""
+        if self.model.architecture.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(

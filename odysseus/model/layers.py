@@ -6,6 +6,7 @@ A method passes in a linear layer's `project`: its linear map together with its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odysseus.model.kernels import Kernels
-from odysseus.model.loss import Loss
+from odysseus.model.loss import Loss, whole_logits
 from odysseus.model.pending import Pending
 
 Project = Callable[[Tensor, Tensor, Tensor | None], Pending]
@@ -67,24 +68,46 @@ class Linear(nn.Module):
         return self.start(x).wait()
 
 
+Lookup = Callable[[Tensor, Tensor], Tensor]
+"""lookup(input_ids_BS, weight_VD) -> the rows of the ids, [B, S, D]."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A rank's rows of the embedding and of the head, and the functions that compute with them.
+
+    Attributes:
+        embedding_rows: Rows of the embedding's weight on this rank.
+        head_rows: Rows of the head's weight on this rank.
+        lookup: Finds the vectors of this rank's tokens.
+        loss: Sums the losses of this rank's tokens.
+    """
+
+    embedding_rows: int
+    head_rows: int
+    lookup: Lookup = F.embedding
+    loss: Loss = whole_logits
+
+
 class Embedding(nn.Module):
     """A table of token vectors, uninitialised."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, width: int, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width))
+        self.weight = nn.Parameter(torch.empty(vocabulary.embedding_rows, width))
+        self.lookup = vocabulary.lookup
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return F.embedding(input_ids, self.weight)
+        return self.lookup(input_ids, self.weight)
 
 
 class Head(nn.Module):
     """The projection to logits together with the loss, so that logits need never exist whole."""
 
-    def __init__(self, width: int, vocabulary: int, loss: Loss) -> None:
+    def __init__(self, width: int, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocabulary, width))
-        self.loss = loss
+        self.weight = nn.Parameter(torch.empty(vocabulary.head_rows, width))
+        self.loss = vocabulary.loss
 
     def forward(self, x_BSD: Tensor, labels_BS: Tensor) -> Tensor:
         return self.loss(x_BSD.flatten(0, 1), self.weight, labels_BS.flatten())

@@ -55,7 +55,7 @@ def whole_logits(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tens
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum token losses in at least fp32; labels of -100 add 0."""
     return F.cross_entropy(
-        logits.flatten(0, -2).to(_wide(logits)),
+        logits.flatten(0, -2).to(wide(logits)),
         labels.flatten(),
         ignore_index=IGNORED_LABEL,
         reduction="sum",
@@ -84,8 +84,8 @@ def token_log_probs(
 
 def log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the log-probability of each label, in at least fp32 and the labels' shape."""
-    wide = logits.flatten(0, -2).to(_wide(logits))
-    losses = F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+    rows = logits.flatten(0, -2).to(wide(logits))
+    losses = F.cross_entropy(rows, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
     return -losses.view(labels.shape)
 
 
@@ -137,7 +137,7 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, tile: int
     ) -> Tensor:
-        loss = hidden_TD.new_zeros((), dtype=_wide(hidden_TD))
+        loss = hidden_TD.new_zeros((), dtype=wide(hidden_TD))
         grad_hidden_TD, grad_weight_VD = torch.empty_like(hidden_TD), None
         for first in range(0, len(labels_T), tile):
             rows = slice(first, first + tile)
@@ -147,7 +147,7 @@ class _Fused(torch.autograd.Function):
                 grad_logits_tV = grad_logits_tV.to(weight_VD.dtype)
                 torch.mm(grad_logits_tV, weight_VD, out=grad_hidden_TD[rows])
             if ctx.needs_input_grad[1]:
-                grad_weight_VD = _add_weight_gradient(
+                grad_weight_VD = add_weight_gradient(
                     grad_weight_VD, grad_logits_tV, hidden_TD[rows]
                 )
             del grad_logits_tV  # before the next tile's logits
@@ -159,14 +159,19 @@ class _Fused(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, Tensor | None, None, None]:
-        (scale,), (grad_hidden_TD, grad_weight_VD) = grads, ctx.saved_tensors
-        autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-        if autograd._get_current_graph_task_keep_graph():  # another backward may follow
-            grad_hidden_TD = grad_hidden_TD.clone()
-            grad_weight_VD = None if grad_weight_VD is None else grad_weight_VD.clone()
-        if grad_weight_VD is not None:
-            grad_weight_VD = grad_weight_VD.mul_(scale).to(grad_hidden_TD.dtype)
-        return grad_hidden_TD.mul_(scale), grad_weight_VD, None, None
+        return *scaled(ctx, grads[0]), None, None
+
+
+def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Scale the gradients of hidden states and weight that a fused loss has saved in forward."""
+    grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
+    autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    if autograd._get_current_graph_task_keep_graph():  # another backward may follow
+        grad_hidden_TD = grad_hidden_TD.clone()
+        grad_weight_VD = None if grad_weight_VD is None else grad_weight_VD.clone()
+    if grad_weight_VD is not None:
+        grad_weight_VD = grad_weight_VD.mul_(scale).to(grad_hidden_TD.dtype)
+    return grad_hidden_TD.mul_(scale), grad_weight_VD
 
 
 def _replace_logits_by_gradient_(logits_tV: Tensor, labels_t: Tensor) -> Tensor:
@@ -185,18 +190,19 @@ def _replace_logits_by_gradient_(logits_tV: Tensor, labels_t: Tensor) -> Tensor:
     return (total_t1.log_() - picked_t1).squeeze(1).masked_fill(ignored_t, 0).sum()
 
 
-def _add_weight_gradient(
+def add_weight_gradient(
     total_VD: Tensor | None, grad_logits_tV: Tensor, hidden_tD: Tensor
 ) -> Tensor:
     """Add one tile's weight gradient to the sum over tiles, which is in at least fp32."""
     if total_VD is None:
-        return (grad_logits_tV.T @ hidden_tD).to(_wide(hidden_tD))
+        return (grad_logits_tV.T @ hidden_tD).to(wide(hidden_tD))
     if total_VD.dtype == hidden_tD.dtype:
         return total_VD.addmm_(grad_logits_tV.T, hidden_tD)
     return total_VD.add_(grad_logits_tV.T @ hidden_tD)
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def wide(x: Tensor) -> torch.dtype:
+    """Return the dtype of logits and sums: that of x, at least fp32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

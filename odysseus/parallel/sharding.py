@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from odysseus.config.architecture import Architecture
+from odysseus.config.sizes import part_of
 
 PACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -117,7 +118,7 @@ def pieces(
     Args:
         parameter: The parameter's name in this project's model, e.g.
             ``model.layers.0.self_attn.qkv_proj.weight``.
-        split: The method's cuts (:attr:`odysseus.method.Method.split`).
+        split: The run's cuts (:meth:`odysseus.method.Method.cuts`).
         size: Number of ranks of the sequence axis.
         rank: Index of the rank on that axis.
     """
@@ -129,8 +130,8 @@ def pieces(
         copies = max(1, size // architecture.num_key_value_heads) if is_key_value else 1
         ranges = [(0, length) for length in (*shape, 1)][:2]
         if cut is not None:
-            width = shape[cut] // (size // copies)
-            ranges[cut] = (rank // copies * width, (rank // copies + 1) * width)
+            mine = part_of(shape[cut], size // copies, rank // copies)
+            ranges[cut] = (mine.start, mine.stop)
         rows, columns = ranges
         owned = cut is None or rank % copies == 0
         held.append(Piece(name, shape, rows, columns, owned))

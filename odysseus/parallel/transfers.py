@@ -78,11 +78,13 @@ def _wait(works: list[dist.Work], sent: Tensor, received: Tensor) -> Tensor:
     return received
 
 
-def all_reduce_plain(x: Tensor, axis: Axis) -> None:
-    """Sum over the ranks, in place, values that autograd does not follow."""
+def all_reduce_plain(
+    x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+) -> None:
+    """Sum over the ranks (or reduce by another op), in place, values outside of autograd."""
     if axis.size > 1:
         with region(axis):
-            dist.all_reduce(x, group=axis.group)
+            dist.all_reduce(x, op, axis.group)
 
 
 def unstack(x_n: Tensor, dim: int) -> Tensor:

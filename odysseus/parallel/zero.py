@@ -66,7 +66,7 @@ def shard(
     Shards keep the dtype of the parameters.
 
     Args:
-        split: The method's cuts (:attr:`odysseus.method.Method.split`).
+        split: The run's cuts (:meth:`odysseus.method.Method.cuts`).
     """
     tied = units.tied
     _wrap_units(model, units, _cut_parameters(model, mesh, split), mesh, run)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from odysseus.config.run import RunConfig
+from odysseus.config.vocabulary import HEAD
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch
 from odysseus.memory.host_memory import HostMemory
@@ -18,11 +19,12 @@ from odysseus.memory.offload import CheckpointOffload
 from odysseus.method import Method
 from odysseus.model.decoder import Block, CausalLM, Edges, Tricks
 from odysseus.model.kernels import Kernels, choose_kernels
-from odysseus.model.loss import IGNORED_LABEL, choose_loss
+from odysseus.model.loss import IGNORED_LABEL
 from odysseus.parallel import sharding, transfers, zero
 from odysseus.parallel.chunked_block import OverlappedBlock
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring import choose_ring
+from odysseus.parallel.vocabulary import by_rank, choose_vocabulary
 from odysseus.training.optimizer import ShardedAdamW
 
 
@@ -73,9 +75,11 @@ def build_unsharded(
     """Build the model that :func:`build_model` then shards: kernels, method, tricks and loss."""
     if mesh.ring.size > 1:
         kernels = choose_ring(run, mesh.ring, kernels)
+    all_tokens = method.replicated and HEAD in run.vocabulary_cuts
+    leave = by_rank if all_tokens else method.leave
     edges = Edges(
         enter=lambda x: method.enter(x, mesh),
-        leave=lambda x: method.leave(x, mesh),
+        leave=lambda x: leave(x, mesh),
         positions=lambda ids: method.positions(ids, mesh),
     )
     with torch.device("meta"), _default_dtype(run.master_dtype):
@@ -87,7 +91,7 @@ def build_unsharded(
             edges=edges,
             block=OverlappedBlock if run.overlap_chunks > 1 else Block,
             tricks=choose_tricks(run, mesh.device, host),
-            loss=choose_loss(run, run.architecture.vocab_size),
+            vocabulary=choose_vocabulary(run, mesh, method.replicated),
         )
 
 
@@ -95,7 +99,7 @@ def shard_and_compile(
     model: nn.Module, units: zero.Units, run: RunConfig, method: Method, mesh: Mesh
 ) -> None:
     """Shard a model with ZeRO-3, in place; then compile its blocks if the run says so."""
-    zero.shard(model, units, mesh, method.split, run)
+    zero.shard(model, units, mesh, method.cuts(run), run)
     if run.compile:
         for block in units.blocks:
             assert isinstance(block, Block)
@@ -139,6 +143,9 @@ class Trainer:
     Args:
         kernels: The kernels; by default those of the run's model options on this device.
         build: Builds the model, unless Transformers does.
+
+    Attributes:
+        cuts: The dimension along which each weight is cut, see :meth:`Method.cuts`.
     """
 
     def __init__(
@@ -150,6 +157,7 @@ class Trainer:
         build: Build = build_model,
     ) -> None:
         self.run, self.method, self.mesh = run, method, mesh
+        self.cuts = method.cuts(run)
         self.host = HostMemory.for_run(run, mesh.device)
         self.model: nn.Module
         if run.model.implementation == "transformers":
@@ -180,6 +188,8 @@ class Trainer:
         if device.type == "meta":  # a dry run's weights have no values
             return
         self.model.to_empty(device=self._shards_device)
+        if isinstance(self.model, CausalLM):
+            self.model.tie()  # a weight that ZeRO does not manage has become one for each module
         checkpoint.load_or_initialize(self.local_pieces(), run)
 
     @property
@@ -231,17 +241,13 @@ class Trainer:
     def local_pieces(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the weight) for everything that this rank's shards hold."""
         axis, architecture = self.mesh.sequence, self.run.architecture
-        return sharding.local_pieces(
-            self.model, architecture, self.method.split, axis.size, axis.rank
-        )
+        return sharding.local_pieces(self.model, architecture, self.cuts, axis.size, axis.rank)
 
     def gradients(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the gradient) for everything that this rank's shards hold."""
         axis = self.mesh.sequence
         for name, parameter in self.model.named_parameters():
-            pieces = sharding.pieces(
-                name, self.run.architecture, self.method.split, axis.size, axis.rank
-            )
+            pieces = sharding.pieces(name, self.run.architecture, self.cuts, axis.size, axis.rank)
             if parameter.grad is not None:
                 yield from sharding.cut_rows(parameter.grad, pieces)
 

@@ -11,7 +11,6 @@ import pytest
 
 import methods
 from bench.theory import traffic as theory_traffic
-from odysseus.method import unchanged
 from scripts.written import diagrams, worked_examples
 from tests.support.runs import RUN
 
@@ -49,4 +48,4 @@ def test_it_cuts_what_the_method_cuts(name: str) -> None:
     gathered = any(isinstance(s, diagrams.Send) and s.of for s in steps)
     assert gathered == ("whole" in weights.values())
     streams = {s.held for s in steps if isinstance(s, diagrams.Tensor) and s.name == "stream"}
-    assert streams == {"tokens" if method.enter is unchanged else "whole"}
+    assert streams == {"whole" if method.replicated else "tokens"}

@@ -70,7 +70,7 @@ def errors(runs: list[RunConfig], backend: str = "inductor") -> list[dict[str, f
         trainer.optimizer.update()
         axis = mesh.sequence
         held = sharding.local_pieces(
-            trainer.model, run.architecture, trainer.method.split, axis.size, axis.rank
+            trainer.model, run.architecture, trainer.cuts, axis.size, axis.rank
         )
         found.append(
             {"loss": loss_error, **gradient_errors, "weights": max(largest(held, updated).values())}
