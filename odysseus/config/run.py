@@ -119,7 +119,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     @property
     def _vocabulary_cut(self) -> VocabularyCut:
-        """What decides how the vocabulary is cut."""
+        """The cut of the vocabulary, with all that decides it."""
         return VocabularyCut(
             asked=self.vocab_parallel,
             architecture=self.architecture,
