@@ -1,7 +1,11 @@
-"""Methods by name: four ways to spread a block over the sequence axis; others come from files."""
+"""Methods by name: four ways to spread a block over the sequence axis, and others.
+
+Others are pairs of an attention and an MLP (:mod:`methods.pairs`), or come from files.
+"""
 
 from methods import odysseus, tp, tp_sp, ulysses
 from methods.from_file import is_file, load
+from methods.pairs import pair
 from odysseus.method import Method
 
 METHODS: dict[str, Method] = {
@@ -10,15 +14,15 @@ METHODS: dict[str, Method] = {
 
 
 def method_of(name: str) -> Method:
-    """Return a run's method, by its name in :data:`METHODS` or from a Python file.
+    """Return a run's method: one of :data:`METHODS`, a pair, or from a Python file.
 
     Raises:
-        KeyError: the name is not in :data:`METHODS`.
+        KeyError: the name is neither in :data:`METHODS` nor a pair's.
         ValueError: the file cannot be loaded (see :func:`methods.from_file.load`), or its method
             has a name that is already in :data:`METHODS`.
     """
     if not is_file(name):
-        return METHODS[name]
+        return METHODS.get(name) or pair(name)
     method = load(name)
     if method.name in METHODS:
         raise ValueError(

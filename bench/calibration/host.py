@@ -23,7 +23,7 @@ from bench.meters.memory import MemoryMeter
 from bench.simulator.device import Device
 from bench.simulator.program import HOOKS, Op
 from bench.simulator.recorder import Recorder
-from methods import METHODS
+from methods import method_of
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import Axis, Mesh
@@ -74,7 +74,7 @@ class _Step:
     def __init__(self, mesh: Mesh, build: Build) -> None:
         run = RunConfig(model=ModelOptions(num_hidden_layers=2), seq_len=_TOKENS)
         self.device = mesh.device
-        self.trainer = Trainer(run, METHODS[run.method], mesh, build=build)
+        self.trainer = Trainer(run, method_of(run.method), mesh, build=build)
         self.batches = Samples(run, 0, 0, mesh.device).step(0)
         self.once()  # the first step makes the optimizer's state
         with MemoryMeter() as memory, Recorder(Device(has_streams=False), memory) as recorder:

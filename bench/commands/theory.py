@@ -5,6 +5,7 @@ The derived bytes are closed forms of any model on any number of ranks: nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -18,6 +19,7 @@ from bench.runner import launch
 from bench.theory import published
 from bench.theory import traffic as theory_traffic
 from methods import METHODS, method_of
+from odysseus.config.pairs import every_pair
 from odysseus.config.run import RunConfig
 from odysseus.config.sizes import divisors
 
@@ -63,7 +65,19 @@ def main(parsed: Any) -> int:
             print(f"\n{name} is left out: {reason}")
     _title("Sequence length from which one method sends less than another, all else as above")
     print("\n".join(crossovers(base, [run.method for run in runs])))
+    _print_pairs(base)
     return _measure(runs, derived) if parsed.measure else 0
+
+
+def _print_pairs(base: RunConfig) -> None:
+    """Print the bytes of every pair without a name of its own, and which pair sends least."""
+    able = [run for name in every_pair() if not _refusal(run := by_method(name, base))]
+    _title("The same of the other pairs of an attention and an MLP (ATTENTION+MLP)")
+    _print(pd.DataFrame([_derived(run) for run in able if run.method not in METHODS]))
+    _title("The pair that sends least, by sequence length, all else as above")
+    lines = {run.method: theory_traffic.line(run) for run in able}
+    for length, name in theory_traffic.lowest(lines, base.seq_len_unit):
+        print(f"- from L = {math.ceil(length)} on: {name}")
 
 
 def describe(run: RunConfig) -> str:

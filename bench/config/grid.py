@@ -13,6 +13,7 @@ from methods.peers import as_method
 from methods.peers.checks import PREFIX, check_package, name_of
 from methods.peers.registry import PEERS
 from odysseus.config.option_group import ordered_fields
+from odysseus.config.pairs import ATTENTIONS, MLPS
 from odysseus.config.run import RunConfig
 
 
@@ -65,10 +66,10 @@ def _with_peer_defaults(run: RunConfig, peers: bool) -> RunConfig:
     known = [*METHODS, *(f"{PREFIX}{name}" for name in PEERS)]
     if from_file.is_file(run.method):
         method_of(run.method)
-    elif run.method not in known:
+    elif run.method not in known and not any(run.parts):
         raise ValueError(
-            f"method = {run.method!r} is unknown; valid: {str(known)[1:-1]}, or a file FILE.py "
-            "with a METHOD"
+            f"method = {run.method!r} is unknown; valid: {str(known)[1:-1]}, a pair ATTENTION+MLP "
+            f"of {', '.join(ATTENTIONS)} and {', '.join(MLPS)}, or a file FILE.py with a METHOD"
         )
     if not peers:
         check_method(run, "this verb")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
-
-import numpy as np
 
 from bench.hardware import profile_file
 from bench.planner.longest import by_method
@@ -29,9 +26,4 @@ def stretches(run: RunConfig, low: float, high: float) -> list[tuple[float, str]
         for name in METHODS
     }
 
-    def least(length: float) -> str:
-        return min(lines, key=lambda name: lines[name][0] * int(length) + lines[name][1])
-
-    lengths = [float(length) for length in np.geomspace(low, high, 400)]
-    changes = [(b, least(b)) for a, b in pairwise(lengths) if least(a) != least(b)]
-    return [(lengths[0], least(lengths[0])), *changes]
+    return theory_traffic.lowest(lines, low, high)

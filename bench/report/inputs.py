@@ -19,7 +19,7 @@ from bench.report import csv_table
 from bench.report.cell_sets import AXES, differs
 from bench.report.charts import compare, published
 from bench.report.csv_table import Table, with_numbers
-from bench.report.labels import is_outside, is_pure_ring, layouts, peer_methods
+from bench.report.labels import is_outside, is_pair, is_pure_ring, layouts, peer_methods
 from methods import METHODS
 
 _BATCH = ("micro_batch_size", "gradient_accumulation_steps")
@@ -174,7 +174,8 @@ def drawable(given: ReportInputs, profiles: Mapping[str, Hardware] = PROFILES) -
     for name in (*AXES, *_BATCH):
         data[name] = data[name].where(cells.loc[data.index, name] != "", 1)  # empty in older rows
     outside = {name for name in data["method"] if is_outside(name)}
-    known = data["method"].isin([*METHODS, *peer_methods(), *outside])
+    pairs = {name for name in data["method"] if is_pair(name)}
+    known = data["method"].isin([*METHODS, *pairs, *peer_methods(), *outside])
     sound = known & (data[[*_COUNTS]] >= 1).all(axis=1)
     if left := int((~sound).sum()):
         given.notes.append(f"{left} rows in no figure: their method or a size is none")

@@ -12,6 +12,7 @@ from methods import METHODS
 from methods.from_file import is_name
 from methods.peers.checks import PREFIX, name_of
 from methods.peers.registry import PEERS
+from odysseus.config.pairs import parts_of
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color): distinct without colour vision.
 _METHOD_STYLE: dict[str, dict[str, Any]] = {
@@ -22,12 +23,12 @@ _METHOD_STYLE: dict[str, dict[str, Any]] = {
 }
 _PURE_RING = {"color": "#CC79A7", "marker": "*", "linestyle": (0, (3, 1, 1, 1, 1, 1))}
 _PEER_MARKERS = "v<>phX"
-_OUTSIDE_STYLES: list[dict[str, Any]] = [
+_OTHER_STYLES: list[dict[str, Any]] = [
     {"color": color, "marker": marker, "linestyle": (0, (5, 1))}
     for marker in "PXd8"
     for color in ("black", "#56B4E9", "#7F7F7F", "#8C564B")
 ]
-"""Styles of methods from outside this project."""
+"""Styles of pairs without a name of their own, and of methods from outside this project."""
 STACK_STYLE: list[dict[str, Any]] = [
     {"facecolor": "#0072B2", "hatch": ""},
     {"facecolor": "#E69F00", "hatch": "//"},
@@ -91,13 +92,13 @@ def layouts(data: pd.DataFrame) -> pd.Series:
 
 
 def layouts_of(data: pd.DataFrame) -> list[str]:
-    """Return the layouts of rows: by ring size, then in the order of the methods, then methods from
-    outside this project by name, peers, and pure rings last."""
+    """Return the layouts of rows: by ring size, then in the order of the methods, then other
+    methods by name, peers, and pure rings last."""
     order = [*METHODS, None, *peer_methods(), ""]
 
     def sort_key(name: str) -> tuple[int, int, str, str]:
         method, size, variant = _parts(name)
-        return size, order.index(None if is_outside(method) else method), method, variant
+        return size, order.index(None if _is_other(method) else method), method, variant
 
     return sorted(dict.fromkeys(data["layout"]), key=sort_key)
 
@@ -107,10 +108,19 @@ def peer_methods() -> list[str]:
     return [f"{PREFIX}{name}" for name in PEERS]
 
 
+def is_pair(method: str) -> bool:
+    """Whether a row's method is a pair of an attention and an MLP, without a name of its own."""
+    return method not in METHODS and any(parts_of(method))
+
+
 def is_outside(method: str) -> bool:
     """Whether a row's method is neither this project's nor a peer, but came from a file: it has no
     closed forms."""
     return method not in METHODS and not name_of(method) and is_name(method)
+
+
+def _is_other(method: str) -> bool:
+    return is_pair(method) or is_outside(method)
 
 
 def style_of(name: str) -> dict[str, Any]:
@@ -118,8 +128,8 @@ def style_of(name: str) -> dict[str, Any]:
 
     A plain method has its own style. With a ring it is hollow, smaller for larger rings, and other
     orders and backends of the ring have their own lines and markers. A peer has the colour of this
-    project's method, a hollow marker, and its own shape. A method from outside this project always
-    has the style that follows from its name.
+    project's method, a hollow marker, and its own shape. A pair, or a method from outside this
+    project, always has the style that follows from its name.
     """
     if peer := PEERS.get(name_of(name)):
         same_method = [other for other in PEERS if PEERS[other].method == peer.method]
@@ -127,8 +137,8 @@ def style_of(name: str) -> dict[str, Any]:
         return _METHOD_STYLE[peer.method] | {"marker": marker, "markerfacecolor": "white"}
     method, size, variant = _parts(name)
     style = _METHOD_STYLE.get(method, _PURE_RING)
-    if is_outside(method):
-        style = _OUTSIDE_STYLES[crc32(method.encode()) % len(_OUTSIDE_STYLES)]
+    if _is_other(method):
+        style = _OTHER_STYLES[crc32(method.encode()) % len(_OTHER_STYLES)]
     if size == 1:
         return style
     if "contiguous" in variant:
@@ -151,9 +161,9 @@ def _parts(name: str) -> tuple[str, int, str]:
 
 def methods_of(data: pd.DataFrame) -> list[str]:
     """Return the methods of rows, peers left out: this project's in the order of the table, then
-    those from outside by name."""
+    others by name."""
     present = set(data["method"])
-    return [*(name for name in METHODS if name in present), *sorted(filter(is_outside, present))]
+    return [*(name for name in METHODS if name in present), *sorted(filter(_is_other, present))]
 
 
 def tricks(data: pd.DataFrame) -> list[str]:

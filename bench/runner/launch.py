@@ -23,7 +23,6 @@ from bench.simulator import predict
 from bench.theory import memory as theory_memory
 from bench.theory import model_sizes
 from bench.theory import traffic as theory_traffic
-from methods import METHODS
 from methods.peers.checks import name_of
 from odysseus.config.run import RunConfig
 
@@ -108,12 +107,12 @@ def finish_row(run: RunConfig, outcomes: list[dict[str, Any]], wall_s: float) ->
     """Return a row from the outcomes of a cell's rounds, with identity, provenance and the theory's
     columns.
 
-    The theory knows this project's own methods. For all others its columns stay empty.
+    The theory knows this project's own attentions and MLPs. For all others its columns stay empty.
     """
     outcome = rounds.merged(outcomes, run)
     sizes = model_sizes.columns(run) if outcome["status"] != "invalid" else {}
     row = rows.identity(run) | provenance.columns() | sizes | outcome | {"wall_s": round(wall_s, 2)}
-    if "comm_bytes_total" in row and run.method in METHODS:
+    if "comm_bytes_total" in row and any(run.parts):
         row |= {
             "theory_comm_bytes_total": theory_traffic.step_traffic(
                 run, int(row.get("rank") or 0)

@@ -36,7 +36,7 @@ def connected(run: RunConfig, ranks_per_node: int) -> int:
     ncclTopoComputeP2pChannels takes the minimum over peers).
     """
     crosses = _crosses(run, ranks_per_node)
-    exchanges = run.method == "ulysses" and not crosses["sp"]
+    exchanges = run.parts[0] == "ulysses" and not crosses["sp"]
     sends = run.ring_parallel_size > 1 and run.ring_backend != "allgather" and not crosses["ring"]
     return exchanges * (run.sequence_size - 1) + sends
 

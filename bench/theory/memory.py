@@ -22,7 +22,8 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     The peak is in the last block's backward, while the tensors that all other blocks saved are
     alive: at its MLP, at the norm before that, or at its attention. Or it is at the loss.
 
-    The form is claimed for fp32 and fp64 with this project's own kernels and loss, without biases
+    The form is claimed for the four methods with names of their own, in fp32 and fp64, with this
+    project's own kernels and loss, without biases
     and q/k norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with them a
     norm's fp32 work may be the peak. It is not claimed for a ring, packed documents, heads that do
     not divide, tied embeddings, a vocabulary that is cut, or `ulysses` with queries as wide as the
@@ -116,7 +117,7 @@ def _is_claimed(run: RunConfig) -> bool:
     biased = a.attention_bias or a.attention_output_bias or a.mlp_bias
     plain = not (a.use_qk_norm or biased or run.compile or a.tie_word_embeddings)
     wide_heads = a.query_width > a.hidden_size and a.query_width >= a.intermediate_size
-    plain = plain and not (wide_heads and run.method == "ulysses")
+    plain = plain and run.method in METHODS and not (wide_heads and run.method == "ulysses")
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack and run.heads_divide
     plain = plain and not run.vocabulary_cuts
     own = run.model.implementation == "native"

@@ -45,6 +45,13 @@ DERIVED = pd.DataFrame(
         ("ulysses", "4 All2All", "4(1+g) Ld/N", "2AG + RS (all)", "6(1+g) d2 + 9 di"),
         ("odysseus", "3 AG + 2 RS", "5 Ld", "2AG + RS (MLP)", "9 di"),
         ("odysseus --regather false", "2 AG + 2 RS", "4 Ld", "2AG + RS (MLP)", "9 di"),
+        (
+            "ulysses+tp_sp",
+            "4 All2All + 3 AG + 2 RS",
+            "4(1+g) Ld/N + 5 Ld",
+            "2AG + RS (attention)",
+            "6(1+g) d2",
+        ),
     ],
     columns=["method", "activations", "volume", "parameters, gradients", "volume "],
 )

@@ -1,5 +1,7 @@
 """Closed forms of traffic: the bytes that every method sends in a step, exactly.
 
+Their collectives are those of a block (:mod:`bench.theory.blocks`), of ZeRO-3, and of the edge.
+
 Symbols: L sequence length, B micro batch, R ranks of the ring, T = B·L/R tokens of a micro step
 on one sequence axis, d hidden size, i intermediate size, H query heads, G kv heads, K
 head_dim, n ranks of the sequence axis, DP replicas, w bytes of the compute dtype, r bytes of the
@@ -9,72 +11,19 @@ reduction dtype.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from math import inf
 
-import torch
-
-from bench.meters.traffic import COLLECTIVES, PURPOSES, bytes_sent, equal_size
-from bench.theory import heads, vocabulary
+from bench.theory import blocks, vocabulary
+from bench.theory.terms import Term, Traffic
 from methods import method_of
 from odysseus.config.groups import Parallelism, Zero
 from odysseus.config.run import RunConfig
-from odysseus.memory.tiling import tile_count
+from odysseus.config.vocabulary import CHOICES
 from odysseus.parallel.sharding import is_cut, pieces
 from odysseus.parallel.zero_buckets import bucket_widths
-
-
-@dataclass(frozen=True)
-class Term:
-    """`count` collectives of one size on one group, in one optimizer step.
-
-    Attributes:
-        size_bytes: Bytes of the whole (gathered) tensor; for all_to_all and p2p, of this rank's.
-        ranks: Size of the group.
-    """
-
-    collective: str
-    purpose: str
-    count: int
-    size_bytes: int | Fraction
-    ranks: int
-
-    @property
-    def bytes(self) -> Fraction:
-        return self.count * bytes_sent(self.collective, self.size_bytes, self.ranks)
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Traffic of one rank in one optimizer step."""
-
-    terms: tuple[Term, ...]
-
-    def bytes(self, *, collective: str = "", purpose: str = "") -> int:
-        """Return the bytes of the matching terms, rounded once."""
-        return round(
-            sum(
-                term.bytes
-                for term in self.terms
-                if collective in ("", term.collective) and purpose in ("", term.purpose)
-            )
-        )
-
-    @property
-    def total(self) -> int:
-        return self.bytes()
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The same columns that the traffic meter fills."""
-        return (
-            {"comm_bytes_total": self.total}
-            | {f"comm_bytes_{c}": self.bytes(collective=c) for c in COLLECTIVES}
-            | {f"comm_bytes_{p}": self.bytes(purpose=p) for p in PURPOSES}
-            | {"comm_calls_total": sum(t.count for t in self.terms)}
-        )
 
 
 def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
@@ -86,7 +35,7 @@ def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
     for repeat, part in (
         (
             micro * layers,
-            [*block_activations(run, at), *_ring(run, at), *_shared_kv_gradients(run)],
+            [*blocks.activations(run, at), *blocks.ring(run, at), *blocks.shared_kv_gradients(run)],
         ),
         (micro, [*_zero(run, at), *_stream_edge(run)]),
     ):
@@ -94,8 +43,15 @@ def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
     return Traffic(tuple(t for t in terms if t.ranks > 1))
 
 
-def line(run: RunConfig) -> tuple[Fraction, Fraction]:
-    """Return (slope, fixed) of a step's bytes slope·L + fixed."""
+Line = tuple[Fraction, Fraction]
+"""(slope, fixed) of bytes slope·L + fixed."""
+
+
+def line(run: RunConfig) -> Line:
+    """Return the line of a step's bytes. ``vocab_parallel = auto`` is what it is at the run's own
+    length."""
+    if run.vocab_parallel == "auto":
+        run = replace(run, vocab_parallel=CHOICES[run.vocabulary_text])
     unit = run.seq_len_unit
     lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
     low, high = (
@@ -104,104 +60,28 @@ def line(run: RunConfig) -> tuple[Fraction, Fraction]:
     return (high - low) / unit, 2 * low - high
 
 
-def crossing(one: tuple[Fraction, Fraction], other: tuple[Fraction, Fraction]) -> float:
+def crossing(one: Line, other: Line) -> float:
     """Return the length at which two lines meet; infinite if they never do."""
     return inf if one[0] == other[0] else float((other[1] - one[1]) / (one[0] - other[0]))
 
 
-def block_activations(run: RunConfig, at: int = 0) -> Iterator[Term]:
-    """Yield the collectives of activations of one block in one micro step, forward and backward.
+def lowest(lines: Mapping[str, Line], low: float, high: float = inf) -> list[tuple[float, str]]:
+    """Return the name of the lowest line from each length to the next, the first being `low`."""
 
-    With activation checkpointing the block's forward runs again in backward, up to the last
-    tensor that backward needs. So its last all-reduce or reduce-scatter is not repeated (with
-    chunks, only the last chunk's), nor is a tiled MLP.
+    def at(length: float, name: str) -> tuple[float, Fraction]:
+        slope, fixed = lines[name]
+        return float(slope) * length + float(fixed), slope
 
-    Args:
-        at: The rank's number on the sequence axis.
-    """
-    again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
-    if run.method == "ulysses" and not run.heads_divide:
-        forward, backward = heads.uneven_exchanges(run, at)
-        for count, sent in ((1 + again, forward), (1, backward)):
-            for part in sent:
-                yield Term("all_to_all", "activation", count, equal_size(part, n), n)
-        return
-    if run.method == "ulysses":
-        to_heads, (size, calls) = heads.exchanges(run)
-        yield Term("all_to_all", "activation", calls * (2 + again), size, n)
-        passes = 2 + again + int(run.ulysses_head_chunks > 1)  # backward computes q, k and v again
-        for size, calls in to_heads:
-            yield Term("all_to_all", "activation", calls * passes, size, n)
-        return
-    stream = heads.tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize // chunks
-    closing = 2 * chunks + again * (chunks - 1)
-    mlp = _mlp_tiles(run, stream)
-    if run.method == "tp":
-        # Megatron-LM (arXiv 1909.08053 §3): one all-reduce per half-block, forward and backward.
-        yield Term("all_reduce", "activation", (2 + again) * chunks, stream, n)
-        for size, count in mlp:
-            passes = 3 if run.tiled_mlp_compute else closing
-            yield Term("all_reduce", "activation", count * passes, size, n)
-        return
-    # Korthikanti et al. (arXiv 2205.05198 §4.2.2): a half-block gathers and scatters forward, does
-    # the transposes backward, and gathers its input once more if it was not kept.
-    gathers = (2 + int(run.regather) + again) * chunks
-    yield Term("all_gather", "activation", gathers, stream, n)
-    yield Term("reduce_scatter", "activation", (2 + again) * chunks, stream, n)
-    if run.method == "odysseus":
-        return
-    # A tile runs forward, then forward again and backward, which uses the input that the second
-    # forward gathered.
-    gathers, scatters = (3, 3) if run.tiled_mlp_compute else (gathers, closing)
-    for size, count in mlp:
-        yield Term("all_gather", "activation", count * gathers, size, n)
-        yield Term("reduce_scatter", "activation", count * scatters, size, n)
-
-
-def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
-    """Return (bytes, count) of the parts of the stream that the MLP computes at a time."""
-    tokens = run.ring_seq_len // (1 if run.method == "tp" else run.sequence_size)
-    if not run.tiled_mlp_compute:
-        return [(stream, 1)]
-    tiles = tile_count(run.micro_batch_size, tokens, run.architecture.hidden_size)
-    size = -(-tokens // tiles)
-    full, rest = divmod(tokens, size)
-    return [(stream * size // tokens, full), (stream * rest // tokens, int(rest > 0))]
-
-
-def _ring(run: RunConfig, at: int) -> Iterator[Term]:
-    """Yield one block's ring traffic.
-
-    Keys and values are sent around the ring in forward (twice with checkpointing) and in backward.
-    Their gradients are sent in at least fp32 (Liu et al., arXiv 2310.01889 §3, with grouped-query
-    attention). yunchang sends k and v separately, and gradients around the whole ring: R hops
-    instead of R - 1. The kv heads are sent around once for every chunk of query heads.
-    """
-    a, ring = run.architecture, run.ring_parallel_size
-    elements = 2 * heads.tokens(run) * heads.kv_heads(run, at) * a.head_dim // heads.kv_chunks(run)
-    chunks = run.ulysses_head_chunks
-    passes, width = 2 + int(run.recomputes), run.compute_dtype.itemsize
-    wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
-    if run.ring_backend == "allgather":
-        yield Term("all_gather", "activation", chunks * passes, ring * elements * width, ring)
-        yield Term("reduce_scatter", "activation", chunks, ring * elements * wide, ring)
-        return
-    parts, return_hops = (2, 1) if run.ring_backend == "yunchang" else (1, 0)
-    hops = chunks * (ring - 1)
-    yield Term("p2p", "activation", parts * hops * passes, elements * width // parts, ring)
-    yield Term("p2p", "activation", parts * (hops + return_hops), elements * wide // parts, ring)
-
-
-def _shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
-    """Yield one block's all-reduce of k and v rows, which n/G ranks hold copies of if n > G."""
-    a = run.architecture
-    copies = max(1, run.sequence_size // a.num_key_value_heads)
-    if "self_attn.k_proj" not in method_of(run.method).split:
-        return
-    row = 2 * a.head_dim * run.reduce_dtype.itemsize
-    yield Term("all_reduce", "gradient", 1, row * a.hidden_size, copies)
-    if a.attention_bias:
-        yield Term("all_reduce", "gradient", 1, row, copies)
+    found = [(low, min(lines, key=lambda name: at(low, name)))]
+    while True:
+        length, name = found[-1]
+        flatter = [other for other in lines if lines[other][0] < lines[name][0]]
+        meets = {other: crossing(lines[name], lines[other]) for other in flatter}
+        after = {other: max(length, meet) for other, meet in meets.items() if meet < high}
+        if not after:
+            return found
+        name = min(after, key=lambda other: (after[other], lines[other][0]))
+        found.append((after[name], name))
 
 
 def _zero(run: RunConfig, at: int) -> Iterator[Term]:
@@ -252,10 +132,10 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
     an embedding and a head that are cut by vocabulary exchange."""
     rows = run.micro_batch_size if run.data.pack else 1
     n, positions = run.sequence_size, rows * run.ring_seq_len * 8
-    if run.method != "ulysses":
+    if run.parts[0] in ("tp", "tp_sp"):
         yield Term("all_gather", "edge", 1, positions, n)
-    if run.method == "tp":
-        stream = heads.tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+    if method_of(run.method).replicated:
+        stream = blocks.stream_bytes(run)
         yield Term("all_gather", "edge", 1, stream, n)
         yield Term("reduce_scatter", "edge", 1, stream, n)
     for collective, count, size in vocabulary.exchanges(run):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from odysseus.config import hf_config
+from odysseus.config import hf_config, pairs
 from odysseus.config.architecture import Architecture, in_proportion, preset, with_overrides
 from odysseus.config.groups import (
     Batch,
@@ -36,16 +36,38 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         method: Method that spreads a block over the ranks of the sequence axis. run, sweep, verify
             and plan also take FILE.py, a Python file with a METHOD. plan also takes several,
             separated by commas, or all. run and sweep also take peer:NAME, another implementation;
-            docs/performance.md lists the names.
+            docs/performance.md lists the names. ATTENTION+MLP is a pair of parts, for example
+            ulysses+tp_sp.
+        attention: Attention of the method; own leaves it as it is. local is for ranks that have all
+            tokens of their sample, or of their part of a ring.
+        mlp: MLP of the method; own leaves it as it is. zero computes on the shard, with whole
+            weights that ZeRO-3 shards.
         model: Model and its kernels.
         optimizer: Optimizer.
         data: Training text.
     """
 
     method: Literal["tp", "tp_sp", "ulysses", "odysseus"] | str = "odysseus"
+    attention: Literal["own", "tp", "tp_sp", "ulysses", "local"] = "own"
+    mlp: Literal["own", "tp", "tp_sp", "zero"] = "own"
     model: ModelOptions = field(default_factory=ModelOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        """Write a method's other attention and MLP as the name of their pair.
+
+        Raises:
+            ValueError: the method has no parts that can be replaced.
+        """
+        method = pairs.with_parts(self.method, self.attention, self.mlp)
+        for name, value in (("method", method), ("attention", pairs.OWN), ("mlp", pairs.OWN)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The names of the method's attention and MLP; empty for a peer or a file."""
+        return pairs.parts_of(self.method)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -126,7 +148,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             ranks=self.sequence_size,
             world=self.world_size,
             tokens=self.local_tokens * self.sequence_size,
-            replicated=self.method == "tp",
+            replicated=self.parts == ("tp", "tp"),
             engine=self.loss_engine if self.tiles_loss else "",
             width=self.compute_bytes,
             reduced=self.reduce_bytes,
@@ -167,7 +189,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     def _check_sizes(self) -> None:
         a, ring = self.architecture, self.ring_parallel_size
         heads = a.num_attention_heads, a.num_key_value_heads
-        uneven = self.method == "ulysses" and self.ulysses_all_to_all == "native"
+        uneven = self.parts[0] == "ulysses" and self.ulysses_all_to_all == "native"
         uneven = uneven and self.ulysses_head_chunks == 1
         check_sequence(self.world_size, ring, self.sequence_size, *heads, uneven)
         product = "sequence_parallel_size"

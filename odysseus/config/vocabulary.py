@@ -15,6 +15,13 @@ from odysseus.config.architecture import Architecture
 from odysseus.config.sizes import part_of
 
 EMBEDDING, HEAD = "embedding", "head"
+CHOICES: dict[str, Literal["embedding", "head"] | bool] = {
+    "false": False,
+    "true": True,
+    "embedding": "embedding",
+    "head": "head",
+}
+"""Values of ``vocab_parallel`` but auto, by their text."""
 ENGINES = ("fused", "checkpoint")
 """Engines of the tiled loss that compute with some rows of the head."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.theory import memory, traffic
+from bench.theory.terms import Term
 from odysseus.config.run import ModelOptions, RunConfig
 from scripts.written.svg import box, document, text
 
@@ -50,7 +51,7 @@ def exchange_bytes(chunks: int) -> int:
     return traffic.step_traffic(CHUNKS[chunks]).bytes(collective="all_to_all")
 
 
-def zero_terms(method: str) -> list[traffic.Term]:
+def zero_terms(method: str) -> list[Term]:
     """ZeRO's collectives of one step between the two ranks."""
     terms = traffic.step_traffic(UNITS[method]).terms
     return [term for term in terms if term.purpose in ("parameter", "gradient")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench.theory import traffic as theory_traffic
+from bench.theory import blocks
 from scripts.written import diagrams, worked_examples
 from tests.support.runs import RUN
 
@@ -33,7 +33,7 @@ def test_it_sends_what_the_method_sends(name: str) -> None:
         forward[transpose.get(collective, collective)] += count
     terms: Counter[str] = Counter()
     run = replace(RUN, method=name, world_size=4, regather=False)
-    for term in theory_traffic.block_activations(run):
+    for term in blocks.activations(run):
         terms[term.collective] += term.count
     assert forward == terms
 

@@ -1,4 +1,4 @@
-"""Runs that cut the embedding or the head by vocabulary: every two options occur together."""
+"""Runs that cut the embedding or the head by vocabulary."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ from typing import Any
 
 from methods import METHODS
 from odysseus.config.run import RunConfig
-from tests.support.covering import covering_array
-from tests.support.runs import MODEL, RUN, VARIANTS
+from tests.support.crossed import crossed
+from tests.support.runs import MODEL, VARIANTS
 from tests.support.toggles import AHEAD, LOSS_TILES
 
-MESHES: dict[str, dict[str, int]] = {
-    "2": {"world_size": 2},
-    "2 x ring 2": {"world_size": 4, "ring_parallel_size": 2},
-    "2 x replica 2": {"world_size": 4, "sequence_parallel_size": 2},
-    "4": {"world_size": 4},
-}
-UNEVEN = replace(MODEL, vocab_size=509)
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "method": {name: {"method": name} for name in METHODS},
     "cut": {name: {"vocab_parallel": name} for name in ("embedding", "head")}
     | {"true": {"vocab_parallel": True}},
     "loss": {
@@ -30,14 +24,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "model": {
         "plain": {"model": MODEL},
-        "uneven rows": {"model": UNEVEN},
+        "uneven rows": {"model": replace(MODEL, vocab_size=509)},
         "tied": {"model": replace(VARIANTS["tied_llama3"], vocab_size=509)},
         "one kv head": {"model": VARIANTS["kv_heads_fewer_than_ranks"]},
     },
     "blocks": {
         "plain": {},
         "recomputed": {"activation_checkpointing": True, "tiled_mlp_compute": True},
-        "chunks": {"gradient_accumulation_steps": 2},
+        "two micro steps": {"gradient_accumulation_steps": 2},
     },
     "zero": {
         "plain": {},
@@ -46,7 +40,6 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "offload": {"parameter_offload": "cpu"},
     },
 }
-"""Options of a run and, by name, the changes that they mean."""
 
 
 def allowed(row: Mapping[str, str]) -> bool:
@@ -56,19 +49,5 @@ def allowed(row: Mapping[str, str]) -> bool:
 
 @cache
 def runs() -> list[RunConfig]:
-    """Return the runs of a pairwise covering array over method, mesh and options."""
-    factors = {name: [*values] for name, values in OPTIONS.items()}
-    factors |= {"method": [*METHODS], "mesh": [*MESHES]}
-    found = []
-    for row in covering_array(factors, allowed):
-        changes: dict[str, Any] = dict(MESHES[row["mesh"]])
-        for name, values in OPTIONS.items():
-            changes |= values[row[name]]
-        found.append(replace(RUN, method=row["method"], seq_len=40, **changes))
-    return found
-
-
-def of_mesh(name: str) -> list[RunConfig]:
-    """Return the runs on one of :data:`MESHES`."""
-    sizes = replace(RUN, **MESHES[name]).axis_sizes
-    return [run for run in runs() if run.axis_sizes == sizes]
+    """Return the runs of :data:`OPTIONS`."""
+    return crossed(OPTIONS, allowed)

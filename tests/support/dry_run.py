@@ -10,7 +10,7 @@ from bench.meters.flops import FlopMeter
 from bench.meters.step import memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
 from bench.simulator import dry_run
-from methods import METHODS
+from methods import method_of
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
@@ -24,7 +24,7 @@ def measured(runs: list[RunConfig]) -> list[dict[str, Any]]:
     found = []
     mesh = make_mesh(torch.device("cpu"), runs[0])
     for run in runs:
-        trainer = Trainer(run, METHODS[run.method], mesh)
+        trainer = Trainer(run, method_of(run.method), mesh)
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         trainer.step(samples.step(0))
         with TrafficMeter() as traffic, FlopMeter() as flops:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from methods import METHODS
+from methods import method_of
 from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel import sharding
@@ -63,7 +63,7 @@ def errors(runs: list[RunConfig], backend: str = "inductor") -> list[dict[str, f
     updated = reference_weights(run, gradients)
     found = []
     for run in runs:
-        trainer = Trainer(run, METHODS[run.method], mesh)
+        trainer = Trainer(run, method_of(run.method), mesh)
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         loss_error = abs(trainer.forward_backward(samples.step(0)).item() - loss)
         gradient_errors = largest(trainer.gradients(), gradients)

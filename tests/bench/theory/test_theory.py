@@ -12,7 +12,7 @@ from bench.__main__ import main
 from bench.commands.theory import crossovers
 from bench.meters.traffic import bytes_sent
 from bench.runner import launch
-from bench.theory import model_flops, published
+from bench.theory import blocks, model_flops, published
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
@@ -25,7 +25,7 @@ RUN = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), world_size=8, seq_
 def block_elements(run: RunConfig) -> float:
     """Return the elements that one block's activations send, over (n-1)/n."""
     n = run.sequence_size
-    sent = sum(term.bytes for term in theory_traffic.block_activations(run))
+    sent = sum(term.bytes for term in blocks.activations(run))
     return float(sent / run.compute_dtype.itemsize / bytes_sent("all_gather", n, n) * n)
 
 
@@ -43,7 +43,7 @@ def test_the_derived_table_is_what_the_formulas_give(name: str, size: int, line:
     assert block_elements(run) == pytest.approx(eval(volume), rel=1e-12)
     counted = re.findall(r"(\d+) (AllReduce|All2All|AG|RS)", line["activations"])
     assert sum(int(number) for number, _ in counted) == sum(
-        term.count for term in theory_traffic.block_activations(run)
+        term.count for term in blocks.activations(run)
     )
 
 

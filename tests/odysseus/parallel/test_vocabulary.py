@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,8 @@ from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.support import dry_run, toggles
-from tests.support.cut_vocabulary import MESHES, of_mesh
+from tests.support.crossed import MESHES, alike, on_mesh
+from tests.support.cut_vocabulary import runs as cut_runs
 from tests.support.marks import slow
 from tests.support.parity import sum_of_losses
 from tests.support.ranks import run_ranks
@@ -30,26 +30,20 @@ from tests.support.traffic import measured_columns
 LLAMA = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), dtype="bf16", world_size=8)
 
 
-def alike(runs: list[RunConfig]) -> list[list[RunConfig]]:
-    """Group runs by what their mesh and their reference depend on."""
-    groups = defaultdict(list)
-    for run in runs:
-        groups[run.architecture, run.gradient_accumulation_steps].append(run)
-    return [*groups.values()]
-
-
 @pytest.mark.parametrize("mesh", MESHES)
 def test_parity(mesh: str) -> None:
     """Loss, every gradient and updated weights equal those of one process."""
-    for run in of_mesh(mesh):
+    for run in on_mesh(cut_runs(), mesh):
         run.check()
-    for same in alike(of_mesh(mesh)):
+    for same in alike(on_mesh(cut_runs(), mesh)):
         toggles.check_all(same)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_bytes_equal_theory(mesh: str) -> None:
-    runs = [replace(run, dtype=dtype) for run in of_mesh(mesh) for dtype in ("fp32", "bf16")]
+    runs = [
+        replace(run, dtype=dtype) for run in on_mesh(cut_runs(), mesh) for dtype in ("fp32", "bf16")
+    ]
     for rank, measured in enumerate(run_ranks(measured_columns, runs[0].world_size, runs)):
         for run, columns in zip(runs, measured, strict=True):
             assert columns == traffic.step_traffic(run, rank).columns, (rank, run)
@@ -57,7 +51,9 @@ def test_bytes_equal_theory(mesh: str) -> None:
 
 @pytest.mark.parametrize("mesh", ["2", *map(slow, (name for name in MESHES if name != "2"))])
 def test_a_dry_run_counts_the_same(mesh: str) -> None:
-    runs = [replace(run, dtype=dtype) for run in of_mesh(mesh) for dtype in ("fp32", "bf16")]
+    runs = [
+        replace(run, dtype=dtype) for run in on_mesh(cut_runs(), mesh) for dtype in ("fp32", "bf16")
+    ]
     for same in alike(runs):
         dry_run.check_all(same, [0, same[0].world_size - 1])
 

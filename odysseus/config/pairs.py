@@ -1,0 +1,55 @@
+"""Names of methods as pairs of an attention and an MLP.
+
+A pair is written ``ATTENTION+MLP``. Four pairs have names of their own.
+"""
+
+from __future__ import annotations
+
+ATTENTIONS = ("tp", "tp_sp", "ulysses", "local")
+MLPS = ("tp", "tp_sp", "zero")
+OWN = "own"
+"""The option that leaves a method its own attention or MLP."""
+NAMED = {
+    "tp": ("tp", "tp"),
+    "tp_sp": ("tp_sp", "tp_sp"),
+    "ulysses": ("ulysses", "zero"),
+    "odysseus": ("tp_sp", "zero"),
+}
+"""The methods with names of their own, and their pairs."""
+
+
+def parts_of(method: str) -> tuple[str, str]:
+    """Return a method's attention and MLP; both empty for a peer or a file."""
+    attention, _, mlp = method.partition("+")
+    is_pair = attention in ATTENTIONS and mlp in MLPS
+    return NAMED.get(method, (attention, mlp) if is_pair else ("", ""))
+
+
+def name_of(attention: str, mlp: str) -> str:
+    """Return the method that consists of an attention and an MLP."""
+    named = {pair: name for name, pair in NAMED.items()}
+    return named.get((attention, mlp), f"{attention}+{mlp}")
+
+
+def with_parts(method: str, attention: str, mlp: str) -> str:
+    """Return the method with an attention and an MLP, where these are not :data:`OWN`.
+
+    Raises:
+        ValueError: only one is replaced, and the method does not consist of parts.
+    """
+    if attention == mlp == OWN:
+        return method
+    own_attention, own_mlp = parts_of(method)
+    if OWN in (attention, mlp) and not own_attention:
+        given = f"mlp = {mlp}" if attention == OWN else f"attention = {attention}"
+        raise ValueError(
+            f"{given} cannot replace that of method = {method}; valid: one of {', '.join(NAMED)}, "
+            "or both parts"
+        )
+    return name_of(own_attention if attention == OWN else attention, own_mlp if mlp == OWN else mlp)
+
+
+def every_pair() -> list[str]:
+    """Return all methods that are pairs, those with names of their own first."""
+    pairs = [name_of(attention, mlp) for attention in ATTENTIONS for mlp in MLPS]
+    return sorted(pairs, key=lambda name: [*NAMED, name].index(name))

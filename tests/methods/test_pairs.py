@@ -1,0 +1,124 @@
+"""Pairs of an attention and an MLP: gradients, bytes and dry runs of those without a name, and what
+each flag means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from bench.config import checks
+from bench.theory import traffic
+from methods import METHODS, method_of
+from methods.pairs import ATTENTIONS, MLPS, pair
+from odysseus.config import pairs
+from odysseus.config.run import RunConfig
+from tests.support import dry_run, toggles
+from tests.support.crossed import MESHES, alike, crossed, on_mesh
+from tests.support.marks import slow
+from tests.support.ranks import run_ranks
+from tests.support.runs import MODEL, RUN, VARIANTS
+from tests.support.toggles import AHEAD, LOSS_TILES
+from tests.support.traffic import measured_columns
+
+UNNAMED = [name for name in pairs.every_pair() if name not in METHODS and "local" not in name]
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "method": {name: {"method": name} for name in UNNAMED},
+    "vocabulary": {"whole": {}, "cut": {"vocab_parallel": True}},
+    "model": {
+        "plain": {"model": MODEL},
+        "one kv head": {"model": VARIANTS["kv_heads_fewer_than_ranks"]},
+        "qwen": {"model": VARIANTS["qwen"]},
+        "biased": {"model": replace(MODEL, mlp_bias=True, attention_output_bias=True)},
+    },
+    "recompute": {"off": {}, "on": {"activation_checkpointing": True}},
+    "tiles": {"off": {}, "on": {"tiled_mlp_compute": True, **LOSS_TILES}},
+    "zero": {"plain": {}, "overlap": AHEAD, "buckets": {"reduce_bucket_size": 1000}},
+    "gathers": {"again": {}, "kept": {"regather": False}},
+    "chunks": {"one": {}, "two": {"overlap_chunks": 2}},
+}
+
+
+def allowed(row: Mapping[str, str]) -> bool:
+    """Whether a run may have these values: chunks are of cut attention, and not of tiles."""
+    in_tiles = row.get("tiles") == "on" or row.get("method", "").startswith("ulysses")
+    return not (in_tiles and row.get("chunks") == "two")
+
+
+@cache
+def every_run() -> list[RunConfig]:
+    return crossed(OPTIONS, allowed)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_parity(mesh: str) -> None:
+    """Loss, every gradient and updated weights equal those of one process."""
+    for run in on_mesh(every_run(), mesh):
+        checks.check(run)
+    for same in alike(on_mesh(every_run(), mesh)):
+        toggles.check_all(same)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_bytes_equal_theory(mesh: str) -> None:
+    runs = [replace(run, dtype=d) for run in on_mesh(every_run(), mesh) for d in ("fp32", "bf16")]
+    for rank, measured in enumerate(run_ranks(measured_columns, runs[0].world_size, runs)):
+        for run, columns in zip(runs, measured, strict=True):
+            assert columns == traffic.step_traffic(run, rank).columns, (rank, run)
+
+
+@pytest.mark.parametrize("mesh", ["2", *map(slow, (name for name in MESHES if name != "2"))])
+def test_a_dry_run_counts_the_same(mesh: str) -> None:
+    runs = [replace(run, dtype=d) for run in on_mesh(every_run(), mesh) for d in ("fp32", "bf16")]
+    for same in alike(runs):
+        dry_run.check_all(same, [0, same[0].world_size - 1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_the_pair_of_its_parts(name: str) -> None:
+    method, of_parts = METHODS[name], pair(name)
+    assert method_of(name) is method
+    for field in ("name", "attention", "mlp", "split", "replicated", "positions"):
+        assert getattr(method, field) == getattr(of_parts, field), field
+
+
+@pytest.mark.parametrize("mlp", MLPS)
+def test_local_attention_is_that_of_one_rank(mlp: str) -> None:
+    run = replace(RUN, world_size=2, ring_parallel_size=2, attention="local", mlp=mlp)
+    assert run.method == f"local+{mlp}"
+    toggles.check_all([run])
+    with pytest.raises(ValueError, match=r"attention local computes on a rank's own tokens"):
+        checks.check(replace(run, ring_parallel_size=1))
+
+
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        ({"attention": "ulysses", "mlp": "tp_sp"}, "ulysses+tp_sp"),
+        ({"attention": "ulysses", "mlp": "zero"}, "ulysses"),
+        ({"attention": "tp_sp", "mlp": "zero"}, "odysseus"),
+        ({"method": "tp", "mlp": "zero"}, "tp+zero"),
+        ({"method": "tp_sp", "attention": "ulysses"}, "ulysses+tp_sp"),
+        ({"method": "peer:megatron_tp", "attention": "tp", "mlp": "tp"}, "tp"),
+        ({"method": "ulysses+tp_sp"}, "ulysses+tp_sp"),
+    ],
+)
+def test_flags_name_a_pair(given: dict[str, Any], method: str) -> None:
+    run = RunConfig(**given)
+    assert (run.method, run.attention, run.mlp) == (method, "own", "own")
+    assert replace(run, method="tp").method == "tp"
+
+
+def test_one_part_of_something_else_cannot_be_replaced() -> None:
+    message = "mlp = zero cannot replace that of method = mine.py; valid: one of tp, tp_sp, ulysses"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RunConfig(method="mine.py", mlp="zero")
+
+
+def test_the_options_name_all_parts() -> None:
+    assert (tuple(ATTENTIONS), tuple(MLPS)) == (pairs.ATTENTIONS, pairs.MLPS)
+    assert pairs.NAMED.keys() == METHODS.keys()
