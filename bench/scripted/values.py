@@ -122,9 +122,8 @@ class Values(TorchDispatchMode):
             for x in written:
                 del self._known[x]
             return
-        real_args, real_kwargs = tree_map_only(Tensor, lambda x: self._known.get(x, x), given)
-        if "device" in real_kwargs:
-            real_kwargs["device"] = _CPU
+        real = tree_map_only(Tensor, lambda x: self._known.get(x, x), given)
+        real_args, real_kwargs = tree_map_only(torch.device, lambda _: _CPU, real)
         with unset_fake_temporarily():
             values = tree_leaves(func(*real_args, **real_kwargs))
         for x, value in zip(tree_leaves(result), values, strict=True):

@@ -22,7 +22,11 @@ from methods.peers.registry import PEERS
 from scripts.studies import growth, overlap_summary
 
 ROOT = Path(__file__).parents[2]
-PAGES = ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "validation.md"
+_VOCABULARY = {"false": "vocabulary whole", "true": "vocabulary cut"}
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("pairs", "performance", "validation")),
+)
 _TABLE_COMMENT = re.compile(
     r"(?P<comment><!-- (?P<what>\w+) of (?P<files>results/[^>]+) -->\n\n)(?:\|.*\n)*"
 )
@@ -117,6 +121,26 @@ def published(file: Path) -> pd.DataFrame:
     return table.assign(**table[off].replace("-", "\N{MINUS SIGN}", regex=True))
 
 
+def predicted(file: Path) -> pd.DataFrame:
+    """Predicted steps of methods by length, with the vocabulary whole and cut."""
+    rows = pd.read_csv(file).fillna({"vocab_parallel": "false"})
+    texts = [
+        f"{row['step_ms_p50']:,.0f} ms, {row['comm_bytes_total'] / 1e9:.1f} GB, "
+        f"{row['peak_memory_bytes'] / 1e9:.1f} GB"
+        for row in rows.to_dict("records")
+    ]
+    rows = rows.assign(
+        text=texts,
+        tokens=rows["seq_len"].map("{:,}".format),
+        method="`" + rows["method"] + "`",
+        vocabulary=rows["vocab_parallel"].astype(str).str.lower().replace(_VOCABULARY),
+    )
+    table = rows.pivot_table(
+        index=["tokens", "method"], columns="vocabulary", values="text", aggfunc="first", sort=False
+    )
+    return _once(table[[*_VOCABULARY.values()]].reset_index(), "tokens")
+
+
 def _errors_line(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
     cells, wrong = accuracy.medians(rounds), len(accuracy.misordered(rounds))
     off, round_errors = cells["error"], rounds["error"]
@@ -143,6 +167,7 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     "hidden": hidden,
     "exponents": exponents,
     "errors": errors,
+    "predicted": predicted,
     "published": published,
 }
 

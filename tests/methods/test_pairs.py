@@ -3,6 +3,7 @@ each flag means."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,10 +17,11 @@ from bench.theory import traffic
 from methods import METHODS, method_of
 from methods.pairs import ATTENTIONS, MLPS, pair
 from odysseus.config import pairs
-from odysseus.config.run import RunConfig
+from odysseus.config.run import ModelOptions, RunConfig
 from tests.support import dry_run, toggles
 from tests.support.crossed import MESHES, alike, crossed, on_mesh
 from tests.support.marks import slow
+from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
 from tests.support.runs import MODEL, RUN, VARIANTS
 from tests.support.toggles import AHEAD, LOSS_TILES
@@ -117,6 +119,31 @@ def test_one_part_of_something_else_cannot_be_replaced() -> None:
     message = "mlp = zero cannot replace that of method = mine.py; valid: one of tp, tp_sp, ulysses"
     with pytest.raises(ValueError, match=re.escape(message)):
         RunConfig(method="mine.py", mlp="zero")
+
+
+PRESETS = {
+    "Llama-3-8B": "llama3-8b",
+    "Llama-3-70B": "llama3-70b",
+    "Qwen3-32B": "qwen3-32b",
+    "Llama-2-7B (no shared kv heads)": "llama2-7b",
+}
+
+
+def test_the_page_says_which_pair_sends_least() -> None:
+    page = (ROOT / "docs/pairs.md").read_text()
+    table = page.partition("| model | ranks |")[2].partition("\n\n")[0]
+    lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:]]
+    assert len(lines) == 6
+    for name, ranks, *stretches in lines:
+        model = ModelOptions(name_or_path=PRESETS[name])
+        run = RunConfig(model=model, world_size=int(ranks), dtype="bf16", vocab_parallel=True)
+        sent = {pair: traffic.line(replace(run, method=pair)) for pair in [*METHODS, *UNNAMED]}
+        found = traffic.lowest(sent, run.seq_len_unit)
+        ends = [int(text.split()[2].replace(",", "")) for text in stretches if "up to" in text]
+        assert [math.ceil(length) - 1 for length, _ in found[1:]] == ends
+        pairs_shown = ["tp", "ulysses+tp_sp", "ulysses"]
+        shown = [p for p, text in zip(pairs_shown, stretches, strict=True) if text != "nowhere"]
+        assert [pair for _, pair in found] == shown
 
 
 def test_the_options_name_all_parts() -> None:
