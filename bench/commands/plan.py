@@ -73,4 +73,5 @@ def planned(parsed: Any) -> tuple[list[str], RunConfig]:
     runs = {name: grid.run_config(parsed, method=name) for name in names}
     if (given := runs[names[0]].model.implementation) != "native":
         raise ValueError(f"model.implementation = {given} is not for plan; valid: native")
-    return [*runs], replace(runs[names[0]], dry_run=True)
+    methods = dict.fromkeys(run.method for run in runs.values())
+    return [*methods], replace(runs[names[0]], dry_run=True)

@@ -37,9 +37,9 @@ def with_parts(method: str, attention: str, mlp: str) -> str:
     Raises:
         ValueError: only one is replaced, and the method does not consist of parts.
     """
-    if attention == mlp == OWN:
-        return method
     own_attention, own_mlp = parts_of(method)
+    if attention == mlp == OWN and not own_attention:
+        return method
     if OWN in (attention, mlp) and not own_attention:
         given = f"mlp = {mlp}" if attention == OWN else f"attention = {attention}"
         raise ValueError(

@@ -19,7 +19,7 @@ from methods.pairs import ATTENTIONS, MLPS, pair
 from odysseus.config import pairs
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.support import dry_run, toggles
-from tests.support.crossed import MESHES, alike, crossed, on_mesh
+from tests.support.crossed import MESHES, MIXED, PURE, alike, crossed, in_dtypes, on_mesh
 from tests.support.marks import slow
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
@@ -67,16 +67,17 @@ def test_parity(mesh: str) -> None:
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_bytes_equal_theory(mesh: str) -> None:
-    runs = [replace(run, dtype=d) for run in on_mesh(every_run(), mesh) for d in ("fp32", "bf16")]
+    runs = in_dtypes(on_mesh(every_run(), mesh), MIXED)
     for rank, measured in enumerate(run_ranks(measured_columns, runs[0].world_size, runs)):
         for run, columns in zip(runs, measured, strict=True):
             assert columns == traffic.step_traffic(run, rank).columns, (rank, run)
 
 
-@pytest.mark.parametrize("mesh", ["2", *map(slow, (name for name in MESHES if name != "2"))])
-def test_a_dry_run_counts_the_same(mesh: str) -> None:
-    runs = [replace(run, dtype=d) for run in on_mesh(every_run(), mesh) for d in ("fp32", "bf16")]
-    for same in alike(runs):
+@pytest.mark.parametrize(
+    ("mesh", "dtypes"), [("2", MIXED), *(slow(mesh, dtypes) for mesh in MESHES for dtypes in PURE)]
+)
+def test_a_dry_run_counts_the_same(mesh: str, dtypes: tuple[str, ...]) -> None:
+    for same in alike(in_dtypes(on_mesh(every_run(), mesh), dtypes)):
         dry_run.check_all(same, [0, same[0].world_size - 1])
 
 
@@ -97,6 +98,14 @@ def test_local_attention_is_that_of_one_rank(mlp: str) -> None:
         checks.check(replace(run, ring_parallel_size=1))
 
 
+def test_heads_may_be_uneven() -> None:
+    model = replace(MODEL, num_attention_heads=6, num_key_value_heads=2)
+    runs = [replace(RUN, world_size=4, model=model, method=f"ulysses+{mlp}") for mlp in MLPS]
+    for run in runs:
+        checks.check(run)
+    toggles.check_all(runs)
+
+
 @pytest.mark.parametrize(
     ("given", "method"),
     [
@@ -107,6 +116,8 @@ def test_local_attention_is_that_of_one_rank(mlp: str) -> None:
         ({"method": "tp_sp", "attention": "ulysses"}, "ulysses+tp_sp"),
         ({"method": "peer:megatron_tp", "attention": "tp", "mlp": "tp"}, "tp"),
         ({"method": "ulysses+tp_sp"}, "ulysses+tp_sp"),
+        ({"method": "tp_sp+zero"}, "odysseus"),
+        ({"method": "peer:megatron_tp"}, "peer:megatron_tp"),
     ],
 )
 def test_flags_name_a_pair(given: dict[str, Any], method: str) -> None:

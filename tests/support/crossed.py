@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,8 @@ MESHES: dict[str, dict[str, int]] = {
     "2 x replica 2": {"world_size": 4, "sequence_parallel_size": 2},
     "4": {"world_size": 4},
 }
+MIXED, PURE = ("fp32", "bf16"), (("fp32",), ("bf16",))
+"""Dtypes that runs have in turn: in the default suite, and in the whole one."""
 Options = Mapping[str, Mapping[str, dict[str, Any]]]
 """Options of a run and, by name, the changes that they mean."""
 
@@ -38,6 +41,11 @@ def on_mesh(runs: list[RunConfig], name: str) -> list[RunConfig]:
     """Return the runs on one of :data:`MESHES`."""
     sizes = replace(RUN, **MESHES[name]).axis_sizes
     return [run for run in runs if run.axis_sizes == sizes]
+
+
+def in_dtypes(runs: list[RunConfig], dtypes: Sequence[str]) -> list[RunConfig]:
+    """Return the runs, each with the next of some dtypes."""
+    return [replace(run, dtype=dtype) for run, dtype in zip(runs, itertools.cycle(dtypes))]
 
 
 def alike(runs: list[RunConfig]) -> list[list[RunConfig]]:

@@ -11,6 +11,8 @@ import yaml
 
 from bench import rows
 from bench.__main__ import main
+from bench.commands import flags, plan
+from bench.config import options
 from bench.hardware import profile_file
 from bench.planner import longest
 from bench.planner.dry_runs import DryRuns
@@ -191,3 +193,16 @@ def test_a_profile_of_no_machine(change: dict[str, object], expected: str, tmp_p
     with pytest.raises(ValueError, match="hardware") as refused:
         profile_file.find(str(file))
     assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "methods"),
+    [
+        ("--method all,ulysses+tp_sp", [*METHODS, "ulysses+tp_sp"]),
+        ("--attention ulysses --mlp tp_sp", ["ulysses+tp_sp"]),
+        ("--method tp_sp+zero", ["odysseus"]),
+    ],
+)
+def test_pairs_are_planned_like_methods(words: str, methods: list[str]) -> None:
+    parsed = options.parse(flags.PARSERS["plan"](), words.split())
+    assert plan.planned(parsed)[0] == methods

@@ -21,6 +21,7 @@ from odysseus.config.run import ModelOptions
 from odysseus.model import liger
 from odysseus.model.decoder import MLP, Attention, CausalLM, Tricks
 from odysseus.model.kernels import TORCH, Kernels, choose_kernels
+from odysseus.model.layers import Vocabulary
 from odysseus.model.loss import Loss, whole_logits
 from tests.support.liger import CPU, KERNELS, TOLERANCE, interpreting, kernel_errors, largest_errors
 from tests.support.numerics import ROUNDINGS, random
@@ -97,7 +98,7 @@ def model_results(variant: str, lent: Kernels, loss: Loss, tricks: Tricks) -> li
         lambda: MLP(architecture, lent),
         lent,
         tricks=tricks,
-        loss=loss,
+        vocabulary=Vocabulary(architecture.vocab_size, architecture.vocab_size, loss=loss),
     )
     dtype = torch.float64 if lent is TORCH else torch.float32
     with torch.no_grad():

@@ -18,7 +18,7 @@ from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.support import dry_run, toggles
-from tests.support.crossed import MESHES, alike, on_mesh
+from tests.support.crossed import MESHES, MIXED, PURE, alike, in_dtypes, on_mesh
 from tests.support.cut_vocabulary import runs as cut_runs
 from tests.support.marks import slow
 from tests.support.parity import sum_of_losses
@@ -41,20 +41,17 @@ def test_parity(mesh: str) -> None:
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_bytes_equal_theory(mesh: str) -> None:
-    runs = [
-        replace(run, dtype=dtype) for run in on_mesh(cut_runs(), mesh) for dtype in ("fp32", "bf16")
-    ]
+    runs = in_dtypes(on_mesh(cut_runs(), mesh), MIXED)
     for rank, measured in enumerate(run_ranks(measured_columns, runs[0].world_size, runs)):
         for run, columns in zip(runs, measured, strict=True):
             assert columns == traffic.step_traffic(run, rank).columns, (rank, run)
 
 
-@pytest.mark.parametrize("mesh", ["2", *map(slow, (name for name in MESHES if name != "2"))])
-def test_a_dry_run_counts_the_same(mesh: str) -> None:
-    runs = [
-        replace(run, dtype=dtype) for run in on_mesh(cut_runs(), mesh) for dtype in ("fp32", "bf16")
-    ]
-    for same in alike(runs):
+@pytest.mark.parametrize(
+    ("mesh", "dtypes"), [("2", MIXED), *(slow(mesh, dtypes) for mesh in MESHES for dtypes in PURE)]
+)
+def test_a_dry_run_counts_the_same(mesh: str, dtypes: tuple[str, ...]) -> None:
+    for same in alike(in_dtypes(on_mesh(cut_runs(), mesh), dtypes)):
         dry_run.check_all(same, [0, same[0].world_size - 1])
 
 
