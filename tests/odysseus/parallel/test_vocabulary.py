@@ -48,10 +48,12 @@ def test_bytes_equal_theory(mesh: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "dtypes"), [("2", MIXED), *(slow(mesh, dtypes) for mesh in MESHES for dtypes in PURE)]
+    ("mesh", "dtypes", "step"),
+    [("2", MIXED, 2), *(slow(mesh, dtypes, 1) for mesh in MESHES for dtypes in PURE)],
 )
-def test_a_dry_run_counts_the_same(mesh: str, dtypes: tuple[str, ...]) -> None:
-    for same in alike(in_dtypes(on_mesh(cut_runs(), mesh), dtypes)):
+def test_a_dry_run_counts_the_same(mesh: str, dtypes: tuple[str, ...], step: int) -> None:
+    """Every run is counted; by default every other one."""
+    for same in alike(in_dtypes(on_mesh(cut_runs(), mesh)[::step], dtypes)):
         dry_run.check_all(same, [0, same[0].world_size - 1])
 
 
