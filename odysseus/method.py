@@ -69,9 +69,9 @@ ATTENTION_SPLIT = {
     "self_attn.v_proj": 0,
     "self_attn.o_proj": 1,
 }
+MLP_SPLIT = {"mlp.gate_proj": 0, "mlp.up_proj": 0, "mlp.down_proj": 1}
 VOCABULARY_NAMES = {EMBEDDING: "model.embed_tokens", HEAD: "lm_head"}
 """Hugging Face names of the parts of a model that can be cut by vocabulary."""
-MLP_SPLIT = {"mlp.gate_proj": 0, "mlp.up_proj": 0, "mlp.down_proj": 1}
 
 
 def check_intermediate_size(run: RunConfig) -> None:

@@ -72,8 +72,9 @@ def main(parsed: Any) -> int:
 def _print_pairs(base: RunConfig) -> None:
     """Print the bytes of every pair without a name of its own, and which pair sends least."""
     able = [run for name in every_pair() if not _refusal(run := by_method(name, base))]
-    _title("The same of the other pairs of an attention and an MLP (ATTENTION+MLP)")
-    _print(pd.DataFrame([_derived(run) for run in able if run.method not in METHODS]))
+    if unnamed := [_derived(run) for run in able if run.method not in METHODS]:
+        _title("The same of the other pairs of an attention and an MLP (ATTENTION+MLP)")
+        _print(pd.DataFrame(unnamed))
     _title("The pair that sends least, by sequence length, all else as above")
     lines = {run.method: theory_traffic.line(run) for run in able}
     for length, name in theory_traffic.lowest(lines, base.seq_len_unit):

@@ -59,7 +59,7 @@ def in_words(run: RunConfig, names: Sequence[str]) -> str:
 
 def _most_chunks(run: RunConfig) -> int:
     """Return the most chunks that ulysses can compute a rank's heads in; 1 for other methods."""
-    if run.parts != ("ulysses", "zero"):
+    if run.method != "ulysses":
         return 1
     counts = reversed(divisors(max(1, run.architecture.num_attention_heads // run.sequence_size)))
     runs = (replace(run, ulysses_head_chunks=count) for count in counts)

@@ -60,10 +60,10 @@ def _cut_attention(run: RunConfig, attention: str) -> Iterator[Term]:
     forward, does the transposes backward, and gathers its input once more if it was not kept.
     """
     again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
-    stream = stream_bytes(run) // chunks
+    stream = whole_stream_bytes(run) // chunks
     if attention == "tp":
         yield Term("all_reduce", "activation", (2 + again) * chunks, stream, n)
-        yield from joined(run, stream, (1 + again) * chunks, chunks)
+        yield from _joined(run, stream, (1 + again) * chunks, chunks)
         return
     gathers = (2 + int(run.regather) + again) * chunks
     yield Term("all_gather", "activation", gathers, stream, n)
@@ -78,13 +78,13 @@ def _cut_mlp(run: RunConfig, mlp: str) -> Iterator[Term]:
     forward gathered.
     """
     again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
-    stream, tiled = stream_bytes(run) // chunks, run.tiled_mlp_compute
+    stream, tiled = whole_stream_bytes(run) // chunks, run.tiled_mlp_compute
     closing = 2 * chunks + again * (chunks - 1)
     for size, count in _mlp_tiles(run, stream):
         if mlp == "tp":
             yield Term("all_reduce", "activation", count * (3 if tiled else closing), size, n)
             gathers, scatters = (2, 1) if tiled else ((1 + again) * chunks, chunks)
-            yield from joined(run, size, count * gathers, count * scatters)
+            yield from _joined(run, size, count * gathers, count * scatters)
             continue
         kept = (2 + int(run.regather) + again) * chunks
         gathers, scatters = (3, 3) if tiled else (kept, closing)
@@ -92,7 +92,7 @@ def _cut_mlp(run: RunConfig, mlp: str) -> Iterator[Term]:
         yield Term("reduce_scatter", "activation", count * scatters, size, n)
 
 
-def joined(run: RunConfig, size: int, gathers: int, scatters: int) -> Iterator[Term]:
+def _joined(run: RunConfig, size: int, gathers: int, scatters: int) -> Iterator[Term]:
     """Yield what a part of a replicated stream gathers on a sequence shard: its input, whose
     gradient it reduce-scatters (:mod:`methods.pairs`)."""
     if not method_of(run.method).replicated:
@@ -100,7 +100,7 @@ def joined(run: RunConfig, size: int, gathers: int, scatters: int) -> Iterator[T
         yield Term("reduce_scatter", "edge", scatters, size, run.sequence_size)
 
 
-def stream_bytes(run: RunConfig) -> int:
+def whole_stream_bytes(run: RunConfig) -> int:
     """Return the bytes of the stream of a micro step on one sequence axis."""
     return heads.tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
 

@@ -23,11 +23,10 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     alive: at its MLP, at the norm before that, or at its attention. Or it is at the loss.
 
     The form is claimed for the four methods with names of their own, in fp32 and fp64, with this
-    project's own kernels and loss, without biases
-    and q/k norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with them a
-    norm's fp32 work may be the peak. It is not claimed for a ring, packed documents, heads that do
-    not divide, tied embeddings, a vocabulary that is cut, or `ulysses` with queries as wide as the
-    MLP and wider than the stream.
+    project's own kernels and loss, without biases and q/k norms. In bf16 it is claimed only without
+    `tp`, tiling and recomputation: with them a norm's fp32 work may be the peak. It is not claimed
+    for a ring, packed documents, heads that do not divide, tied embeddings, a vocabulary that is
+    cut, or `ulysses` with queries as wide as the MLP and wider than the stream.
     """
     if not _is_claimed(run):
         return None

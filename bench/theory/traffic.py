@@ -135,11 +135,10 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
     if run.parts[0] in ("tp", "tp_sp"):
         yield Term("all_gather", "edge", 1, positions, n)
     if method_of(run.method).replicated:
-        stream = blocks.stream_bytes(run)
+        stream = blocks.whole_stream_bytes(run)
         yield Term("all_gather", "edge", 1, stream, n)
         yield Term("reduce_scatter", "edge", 1, stream, n)
-    for collective, count, size in vocabulary.exchanges(run):
-        yield Term(collective, "edge", count, size, n)
+    yield from vocabulary.exchanges(run)
 
 
 def _edge(run: Parallelism) -> Iterator[Term]:

@@ -9,39 +9,42 @@ from collections.abc import Iterator
 
 import torch
 
+from bench.theory import blocks, heads
+from bench.theory.terms import Term
 from methods import method_of
 from odysseus.config.run import RunConfig
 from odysseus.config.vocabulary import EMBEDDING, HEAD
 from odysseus.model.loss import most_tokens
 
 
-def exchanges(run: RunConfig) -> Iterator[tuple[str, int, int]]:
-    """Yield (collective, count, bytes of the whole tensor) of one micro step.
+def exchanges(run: RunConfig) -> Iterator[Term]:
+    """Yield the collectives of one micro step.
 
     The embedding gathers token ids, and its output is reduce-scattered; backward is the transpose.
     The head gathers labels and, unless the stream is replicated, its input, whose gradient it
     reduce-scatters. Two all-reduces make a tile's softmax, of one and of two numbers a token. The
     checkpoint engine runs its forward twice.
     """
-    a, n, ids = run.architecture, run.sequence_size, 8
-    width = a.hidden_size * run.compute_dtype.itemsize
-    wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
-    tokens = run.local_tokens * n
+    n, tokens = run.sequence_size, heads.tokens(run)
+    stream, ids = blocks.whole_stream_bytes(run), 8 * tokens
     if EMBEDDING in run.vocabulary_cuts:
-        yield "all_gather", 1, tokens * ids
-        yield "reduce_scatter", 1, tokens * width
-        yield "all_gather", 1, tokens * width
+        yield Term("all_gather", "edge", 1, ids, n)
+        yield Term("reduce_scatter", "edge", 1, stream, n)
+        yield Term("all_gather", "edge", 1, stream, n)
     if HEAD not in run.vocabulary_cuts:
         return
-    yield "all_gather", 1, tokens * ids
+    yield Term("all_gather", "edge", 1, ids, n)
     forwards = 2 if run.tiles_loss and run.loss_engine == "checkpoint" else 1
     replicated = method_of(run.method).replicated
+    wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
     for count, of_tile in _tiles(run):
         if not replicated:
-            yield "all_gather", count * forwards, of_tile * n * width
-            yield "reduce_scatter", count, of_tile * n * width
+            size = stream // tokens * of_tile * n
+            yield Term("all_gather", "edge", count * forwards, size, n)
+            yield Term("reduce_scatter", "edge", count, size, n)
         for numbers in (1, 2):
-            yield "all_reduce", count * forwards, of_tile * n * numbers * wide
+            size = of_tile * n * numbers * wide
+            yield Term("all_reduce", "edge", count * forwards, size, n)
 
 
 def _tiles(run: RunConfig) -> list[tuple[int, int]]:

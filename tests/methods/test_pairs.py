@@ -18,14 +18,18 @@ from methods import METHODS, method_of
 from methods.pairs import ATTENTIONS, MLPS, pair
 from odysseus.config import pairs
 from odysseus.config.run import ModelOptions, RunConfig
-from tests.support import dry_run, toggles
-from tests.support.crossed import MESHES, MIXED, PURE, alike, crossed, in_dtypes, on_mesh
-from tests.support.marks import slow
+from tests.support import toggles
+from tests.support.crossed import (
+    DRY_RUNS,
+    MESHES,
+    check_bytes,
+    check_dry_runs,
+    check_parity,
+    crossed,
+)
 from tests.support.paths import ROOT
-from tests.support.ranks import run_ranks
 from tests.support.runs import MODEL, RUN, VARIANTS
 from tests.support.toggles import AHEAD, LOSS_TILES
-from tests.support.traffic import measured_columns
 
 UNNAMED = [name for name in pairs.every_pair() if name not in METHODS and "local" not in name]
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -58,29 +62,17 @@ def every_run() -> list[RunConfig]:
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_parity(mesh: str) -> None:
-    """Loss, every gradient and updated weights equal those of one process."""
-    for run in on_mesh(every_run(), mesh):
-        checks.check(run)
-    for same in alike(on_mesh(every_run(), mesh)):
-        toggles.check_all(same)
+    check_parity(every_run(), mesh)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_bytes_equal_theory(mesh: str) -> None:
-    runs = in_dtypes(on_mesh(every_run(), mesh), MIXED)
-    for rank, measured in enumerate(run_ranks(measured_columns, runs[0].world_size, runs)):
-        for run, columns in zip(runs, measured, strict=True):
-            assert columns == traffic.step_traffic(run, rank).columns, (rank, run)
+    check_bytes(every_run(), mesh)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "dtypes", "step"),
-    [("2", MIXED, 2), *(slow(mesh, dtypes, 1) for mesh in MESHES for dtypes in PURE)],
-)
+@pytest.mark.parametrize(("mesh", "dtypes", "step"), DRY_RUNS)
 def test_a_dry_run_counts_the_same(mesh: str, dtypes: tuple[str, ...], step: int) -> None:
-    """Every run is counted; by default every other one."""
-    for same in alike(in_dtypes(on_mesh(every_run(), mesh)[::step], dtypes)):
-        dry_run.check_all(same, [0, same[0].world_size - 1])
+    check_dry_runs(every_run(), mesh, dtypes, step)
 
 
 @pytest.mark.parametrize("name", METHODS)

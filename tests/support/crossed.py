@@ -8,9 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench.config import checks
+from bench.theory import traffic as theory_traffic
 from odysseus.config.run import RunConfig
+from tests.support import dry_run, toggles
 from tests.support.covering import covering_array
+from tests.support.marks import slow
+from tests.support.ranks import run_ranks
 from tests.support.runs import RUN
+from tests.support.traffic import measured_columns
 
 MESHES: dict[str, dict[str, int]] = {
     "2": {"world_size": 2},
@@ -18,8 +24,10 @@ MESHES: dict[str, dict[str, int]] = {
     "2 x replica 2": {"world_size": 4, "sequence_parallel_size": 2},
     "4": {"world_size": 4},
 }
-MIXED, PURE = ("fp32", "bf16"), (("fp32",), ("bf16",))
-"""Dtypes that runs have in turn: in the default suite, and in the whole one."""
+MIXED = "fp32", "bf16"
+"""Dtypes that runs have in turn."""
+DRY_RUNS = [("2", MIXED, 2), *(slow(mesh, (dtype,), 1) for mesh in MESHES for dtype in MIXED)]
+"""Arguments of :func:`check_dry_runs`: by default every other run on two ranks."""
 Options = Mapping[str, Mapping[str, dict[str, Any]]]
 """Options of a run and, by name, the changes that they mean."""
 
@@ -37,20 +45,47 @@ def crossed(options: Options, allowed: Callable[[Mapping[str, str]], bool]) -> l
     return found
 
 
-def on_mesh(runs: list[RunConfig], name: str) -> list[RunConfig]:
+def _on_mesh(runs: list[RunConfig], name: str) -> list[RunConfig]:
     """Return the runs on one of :data:`MESHES`."""
     sizes = replace(RUN, **MESHES[name]).axis_sizes
     return [run for run in runs if run.axis_sizes == sizes]
 
 
-def in_dtypes(runs: list[RunConfig], dtypes: Sequence[str]) -> list[RunConfig]:
+def _in_dtypes(runs: list[RunConfig], dtypes: Sequence[str]) -> list[RunConfig]:
     """Return the runs, each with the next of some dtypes."""
     return [replace(run, dtype=dtype) for run, dtype in zip(runs, itertools.cycle(dtypes))]
 
 
-def alike(runs: list[RunConfig]) -> list[list[RunConfig]]:
+def _alike(runs: list[RunConfig]) -> list[list[RunConfig]]:
     """Group runs by what their mesh and their reference depend on."""
     groups = defaultdict(list)
     for run in runs:
         groups[run.architecture, run.gradient_accumulation_steps].append(run)
     return [*groups.values()]
+
+
+def check_parity(runs: list[RunConfig], mesh: str) -> None:
+    """Check that loss, every gradient and updated weights equal those of one process."""
+    here = _on_mesh(runs, mesh)
+    for run in here:
+        checks.check(run)
+    for same in _alike(here):
+        toggles.check_all(same)
+
+
+def check_bytes(runs: list[RunConfig], mesh: str) -> None:
+    """Check that every rank sends what the closed forms say."""
+    here = _in_dtypes(_on_mesh(runs, mesh), MIXED)
+    for rank, measured in enumerate(run_ranks(measured_columns, here[0].world_size, here)):
+        for run, columns in zip(here, measured, strict=True):
+            assert columns == theory_traffic.step_traffic(run, rank).columns, (rank, run)
+
+
+def check_dry_runs(runs: list[RunConfig], mesh: str, dtypes: Sequence[str], step: int) -> None:
+    """Check that dry runs of the first and the last rank count what real ranks do.
+
+    Args:
+        step: Every how many runs one is counted.
+    """
+    for same in _alike(_in_dtypes(_on_mesh(runs, mesh)[::step], dtypes)):
+        dry_run.check_all(same, [0, same[0].world_size - 1])

@@ -17,44 +17,29 @@ from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
-from tests.support import dry_run, toggles
-from tests.support.crossed import MESHES, MIXED, PURE, alike, in_dtypes, on_mesh
+from tests.support.crossed import DRY_RUNS, MESHES, check_bytes, check_dry_runs, check_parity
 from tests.support.cut_vocabulary import runs as cut_runs
-from tests.support.marks import slow
 from tests.support.parity import sum_of_losses
 from tests.support.ranks import run_ranks
 from tests.support.runs import MODEL, RUN
 from tests.support.toggles import LOSS_TILES
-from tests.support.traffic import measured_columns
 
 LLAMA = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), dtype="bf16", world_size=8)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_parity(mesh: str) -> None:
-    """Loss, every gradient and updated weights equal those of one process."""
-    for run in on_mesh(cut_runs(), mesh):
-        run.check()
-    for same in alike(on_mesh(cut_runs(), mesh)):
-        toggles.check_all(same)
+    check_parity(cut_runs(), mesh)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_bytes_equal_theory(mesh: str) -> None:
-    runs = in_dtypes(on_mesh(cut_runs(), mesh), MIXED)
-    for rank, measured in enumerate(run_ranks(measured_columns, runs[0].world_size, runs)):
-        for run, columns in zip(runs, measured, strict=True):
-            assert columns == traffic.step_traffic(run, rank).columns, (rank, run)
+    check_bytes(cut_runs(), mesh)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "dtypes", "step"),
-    [("2", MIXED, 2), *(slow(mesh, dtypes, 1) for mesh in MESHES for dtypes in PURE)],
-)
+@pytest.mark.parametrize(("mesh", "dtypes", "step"), DRY_RUNS)
 def test_a_dry_run_counts_the_same(mesh: str, dtypes: tuple[str, ...], step: int) -> None:
-    """Every run is counted; by default every other one."""
-    for same in alike(in_dtypes(on_mesh(cut_runs(), mesh)[::step], dtypes)):
-        dry_run.check_all(same, [0, same[0].world_size - 1])
+    check_dry_runs(cut_runs(), mesh, dtypes, step)
 
 
 def own_losses(runs: list[RunConfig]) -> list[float]:
