@@ -244,7 +244,10 @@ class MemoryMeter(Watcher):
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         name = func.name()
-        if self._on_gloo and any(isinstance(x, AsyncCollectiveTensor) for x in args):
+        if self._on_gloo and (
+            name == "_c10d_functional::wait_tensor"
+            or any(isinstance(x, AsyncCollectiveTensor) for x in tree_leaves(args))
+        ):
             _settle()  # the operation has waited for a collective
         if not func.is_view:  # a view of an unknown storage is one of a buffer of gloo's
             for leaf in tree_leaves(result):
@@ -308,11 +311,14 @@ def _settle() -> None:
 
 
 def _other_threads_run() -> bool:
-    """Whether another thread of this process is running or ready to run (proc(5), state R)."""
+    """Whether another thread of this process runs, could run or waits in the kernel.
+
+    These are the states R and D of proc(5); D is a wait for the lock of the address space, say.
+    """
     for task in os.scandir("/proc/self/task"):
         # A thread may have ended. Unbuffered reads are the fastest; there are dozens of threads.
         with suppress(OSError), open(f"{task.path}/stat", "rb", buffering=0) as file:
             state = file.read().rpartition(b")")[2].split()[0]
-            if state == b"R" and int(task.name) != get_native_id():
+            if state in (b"R", b"D") and int(task.name) != get_native_id():
                 return True
     return False

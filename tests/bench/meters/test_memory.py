@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 from torch import Tensor, nn
 
+from bench.meters import memory
 from bench.meters.memory import MemoryMeter
 from bench.meters.step import memory_of_step
 from bench.simulator import dry_run
@@ -72,6 +75,30 @@ def test_resizing_a_storage_frees_and_allocates() -> None:
         del other
     assert torch.UntypedStorage.resize_ is resize
     assert meter.peak().bytes == 13 * KIB
+
+
+def waits_for_threads(wait: str) -> int:
+    """How often the meter waits for gloo's threads around one collective and its first use."""
+    calls = 0
+
+    def settle() -> None:
+        nonlocal calls
+        calls += 1
+
+    with pytest.MonkeyPatch.context() as patch, MemoryMeter():
+        patch.setattr(memory, "_settle", settle)
+        reduced = funcol.all_reduce(torch.ones(4), "sum", dist.group.WORLD)
+        assert calls == 0
+        if wait == "said":
+            funcol.wait_tensor(reduced)
+        else:
+            torch.stack([reduced, reduced])
+    return calls
+
+
+@pytest.mark.parametrize("wait", ["said", "by_use"])
+def test_a_collective_is_done_when_its_thread_has_let_go_of_its_tensors(wait: str) -> None:
+    assert run_ranks(waits_for_threads, 1, wait) == [1]
 
 
 def test_one_linear_layer_by_hand() -> None:
