@@ -78,7 +78,7 @@ def test_resizing_a_storage_frees_and_allocates() -> None:
 
 
 def waits_for_threads(wait: str) -> int:
-    """How often the meter waits for gloo's threads around one collective and its first use."""
+    """Return how often the meter waits for gloo's threads around a collective and its first use."""
     calls = 0
 
     def settle() -> None:
