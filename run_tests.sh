@@ -23,13 +23,10 @@ trap 'exit 130' INT
 failed=0  # each check runs, whatever the others find
 ruff check . || failed=1
 ruff format --check . || failed=1
+pyrefly check || failed=1
 mapfile -t timed < <(grep -rl --include='test_*.py' 'mark\.alone' tests)
 python -m pytest -m "alone and ($chosen)" "${timed[@]}" || failed=1
-pyright &
-types=$!
-trap 'kill $types 2>/dev/null || true' EXIT
 # Not more workers: a test has up to eight processes of its own.
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and ($chosen)" ||
     failed=1
-wait $types || failed=1
 exit $failed

@@ -255,7 +255,8 @@ def append(path: Path, row: dict[str, Any], columns: Sequence[str] = COLUMNS) ->
             fcntl.flock(lock, fcntl.LOCK_EX)
             needed = [column for column in OF_EVERY_ROW if column in columns]
             earlier = [read(path, needed)] if path.exists() else []
-            table = pd.concat([*earlier, pd.DataFrame([texts])], ignore_index=True).fillna("")
+            both: list[pd.DataFrame] = [*earlier, pd.DataFrame([texts])]
+            table = pd.concat(both, ignore_index=True).fillna("")
             with files.replacing(path) as draft:
                 table.to_csv(draft, index=False)
     except (OSError, ValueError) as error:
@@ -281,7 +282,7 @@ def check_writable(
     def foreign(path: Path) -> str:
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                header = next(csv.reader(file), [])
+                header: list[str] = next(csv.reader(file), [])
         except (UnicodeDecodeError, csv.Error):
             return "it is no text file"
         if missing := sorted(set(needed) - set(header)):

@@ -49,6 +49,6 @@ class Search:
 
     def _expect(self, steps: int) -> None:
         with self.shown.get_lock():  # searches may run in several threads
-            self.shown.total += steps - self.expected
+            self.shown.total = steps + (self.shown.total or 0) - self.expected
             self.expected = steps
             self.shown.refresh()

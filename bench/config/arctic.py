@@ -148,7 +148,7 @@ def _hint(key: str) -> str:
 
 def _completed(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run with steps, sample length and world size filled in."""
-    fields = FIXED | fields
+    fields = {**FIXED, **fields}
     lengths = [fields.pop(name, 0) for name in ("train_iters", "exit_iteration")]
     if iterations := min(filter(None, lengths), default=0):
         fields["warmup_steps"] = min(2, iterations - 1)

@@ -168,7 +168,7 @@ class TrafficMeter(Watcher):
         by: Counter[str] = Counter()
         for call in self.calls:
             for column in ("total", call.collective, call.purpose):
-                by[column] += call.bytes_sent  # pyright: ignore[reportArgumentType]
+                by[column] += call.bytes_sent  # pyrefly: ignore
         names = ("total", *COLLECTIVES, *PURPOSES)
         return {f"comm_bytes_{name}": round(by[name]) for name in names} | {
             "comm_calls_total": len(self.calls)

@@ -108,7 +108,7 @@ class Watcher(TorchDispatchMode, ABC):
             Watcher._first._beside.append(self)
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: Any) -> None:  # pyrefly: ignore
         if Watcher._first is self:
             assert not self._beside, "who came in last leaves first"
             Watcher._first = None

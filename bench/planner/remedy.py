@@ -63,11 +63,12 @@ def _sets(names: list[str]) -> Iterator[tuple[str, ...]]:
 def more_gpus(run: RunConfig, dry_runs: DryRuns) -> RunConfig | None:
     """Return the run with twice as many GPUs, or four, … times, on which it fits, its sample split
     over all of them; None if none was found."""
-    wider: RunConfig | None = run
+    wider = run
     for _ in range(_DOUBLINGS):
-        wider = _doubled(wider)
-        if wider is None or not dry_runs.need(wider).limit:
-            return wider
+        doubled = _doubled(wider)
+        if doubled is None or not dry_runs.need(doubled).limit:
+            return doubled
+        wider = doubled
     return None
 
 

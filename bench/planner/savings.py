@@ -27,7 +27,7 @@ host, gathers that begin at the host. Chunks of heads are as many as a rank's he
 def with_savings(run: RunConfig, names: Sequence[str]) -> RunConfig:
     """Return the run with more of :data:`SAVINGS` on."""
     for name in names:
-        value = _most_chunks(run) if name == "ulysses_head_chunks" else SAVINGS[name]
+        value: Any = _most_chunks(run) if name == "ulysses_head_chunks" else SAVINGS[name]
         group, _, option = name.rpartition(".")
         if group:
             run = replace(run, **{group: replace(getattr(run, group), **{option: value})})

@@ -176,7 +176,7 @@ def _legend_columns(labels: list[str], inches: float) -> int:
 def _draw_panel(axes: Axes, panel: Panel, look: Look) -> None:
     for mark in panel.marks:
         if isinstance(mark, Area):
-            style = {"edgecolor": "white", "linewidth": 0.0} | dict(mark.style)
+            style: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.0, **mark.style}
             axes.fill_between(mark.x, mark.low, mark.high, step="post", **style)
             continue
         if isinstance(mark, Line):
@@ -189,7 +189,7 @@ def _draw_panel(axes: Axes, panel: Panel, look: Look) -> None:
                 axes.annotate(text, (x, y), (0, 6), textcoords="offset points", ha="center")
             continue
         bar = axes.barh if mark.lying else axes.bar
-        style = {"edgecolor": "white", "linewidth": 0.3} | dict(mark.style)
+        style = {"edgecolor": "white", "linewidth": 0.3, **mark.style}
         bar(mark.at, mark.size, mark.thickness, mark.base, **style)
         for at, size, base, text in zip(mark.at, mark.size, mark.base, mark.text, strict=False):
             x, y = (base + size / 2, at) if mark.lying else (at, base + size / 2)
@@ -253,5 +253,6 @@ def _draw_axis(axes: Axes, name: str, axis: Axis) -> None:
 def _handle(label: str, mark: Mark) -> Any:
     """The legend entry of a mark."""
     if isinstance(mark, Bars | Area):
-        return Patch(label=plain(label, 60), **{"edgecolor": "white", **mark.style})
+        style: dict[str, Any] = {"edgecolor": "white", **mark.style}
+        return Patch(label=plain(label, 60), **style)
     return Line2D([], [], label=plain(label, 60), **mark.style)

@@ -53,7 +53,10 @@ def measured_in_group(
     wrong = differences(own, peer_model, batches(0))
     if error := disagreement(peer, run.dtype, wrong):
         return {"status": "invalid", "error": error}
-    steps = {"ours": lambda i: own.step(batches(i)), "peer": peer_model.step}
+    steps: dict[str, Callable[[int], object]] = {
+        "ours": lambda i: own.step(batches(i)),
+        "peer": peer_model.step,
+    }
     columns: dict[str, Any] = {
         "largest_difference": max(wrong.values()),
         "tensors_checked": len(wrong),

@@ -36,7 +36,7 @@ class _Silent:
 def _with_hook(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
     if not self._comm_hooks:
         self.register_comm_hook(None, _average)
-        self.logger = _Silent()  # pyright: ignore  the reducer's asks a GPU for times
+        self.logger = _Silent()  # pyrefly: ignore  the reducer's asks a GPU for times
     return _forward(self, *args, **kwargs)
 
 

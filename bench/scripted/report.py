@@ -25,7 +25,7 @@ def numbers(world: World, counted: Counted, values: Values, clock: Clock | None)
     """
     sent: Counter[str] = Counter()
     for call in counted.calls:
-        sent[call.collective] += call.bytes_sent  # pyright: ignore[reportArgumentType]
+        sent[call.collective] += call.bytes_sent  # pyrefly: ignore
     calls = Counter(call.collective for call in counted.calls)
     found: dict[str, Any] = {
         "world": asdict(world),

@@ -136,14 +136,14 @@ def _swap(x: Tensor, y: Tensor) -> None:
     for one, attributes in ((x, y_attributes), (y, x_attributes)):
         vars(one).clear()
         vars(one).update(attributes)
-    for slot in copyreg._slotnames(type(x)):  # pyright: ignore[reportAttributeAccessIssue]
+    for slot in copyreg._slotnames(type(x)):  # pyrefly: ignore
         old, new = getattr(x, slot), getattr(y, slot)
         setattr(x, slot, new)
         setattr(y, slot, old)
     torch._C._swap_tensor_impl(x, y)
 
 
-_data: Any = Tensor.data  # a descriptor
+_data: Any = vars(torch._C.TensorBase)["data"]  # a descriptor
 
 
 def _set_data(x: Tensor, new: Tensor) -> None:

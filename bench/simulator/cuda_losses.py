@@ -58,7 +58,7 @@ class _Liger(torch.autograd.Function):
             losses_T[rows] = losses_T[rows]
             torch.mm(logits, weight_VD, out=grad_hidden_TD[rows])
             _add_product_(grad_weight_VD, logits.t(), hidden)
-        del logits_tV, logits  # pyright: ignore[reportPossiblyUnboundVariable]  there are tokens
+        del logits_tV, logits  # pyrefly: ignore  there are tokens
         loss = losses_T.sum()
         ctx.save_for_backward(grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype))
         return loss

@@ -133,7 +133,7 @@ class Ulysses(PlainLM):
         attend = partial(exchanged, batch_dim_idx=0)
         super().__init__(a, lambda: Attention(a, attend), lambda: MLP(a))
 
-    def forward(self, batch: Batch, tokens: float) -> Tensor:  # pyright: ignore
+    def forward(self, batch: Batch, tokens: float) -> Tensor:  # pyrefly: ignore
         return mean_loss(super().forward(batch.input_ids, batch.position_ids), batch, tokens)
 
 
@@ -173,7 +173,7 @@ class ALST(PlainLM):
 
         super().__init__(a, lambda: Attention(a, attend), lambda: TiledMLP(a))
 
-    def forward(self, batch: Batch, tokens: float) -> Tensor:  # pyright: ignore
+    def forward(self, batch: Batch, tokens: float) -> Tensor:  # pyrefly: ignore
         def loss(self: ALST, x_TD: Tensor, labels_T: Tensor) -> Tensor:
             return F.cross_entropy(self.lm_head(x_TD).float(), labels_T, reduction="sum") / tokens
 

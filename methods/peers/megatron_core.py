@@ -55,21 +55,21 @@ _CUT_BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 class Column(ColumnParallelLinear):
     """Column-parallel linear layer: [s or S, B, D] to [S, B, e]."""
 
-    def forward(self, x_sBD: Tensor) -> Tensor:  # pyright: ignore
+    def forward(self, x_sBD: Tensor) -> Tensor:  # pyrefly: ignore
         return super().forward(x_sBD)[0]
 
 
 class Row(RowParallelLinear):
     """Row-parallel linear layer: [S, B, c] to [s or S, B, D]."""
 
-    def forward(self, x_SBc: Tensor) -> Tensor:  # pyright: ignore
+    def forward(self, x_SBc: Tensor) -> Tensor:  # pyrefly: ignore
         return super().forward(x_SBc)[0]
 
 
 class Embedding(VocabParallelEmbedding):
     """Embedding cut by vocabulary: token ids [B, S] to [s or S, B, D]."""
 
-    def forward(self, input_ids: Tensor) -> Tensor:  # pyright: ignore
+    def forward(self, input_ids: Tensor) -> Tensor:  # pyrefly: ignore
         x = super().forward(input_ids)
         return x if self.reduce_scatter_embeddings else x.transpose(0, 1).contiguous()
 

@@ -110,7 +110,8 @@ class Peer:
 
     def matching_run(self, run: RunConfig) -> RunConfig:
         """Return the run of this project's method that does the same work as the peer."""
-        return replace(run, method=self.method, **self.overrides, **self.axes(run))
+        changes: dict[str, Any] = {**self.overrides, **self.axes(run)}
+        return replace(run, method=self.method, **changes)
 
     def axes(self, run: Parallelism) -> dict[str, int]:
         """Return the options of the axis sizes that the peer needs; empty if it needs none."""

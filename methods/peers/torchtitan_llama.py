@@ -106,7 +106,7 @@ def tensor_and_sequence_parallel(run: RunConfig, mesh: Mesh, part: str = "model"
             training=TrainingConfig(mixed_precision_param=names[run.dtype]),
             parallelism=parallelism,
             compile_config=CompileConfig(enable=False),
-            ac_config=None,  # pyright: ignore[reportArgumentType]
+            ac_config=None,
             dump_folder="",
         )
     return Trainer(model, config, dims, run)

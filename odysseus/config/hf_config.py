@@ -56,15 +56,16 @@ def read(folder: Path) -> Architecture:
             raise _refusal(file, key, given[key], json.dumps(valid))
     if kind != "llama" and given.get("mlp_bias", False) is not False:
         raise _refusal(file, "mlp_bias", given["mlp_bias"], "false")
-    sizes = {name: _integer(file, given, name) for name in _SIZES}
+    sizes: dict[str, Any] = {name: _integer(file, given, name) for name in _SIZES}
     if sizes["num_hidden_layers"] > _MAX_LAYERS:
         raise _refusal(
             file, "num_hidden_layers", sizes["num_hidden_layers"], f"at most {_MAX_LAYERS}"
         )
     biased = kind == "qwen2" or (kind != "mistral" and _boolean(file, given, "attention_bias"))
+    of_heads: dict[str, Any] = _heads(file, given, kind)
     return Architecture(
         **sizes,
-        **_heads(file, given, kind),
+        **of_heads,
         rms_norm_eps=_number(file, given, "rms_norm_eps", 1e-6),
         attention_bias=biased,
         attention_output_bias=biased and kind != "qwen2",

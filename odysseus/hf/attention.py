@@ -53,8 +53,8 @@ def register(
         ValueError: this device has no kernel of that name.
     """
     run = RunConfig(
-        model=ModelOptions(attn_implementation=attn_implementation),  # pyright: ignore[reportArgumentType]
-        ring_backend=ring_backend,  # pyright: ignore[reportArgumentType]
+        model=ModelOptions(attn_implementation=attn_implementation),  # pyrefly: ignore
+        ring_backend=ring_backend,  # pyrefly: ignore
         ring_order=mesh.ring_order,
     )
     if ring_backend not in ("native", "allgather"):

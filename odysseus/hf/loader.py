@@ -31,7 +31,7 @@ class ShardedLoader:
         self.loader, self.mesh = loader, mesh
 
     def __len__(self) -> int:
-        return len(self.loader)  # pyright: ignore[reportArgumentType]
+        return len(self.loader)  # pyrefly: ignore
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield shards.

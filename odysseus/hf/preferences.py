@@ -123,7 +123,7 @@ class SplitPreferences(SplitSamples):
         prefix = self._prefix()
         for name in [name for name in self.stored if name.startswith("eval_") == bool(prefix)]:
             logs[name] = fmean(self.stored.pop(name))
-        super().log(logs, start_time)  # pyright: ignore[reportAttributeAccessIssue]
+        super().log(logs, start_time)  # pyrefly: ignore
 
     def _prefix(self) -> str:
         trainer: Any = self

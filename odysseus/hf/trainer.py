@@ -85,7 +85,7 @@ class SplitSamples:
         check_arguments(trainer.args, self.valid)  # it may have made them
         if trainer.compute_loss_func is not None:
             raise ValueError("compute_loss_func is given; valid: None, the loss of split samples")
-        blocks: Any = trainer.model.modules()  # pyright: ignore[reportAttributeAccessIssue]
+        blocks: Any = trainer.model.modules()  # pyrefly: ignore
         recomputes = any(getattr(block, "gradient_checkpointing", False) for block in blocks)
         if recomputes and trainer.args.activation_checkpointing:
             raise ValueError(
@@ -151,13 +151,13 @@ class SplitSamples:
             num_items_in_batch = count_items([inputs], self.mesh)
         # TRL's trainers, which have this attribute, divide the router's loss by the micro steps.
         divides = model.training and hasattr(self, "aux_loss_enabled")
-        steps = self.current_gradient_accumulation_steps if divides else 1  # pyright: ignore
+        steps = self.current_gradient_accumulation_steps if divides else 1  # pyrefly: ignore
         part = loss(outputs, inputs["shift_labels"], num_items_in_batch, steps)
         return (part, outputs) if return_outputs else part
 
     def training_step(self, *given: Any, **options: Any) -> Tensor:
         """Train one micro step; return its loss such that the ranks' mean is the loss."""
-        return super().training_step(*given, **options) * self.parts  # pyright: ignore
+        return super().training_step(*given, **options) * self.parts  # pyrefly: ignore
 
     def prediction_step(
         self, model: Any, inputs: Mapping[str, Any], *_: Any, **__: Any
@@ -176,10 +176,10 @@ class SplitSamples:
         pass  # every parameter is sharded
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        return _whole(super()._clip_grad_norm(model))  # pyright: ignore
+        return _whole(super()._clip_grad_norm(model))  # pyrefly: ignore
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return _whole(super()._get_grad_norm(model, grad_norm))  # pyright: ignore
+        return _whole(super()._get_grad_norm(model, grad_norm))  # pyrefly: ignore
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         trainer: Any = self
@@ -189,7 +189,7 @@ class SplitSamples:
         again = every - {n for n, _ in trainer.model.named_parameters()}
         state_dict = {name: x for name, x in state_dict.items() if name not in again}
         if trainer.args.should_save:
-            super()._save(output_dir, state_dict)  # pyright: ignore
+            super()._save(output_dir, state_dict)  # pyrefly: ignore
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         trainer: Any = self

@@ -158,7 +158,7 @@ def differentiable(attention: CausalAttention) -> Attend:
     ) -> Tensor:
         return _Attention.apply(q_BSHK, k_BSGK, v_BSGK, None, attention, documents)
 
-    return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
+    return torch.compiler.disable(attend)  # pyrefly: ignore
 
 
 def with_sinks(attention: CausalAttention, sinks_H: Tensor) -> Attend:

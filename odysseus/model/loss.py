@@ -102,7 +102,7 @@ def _checkpointed_tiles(
         return function(head(hidden_tD), labels_t)
 
     return [
-        checkpoint(of_tile, h, y, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+        checkpoint(of_tile, h, y, use_reentrant=False, preserve_rng_state=False)
         for h, y in zip(hidden_TD.split(tile), labels_T.split(tile), strict=True)
     ]
 
@@ -156,7 +156,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyrefly: ignore
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, Tensor | None, None, None]:
         return *scaled(ctx, grads[0]), None, None
@@ -165,7 +165,7 @@ class _Fused(torch.autograd.Function):
 def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scale the gradients of hidden states and weight that a fused loss has saved in forward."""
     grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-    autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    autograd = torch._C._autograd  # pyrefly: ignore
     if autograd._get_current_graph_task_keep_graph():  # another backward may follow
         grad_hidden_TD = grad_hidden_TD.clone()
         grad_weight_VD = None if grad_weight_VD is None else grad_weight_VD.clone()

@@ -80,7 +80,7 @@ def checkpointed(
     parts = rows.shards(hidden_TD).split(tile, dim=1)
     labels = _gathered(labels_T, rows).split(tile, dim=1)
     tiles = [
-        checkpoint(  # pyright: ignore[reportCallIssue]
+        checkpoint(
             *(_of_tile, h, weight_vD, y, rows), use_reentrant=False, preserve_rng_state=False
         )
         for h, y in zip(parts, labels, strict=True)
@@ -122,7 +122,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyrefly: ignore
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, None, None]:
         (scale,), (gradient_tv,) = grads, ctx.saved_tensors
@@ -161,7 +161,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyrefly: ignore
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, Tensor | None, None, None, None]:
         return *scaled(ctx, grads[0]), None, None, None

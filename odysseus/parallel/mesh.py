@@ -118,7 +118,7 @@ def start_process_group(device: torch.device, timeout_s: float) -> None:
     where: dict[str, Any] = {}
     if path := os.environ.get("ODYSSEUS_STORE"):
         size = int(os.environ["WORLD_SIZE"])
-        store = dist.FileStore(path, size)  # pyright: ignore[reportPrivateImportUsage]
+        store = dist.FileStore(path, size)
         store.set_timeout(timeout)
         where = {"store": store, "rank": int(os.environ["RANK"]), "world_size": size}
     if device.type == "cuda":

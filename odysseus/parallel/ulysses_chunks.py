@@ -117,7 +117,7 @@ class ChunkedAttention(Attention):
         parameters = [p for module in modules if module is not None for p in module.parameters()]
         trained = [p for p in parameters if p.requires_grad]
         attend: Callable[..., Tensor]
-        attend = torch.compiler.disable(_Chunked.apply)  # pyright: ignore[reportAssignmentType]
+        attend = torch.compiler.disable(_Chunked.apply)  # pyrefly: ignore
         return attend(x_BSD, table.movedim(0, 2), self, norm, documents, trained, *trained)
 
     def to_heads(

@@ -30,7 +30,7 @@ def yunchang_ring(axis: Axis, order: str) -> Attend:
                 *(q_BSHK, k_BSGK, v_BSGK), causal=True, group=axis.group, attn_type=AttnType.FA
             )
 
-    return torch.compiler.disable(attend)  # pyright: ignore[reportReturnType]
+    return torch.compiler.disable(attend)  # pyrefly: ignore
 
 
 def yunchang_all_to_all(attend: Attend, axis: Axis) -> Attend:

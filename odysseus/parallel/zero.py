@@ -138,7 +138,7 @@ def _wrap_units(
     # The head's backward follows its forward at once, so its weights stay gathered between.
     if output:
         modules = [*embedding, *output] if tied else output
-        wrap(modules, reshard_after_forward=False, ignored_params=in_place)  # pyright: ignore
+        wrap(modules, reshard_after_forward=False, ignored_params=in_place)  # pyrefly: ignore
     if embedding and not tied:
         table = wrap(embedding[0], reshard_after_forward=True, ignored_params=in_place)
         # The gradient of a lookup does not read the table: no second all-gather.

@@ -49,13 +49,13 @@ def overlap(root: nn.Module, units: Iterable[nn.Module]) -> None:
         root: The sharded model.
         units: One sharded module per unit, in the order of forward.
     """
-    units = [module for module in units if isinstance(module, FSDPModule)]
+    sharded = [module for module in units if isinstance(module, FSDPModule)]
     assert isinstance(root, FSDPModule)
     fsdp_internals.gather_on_current_stream(root)
-    for unit, following in pairwise(units):
+    for unit, following in pairwise(sharded):
         unit.set_modules_to_forward_prefetch([following])
     in_flight: list[dist.Work] = []
-    for unit in units:
+    for unit in sharded:
         for group in fsdp_internals.parameter_groups(unit):
             reduce_scatter = _BackgroundReduceScatter(group, in_flight)
             fsdp_internals.set_reduce_scatter(group, reduce_scatter)

@@ -45,7 +45,7 @@ class BlockStack(nn.Module):
         super().__init__()
         self.model = decoder
         # Only the blocks have weights here.
-        decoder.embed_tokens = decoder.norm = nn.Identity()  # pyright: ignore
+        decoder.embed_tokens = decoder.norm = nn.Identity()  # pyrefly: ignore
 
     def forward(self, x_BSD: Tensor, position_ids: Tensor) -> Tensor:
         return self.model.through_blocks(x_BSD, position_ids)
@@ -69,12 +69,12 @@ class BlockTrainer(Trainer):
     def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
         super().__init__(run, method, mesh, build=build_blocks)
 
-    def step(self, batches: list[Stream]) -> None:  # pyright: ignore
+    def step(self, batches: list[Stream]) -> None:  # pyrefly: ignore
         """Run forward, backward and update on one stream."""
         self.forward_backward(batches)
         self.optimizer.update()
 
-    def forward_backward(self, batches: list[Stream]) -> Tensor:  # pyright: ignore
+    def forward_backward(self, batches: list[Stream]) -> Tensor:  # pyrefly: ignore
         """Compute gradients of weights and of the stream's input; return its output [B, S, D]."""
         (stream,) = batches
         stream.x.grad = None

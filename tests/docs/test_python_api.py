@@ -62,7 +62,7 @@ def test_no_other_name_is_exported() -> None:
         odysseus.__all__
     )
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = odysseus.nothing  # pyright: ignore[reportAttributeAccessIssue]
+        _ = odysseus.nothing
 
 
 def test_importing_it_does_not_import_torch() -> None:

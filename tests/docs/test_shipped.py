@@ -84,7 +84,7 @@ def test_the_shipped_dry_runs_are_counted_again(
 
 
 @pytest.mark.parametrize(
-    ("speed", "profile"), [("50mbit-1", "profile.yml"), ("none-1", "profile-2048.yml")]
+    ("speed", "profile"), [("50mbit-1", "profile.yml"), slow("none-1", "profile-2048.yml")]
 )
 def test_the_shipped_predictions_are_predicted_again(
     speed: str, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -34,7 +34,7 @@ class UseRecorder(Recorder):
     """Records, beside the program of a device, what its operations use."""
 
     def __init__(self, device: Device) -> None:
-        super().__init__(device, InHostMemory())  # pyright: ignore[reportArgumentType]
+        super().__init__(device, InHostMemory())
         self.uses: Uses = {}
         self._kept: list[Tensor] = []  # so that no other tensor gets the same memory
         self._arguments: tuple[list[Tensor], list[Tensor]] = [], []

@@ -183,7 +183,7 @@ def _checkpoint(kind: str) -> dict[str, bytes]:
         model.save_pretrained(folder, max_shard_size="100KB" if kind == "llama" else "5GB")
         words = {"?": 0, "the": 1, "sea": 2}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer.save(f"{folder}/tokenizer.json")
         return {f"model/{path.name}": path.read_bytes() for path in Path(folder).iterdir()}
 

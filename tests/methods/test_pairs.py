@@ -21,7 +21,7 @@ from odysseus.config.run import ModelOptions, RunConfig
 from tests.support import toggles
 from tests.support.crossed import (
     DRY_RUNS,
-    MESHES,
+    EVERY,
     check_bytes,
     check_dry_runs,
     check_parity,
@@ -60,12 +60,12 @@ def every_run() -> list[RunConfig]:
     return crossed(OPTIONS, allowed)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EVERY)
 def test_parity(mesh: str) -> None:
     check_parity(every_run(), mesh)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EVERY)
 def test_bytes_equal_theory(mesh: str) -> None:
     check_bytes(every_run(), mesh)
 

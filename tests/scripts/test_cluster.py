@@ -59,12 +59,10 @@ def ignores(pid: int, number: signal.Signals) -> bool:
 
 
 @needs_namespaces
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [
-        "--method ulysses --ring_parallel_size 2",
-        *(pytest.param(f"--method {name}", marks=pytest.mark.slow) for name in METHODS),
-    ],
+    ["--method ulysses --ring_parallel_size 2", *(f"--method {name}" for name in METHODS)],
 )
 def test_two_hosts_of_two_ranks(tmp_path: Path, flags: str) -> None:
     """Use a real rendezvous and real sockets: the row is complete, and its bytes equal theory's."""

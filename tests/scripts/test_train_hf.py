@@ -36,7 +36,7 @@ def test_the_example_trains_and_saves(tmp_path: Path) -> None:
     folder, text = tmp_path / "model", tmp_path / "text.txt"
     AutoModelForCausalLM.from_config(CONFIGS["qwen3"], dtype=torch.float32).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     text.write_text("the sea is deep is the sea\n\n" * 40)
     alone, split = losses(1, folder, text), losses(2, folder, text)

@@ -26,8 +26,12 @@ MESHES: dict[str, dict[str, int]] = {
 }
 MIXED = "fp32", "bf16"
 """Dtypes that runs have in turn."""
-DRY_RUNS = [("2", MIXED, 2), *(slow(mesh, (dtype,), 1) for mesh in MESHES for dtype in MIXED)]
-"""Arguments of :func:`check_dry_runs`: by default every other run on two ranks."""
+FEW = "2", "2 x ring 2"
+"""Meshes of the default suite: a sequence axis alone, and one beside a ring."""
+EVERY = [*FEW, *(slow(mesh) for mesh in MESHES if mesh not in FEW)]
+"""Values of a parametrised mesh."""
+DRY_RUNS = [("2", MIXED, 4), *(slow(mesh, (dtype,), 1) for mesh in MESHES for dtype in MIXED)]
+"""Arguments of :func:`check_dry_runs`: by default every fourth run on two ranks."""
 Options = Mapping[str, Mapping[str, dict[str, Any]]]
 """Options of a run and, by name, the changes that they mean."""
 

@@ -72,7 +72,7 @@ def norms_in_fp64() -> None:
         Qwen3MoeRMSNorm,
         Qwen3RMSNorm,
     ):
-        of.forward = norm  # pyright: ignore[reportAttributeAccessIssue]
+        of.forward = norm
     GemmaRMSNorm.forward = gemma_norm
     MixtralTopKRouter.forward = Qwen3MoeTopKRouter.forward = route_in_fp64
 

@@ -151,7 +151,7 @@ class Split(Plain):
 
     def built(self, case: Case) -> PreTrainedModel:
         model = build(case.name, case.attention)
-        hf.prepare(model.to(self.dtype), self.mesh, self.run_config, self.host)  # pyright: ignore
+        hf.prepare(model.to(self.dtype), self.mesh, self.run_config, self.host)
         return model
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:

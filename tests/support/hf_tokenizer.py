@@ -11,7 +11,7 @@ WORDS = ["?", "the", "sea", "is", "deep", "<pad>", "<end>", *(f"w{i}" for i in r
 def tokenizer() -> PreTrainedTokenizerFast:
     """Make a tokenizer that splits at spaces."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="?"
     )

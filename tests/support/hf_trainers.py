@@ -119,8 +119,8 @@ def plain(training: Training) -> list[dict[str, float]]:
         build("llama", "sdpa"),
         TrainingArguments(**given(training, 2)),
         data_collator=collate,
-        train_dataset=rows,  # pyright: ignore[reportArgumentType]
-        eval_dataset=rows[:4],  # pyright: ignore[reportArgumentType]
+        train_dataset=rows,
+        eval_dataset=rows[:4],
     )
     trainer._loss_shifts_labels = True  # it asks whether the loss is Transformers' own
     return finished(trainer, training)

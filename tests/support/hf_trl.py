@@ -55,7 +55,7 @@ def exact_trl() -> None:
     """Replace what Transformers and TRL round to fp32."""
     exact()
     modeling_mixtral.load_balancing_loss_func = balance_in_fp64
-    utils._ChunkedLogProbFunction = LogProbsInFp64  # pyright: ignore[reportAttributeAccessIssue]
+    utils._ChunkedLogProbFunction = LogProbsInFp64
 
 
 def balance_in_fp64(

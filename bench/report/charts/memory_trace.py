@@ -67,7 +67,7 @@ def _titles(traces: Mapping[str, MemoryTrace]) -> dict[str, str]:
 
 
 def _peak(trace: MemoryTrace) -> int:
-    return max(map(sum, zip(*trace.course.bytes.values(), strict=True)))
+    return max(sum(kinds) for kinds in zip(*trace.course.bytes.values(), strict=True))
 
 
 def _marks(trace: MemoryTrace, divisor: int) -> list[Mark]:

@@ -22,7 +22,7 @@ from odysseus.config.run import RunConfig
 from odysseus.parallel.mesh import make_mesh
 from tests.support.ranks import run_ranks
 
-FEW = {"dtensor_tp_sp", "deepspeed_alst"}
+FEW = {"dtensor_tp_sp"}
 """Peers of the default suite."""
 slow = pytest.mark.slow
 

@@ -76,7 +76,7 @@ class Wandb(ModuleType):
 
 def test_tensorboard(tmp_path: Path) -> None:
     module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter, Writer.made = Writer, []  # pyright: ignore
+    module.SummaryWriter, Writer.made = Writer, []
     run = RunConfig(**{**vars(RUN), "log": "tensorboard", "log_dir": str(tmp_path)})
     with patch.dict(sys.modules, {"torch.utils.tensorboard": module}):
         assert step_log.write(run, LOSSES, TIMES_MS) == {}

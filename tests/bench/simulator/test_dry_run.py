@@ -27,7 +27,7 @@ from tests.support.marks import slow
 from tests.support.runs import RUN, VARIANTS
 from tests.support.toggles import ALL_ON, LOSS_TILES
 
-METHODS_QUICK = [slow(name) if name in ("tp", "tp_sp") else name for name in METHODS]
+METHODS_QUICK = [name if name == "ulysses" else slow(name) for name in METHODS]
 BASE = replace(RUN, dtype="fp32", seq_len=80, tiled_loss_compute=False)
 TOGGLES: list[dict[str, Any]] = [
     {},
@@ -95,9 +95,9 @@ def test_every_rank_of_larger_worlds(method: str, world_size: int) -> None:
 @pytest.mark.parametrize(
     ("method", "backend"),
     [
-        *(("ulysses", "allgather"), ("odysseus", "native")),
+        ("odysseus", "native"),
         *(slow(name, "native") for name in METHODS if name != "odysseus"),
-        *(slow(name, "allgather") for name in METHODS if name != "ulysses"),
+        *(slow(name, "allgather") for name in METHODS),
     ],
 )
 def test_every_hybrid(method: str, backend: str) -> None:

@@ -77,7 +77,7 @@ class Chain:
             self.inputs.append(weakref.ref(x.untyped_storage()))
             self.copies.append(x.detach().clone())
             with self.offload.saved_input_hooks(index, x):
-                x = checkpoint(self.block, x, weight, use_reentrant=False)  # pyright: ignore
+                x = checkpoint(self.block, x, weight, use_reentrant=False)
         return x
 
     @property

@@ -99,7 +99,7 @@ def test_shards_of_a_packed_sample(text: DataOptions, order: str) -> None:
 def test_documents_are_tokenised_each_by_itself(text: DataOptions, tmp_path: Path) -> None:
     words = ["one", "two", "three", "four", "five", "six", "seven", "8", "nine", "?"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     model = ModelOptions(name_or_path=str(tmp_path))
     found = load_text(RunConfig(model=model, data=text))

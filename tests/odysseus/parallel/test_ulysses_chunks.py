@@ -41,7 +41,9 @@ def variants(base: RunConfig, chunks: list[int]) -> list[RunConfig]:
 
 
 @pytest.mark.parametrize("world_size", [slow(1), 2, slow(4)])
-@pytest.mark.parametrize("model", ["kv_heads_more_than_ranks", "kv_heads_fewer_than_ranks", "qwen"])
+@pytest.mark.parametrize(
+    "model", [slow("kv_heads_more_than_ranks"), "kv_heads_fewer_than_ranks", "qwen"]
+)
 def test_parity(world_size: int, model: str) -> None:
     """A rank has 8 / N query heads, and 4 / N kv heads or a copy of one."""
     base = replace(BASE, world_size=world_size, model=VARIANTS[model])

@@ -17,7 +17,7 @@ from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
-from tests.support.crossed import DRY_RUNS, MESHES, check_bytes, check_dry_runs, check_parity
+from tests.support.crossed import DRY_RUNS, EVERY, check_bytes, check_dry_runs, check_parity
 from tests.support.cut_vocabulary import runs as cut_runs
 from tests.support.parity import sum_of_losses
 from tests.support.ranks import run_ranks
@@ -27,12 +27,12 @@ from tests.support.toggles import LOSS_TILES
 LLAMA = RunConfig(model=ModelOptions(name_or_path="llama3-8b"), dtype="bf16", world_size=8)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EVERY)
 def test_parity(mesh: str) -> None:
     check_parity(cut_runs(), mesh)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EVERY)
 def test_bytes_equal_theory(mesh: str) -> None:
     check_bytes(cut_runs(), mesh)
 

@@ -38,7 +38,7 @@ def test_five_steps_follow_the_formula(offload: str) -> None:
     start, *gradients = torch.randn(6, 4, 3, generator=made, dtype=torch.float64)
     gradients[3] *= 1e-7  # small enough for eps to count
     parameter = nn.Parameter(start.clone())
-    options = OptimizerOptions(learning_rate=0.05, offload=offload)  # pyright: ignore
+    options = OptimizerOptions(learning_rate=0.05, offload=offload)
     host = HostMemory(10**6, torch.device("cpu"))
     optimizer = ShardedAdamW([parameter], RunConfig(optimizer=options), host)
     for gradient in gradients:
