@@ -139,6 +139,9 @@ IDENTITY: dict[str, Column] = {
     "vocab_parallel": _column_if(
         lambda run: bool(run.vocabulary_cuts), "vocab_parallel", "vocabulary_text"
     ),
+    "tensor_parallel_size": _column_if(
+        lambda run: run.tensor_parallel_size > 1, "tensor_parallel_size"
+    ),
     "ulysses_head_chunks": _column_if(lambda r: r.ulysses_head_chunks > 1, "ulysses_head_chunks"),
     "zero_prefetch": _column_if(lambda run: not run.zero_prefetch, "zero_prefetch"),
     "zero_engine": _column_if(lambda run: run.zero_engine != "fsdp2", "zero_engine"),

@@ -23,8 +23,8 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     return Attention(
         run.architecture,
         kernels,
-        shards=mesh.sequence.size,
-        row=partial(linear_all_reduce, axis=mesh.sequence),
+        shards=mesh.tensor.size,
+        row=partial(linear_all_reduce, axis=mesh.tensor),
         shared=share_kv_gradients(run, mesh),
     )
 
@@ -34,8 +34,8 @@ def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
     return MLP(
         run.architecture,
         kernels,
-        shards=mesh.sequence.size,
-        row=partial(linear_all_reduce, axis=mesh.sequence),
+        shards=mesh.tensor.size,
+        row=partial(linear_all_reduce, axis=mesh.tensor),
     )
 
 

@@ -29,9 +29,9 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     return Attention(
         run.architecture,
         kernels,
-        shards=mesh.sequence.size,
-        column=partial(gather_linear, axis=mesh.sequence, regather=run.regather),
-        row=partial(linear_reduce_scatter, axis=mesh.sequence),
+        shards=mesh.tensor.size,
+        column=partial(gather_linear, axis=mesh.tensor, regather=run.regather),
+        row=partial(linear_reduce_scatter, axis=mesh.tensor),
         shared=share_kv_gradients(run, mesh),
     )
 
@@ -43,9 +43,9 @@ def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
     return MLP(
         run.architecture,
         kernels,
-        shards=mesh.sequence.size,
-        column=partial(gather_linear, axis=mesh.sequence, regather=regather),
-        row=partial(linear_reduce_scatter, axis=mesh.sequence),
+        shards=mesh.tensor.size,
+        column=partial(gather_linear, axis=mesh.tensor, regather=regather),
+        row=partial(linear_reduce_scatter, axis=mesh.tensor),
     )
 
 

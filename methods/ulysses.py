@@ -3,15 +3,21 @@
 Stream between blocks: a sequence shard. An all-to-all before attention trades tokens for heads, and
 one after it trades back: each rank computes some heads over the whole sequence. All weights are
 whole while they compute, and otherwise sharded by ZeRO-3.
+
+With `tensor_parallel_size` a second axis cuts each block as `tp_sp` does, and the all-to-alls
+exchange the heads of each of its ranks, as Megatron-LM's context parallelism of type a2a.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
+from methods import tp_sp
 from odysseus.config.run import RunConfig
 from odysseus.config.sizes import divisors
-from odysseus.method import Method
+from odysseus.method import Method, check_intermediate_size, of_the_shard
 from odysseus.model.decoder import MLP, Attention
 from odysseus.model.kernels import Kernels
 from odysseus.parallel.mesh import Mesh
@@ -21,7 +27,8 @@ from odysseus.parallel.yunchang import yunchang_all_to_all
 
 
 def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
-    """Build attention with whole weights, between all-to-alls if there are several ranks."""
+    """Build attention between all-to-alls if there are several ranks; with whole weights, or cut
+    over a second axis."""
     if run.ulysses_head_chunks > 1:
         return ChunkedAttention(run.architecture, kernels, mesh.sequence, run.ulysses_head_chunks)
     exchange = {"native": all_to_all_attend, "yunchang": yunchang_all_to_all}[
@@ -29,16 +36,30 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     ]
     if mesh.sequence.size > 1:
         kernels = replace(kernels, attend=exchange(kernels.attend, mesh.sequence))
+    if mesh.second is not None:
+        return tp_sp.attention(run, mesh, kernels)
     return Attention(run.architecture, kernels)
 
 
 def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
-    """Build the MLP with whole weights, which computes on the shard."""
+    """Build the MLP, which computes on the shard with whole weights, or is cut over a second
+    axis."""
+    if mesh.second is not None:
+        return tp_sp.mlp(run, mesh, kernels)
     return MLP(run.architecture, kernels)
 
 
+def positions(position_ids: Tensor, mesh: Mesh) -> Tensor:
+    """Return the position ids of the tokens that a rank projects."""
+    ids = of_the_shard if mesh.second is None else tp_sp.gather_positions
+    return ids(position_ids, mesh)
+
+
 def check(run: RunConfig) -> None:
-    """Raise ValueError unless the heads per rank can be cut into `ulysses_head_chunks` chunks."""
+    """Raise ValueError unless the heads per rank can be cut into `ulysses_head_chunks` chunks, and
+    the MLP over a second axis."""
+    if run.tensor_parallel_size > 1:
+        check_intermediate_size(run)
     chunks, n = run.ulysses_head_chunks, run.sequence_size
     if chunks == 1:
         return
@@ -57,4 +78,4 @@ def check(run: RunConfig) -> None:
         )
 
 
-METHOD = Method(name="ulysses", attention=attention, mlp=mlp, check=check)
+METHOD = Method(name="ulysses", attention=attention, mlp=mlp, positions=positions, check=check)

@@ -58,9 +58,11 @@ class Method:
         return collectives.take_shard(x_BSD, mesh.edge) if self.replicated else x_BSD
 
     def cuts(self, run: RunConfig) -> Mapping[str, int]:
-        """Return the dimension along which each weight of a run's model is cut: `split`, and the
-        embedding and head that are cut by vocabulary."""
-        return {**self.split, **{VOCABULARY_NAMES[part]: 0 for part in run.vocabulary_cuts}}
+        """Return the dimension along which each weight of a run's model is cut: `split`, on a
+        tensor axis of its own every matrix of a block, and the embedding and head that are cut by
+        vocabulary."""
+        split = self.split if run.tensor_parallel_size == 1 else {**ATTENTION_SPLIT, **MLP_SPLIT}
+        return {**split, **{VOCABULARY_NAMES[part]: 0 for part in run.vocabulary_cuts}}
 
 
 ATTENTION_SPLIT = {
@@ -75,10 +77,11 @@ VOCABULARY_NAMES = {EMBEDDING: "model.embed_tokens", HEAD: "lm_head"}
 
 
 def check_intermediate_size(run: RunConfig) -> None:
-    """Raise ValueError unless the MLP's width can be cut over the sequence axis."""
-    width, n = run.architecture.intermediate_size, run.sequence_size
+    """Raise ValueError unless the MLP's width can be cut over the ranks that share it."""
+    width, n = run.architecture.intermediate_size, run.cutting_ranks
     if width % n:
+        axis = "sequence" if run.tensor_parallel_size == 1 else "tensor"
         raise ValueError(
-            f"model.intermediate_size = {width} does not divide by sequence_parallel_size = {n}, "
+            f"model.intermediate_size = {width} does not divide by {axis}_parallel_size = {n}, "
             f"which method = {run.method} needs; nearest valid: {nearest_multiples(width, n)}"
         )

@@ -136,6 +136,7 @@ def check_run(run: RunConfig) -> None:
     """Raise ValueError if the run has an option that no peer can have."""
     for name, given, valid in (
         ("ring_parallel_size", run.ring_parallel_size, 1),
+        ("tensor_parallel_size", run.tensor_parallel_size, 1),
         ("sequence_parallel_size", run.sequence_size, run.world_size),
         ("gradient_accumulation_steps", run.gradient_accumulation_steps, 1),
         ("dry_run", run.dry_run, False),

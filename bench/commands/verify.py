@@ -60,13 +60,14 @@ def title(run: RunConfig, reference: str = "native") -> str:
     """Return a title that names both runs of the comparison."""
     n, accumulated = run.sequence_size, verify.candidate_of(run).gradient_accumulation_steps
     ring = f" x ring {run.ring_parallel_size}" if run.ring_parallel_size > 1 else ""
+    tensor = f" x TP {run.tensor_parallel_size}" if run.tensor_parallel_size > 1 else ""
     method = label_of(run.method)
     of_reference = f"DP {run.world_size} x SP 1 x GAS {run.gradient_accumulation_steps}"
     if reference == "transformers":
         of_reference = "plain Transformers in one process"
+    axes = f"DP {run.data_parallel_size}{ring} x SP {n}{tensor}"
     return (
-        f"{method}, DP {run.data_parallel_size}{ring} x SP {n} x GAS {accumulated}, against "
-        f"{of_reference}: "
+        f"{method}, {axes} x GAS {accumulated}, against {of_reference}: "
         f"{run.model.label}, {run.seq_len} tokens, {run.dtype}"
     )
 

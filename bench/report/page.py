@@ -38,6 +38,7 @@ _TABLE: dict[str, tuple[str, float]] = {
     "hardware": ("hardware", 0),
     "world_size": ("ranks", 1),
     "sequence_parallel_size": ("sequence axis", 1),
+    "tensor_parallel_size": ("tensor axis", 1),
     "ring_parallel_size": ("ring axis", 1),
     "seq_len": ("tokens", 1),
     "dtype": ("dtype", 0),

@@ -32,7 +32,7 @@ class Streams:
 
     def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
         self.run, self.method, self.mesh = run, method, mesh
-        sizes = run.ring_parallel_size, run.sequence_size
+        sizes = run.ring_parallel_size, run.block_ranks
         self.tokens = torch.from_numpy(shard_of(run.ring_order, run.seq_len, *sizes, mesh.shard))
         generator = torch.Generator().manual_seed(run.seed)
         self.shape = run.micro_batch_size, run.seq_len, run.architecture.hidden_size

@@ -7,7 +7,7 @@ import numpy as np
 from odysseus.config.groups import Parallelism
 from odysseus.config.run import RunConfig
 
-_WORDS = {"sp": "sequence axis", "ring": "ring", "dp": "replicas"}
+_WORDS = {"tp": "tensor axis", "sp": "sequence axis", "ring": "ring", "dp": "replicas"}
 
 
 def placement(run: RunConfig, ranks_per_node: int) -> str:

@@ -14,7 +14,7 @@ from odysseus.parallel.ring_order import share_of_attention
 def first_rank(run: Parallelism, ring_rank: int, at: int = 0) -> int:
     """Return the first rank of the world with these numbers in its ring and on its sequence
     axis."""
-    sizes, places = run.axis_sizes, {"dp": 0, "ring": ring_rank, "sp": at}
+    sizes, places = run.axis_sizes, {"dp": 0, "ring": ring_rank, "sp": at, "tp": 0}
     grid = np.arange(run.world_size).reshape(list(sizes.values()))
     return int(grid[tuple(places[axis] for axis in sizes)])
 

@@ -30,9 +30,9 @@ def activations(run: RunConfig, at: int = 0) -> Iterator[Term]:
     attention, mlp = run.parts
     if attention == "ulysses":
         yield from _exchanges(run, at)
-    elif attention in ("tp", "tp_sp"):
+    if attention in ("tp", "tp_sp") or run.tensor_parallel_size > 1:
         yield from _cut_attention(run, attention)
-    if mlp in ("tp", "tp_sp"):
+    if mlp in ("tp", "tp_sp") or run.tensor_parallel_size > 1:
         yield from _cut_mlp(run, mlp)
 
 
@@ -59,7 +59,7 @@ def _cut_attention(run: RunConfig, attention: str) -> Iterator[Term]:
     Korthikanti et al. (arXiv 2205.05198 §4.2.2): a half-block of `tp_sp` gathers and scatters
     forward, does the transposes backward, and gathers its input once more if it was not kept.
     """
-    again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
+    again, n, chunks = int(run.recomputes), run.cutting_ranks, run.overlap_chunks
     stream = whole_stream_bytes(run) // chunks
     if attention == "tp":
         yield Term("all_reduce", "activation", (2 + again) * chunks, stream, n)
@@ -77,7 +77,7 @@ def _cut_mlp(run: RunConfig, mlp: str) -> Iterator[Term]:
     A tile runs forward, then forward again and backward, which uses the input that the second
     forward gathered.
     """
-    again, n, chunks = int(run.recomputes), run.sequence_size, run.overlap_chunks
+    again, n, chunks = int(run.recomputes), run.cutting_ranks, run.overlap_chunks
     stream, tiled = whole_stream_bytes(run) // chunks, run.tiled_mlp_compute
     closing = 2 * chunks + again * (chunks - 1)
     for size, count in _mlp_tiles(run, stream):
@@ -96,19 +96,20 @@ def _joined(run: RunConfig, size: int, gathers: int, scatters: int) -> Iterator[
     """Yield what a part of a replicated stream gathers on a sequence shard: its input, whose
     gradient it reduce-scatters (:mod:`methods.pairs`)."""
     if not method_of(run.method).replicated:
-        yield Term("all_gather", "edge", gathers, size, run.sequence_size)
-        yield Term("reduce_scatter", "edge", scatters, size, run.sequence_size)
+        yield Term("all_gather", "edge", gathers, size, run.cutting_ranks)
+        yield Term("reduce_scatter", "edge", scatters, size, run.cutting_ranks)
 
 
 def whole_stream_bytes(run: RunConfig) -> int:
-    """Return the bytes of the stream of a micro step on one sequence axis."""
-    return heads.tokens(run) * run.architecture.hidden_size * run.compute_dtype.itemsize
+    """Return the bytes of the stream of a micro step on the ranks that weights are cut over."""
+    tokens = run.local_tokens * run.cutting_ranks
+    return tokens * run.architecture.hidden_size * run.compute_dtype.itemsize
 
 
 def _mlp_tiles(run: RunConfig, stream: int) -> list[tuple[int, int]]:
     """Return (bytes, count) of the parts of the stream that the MLP computes at a time."""
     is_whole = method_of(run.method).replicated
-    tokens = run.ring_seq_len // (1 if is_whole else run.sequence_size)
+    tokens = run.seq_len // run.shards * (run.cutting_ranks if is_whole else 1)
     if not run.tiled_mlp_compute:
         return [(stream, 1)]
     tiles = tile_count(run.micro_batch_size, tokens, run.architecture.hidden_size)
@@ -143,8 +144,8 @@ def ring(run: RunConfig, at: int) -> Iterator[Term]:
 def shared_kv_gradients(run: RunConfig) -> Iterator[Term]:
     """Yield one block's all-reduce of k and v rows, which n/G ranks hold copies of if n > G."""
     a = run.architecture
-    copies = max(1, run.sequence_size // a.num_key_value_heads)
-    if "self_attn.k_proj" not in method_of(run.method).split:
+    copies = max(1, run.cutting_ranks // a.num_key_value_heads)
+    if "self_attn.k_proj" not in method_of(run.method).cuts(run):
         return
     row = 2 * a.head_dim * run.reduce_dtype.itemsize
     yield Term("all_reduce", "gradient", 1, row * a.hidden_size, copies)

@@ -19,7 +19,8 @@ def exchanges(run: RunConfig) -> tuple[list[tuple[int, int]], tuple[int, int]]:
     """
     a, n = run.architecture, run.sequence_size
     token = tokens(run) // n * a.head_dim * run.compute_dtype.itemsize
-    queries, keys = a.num_attention_heads, max(a.num_key_value_heads, n)
+    queries, kv_heads = run.shared_heads
+    keys = max(kv_heads, n)
     if run.ulysses_all_to_all == "yunchang":
         return [(token * queries, 1), (token * keys, 2)], (token * queries, 1)
     if run.ulysses_head_chunks > 1:
@@ -45,12 +46,12 @@ def kv_heads(run: RunConfig, at: int) -> int:
     """Return the kv heads that a rank's attention gets."""
     a = run.architecture
     if run.heads_divide:
-        return max(1, a.num_key_value_heads // run.sequence_size)
+        return max(1, run.shared_heads[1] // run.sequence_size)
     q, kv = run.head_shares[at]
     return len(attended(q, kv, a.num_attention_heads // a.num_key_value_heads))
 
 
 def kv_chunks(run: RunConfig) -> int:
     """Return the chunks of a rank's kv heads; each serves equally many chunks of query heads."""
-    local = max(1, run.architecture.num_key_value_heads // run.sequence_size)
+    local = max(1, run.shared_heads[1] // run.sequence_size)
     return min(run.ulysses_head_chunks, local)

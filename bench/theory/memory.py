@@ -25,8 +25,9 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     The form is claimed for the four methods with names of their own, in fp32 and fp64, with this
     project's own kernels and loss, without biases and q/k norms. In bf16 it is claimed only without
     `tp`, tiling and recomputation: with them a norm's fp32 work may be the peak. It is not claimed
-    for a ring, packed documents, heads that do not divide, tied embeddings, a vocabulary that is
-    cut, or `ulysses` with queries as wide as the MLP and wider than the stream.
+    for a ring, a tensor axis of its own, packed documents, heads that do not divide, tied
+    embeddings, a vocabulary that is cut, or `ulysses` with queries as wide as the MLP and wider
+    than the stream.
     """
     if not _is_claimed(run):
         return None
@@ -46,10 +47,11 @@ def least_peak_bytes(run: RunConfig) -> int:
     It is the shards of weights and optimizer states on the device, and the tensors that all blocks
     saved, with those of the last block alone in its backward; gradients, gathered weights, other
     tensors of that backward and rounding come on top. It is 0 for what has no closed form: methods
-    from files, other model code, chunks, packed documents.
+    from files, other model code, chunks, packed documents, a tensor axis of its own.
     """
     plain = run.model.implementation == "native" and run.model.type == "torch"
     plain = plain and run.ulysses_head_chunks == run.overlap_chunks == 1 and not run.data.pack
+    plain = plain and run.tensor_parallel_size == 1
     if not plain or run.method not in METHODS:
         return 0
     held = max(_inputs(run), _before(run) + _attention_part(run)) + stream_bytes(run)
@@ -118,7 +120,7 @@ def _is_claimed(run: RunConfig) -> bool:
     wide_heads = a.query_width > a.hidden_size and a.query_width >= a.intermediate_size
     plain = plain and run.method in METHODS and not (wide_heads and run.method == "ulysses")
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack and run.heads_divide
-    plain = plain and not run.vocabulary_cuts
+    plain = plain and not run.vocabulary_cuts and run.tensor_parallel_size == 1
     own = run.model.implementation == "native"
     own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"
     own = own and run.ulysses_head_chunks == run.overlap_chunks == 1

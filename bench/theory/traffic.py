@@ -3,9 +3,9 @@
 Their collectives are those of a block (:mod:`bench.theory.blocks`), of ZeRO-3, and of the edge.
 
 Symbols: L sequence length, B micro batch, R ranks of the ring, T = B·L/R tokens of a micro step
-on one sequence axis, d hidden size, i intermediate size, H query heads, G kv heads, K
-head_dim, n ranks of the sequence axis, DP replicas, w bytes of the compute dtype, r bytes of the
-reduction dtype.
+on one sequence axis, d hidden size, i intermediate size, H query heads, G kv heads, K head_dim, n
+ranks of the sequence axis, DP replicas, w bytes of the compute dtype, r bytes of the reduction
+dtype. Where a second axis cuts weights, n and T are those of the axis that a term is about.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from odysseus.parallel.zero_buckets import bucket_widths
 def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
     """Return every collective of one optimizer step of a rank. All send the same, unless Ulysses'
     heads do not divide."""
-    at = run.place(rank, "sp")
+    at = run.place(rank, run.cutting_axis)
     micro, layers = run.gradient_accumulation_steps, run.architecture.num_hidden_layers
     terms = [*_edge(run)]
     for repeat, part in (
@@ -131,8 +131,9 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
     """Yield a micro step's collectives outside blocks: position ids, the stream of `tp`, and what
     an embedding and a head that are cut by vocabulary exchange."""
     rows = run.micro_batch_size if run.data.pack else 1
-    n, positions = run.sequence_size, rows * run.ring_seq_len * 8
-    if run.parts[0] in ("tp", "tp_sp"):
+    n = run.cutting_ranks
+    positions = rows * run.seq_len // run.shards * n * 8
+    if run.parts[0] in ("tp", "tp_sp") or run.tensor_parallel_size > 1:
         yield Term("all_gather", "edge", 1, positions, n)
     if method_of(run.method).replicated:
         stream = blocks.whole_stream_bytes(run)
@@ -148,11 +149,11 @@ def _edge(run: Parallelism) -> Iterator[Term]:
 
 def _zero_ranks(run: Parallelism, is_cut: bool) -> int:
     """Return the number of ranks over which ZeRO shards cut or uncut parameters."""
-    return run.world_size // run.sequence_size if is_cut else run.world_size
+    return run.world_size // run.cutting_ranks if is_cut else run.world_size
 
 
 def _is_cut(run: RunConfig, parameter: str) -> bool:
-    return run.sequence_size > 1 and is_cut(parameter, method_of(run.method).cuts(run))
+    return run.cutting_ranks > 1 and is_cut(parameter, method_of(run.method).cuts(run))
 
 
 def _block_names(run: RunConfig) -> list[str]:
@@ -183,8 +184,8 @@ def shard_elements(run: RunConfig) -> list[int]:
 
 def _padded(run: RunConfig, parameter: str, ranks: int, at: int) -> int:
     """Return the elements of a parameter before ZeRO, rows padded for its ranks, on the rank with
-    number `at` of the sequence axis."""
+    number `at` of the axis that weights are cut over."""
     cuts = method_of(run.method).cuts(run)
-    parts = pieces(parameter, run.architecture, cuts, run.sequence_size, at)
+    parts = pieces(parameter, run.architecture, cuts, run.cutting_ranks, at)
     rows = sum(piece.height for piece in parts)
     return -(-rows // ranks) * ranks * (parts[0].columns[1] - parts[0].columns[0])

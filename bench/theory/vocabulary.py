@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.theory import blocks, heads
+from bench.theory import blocks
 from bench.theory.terms import Term
 from methods import method_of
 from odysseus.config.run import RunConfig
@@ -25,7 +25,8 @@ def exchanges(run: RunConfig) -> Iterator[Term]:
     reduce-scatters. Two all-reduces make a tile's softmax, of one and of two numbers a token. The
     checkpoint engine runs its forward twice.
     """
-    n, tokens = run.sequence_size, heads.tokens(run)
+    n = run.cutting_ranks
+    tokens = run.local_tokens * n
     stream, ids = blocks.whole_stream_bytes(run), 8 * tokens
     if EMBEDDING in run.vocabulary_cuts:
         yield Term("all_gather", "edge", 1, ids, n)

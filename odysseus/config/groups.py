@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from odysseus.config.option_group import OptionGroup, bounded
-from odysseus.config.sizes import check_ring, chunks_of
+from odysseus.config.sizes import check_ring, check_tensor, chunks_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +26,17 @@ def torch_dtype(name: str) -> torch.dtype:
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelism(OptionGroup):
-    """Parallelism: number of ranks, and their data-parallel, ring and sequence axes.
+    """Parallelism: number of ranks, and their data-parallel, ring, sequence and tensor axes.
 
     Args:
         world_size: Number of processes (ranks), one per GPU where there are GPUs.
         sequence_parallel_size: Ranks along the method's own axis, the sequence axis; 0 takes
-            world_size / ring_parallel_size.
+            world_size / (ring_parallel_size x tensor_parallel_size).
+        tensor_parallel_size: ulysses: ranks along a second axis, over which attention and MLP are
+            cut as in tp_sp; Ulysses then exchanges the heads of each of its ranks. Neighbouring
+            ranks differ along this axis.
         ring_parallel_size: Ranks along the axis of ring attention. The data-parallel size is
-            world_size / (ring_parallel_size x sequence_parallel_size).
+            world_size / (ring_parallel_size x sequence_parallel_size x tensor_parallel_size).
         ring_order: Which tokens each rank of the ring holds. zigzag cuts the sequence into 2R
             chunks and gives rank r of R chunks r and 2R-1-r, so that all ranks have the same causal
             work; contiguous cuts it into R chunks in order.
@@ -41,19 +44,20 @@ class Parallelism(OptionGroup):
             rank while it computes; allgather gathers them once per pass (as Llama 3 did); yunchang
             is that package's ring attention (CUDA with flash-attn).
         axis_order: Order in which ranks are numbered, slowest axis first: neighbouring ranks
-            differ along the last axis. The default keeps the sequence axis inside a node and lets
-            the ring cross nodes.
+            differ along the last axis, or along the tensor axis where there is one. The default
+            keeps the sequence axis inside a node and lets the ring cross nodes.
         overlap_chunks: tp, tp_sp and odysseus: number of chunks that a block's tokens are cut into.
             The collective of one chunk runs beside the matmuls of another.
         ulysses_all_to_all: Implementation of Ulysses' exchange of tokens for heads. native packs q,
             k and v into one all-to-all; yunchang has one each for q, k, v and the output.
-        vocab_parallel: Cut the embedding and the head by vocabulary over the sequence axis, as
-            Megatron-LM does, instead of sharding them with ZeRO: embedding, head, or both (true).
-            auto cuts what then sends fewer bytes.
+        vocab_parallel: Cut the embedding and the head by vocabulary over the sequence axis (over
+            the tensor axis where there is one), as Megatron-LM does, instead of sharding them with
+            ZeRO: embedding, head, or both (true). auto cuts what then sends fewer bytes.
     """
 
     world_size: int = bounded(1, default=1)
     sequence_parallel_size: int = bounded(0, default=0)
+    tensor_parallel_size: int = bounded(1, default=1)
     ring_parallel_size: int = bounded(1, default=1)
     ring_order: Literal["zigzag", "contiguous"] = "zigzag"
     ring_backend: Literal["native", "allgather", "yunchang"] = "native"
@@ -67,12 +71,24 @@ class Parallelism(OptionGroup):
     @property
     def sequence_size(self) -> int:
         """Ranks along the sequence axis, n."""
-        return self.sequence_parallel_size or max(1, self.world_size // self.ring_parallel_size)
+        others = self.ring_parallel_size * self.tensor_parallel_size
+        return self.sequence_parallel_size or max(1, self.world_size // others)
+
+    @property
+    def cutting_ranks(self) -> int:
+        """Ranks that weights are cut over: the tensor axis, or where it is 1 the sequence axis."""
+        several = self.tensor_parallel_size > 1
+        return self.tensor_parallel_size if several else self.sequence_size
+
+    @property
+    def block_ranks(self) -> int:
+        """Ranks that a block is spread over, without a ring: the sequence and the tensor axis."""
+        return self.sequence_size * self.tensor_parallel_size
 
     @property
     def shards(self) -> int:
-        """Ranks that one sample is split over, along the ring and the sequence axis."""
-        return self.ring_parallel_size * self.sequence_size
+        """Ranks that one sample is split over: the ring, the sequence and the tensor axis."""
+        return self.ring_parallel_size * self.block_ranks
 
     @property
     def data_parallel_size(self) -> int:
@@ -81,16 +97,23 @@ class Parallelism(OptionGroup):
 
     @property
     def axis_sizes(self) -> dict[str, int]:
-        """Ranks of each axis by its name in axis_order, slowest first: dp, ring and sp."""
+        """Ranks of each axis by its name in axis_order, slowest first: dp, ring and sp, and after
+        them tp where the tensor axis has several ranks."""
         sizes = {
             "dp": self.data_parallel_size,
             "ring": self.ring_parallel_size,
             "sp": self.sequence_size,
         }
-        return {axis: sizes[axis] for axis in self.axis_order.split("-")}
+        tensor = {"tp": self.tensor_parallel_size} if self.tensor_parallel_size > 1 else {}
+        return {axis: sizes[axis] for axis in self.axis_order.split("-")} | tensor
+
+    @property
+    def cutting_axis(self) -> str:
+        """Name of the axis that weights are cut over."""
+        return "tp" if self.tensor_parallel_size > 1 else "sp"
 
     def place(self, rank: int, axis: str) -> int:
-        """Return a rank's number on one of the axes: dp, ring or sp."""
+        """Return a rank's number on one of the axes of `axis_sizes`."""
         names, sizes = zip(*self.axis_sizes.items(), strict=True)
         at = names.index(axis)
         return rank // prod(sizes[at + 1 :]) % sizes[at]
@@ -99,15 +122,17 @@ class Parallelism(OptionGroup):
     def seq_len_unit(self) -> int:
         """Tokens that seq_len must be a multiple of.
 
-        (2 x ring if zigzag with a ring, else ring) x sequence_size x overlap_chunks.
+        (2 x ring if zigzag with a ring, else ring) x sequence_size x tensor_parallel_size x
+        overlap_chunks.
         """
         chunks = chunks_of(self.ring_order, self.ring_parallel_size)
-        return chunks * self.sequence_size * self.overlap_chunks
+        return chunks * self.block_ranks * self.overlap_chunks
 
     def check(self) -> None:
-        """Raise ValueError if a field is below its bound or the ring does not divide the world."""
+        """Raise ValueError if a field is below its bound or an axis does not divide the world."""
         super().check()
         check_ring(self.world_size, self.ring_parallel_size)
+        check_tensor(self.world_size // self.ring_parallel_size, self.tensor_parallel_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,14 @@ from odysseus.config.groups import (
     Zero,
 )
 from odysseus.config.nested import DataOptions, ModelOptions, OptimizerOptions
-from odysseus.config.sizes import check_multiple, check_sequence, chunks_of, divides, shares
+from odysseus.config.sizes import (
+    check_multiple,
+    check_sequence,
+    chunks_of,
+    divides,
+    divisors,
+    shares,
+)
 from odysseus.config.vocabulary import VocabularyCut
 
 _MOST_BUCKETS = 1000
@@ -125,14 +132,19 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     @property
     def heads_divide(self) -> bool:
         """Whether all ranks of a sequence axis have as many heads."""
-        a = self.architecture
-        return divides(a.num_attention_heads, a.num_key_value_heads, self.sequence_size)
+        return divides(*self.shared_heads, self.sequence_size)
 
     @property
     def head_shares(self) -> list[tuple[range, range]]:
         """The query heads of each rank of a sequence axis, and the kv heads that they need."""
-        a = self.architecture
-        return shares(a.num_attention_heads, a.num_key_value_heads, self.sequence_size)
+        return shares(*self.shared_heads, self.sequence_size)
+
+    @property
+    def shared_heads(self) -> tuple[int, int]:
+        """The query and kv heads that a sequence axis shares out: those of a rank of the tensor
+        axis, which has at least one kv head."""
+        a, tensor = self.architecture, self.tensor_parallel_size
+        return a.num_attention_heads // tensor, max(1, a.num_key_value_heads // tensor)
 
     @cached_property
     def vocabulary_cuts(self) -> tuple[str, ...]:
@@ -145,9 +157,9 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         return VocabularyCut(
             asked=self.vocab_parallel,
             architecture=self.architecture,
-            ranks=self.sequence_size,
+            ranks=self.cutting_ranks,
             world=self.world_size,
-            tokens=self.local_tokens * self.sequence_size,
+            tokens=self.local_tokens * self.cutting_ranks,
             replicated=self.parts == ("tp", "tp"),
             engine=self.loss_engine if self.tiles_loss else "",
             width=self.compute_bytes,
@@ -185,14 +197,49 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                 f"ulysses_head_chunks = {self.ulysses_head_chunks} is for method = ulysses, not "
                 f"{self.method}; valid: 1"
             )
+        self._check_tensor_axis()
+
+    def _check_tensor_axis(self) -> None:
+        """Raise ValueError unless the method can be cut over a second axis."""
+        given = f"tensor_parallel_size = {self.tensor_parallel_size}"
+        if self.tensor_parallel_size == 1:
+            return
+        if self.method != "ulysses":
+            raise ValueError(
+                f"{given} cuts method = ulysses over a second axis, not {self.method}; valid: "
+                "method = ulysses, or tensor_parallel_size = 1"
+            )
+        for name, value, plain in (
+            ("ulysses_head_chunks", self.ulysses_head_chunks, 1),
+            ("overlap_chunks", self.overlap_chunks, 1),
+            ("model.implementation", self.model.implementation, "native"),
+        ):
+            if value != plain:
+                raise ValueError(
+                    f"{name} = {value} does not support {given}; valid: {name} = {plain}, or "
+                    "tensor_parallel_size = 1"
+                )
 
     def _check_sizes(self) -> None:
-        a, ring = self.architecture, self.ring_parallel_size
-        heads = a.num_attention_heads, a.num_key_value_heads
+        a, ring, tensor = self.architecture, self.ring_parallel_size, self.tensor_parallel_size
+        if not divides(a.num_attention_heads, a.num_key_value_heads, tensor):
+            valid = [
+                t
+                for t in divisors(self.world_size // ring)
+                if divides(a.num_attention_heads, a.num_key_value_heads, t)
+            ]
+            raise ValueError(
+                f"tensor_parallel_size = {tensor} does not fit model.num_attention_heads = "
+                f"{a.num_attention_heads} with model.num_key_value_heads = "
+                f"{a.num_key_value_heads}; valid: {valid}"
+            )
         uneven = self.parts[0] == "ulysses" and self.ulysses_all_to_all == "native"
-        uneven = uneven and self.ulysses_head_chunks == 1
-        check_sequence(self.world_size, ring, self.sequence_size, *heads, uneven)
+        uneven = uneven and self.ulysses_head_chunks == tensor == 1
+        others = {"ring_parallel_size": ring, "tensor_parallel_size": tensor}
+        check_sequence(self.world_size, others, self.sequence_size, *self.shared_heads, uneven)
         product = "sequence_parallel_size"
+        if tensor > 1:
+            product += " x tensor_parallel_size"
         if ring > 1:
             halves = "2 x " if chunks_of(self.ring_order, ring) > ring else ""
             product = f"{halves}ring_parallel_size x {product}"
@@ -260,9 +307,10 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         unit = 256 * self.shards
         if self.seq_len % unit == 0:
             return []
-        ring = " x ring_parallel_size" if self.ring_parallel_size > 1 else ""
+        others = ("tensor_parallel_size", "ring_parallel_size")
+        more = "".join(f" x {name}" for name in others if getattr(self, name) > 1)
         return [
             f"seq_len = {self.seq_len} is not a multiple of "
-            f"256 x sequence_parallel_size{ring} = {unit}; "
+            f"256 x sequence_parallel_size{more} = {unit}; "
             f"kernels are fastest at {max(1, round(self.seq_len / unit)) * unit}"
         ]

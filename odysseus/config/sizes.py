@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 
 def check_ring(world: int, ring: int) -> None:
     """Raise ValueError unless the ring axis divides the world."""
@@ -12,19 +14,36 @@ def check_ring(world: int, ring: int) -> None:
         )
 
 
+def check_tensor(ranks: int, tensor: int) -> None:
+    """Raise ValueError unless the tensor axis divides the ranks of a ring rank."""
+    if ranks % tensor:
+        raise ValueError(
+            f"tensor_parallel_size = {tensor} does not divide world_size / ring_parallel_size = "
+            f"{ranks}; valid: {divisors(ranks)}"
+        )
+
+
 def check_sequence(
-    world: int, ring: int, sequence: int, heads: int, kv_heads: int, uneven: bool
+    world: int,
+    others: dict[str, int],
+    sequence: int,
+    heads: int,
+    kv_heads: int,
+    uneven: bool,
 ) -> None:
-    """Raise ValueError unless the sequence axis divides world / ring and has its share of heads.
+    """Raise ValueError unless the sequence axis divides its ranks and has its share of heads.
 
     Args:
+        others: Sizes of the other axes that split a sample, by the names of their options.
+        heads: Query heads that the axis shares out, as are the kv heads.
         uneven: Whether ranks may have unequal shares of the heads; else the axis must divide the
             query heads, and divide the kv heads or be a multiple of them.
     """
-    places = divisors(world // ring)
+    ranks = world // prod(others.values())
+    places = divisors(ranks)
     valid = [n for n in places if n <= heads and (uneven or divides(heads, kv_heads, n))]
-    if world // ring % sequence:
-        beside = f" / ring_parallel_size = {ring}" if ring > 1 else ""
+    if ranks % sequence:
+        beside = "".join(f" / {name} = {size}" for name, size in others.items() if size > 1)
         raise ValueError(
             f"sequence_parallel_size = {sequence} does not divide world_size = {world}{beside}; "
             f"valid: {valid}"

@@ -41,6 +41,7 @@ def check_toggles(run: RunConfig) -> None:
         ("ulysses_head_chunks", run.ulysses_head_chunks, 1, "1"),
         ("ulysses_all_to_all", run.ulysses_all_to_all, "native", "native"),
         ("vocab_parallel", run.vocab_parallel, False, "false"),
+        ("tensor_parallel_size", run.tensor_parallel_size, 1, "1"),
         ("compile", run.compile, False, "false"),
     ]
     for name, given, supported, valid in refused:

@@ -1,7 +1,8 @@
-"""Ranks as a grid: data-parallel replicas times the ring axis times the sequence axis.
+"""Ranks as a grid: data-parallel replicas, times the ring, the sequence and the tensor axis.
 
-A sample is split over ring and sequence. By default, ranks of one sequence axis are neighbours, so
-that on a cluster the axis with the most communication stays inside a node.
+A sample is split over the last three. By default, ranks of one sequence axis are neighbours, so
+that on a cluster the axis with the most communication stays inside a node; ranks of one tensor
+axis, where there is one, are nearer still.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from odysseus.config.environment import whole_number
 from odysseus.config.run import RunConfig
 from odysseus.parallel.fsdp_internals import flatten_mesh
 
-_NAMES = {"dp": "replicate", "ring": "ring", "sp": "sequence"}
+_NAMES = {"dp": "replicate", "ring": "ring", "sp": "sequence", "tp": "tensor"}
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,17 @@ class Mesh:
         replica: Index of this rank's data-parallel replica.
         ring: The axis of ring attention.
         sequence: The axis over which the method spreads a block.
-        edge: The same ranks as `sequence`, for communication outside the blocks.
+        edge: The same ranks as `tensor`, for communication outside the blocks.
         world: All ranks.
         key_value_copies: The ranks that hold a copy of the same kv heads; size 1 where each
             kv head has one owner.
-        uncut_mesh: One-dimensional mesh over replicas and ring. ZeRO shards over it the weights
-            that a method cuts along the sequence axis.
+        uncut_mesh: One-dimensional mesh of the ranks with the same part of cut weights. ZeRO
+            shards over it the weights
+            that a method cuts: over all axes but `tensor`.
         full_mesh: One-dimensional mesh over all ranks. ZeRO shards all other weights over it.
         ring_order: The order in which ring ranks have the sample's tokens
             (:mod:`odysseus.parallel.ring_order`).
+        second: The tensor axis of its own, if `tensor_parallel_size` is more than 1.
     """
 
     device: torch.device
@@ -74,16 +77,31 @@ class Mesh:
     uncut_mesh: DeviceMesh
     full_mesh: DeviceMesh
     ring_order: Literal["zigzag", "contiguous"] = "zigzag"
+    second: Axis | None = None
+
+    @property
+    def tensor(self) -> Axis:
+        """The axis over which weights are cut: `second`, or without it `sequence`."""
+        return self.second or self.sequence
 
     @property
     def replicas(self) -> int:
         """Number of data-parallel replicas."""
-        return self.world.size // (self.ring.size * self.sequence.size)
+        return self.world.size // (self.ring.size * self._block_ranks)
 
     @property
     def shard(self) -> int:
-        """Index of this rank's shard of its sample; the shards of one ring rank are consecutive."""
-        return self.ring.rank * self.sequence.size + self.sequence.rank
+        """Index of this rank's shard of its sample; the shards of one ring rank are consecutive,
+        and in them those of one rank of the sequence axis."""
+        within = self.sequence.rank
+        if self.second is not None:
+            within = within * self.second.size + self.second.rank
+        return self.ring.rank * self._block_ranks + within
+
+    @property
+    def _block_ranks(self) -> int:
+        """Ranks of the sequence axis, times those of a second one."""
+        return self.sequence.size * (1 if self.second is None else self.second.size)
 
 
 def pick_device(choice: str) -> torch.device:
@@ -145,11 +163,12 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
         tuple(sizes.values()),
         mesh_dim_names=tuple(_NAMES[axis] for axis in order),
     )
-    uncut = tuple(_NAMES[axis] for axis in order if axis != "sp")
-    # Where a sequence axis has more ranks than kv heads, `copies` consecutive ranks share one.
+    cutting, ranks = run.cutting_axis, run.cutting_ranks
+    uncut = tuple(_NAMES[axis] for axis in order if axis != cutting)
+    # Where weights are cut over more ranks than kv heads, `copies` consecutive ranks share one.
     kv_heads = run.architecture.num_key_value_heads
-    copies = run.sequence_size // kv_heads if run.sequence_size % kv_heads == 0 else 1
-    sharing = grid.mesh.movedim(order.index("sp"), -1).reshape(-1, copies)
+    copies = ranks // kv_heads if ranks % kv_heads == 0 else 1
+    sharing = grid.mesh.movedim(order.index(cutting), -1).reshape(-1, copies)
     shared, _ = dist.new_subgroups_by_enumeration(sharing.tolist())
     assert isinstance(shared, dist.ProcessGroup), "every rank is in one of the groups"
     return Mesh(
@@ -157,10 +176,11 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
         replica=grid.get_local_rank("replicate"),
         ring=Axis(grid.get_group("ring"), "activation"),
         sequence=Axis(grid.get_group("sequence"), "activation"),
-        edge=Axis(grid.get_group("sequence"), "edge"),
+        edge=Axis(grid.get_group(_NAMES[cutting]), "edge"),
         world=Axis(world_group(), "edge"),
         key_value_copies=Axis(shared, "gradient"),
         uncut_mesh=flatten_mesh(grid[uncut], "uncut"),
         full_mesh=flatten_mesh(grid, "full"),
         ring_order=run.ring_order,
+        second=Axis(grid.get_group("tensor"), "activation") if cutting == "tp" else None,
     )

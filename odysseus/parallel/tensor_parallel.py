@@ -63,7 +63,7 @@ def share_kv_gradients(run: RunConfig, mesh: Mesh) -> Callable[[Tensor], Tensor]
     """
     return partial(
         collectives.sum_gradient_rows,
-        first_row=run.architecture.query_width // mesh.sequence.size,
+        first_row=run.architecture.query_width // mesh.tensor.size,
         axis=mesh.key_value_copies,
         dtype=run.reduce_dtype,
     )

@@ -79,8 +79,8 @@ def shard(
 
 
 def _cut_parameters(model: nn.Module, mesh: Mesh, split: Mapping[str, int]) -> set[nn.Parameter]:
-    """The parameters that the method cuts over the ranks of the sequence axis."""
-    if mesh.sequence.size == 1:
+    """The parameters that the method cuts over the ranks of an axis."""
+    if mesh.tensor.size == 1:
         return set()
     return {parameter for name, parameter in model.named_parameters() if is_cut(name, split)}
 

@@ -240,12 +240,12 @@ class Trainer:
 
     def local_pieces(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the weight) for everything that this rank's shards hold."""
-        axis, architecture = self.mesh.sequence, self.run.architecture
+        axis, architecture = self.mesh.tensor, self.run.architecture
         return sharding.local_pieces(self.model, architecture, self.cuts, axis.size, axis.rank)
 
     def gradients(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the gradient) for everything that this rank's shards hold."""
-        axis = self.mesh.sequence
+        axis = self.mesh.tensor
         for name, parameter in self.model.named_parameters():
             pieces = sharding.pieces(name, self.run.architecture, self.cuts, axis.size, axis.rank)
             if parameter.grad is not None:

@@ -123,15 +123,8 @@ def published(file: Path) -> pd.DataFrame:
 
 def predicted(file: Path) -> pd.DataFrame:
     """Predicted steps of methods by length, with the vocabulary whole and cut."""
-    rows = pd.read_csv(file).fillna({"vocab_parallel": "false"})
-    texts = [
-        f"{row['step_ms_p50']:,.0f} ms, {row['comm_bytes_total'] / 1e9:.1f} GB, "
-        f"{row['peak_memory_bytes'] / 1e9:.1f} GB"
-        for row in rows.to_dict("records")
-    ]
+    rows = _in_words(pd.read_csv(file).fillna({"vocab_parallel": "false"}))
     rows = rows.assign(
-        text=texts,
-        tokens=rows["seq_len"].map("{:,}".format),
         method="`" + rows["method"] + "`",
         vocabulary=rows["vocab_parallel"].astype(str).str.lower().replace(_VOCABULARY),
     )
@@ -139,6 +132,27 @@ def predicted(file: Path) -> pd.DataFrame:
         index=["tokens", "method"], columns="vocabulary", values="text", aggfunc="first", sort=False
     )
     return _once(table[[*_VOCABULARY.values()]].reset_index(), "tokens")
+
+
+def second_axis(file: Path) -> pd.DataFrame:
+    """Predicted steps by length, with a tensor axis of each size."""
+    rows = _in_words(pd.read_csv(file).fillna({"tensor_parallel_size": 1}))
+    size = "t = " + rows["tensor_parallel_size"].map("{:.0f}".format)
+    rows = rows.assign(size=size)
+    table = rows.pivot_table(
+        index="tokens", columns="size", values="text", aggfunc="first", sort=False
+    )
+    return table.reset_index()
+
+
+def _in_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their step, bytes and peak as one text, and their tokens as text."""
+    texts = [
+        f"{row['step_ms_p50']:,.0f} ms, {row['comm_bytes_total'] / 1e9:.1f} GB, "
+        f"{row['peak_memory_bytes'] / 1e9:.1f} GB"
+        for row in rows.to_dict("records")
+    ]
+    return rows.assign(text=texts, tokens=rows["seq_len"].map("{:,}".format))
 
 
 def _errors_line(links: Any, rounds: pd.DataFrame) -> dict[str, str]:
@@ -169,6 +183,7 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     "errors": errors,
     "predicted": predicted,
     "published": published,
+    "second_axis": second_axis,
 }
 
 

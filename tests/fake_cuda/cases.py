@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "chunks of tokens": {"overlap_chunks": 2},
     "chunks of heads": {"ulysses_head_chunks": 2},
     "gathered ring": {"ring_backend": "allgather"},
+    "second axis": {"tensor_parallel_size": 2},
     "cut vocabulary": {"vocab_parallel": True, **TOGGLES["tiled_loss_fused"]},
 }
 LAYOUTS = [(1, 1), (2, 1), (2, 2), (8, 1), (8, 2)]

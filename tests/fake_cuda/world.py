@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch.distributed as dist
+import torch.distributed.tensor.debug
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench.scripted.gpu import fake_cuda
@@ -35,3 +36,5 @@ def only_gpu(rank: int, world_size: int, waited: Callable[[str], None]) -> Itera
             yield device
         finally:
             dist.destroy_process_group()
+            # It holds meshes of groups that are gone, which equal those of the next world.
+            torch.distributed.tensor.debug._clear_sharding_prop_cache()

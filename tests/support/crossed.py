@@ -24,6 +24,19 @@ MESHES: dict[str, dict[str, int]] = {
     "2 x replica 2": {"world_size": 4, "sequence_parallel_size": 2},
     "4": {"world_size": 4},
 }
+TENSOR_MESHES: dict[str, dict[str, int]] = {
+    "tp 2": {"world_size": 2, "tensor_parallel_size": 2},
+    "2 x tp 2": {"world_size": 4, "tensor_parallel_size": 2},
+    "ring 2 x tp 2": {"world_size": 4, "ring_parallel_size": 2, "tensor_parallel_size": 2},
+    "replica 2 x tp 2": {
+        "world_size": 4,
+        "sequence_parallel_size": 1,
+        "tensor_parallel_size": 2,
+    },
+    "tp 4": {"world_size": 4, "tensor_parallel_size": 4},
+}
+"""Meshes with a tensor axis of its own."""
+_SIZES = {**MESHES, **TENSOR_MESHES}
 MIXED = "fp32", "bf16"
 """Dtypes that runs have in turn."""
 FEW = "2", "2 x ring 2"
@@ -36,9 +49,13 @@ Options = Mapping[str, Mapping[str, dict[str, Any]]]
 """Options of a run and, by name, the changes that they mean."""
 
 
-def crossed(options: Options, allowed: Callable[[Mapping[str, str]], bool]) -> list[RunConfig]:
+def crossed(
+    options: Options,
+    allowed: Callable[[Mapping[str, str]], bool],
+    meshes: Mapping[str, dict[str, int]] = MESHES,
+) -> list[RunConfig]:
     """Return runs that hold every allowed pair of two options' values, on all meshes."""
-    options = {**options, "mesh": MESHES}
+    options = {**options, "mesh": meshes}
     rows = covering_array({name: [*values] for name, values in options.items()}, allowed)
     found = []
     for row in rows:
@@ -50,8 +67,8 @@ def crossed(options: Options, allowed: Callable[[Mapping[str, str]], bool]) -> l
 
 
 def _on_mesh(runs: list[RunConfig], name: str) -> list[RunConfig]:
-    """Return the runs on one of :data:`MESHES`."""
-    sizes = replace(RUN, **MESHES[name]).axis_sizes
+    """Return the runs on one of the meshes."""
+    sizes = replace(RUN, **_SIZES[name]).axis_sizes
     return [run for run in runs if run.axis_sizes == sizes]
 
 

@@ -49,6 +49,7 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
         run,
         world_size=1,
         sequence_parallel_size=0,
+        tensor_parallel_size=1,
         ring_parallel_size=1,
         gradient_accumulation_steps=run.gradient_accumulation_steps * run.data_parallel_size,
     )

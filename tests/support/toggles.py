@@ -68,12 +68,9 @@ def errors(runs: list[RunConfig], backend: str = "inductor") -> list[dict[str, f
         loss_error = abs(trainer.forward_backward(samples.step(0)).item() - loss)
         gradient_errors = largest(trainer.gradients(), gradients)
         trainer.optimizer.update()
-        axis = mesh.sequence
-        held = sharding.local_pieces(
-            trainer.model, run.architecture, trainer.cuts, axis.size, axis.rank
-        )
+        weight_errors = largest(trainer.local_pieces(), updated)
         found.append(
-            {"loss": loss_error, **gradient_errors, "weights": max(largest(held, updated).values())}
+            {"loss": loss_error, **gradient_errors, "weights": max(weight_errors.values())}
         )
     return found
 

@@ -17,7 +17,7 @@ def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
     meshes = {}
     columns = []
     for run in runs:
-        shape = (run.ring_parallel_size, run.sequence_size, run.architecture.num_key_value_heads)
+        shape = *run.axis_sizes.items(), run.architecture.num_key_value_heads
         mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), run)
         meshes[shape] = mesh
         trainer = Trainer(run, method_of(run.method), mesh)

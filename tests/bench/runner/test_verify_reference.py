@@ -40,6 +40,7 @@ OTHER = RunConfig(
     regather=False,
     ulysses_all_to_all="yunchang",
     vocab_parallel="head",
+    tensor_parallel_size=2,
     ulysses_head_chunks=2,
     optimizer=OptimizerOptions(learning_rate=0.5, offload="cpu"),
     parameter_offload="cpu",
