@@ -92,7 +92,7 @@ def _model_texts(label: str) -> dict[str, str]:
 
 
 def _has_ring(run: Parallelism) -> bool:
-    return run.ring_parallel_size > 1
+    return run.token_axes[0] > 1
 
 
 IDENTITY: dict[str, Column] = {

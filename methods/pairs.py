@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from methods import tp, tp_sp, ulysses
+from methods import tp, tp_sp, tsp, ulysses
 from odysseus.config import pairs
 from odysseus.config.run import RunConfig
 from odysseus.method import (
@@ -58,13 +58,15 @@ def _check_local(run: RunConfig) -> None:
 ATTENTIONS: dict[str, Part[Attention]] = {
     "tp": Part(tp.attention, ATTENTION_SPLIT, True, tp_sp.gather_positions),
     "tp_sp": Part(tp_sp.attention, ATTENTION_SPLIT, positions=tp_sp.gather_positions),
-    "ulysses": Part(ulysses.attention, check=ulysses.check),
+    "ulysses": Part(ulysses.attention, positions=ulysses.positions, check=ulysses.check),
     "local": Part(ulysses.attention, check=_check_local),
+    "tsp": Part(tsp.attention, ATTENTION_SPLIT, check=tsp.check_attention),
 }
 MLPS: dict[str, Part[MLP]] = {
     "tp": Part(tp.mlp, MLP_SPLIT, True, check=check_intermediate_size),
     "tp_sp": Part(tp_sp.mlp, MLP_SPLIT, check=check_intermediate_size),
     "zero": Part(ulysses.mlp),
+    "tsp": Part(tsp.mlp, MLP_SPLIT, check=tsp.check_mlp),
 }
 
 

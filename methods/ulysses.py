@@ -57,9 +57,9 @@ def positions(position_ids: Tensor, mesh: Mesh) -> Tensor:
 
 def check(run: RunConfig) -> None:
     """Raise ValueError unless the heads per rank can be cut into `ulysses_head_chunks` chunks, and
-    the MLP over a second axis."""
+    a block over a second axis."""
     if run.tensor_parallel_size > 1:
-        check_intermediate_size(run)
+        _check_second_axis(run)
     chunks, n = run.ulysses_head_chunks, run.sequence_size
     if chunks == 1:
         return
@@ -76,6 +76,20 @@ def check(run: RunConfig) -> None:
             f"ulysses_head_chunks = {chunks} does not divide the {heads} query and {kv_heads} kv "
             f"heads of a rank; valid: {', '.join(map(str, fitting))}"
         )
+
+
+def _check_second_axis(run: RunConfig) -> None:
+    for name, value, plain in (
+        ("ulysses_head_chunks", run.ulysses_head_chunks, 1),
+        ("overlap_chunks", run.overlap_chunks, 1),
+        ("model.implementation", run.model.implementation, "native"),
+    ):
+        if value != plain:
+            raise ValueError(
+                f"{name} = {value} does not support tensor_parallel_size = "
+                f"{run.tensor_parallel_size}; valid: {name} = {plain}, or tensor_parallel_size = 1"
+            )
+    check_intermediate_size(run)
 
 
 METHOD = Method(name="ulysses", attention=attention, mlp=mlp, positions=positions, check=check)

@@ -7,14 +7,10 @@ it). The peak is found by replaying the log.
 
 from __future__ import annotations
 
-import os
-import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from threading import get_native_id
 from typing import Any
 
 import torch
@@ -24,6 +20,7 @@ from torch._ops import OpOverload
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.utils._pytree import tree_leaves
 
+from bench.meters import gloo_threads
 from bench.meters.watcher import Watcher
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
@@ -202,6 +199,10 @@ class MemoryMeter(Watcher):
         index = self._index(tensor.untyped_storage())
         return index is not None and self._allocations[index].kind == HOST
 
+    def _is_activation(self, tensor: Tensor) -> bool:
+        index = self._index(tensor.untyped_storage())
+        return index is not None and self._allocations[index].kind == "activations"
+
     def _bytes(self, index: int) -> int:
         """Bytes that an allocation takes: rounded up on the device."""
         size = self._allocations[index].bytes
@@ -225,7 +226,7 @@ class MemoryMeter(Watcher):
 
         def wait_and_settle(work: dist.Work, *timeout: Any) -> Any:
             done = wait(work, *timeout)
-            _settle()
+            gloo_threads.settle()
             return done
 
         self._on_gloo = dist.is_initialized() and dist.get_backend() == "gloo"
@@ -248,7 +249,7 @@ class MemoryMeter(Watcher):
             name == "_c10d_functional::wait_tensor"
             or any(isinstance(x, AsyncCollectiveTensor) for x in tree_leaves(args))
         ):
-            _settle()  # the operation has waited for a collective
+            gloo_threads.settle()  # the operation has waited for a collective
         if not func.is_view:  # a view of an unknown storage is one of a buffer of gloo's
             for leaf in tree_leaves(result):
                 if not isinstance(leaf, Tensor) or isinstance(leaf, AsyncCollectiveTensor):
@@ -261,6 +262,8 @@ class MemoryMeter(Watcher):
             self.watch([args[0]], "communication")
         elif name in ("c10d::send", "c10d::recv_"):
             self.watch(args[0], "communication")
+        elif name == "c10d::broadcast_":  # of parameters that their owner sends as they are
+            self.watch((t for t in args[0] if self._is_activation(t)), "communication")
         elif name == "c10d::_reduce_scatter_base_":
             self.watch([args[1]], "communication")
         elif name == "fsdp::chunk_cat":
@@ -296,29 +299,3 @@ class MemoryMeter(Watcher):
             return None
         self._log.append((known[0], False))
         return self._allocations[known[0]].kind
-
-
-def _settle() -> None:
-    """Wait until no other thread of this process runs.
-
-    It may take long where cores are shared. The wait ends after 0.2 s, as a thread may spin.
-    """
-    time.sleep(2e-4)
-    for _ in range(200):
-        if not _other_threads_run():
-            return
-        time.sleep(1e-3)
-
-
-def _other_threads_run() -> bool:
-    """Whether another thread of this process runs, could run or waits in the kernel.
-
-    These are the states R and D of proc(5); D is a wait for the lock of the address space, say.
-    """
-    for task in os.scandir("/proc/self/task"):
-        # A thread may have ended. Unbuffered reads are the fastest; there are dozens of threads.
-        with suppress(OSError), open(f"{task.path}/stat", "rb", buffering=0) as file:
-            state = file.read().rpartition(b")")[2].split()[0]
-            if state in (b"R", b"D") and int(task.name) != get_native_id():
-                return True
-    return False

@@ -32,8 +32,8 @@ class Streams:
 
     def __init__(self, run: RunConfig, method: Method, mesh: Mesh) -> None:
         self.run, self.method, self.mesh = run, method, mesh
-        sizes = run.ring_parallel_size, run.block_ranks
-        self.tokens = torch.from_numpy(shard_of(run.ring_order, run.seq_len, *sizes, mesh.shard))
+        at = shard_of(run.ring_order, run.seq_len, *run.token_axes, mesh.shard)
+        self.tokens = torch.from_numpy(at)
         generator = torch.Generator().manual_seed(run.seed)
         self.shape = run.micro_batch_size, run.seq_len, run.architecture.hidden_size
         # The standard deviation of initial embeddings, so that blocks change more than last digits.

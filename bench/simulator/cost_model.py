@@ -148,6 +148,10 @@ class Clock:
         return min(Counter(rank // self.ranks_per_node for rank in ranks).values())
 
 
+_LIKE = {"broadcast": "all_gather", "reduce": "reduce_scatter"}
+"""Collectives without links of their own, and those that send as much by the same rings."""
+
+
 def _suits(link: Link, op: Op, nodes: int) -> bool:
-    same = link.collective in ("", op.kind)
+    same = link.collective in ("", _LIKE.get(op.kind, op.kind))
     return same and (link.nodes > 1) == (nodes > 1)

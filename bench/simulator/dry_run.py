@@ -20,7 +20,7 @@ from bench.meters.traffic import TrafficMeter
 from bench.simulator import cuda_kernels, fit, shallow
 from bench.simulator.fake_world import META, cpu_kernels, few_tiles, only_rank
 from bench.simulator.program import Program
-from bench.simulator.ranks import busiest_rank, first_rank, share_of_scores
+from bench.simulator.ranks import busiest_rank, first_of_ring, share_of_scores
 from bench.simulator.recorder import Recorder
 from bench.simulator.target import attention_of, clock, on_gpu
 from methods import method_of
@@ -160,12 +160,12 @@ def heaviest_rank(run: RunConfig) -> int:
     the ranks of one ring rank the first has the highest peak, as ZeRO gives the first ranks the
     most rows; where heads do not divide, the first with as many heads.
     """
-    ring, places = run.ring_parallel_size, [0]
+    (ring, _), places = run.token_axes, [0]
     if not run.heads_divide:
         sizes = [(len(q), len(kv)) for q, kv in run.head_shares]
         places = sorted({sizes.index(size) for size in sizes})
     ranks = [
-        first_rank(run, ring_rank, at)
+        first_of_ring(run, ring_rank, at)
         for ring_rank in sorted({0, min(1, ring - 1), ring - 1})
         for at in places
     ]

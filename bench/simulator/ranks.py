@@ -11,6 +11,14 @@ from odysseus.config.run import RunConfig
 from odysseus.parallel.ring_order import share_of_attention
 
 
+def first_of_ring(run: Parallelism, ring_rank: int, at: int = 0) -> int:
+    """Return the first rank of the world with the tokens of a rank of the ring that keys and values
+    go around: of a ring axis, the one with the number `at` on the sequence axis."""
+    if run.token_axes[0] > run.ring_parallel_size:  # the sequence axis is the ring
+        return first_rank(run, 0, ring_rank)
+    return first_rank(run, ring_rank, at)
+
+
 def first_rank(run: Parallelism, ring_rank: int, at: int = 0) -> int:
     """Return the first rank of the world with these numbers in its ring and on its sequence
     axis."""
@@ -21,7 +29,9 @@ def first_rank(run: Parallelism, ring_rank: int, at: int = 0) -> int:
 
 def share_of_scores(run: RunConfig, rank: int) -> Fraction:
     """Return the causal scores that a rank computes, divided by the mean over all ranks."""
-    share = share_of_attention(run.ring_order, run.ring_parallel_size, run.place(rank, "ring"))
+    ring, _ = run.token_axes
+    axis = "sp" if ring > run.ring_parallel_size else "ring"
+    share = share_of_attention(run.ring_order, ring, run.place(rank, axis))
     if run.heads_divide:
         return share
     queries, _ = run.head_shares[run.place(rank, "sp")]
@@ -31,5 +41,5 @@ def share_of_scores(run: RunConfig, rank: int) -> Fraction:
 
 def busiest_rank(run: RunConfig) -> int:
     """Return the rank that computes the most causal scores: the first at one end of its ring."""
-    ends = [first_rank(run, ring_rank) for ring_rank in range(run.ring_parallel_size)]
+    ends = [first_of_ring(run, ring_rank) for ring_rank in range(run.token_axes[0])]
     return max(ends, key=lambda rank: share_of_scores(run, rank))

@@ -124,11 +124,13 @@ def ring(run: RunConfig, at: int) -> Iterator[Term]:
     Keys and values are sent around the ring in forward (twice with checkpointing) and in backward.
     Their gradients are sent in at least fp32 (Liu et al., arXiv 2310.01889 §3, with grouped-query
     attention). yunchang sends k and v separately, and gradients around the whole ring: R hops
-    instead of R - 1. The kv heads are sent around once for every chunk of query heads.
+    instead of R - 1. The kv heads are sent around once for every chunk of query heads; with `tsp`
+    attention those of each rank in turn, and the ring is the sequence axis.
     """
-    a, ranks = run.architecture, run.ring_parallel_size
-    elements = 2 * heads.tokens(run) * heads.kv_heads(run, at) * a.head_dim // heads.kv_chunks(run)
-    chunks = run.ulysses_head_chunks
+    a, (ranks, within) = run.architecture, run.token_axes
+    tokens = run.local_tokens * within
+    elements = 2 * tokens * heads.kv_heads(run, at) * a.head_dim // heads.kv_chunks(run)
+    chunks = ranks if run.parts[0] == "tsp" else run.ulysses_head_chunks
     passes, width = 2 + int(run.recomputes), run.compute_dtype.itemsize
     wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
     if run.ring_backend == "allgather":
@@ -139,6 +141,29 @@ def ring(run: RunConfig, at: int) -> Iterator[Term]:
     hops = chunks * (ranks - 1)
     yield Term("p2p", "activation", parts * hops * passes, elements * width // parts, ranks)
     yield Term("p2p", "activation", parts * (hops + return_hops), elements * wide // parts, ranks)
+
+
+def visits(run: RunConfig) -> Iterator[Term]:
+    """Yield what one block with `tsp` parts sends of its weights (Shyam et al., arXiv 2604.26294).
+
+    Every rank's part of attention's weights is broadcast in forward and in backward, and its
+    gradient is summed at the owner; the parts of the MLP go around the ranks as often.
+    """
+    a, n, again = run.architecture, run.sequence_size, int(run.recomputes)
+    width, reduced = run.compute_dtype.itemsize, run.reduce_dtype.itemsize
+    attention, mlp = run.parts
+    if attention == "tsp":
+        rows = (a.num_attention_heads // n + 2 * heads.kv_heads(run, 0)) * a.head_dim
+        of_qkv = rows * (a.hidden_size + int(a.attention_bias))
+        of_output = a.hidden_size * a.query_width // n
+        for part in (of_qkv, of_output):
+            yield Term("broadcast", "parameter", n * (2 + again), part * width, n)
+            yield Term("reduce", "gradient", n, part * reduced, n)
+    if mlp == "tsp":
+        part = 3 * a.hidden_size * a.intermediate_size // n
+        part += 2 * a.intermediate_size // n * int(a.mlp_bias)
+        yield Term("p2p", "parameter", (n - 1) * (2 + again), part * width, n)
+        yield Term("p2p", "gradient", n - 1, part * reduced, n)
 
 
 def shared_kv_gradients(run: RunConfig) -> Iterator[Term]:

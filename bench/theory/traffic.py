@@ -35,7 +35,10 @@ def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
     for repeat, part in (
         (
             micro * layers,
-            [*blocks.activations(run, at), *blocks.ring(run, at), *blocks.shared_kv_gradients(run)],
+            [
+                *(*blocks.activations(run, at), *blocks.ring(run, at), *blocks.visits(run)),
+                *blocks.shared_kv_gradients(run),
+            ],
         ),
         (micro, [*_zero(run, at), *_stream_edge(run)]),
     ):

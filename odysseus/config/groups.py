@@ -97,8 +97,7 @@ class Parallelism(OptionGroup):
 
     @property
     def axis_sizes(self) -> dict[str, int]:
-        """Ranks of each axis by its name in axis_order, slowest first: dp, ring and sp, and after
-        them tp where the tensor axis has several ranks."""
+        """Ranks of each axis by its name, slowest first: dp, ring, sp, and tp if it is several."""
         sizes = {
             "dp": self.data_parallel_size,
             "ring": self.ring_parallel_size,
@@ -119,14 +118,18 @@ class Parallelism(OptionGroup):
         return rank // prod(sizes[at + 1 :]) % sizes[at]
 
     @property
+    def token_axes(self) -> tuple[int, int]:
+        """Ranks of the ring of keys and values, and ranks that divide the tokens of each."""
+        return self.ring_parallel_size, self.block_ranks
+
+    @property
     def seq_len_unit(self) -> int:
         """Tokens that seq_len must be a multiple of.
 
-        (2 x ring if zigzag with a ring, else ring) x sequence_size x tensor_parallel_size x
-        overlap_chunks.
+        (2 x ring if zigzag with a ring, else ring) x ranks within x overlap_chunks.
         """
-        chunks = chunks_of(self.ring_order, self.ring_parallel_size)
-        return chunks * self.block_ranks * self.overlap_chunks
+        ring, within = self.token_axes
+        return chunks_of(self.ring_order, ring) * within * self.overlap_chunks
 
     def check(self) -> None:
         """Raise ValueError if a field is below its bound or an axis does not divide the world."""

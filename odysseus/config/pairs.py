@@ -1,12 +1,12 @@
 """Names of methods as pairs of an attention and an MLP.
 
-A pair is written ``ATTENTION+MLP``. Four pairs have names of their own.
+A pair is written ``ATTENTION+MLP``. Five pairs have names of their own.
 """
 
 from __future__ import annotations
 
-ATTENTIONS = ("tp", "tp_sp", "ulysses", "local")
-MLPS = ("tp", "tp_sp", "zero")
+ATTENTIONS = ("tp", "tp_sp", "ulysses", "local", "tsp")
+MLPS = ("tp", "tp_sp", "zero", "tsp")
 OWN = "own"
 """The option that leaves a method its own attention or MLP."""
 NAMED = {
@@ -14,6 +14,7 @@ NAMED = {
     "tp_sp": ("tp_sp", "tp_sp"),
     "ulysses": ("ulysses", "zero"),
     "odysseus": ("tp_sp", "zero"),
+    "tsp": ("tsp", "tsp"),
 }
 """The methods with names of their own, and their pairs."""
 

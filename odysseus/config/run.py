@@ -46,17 +46,18 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             docs/performance.md lists the names. ATTENTION+MLP is a pair of parts, for example
             ulysses+tp_sp.
         attention: Attention of the method; own leaves it as it is. local is for ranks that have all
-            tokens of their sample, or of their part of a ring.
+            tokens of their sample, or of their part of a ring. tsp passes weights, keys and values
+            from rank to rank.
         mlp: MLP of the method; own leaves it as it is. zero computes on the shard, with whole
-            weights that ZeRO-3 shards.
+            weights that ZeRO-3 shards. tsp passes weights from rank to rank.
         model: Model and its kernels.
         optimizer: Optimizer.
         data: Training text.
     """
 
-    method: Literal["tp", "tp_sp", "ulysses", "odysseus"] | str = "odysseus"
-    attention: Literal["own", "tp", "tp_sp", "ulysses", "local"] = "own"
-    mlp: Literal["own", "tp", "tp_sp", "zero"] = "own"
+    method: Literal["tp", "tp_sp", "ulysses", "odysseus", "tsp"] | str = "odysseus"
+    attention: Literal["own", "tp", "tp_sp", "ulysses", "local", "tsp"] = "own"
+    mlp: Literal["own", "tp", "tp_sp", "zero", "tsp"] = "own"
     model: ModelOptions = field(default_factory=ModelOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     data: DataOptions = field(default_factory=DataOptions)
@@ -146,6 +147,11 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         a, tensor = self.architecture, self.tensor_parallel_size
         return a.num_attention_heads // tensor, max(1, a.num_key_value_heads // tensor)
 
+    @property
+    def token_axes(self) -> tuple[int, int]:
+        """Those of :class:`Parallelism`; with `tsp` attention the sequence axis is the ring."""
+        return (self.sequence_size, 1) if self.parts[0] == "tsp" else super().token_axes
+
     @cached_property
     def vocabulary_cuts(self) -> tuple[str, ...]:
         """The parts that are cut by vocabulary, of ``embedding`` and ``head``."""
@@ -197,28 +203,12 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                 f"ulysses_head_chunks = {self.ulysses_head_chunks} is for method = ulysses, not "
                 f"{self.method}; valid: 1"
             )
-        self._check_tensor_axis()
-
-    def _check_tensor_axis(self) -> None:
-        """Raise ValueError unless the method can be cut over a second axis."""
-        given = f"tensor_parallel_size = {self.tensor_parallel_size}"
-        if self.tensor_parallel_size == 1:
-            return
-        if self.method != "ulysses":
+        if self.tensor_parallel_size > 1 and self.method != "ulysses":
             raise ValueError(
-                f"{given} cuts method = ulysses over a second axis, not {self.method}; valid: "
-                "method = ulysses, or tensor_parallel_size = 1"
+                f"tensor_parallel_size = {self.tensor_parallel_size} cuts method = ulysses over a "
+                f"second axis, not {self.method}; valid: method = ulysses, or "
+                "tensor_parallel_size = 1"
             )
-        for name, value, plain in (
-            ("ulysses_head_chunks", self.ulysses_head_chunks, 1),
-            ("overlap_chunks", self.overlap_chunks, 1),
-            ("model.implementation", self.model.implementation, "native"),
-        ):
-            if value != plain:
-                raise ValueError(
-                    f"{name} = {value} does not support {given}; valid: {name} = {plain}, or "
-                    "tensor_parallel_size = 1"
-                )
 
     def _check_sizes(self) -> None:
         a, ring, tensor = self.architecture, self.ring_parallel_size, self.tensor_parallel_size
@@ -237,15 +227,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         uneven = uneven and self.ulysses_head_chunks == tensor == 1
         others = {"ring_parallel_size": ring, "tensor_parallel_size": tensor}
         check_sequence(self.world_size, others, self.sequence_size, *self.shared_heads, uneven)
-        product = "sequence_parallel_size"
-        if tensor > 1:
-            product += " x tensor_parallel_size"
-        if ring > 1:
-            halves = "2 x " if chunks_of(self.ring_order, ring) > ring else ""
-            product = f"{halves}ring_parallel_size x {product}"
-        if self.overlap_chunks > 1:
-            product += " x overlap_chunks"
-        check_multiple(self.seq_len, self.seq_len_unit, product)
+        check_multiple(self.seq_len, self.seq_len_unit, self._unit_text)
         self._vocabulary_cut.check()
         if self.rank >= self.world_size:
             raise ValueError(
@@ -260,6 +242,15 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             )
         if a.vocab_size < 256 and not self.model.tokenizer:
             raise ValueError(f"model.vocab_size is {a.vocab_size}; byte tokens need at least 256")
+
+    @property
+    def _unit_text(self) -> str:
+        """The factors of `seq_len_unit`, those that are 1 left out."""
+        ring, _ = self.token_axes
+        names = ("ring_parallel_size", "sequence_parallel_size", "tensor_parallel_size")
+        factors = ["2"] * (chunks_of(self.ring_order, ring) > ring)
+        factors += [n for n in names if n == "sequence_parallel_size" or getattr(self, n) > 1]
+        return " x ".join([*factors, *["overlap_chunks"] * (self.overlap_chunks > 1)])
 
     def advice(self) -> list[str]:
         """Return lines about options that are valid but slow, or seldom meant."""

@@ -200,8 +200,7 @@ class Samples:
     def __init__(self, run: RunConfig, replica: int, shard: int, device: torch.device) -> None:
         self.run, self.replica, self.device = run, replica, device
         self.text = load_text(run)
-        sizes = run.ring_parallel_size, run.block_ranks
-        self.positions = shard_of(run.ring_order, run.seq_len, *sizes, shard)
+        self.positions = shard_of(run.ring_order, run.seq_len, *run.token_axes, shard)
 
     def step(self, step: int) -> list[Batch]:
         """Return the micro batches of one step."""

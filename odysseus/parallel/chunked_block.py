@@ -20,10 +20,11 @@ def check(run: RunConfig) -> None:
     """Raise ValueError unless the run's blocks can be computed in its `overlap_chunks`."""
     if run.overlap_chunks == 1:
         return
-    if run.parts[0] in ("ulysses", "local"):
+    attention, mlp = run.parts
+    if attention in ("ulysses", "local", "tsp") or mlp == "tsp":
         raise ValueError(
-            f"overlap_chunks = {run.overlap_chunks} is for tensor-parallel attention, which "
-            f"{run.method} has none of; valid: 1"
+            f"overlap_chunks = {run.overlap_chunks} is for tensor-parallel attention and an MLP "
+            f"other than tsp, not for method = {run.method}; valid: 1"
         )
     for name, given in (("tiled_mlp_compute", run.tiled_mlp_compute), ("compile", run.compile)):
         if given:

@@ -65,7 +65,7 @@ def check(run: RunConfig, device: torch.device) -> None:
 
     :meth:`RunConfig.check` checks the sizes.
     """
-    if run.ring_parallel_size == 1:
+    if run.token_axes[0] == 1:
         return
     if run.ring_backend == "yunchang" and device.type != "cuda":
         raise ValueError(
@@ -199,14 +199,9 @@ class RingExchange:
 
     def _rotate_kv(self, kv_2BSGK: Tensor) -> Iterator[tuple[VisibleBlock | None, Tensor]]:
         """Yield every ring rank's keys and values, own ones first, while the next are sent."""
-        ring_rank, ring = self.axis.rank, self.axis.size
-        for step in range(ring):
-            hop = transfers.start_hop(kv_2BSGK, self.axis) if step < ring - 1 else None
-            source = (ring_rank - step) % ring
-            yield visible_block(self.order, ring_rank, source, kv_2BSGK.shape[2]), kv_2BSGK
-            if hop is not None:
-                kv_2BSGK = hop.wait()
-                del hop  # and the tensor that it has sent
+        tokens = kv_2BSGK.shape[2]
+        for source, kv_2BTGK in transfers.rotated(kv_2BSGK, self.axis):
+            yield visible_block(self.order, self.axis.rank, source, tokens), kv_2BTGK
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ rank, n ranks of the axis.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -65,6 +66,51 @@ def start_hop(x: Tensor, axis: Axis) -> Pending:
             ]
         )
     return _pending(works, x, received)
+
+
+def start_broadcast(x: Tensor, owner: int, axis: Axis) -> Pending:
+    """Start giving every rank the tensor of one rank of the axis; the others pass one of the same
+    shape, whose values they keep."""
+    received = x.contiguous() if axis.rank == owner else torch.empty_like(x)
+    with region(axis):
+        work = dist.broadcast(received, group=axis.group, group_src=owner, async_op=True)
+    assert work is not None
+    return _pending([work], x, received)
+
+
+def start_reduce_(x: Tensor, owner: int, axis: Axis) -> Pending:
+    """Start summing over the ranks, in place on one rank of the axis; the others' result has no
+    meaning."""
+    with region(axis):
+        work = dist.reduce(x, group=axis.group, group_dst=owner, async_op=True)
+    assert work is not None
+    return _pending([work], x, x)
+
+
+def rotated(x: Tensor, axis: Axis) -> Iterator[tuple[int, Tensor]]:
+    """Yield every rank's tensor with the rank, own one first, while the next is sent: n-1 hops."""
+    for step in range(axis.size):
+        hop = start_hop(x, axis) if step < axis.size - 1 else None
+        yield (axis.rank - step) % axis.size, x
+        if hop is not None:
+            x = hop.wait()
+            del hop  # and the tensor that it has sent
+
+
+def summed_at_home(parts: Iterable[Tensor], axis: Axis) -> Tensor:
+    """Sum what all ranks compute from each tensor of :func:`rotated`, at the rank it came from.
+
+    A sum follows its tensor one step behind, from the first rank that the tensor is sent to: n-1
+    hops.
+
+    Args:
+        parts: This rank's parts of the sums, in the order of :func:`rotated`; they are written to.
+    """
+    parts = iter(parts)
+    own, hop = next(parts), None
+    for part in parts:
+        hop = start_hop(part if hop is None else part.add_(hop.wait()), axis)
+    return own if hop is None else own.add_(hop.wait())
 
 
 def _pending(works: list[dist.Work], sent: Tensor, received: Tensor) -> Pending:

@@ -13,9 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench.meters.step import memory_of_step
 from bench.scripted.gpu import CUDA
 from bench.simulator import dry_run
-from methods import METHODS
+from methods import method_of
+from odysseus.config.pairs import NAMED
 from odysseus.config.run import DataOptions, RunConfig
 from odysseus.io.text import Samples
+from odysseus.parallel import chunked_block
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training import trainer as training
 from tests.fake_cuda.faults import FAULTS
@@ -53,8 +55,11 @@ def run_of(method: str, ranks: int, ring: int, option: str) -> RunConfig:
 
 def valid(case: Case) -> bool:
     """Whether the run accepts its options together."""
+    run = run_of(*case)
     try:
-        run_of(*case).check()
+        run.check()
+        method_of(run.method).check(run)
+        chunked_block.check(run)
     except ValueError:
         return False
     return True
@@ -63,7 +68,7 @@ def valid(case: Case) -> bool:
 def cases() -> list[Case]:
     every = (
         (method, ranks, ring, option)
-        for method, (ranks, ring), option in product(METHODS, LAYOUTS, OPTIONS)
+        for method, (ranks, ring), option in product(NAMED, LAYOUTS, OPTIONS)
     )
     return [case for case in every if valid(case)]
 
@@ -81,7 +86,7 @@ def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none"
                 patch.object(training.checkpoint, "load_or_initialize"),
                 FakeTensorMode(allow_non_fake_inputs=True),
             ):
-                trainer = training.Trainer(run, METHODS[method], mesh)
+                trainer = training.Trainer(run, method_of(method), mesh)
                 samples = Samples(run, mesh.replica, mesh.shard, CUDA)
                 with syncs:
                     result = trainer.step(samples.step(0))

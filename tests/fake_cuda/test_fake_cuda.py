@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from methods import METHODS
+from odysseus.config.pairs import NAMED
 from tests.fake_cuda.cases import LAYOUTS, OPTIONS, Case, cases, dry_order
 from tests.fake_cuda.faults import FAULTS
 from tests.support.paths import ROOT
@@ -74,7 +74,7 @@ def rows() -> Rows:
 
 def test_a_sample_of_all_cases(rows: Rows) -> None:
     sampled = sample()
-    assert {case[0] for case in sampled} == METHODS.keys()
+    assert {case[0] for case in sampled} == NAMED.keys()
     assert {case[1:3] for case in sampled} == {*LAYOUTS}
     check(sampled, rows["sample"])
 

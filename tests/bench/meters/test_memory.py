@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor, nn
 
-from bench.meters import memory
+from bench.meters import gloo_threads
 from bench.meters.memory import MemoryMeter
 from bench.meters.step import memory_of_step
 from bench.simulator import dry_run
@@ -86,7 +86,7 @@ def waits_for_threads(wait: str) -> int:
         calls += 1
 
     with pytest.MonkeyPatch.context() as patch, MemoryMeter():
-        patch.setattr(memory, "_settle", settle)
+        patch.setattr(gloo_threads, "settle", settle)
         reduced = funcol.all_reduce(torch.ones(4), "sum", dist.group.WORLD)
         assert calls == 0
         if wait == "said":

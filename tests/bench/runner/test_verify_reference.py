@@ -77,7 +77,7 @@ def test_the_reference_is_the_same_training_with_every_trick_off() -> None:
     assert found.optimizer == OptimizerOptions(learning_rate=0.5)
     assert (found.sequence_size, found.data_parallel_size) == (1, 4)
     assert (found.tiles_loss, found.recomputes, found.optimizer_on_host) == (False,) * 3
-    assert verify.candidate_of(OTHER) == replace(OTHER, gradient_accumulation_steps=8)
+    assert verify.candidate_of(OTHER) == replace(OTHER, gradient_accumulation_steps=16)
 
 
 def read_in_a_step(run: RunConfig, step: int) -> list[list[int]]:
@@ -96,7 +96,8 @@ def read_in_a_step(run: RunConfig, step: int) -> list[list[int]]:
 @pytest.mark.parametrize("axes", [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
 def test_reference_and_candidate_read_the_same_samples(axes: tuple[int, int]) -> None:
     ring, size = axes
-    run = replace(OTHER, data=DataOptions(), ring_parallel_size=ring, sequence_parallel_size=size)
+    sizes = {"ring_parallel_size": ring, "sequence_parallel_size": size, "tensor_parallel_size": 1}
+    run = replace(OTHER, data=DataOptions(), **sizes)
     for step in (0, 1, 5):
         samples = read_in_a_step(verify.reference_of(run), step)
         assert len(samples) == 4 * 3 * 2

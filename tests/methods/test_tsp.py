@@ -1,0 +1,96 @@
+"""Tensor and sequence parallelism on one axis, alone and as a part of other pairs: gradients,
+bytes, dry runs, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from bench.config import checks
+from bench.theory import traffic
+from odysseus.config import pairs
+from odysseus.config.run import ModelOptions, RunConfig
+from tests.support.crossed import MESHES, MIXED, check_bytes, check_dry_runs, check_parity, crossed
+from tests.support.marks import slow
+from tests.support.runs import MODEL, RUN, VARIANTS
+from tests.support.toggles import AHEAD, LOSS_TILES
+
+METHODS = [n for n in pairs.every_pair() if "tsp" in pairs.parts_of(n) and "local" not in n]
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "method": {name: {"method": name} for name in METHODS},
+    "vocabulary": {"whole": {}, "cut": {"vocab_parallel": True}},
+    "model": {
+        "plain": {"model": MODEL},
+        "one kv head": {"model": VARIANTS["kv_heads_fewer_than_ranks"]},
+        "qwen": {"model": VARIANTS["qwen"]},
+        "biased": {"model": replace(MODEL, mlp_bias=True, attention_output_bias=True)},
+    },
+    "recompute": {"off": {}, "on": {"activation_checkpointing": True}},
+    "loss": {"whole": {}, "tiles": LOSS_TILES},
+    "zero": {"plain": {}, "overlap": AHEAD, "buckets": {"reduce_bucket_size": 1000}},
+    "ring": {
+        "zigzag": {},
+        "contiguous": {"ring_order": "contiguous"},
+        "gathered": {"ring_backend": "allgather"},
+    },
+}
+
+
+def allowed(row: Mapping[str, str]) -> bool:
+    """Whether a run may have these values: attention of TSP has no other ring."""
+    return not (row.get("method", "").startswith("tsp") and "ring" in row.get("mesh", ""))
+
+
+@cache
+def every_run() -> list[RunConfig]:
+    return crossed(OPTIONS, allowed)
+
+
+EVERY = [mesh if mesh == "2" else slow(mesh) for mesh in MESHES]
+
+
+@pytest.mark.parametrize("mesh", EVERY)
+def test_parity(mesh: str) -> None:
+    check_parity(every_run(), mesh)
+
+
+@pytest.mark.parametrize("mesh", EVERY)
+def test_bytes_equal_theory(mesh: str) -> None:
+    check_bytes(every_run(), mesh)
+
+
+@pytest.mark.parametrize(("mesh", "step"), [("2", 4), *(slow(mesh, 1) for mesh in MESHES)])
+def test_a_dry_run_counts_the_same(mesh: str, step: int) -> None:
+    check_dry_runs(every_run(), mesh, MIXED, step)
+
+
+def test_it_sends_what_a_ring_with_zero_does() -> None:
+    """Weights that visit are as many bytes as weights that are gathered: of a model in which
+    neither pads a row."""
+    model = ModelOptions(name_or_path="llama3-8b")
+    run = RunConfig(model=model, world_size=8, seq_len=8192, dtype="bf16")
+    visited = traffic.step_traffic(replace(run, method="tsp"))
+    axes = {"ring_parallel_size": 8, "sequence_parallel_size": 1}
+    gathered = traffic.step_traffic(replace(run, method="ulysses", **axes))
+    assert visited.total == pytest.approx(gathered.total, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ring_parallel_size": 2}, "ring_parallel_size = 2 is not for method = tsp"),
+        ({"tiled_mlp_compute": True}, "tiled_mlp_compute = true is not for method = tsp"),
+        ({"compile": True}, "compile = true is not tried with method = tsp"),
+        ({"overlap_chunks": 2}, "overlap_chunks = 2 is for tensor-parallel attention"),
+        ({"model": replace(MODEL, intermediate_size=47)}, "model.intermediate_size = 47 does not"),
+        ({"seq_len": 36}, "seq_len = 36 does not divide by 2 x sequence_parallel_size = 8"),
+    ],
+)
+def test_what_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        checks.check(replace(RUN, method="tsp", world_size=4, **options))
+    assert "\n" not in str(refused.value)
