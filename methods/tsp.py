@@ -50,11 +50,10 @@ class VisitedAttention(Attention):
     ) -> Tensor:
         """[B, s, H·K]: :meth:`Attention.attend` of this rank's tokens, with all heads."""
         normed_BsD, layer = norm(x_BSD), self.qkv_proj
-        part = layer.shared(layer.weight)
-        if layer.bias is not None:
-            part = torch.cat([part, layer.shared(layer.bias)[:, None]], dim=1)
+        weight = layer.shared(layer.weight)
+        bias = None if layer.bias is None else layer.shared(layer.bias)
         projected = each_owners(
-            lambda owner: start_linear_of(owner, normed_BsD, part, self.visits),
+            lambda owner: start_linear_of(owner, normed_BsD, weight, bias, self.visits),
             self.visits.axis.size,
         )
         outputs = [self.attend_projected(qkv_BsW, table, documents) for qkv_BsW in projected]

@@ -15,10 +15,11 @@ from typing import Any
 
 from bench import rows
 from bench.commands import plan_ladder, plan_longest, plan_map, plan_throughput
-from bench.commands.prediction_flags import ALL_METHODS
+from bench.commands.prediction_flags import ALL_METHODS, ALL_PAIRS
 from bench.config import grid
 from methods import METHODS
 from methods.from_file import is_file
+from odysseus.config.pairs import spread_pairs
 from odysseus.config.run import RunConfig
 
 
@@ -63,11 +64,12 @@ def planned(parsed: Any) -> tuple[list[str], RunConfig]:
         ValueError: a method is not known or has no file.
     """
     names: list[str] = []
+    several = {ALL_METHODS: [*METHODS], ALL_PAIRS: spread_pairs()}
     for name in parsed.method.replace(",", " ").split():
-        names += METHODS if name == ALL_METHODS else [name]
+        names += several.get(name, [name])
     if not names:
         raise ValueError(
-            f"method = {parsed.method!r} names none; valid: {ALL_METHODS}, {', '.join(METHODS)}, "
+            f"method = {parsed.method!r} names none; valid: {', '.join([*several, *METHODS])}, "
             "or a file FILE.py with a METHOD"
         )
     runs = {name: grid.run_config(parsed, method=name) for name in names}

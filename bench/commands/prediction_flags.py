@@ -14,6 +14,8 @@ from bench.config import options
 
 ALL_METHODS = "all"
 """Value of ``plan --method`` that stands for this project's four methods."""
+ALL_PAIRS = "pairs"
+"""Value of ``plan --method`` that stands for every pair of an attention and an MLP."""
 
 
 def hardware() -> ArgumentParser:
@@ -118,7 +120,8 @@ def plan() -> ArgumentParser:
         "plan",
         "Which methods fit at --seq_len and the longest sequence of each, or which is fastest. If "
         "nothing fits, which memory savings to add. --method restricts it to one method or to "
-        f"several, separated by commas; the default, {ALL_METHODS}, is this project's four. For "
+        f"several, separated by commas; the default, {ALL_METHODS}, is this project's four, and "
+        f"{ALL_PAIRS} is every attention with every MLP (local aside). For "
         "example: plan --model.name_or_path llama3-8b --seq_len 131072 --method tp_sp,ulysses "
         "--ladder true",
     )

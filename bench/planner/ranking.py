@@ -28,7 +28,7 @@ PARTS = ("step_ms_p50", "compute_ms", "exposed_comm_ms", "exposed_offload_ms", "
 
 def ladder(run: RunConfig) -> list[RunConfig]:
     """Return the run with more and more memory tricks, in the order in which they are tried until
-    it fits.
+    it fits; those that its method refuses are left out.
 
     Each costs time, later ones more: a second forward of the MLP, a second forward of the block,
     copies that run beside computation, an optimizer on the host.
@@ -37,7 +37,9 @@ def ladder(run: RunConfig) -> list[RunConfig]:
     offloaded = (*tiled, "activation_checkpoint_cpu_offload")
     on_host = (*offloaded, "optimizer.offload")
     steps = ((), tiled, recomputed, tiled + recomputed, offloaded, on_host)
-    return [with_savings(run, names) for names in steps]
+    if checks.refusal(with_savings(run, tiled)):
+        steps = [tuple(name for name in names if name not in tiled) for names in steps]
+    return [with_savings(run, names) for names in dict.fromkeys(steps)]
 
 
 @dataclass(frozen=True)

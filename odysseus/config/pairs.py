@@ -50,6 +50,11 @@ def with_parts(method: str, attention: str, mlp: str) -> str:
     return name_of(own_attention if attention == OWN else attention, own_mlp if mlp == OWN else mlp)
 
 
+def spread_pairs() -> list[str]:
+    """Return the pairs of :func:`every_pair` that spread a block over ranks: all without local."""
+    return [name for name in every_pair() if parts_of(name)[0] != "local"]
+
+
 def every_pair() -> list[str]:
     """Return all methods that are pairs, those with names of their own first."""
     pairs = [name_of(attention, mlp) for attention in ATTENTIONS for mlp in MLPS]

@@ -22,9 +22,10 @@ def check(run: RunConfig) -> None:
         return
     attention, mlp = run.parts
     if attention in ("ulysses", "local", "tsp") or mlp == "tsp":
+        part = "MLPs other than tsp" if mlp == "tsp" else "tensor-parallel attention"
         raise ValueError(
-            f"overlap_chunks = {run.overlap_chunks} is for tensor-parallel attention and an MLP "
-            f"other than tsp, not for method = {run.method}; valid: 1"
+            f"overlap_chunks = {run.overlap_chunks} is for {part}, which {run.method} has none of; "
+            "valid: 1"
         )
     for name, given in (("tiled_mlp_compute", run.tiled_mlp_compute), ("compile", run.compile)):
         if given:

@@ -9,7 +9,7 @@ the axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -46,18 +46,22 @@ class Visits:
         return replace(self.axis, purpose="gradient")
 
 
-def start_linear_of(owner: int, x_BsD: Tensor, part_eD: Tensor, visits: Visits) -> Pending:
+def start_linear_of(
+    owner: int, x_BsD: Tensor, part_eD: Tensor, bias_e: Tensor | None, visits: Visits
+) -> Pending:
     """Forward: the owner broadcasts its part of a weight; matmul, [B, s, D] to [B, s, e].
     Backward: broadcasts it again beside the matmul of its gradient; the sum of that gradient at
     the owner runs beside the matmul of the input's gradient.
     Bytes: (n-1)/n of the part, in forward and in backward, and of its gradient.
-    Meaning: every rank applies the owner's part of a weight to its own tokens.
+    Meaning: every rank applies the owner's part of a weight and its bias to its own tokens.
 
     Args:
-        part_eD: This rank's own part of the weight; of a width of D + 1, the last column is a bias.
+        part_eD: This rank's own part of the weight.
+        bias_e: This rank's own part of the bias; it is sent as one more column of the weight.
     """
-    started = transfers.start_broadcast(part_eD.detach(), owner, visits.weights)
-    return Pending(lambda: _LinearOf.apply(x_BsD, part_eD, owner, started, visits))
+    with torch.no_grad():
+        started = _start_visit(owner, part_eD, bias_e, visits)
+    return Pending(lambda: _LinearOf.apply(x_BsD, part_eD, bias_e, owner, started, visits))
 
 
 def each_owners(start: Callable[[int], Pending], owners: int) -> Iterator[Tensor]:
@@ -79,7 +83,8 @@ def linear_of_parts(
     def summed() -> Tensor:
         xs_BsC = x_BsC.chunk(visits.axis.size, dim=-1)
         products = each_owners(
-            lambda owner: start_linear_of(owner, xs_BsC[owner], part_De, visits), visits.axis.size
+            lambda owner: start_linear_of(owner, xs_BsC[owner], part_De, None, visits),
+            visits.axis.size,
         )
         y_BsD = next(products)
         for product_BsD in products:
@@ -102,68 +107,69 @@ def swiglu_of_parts(
     Backward: they go around again, and the sum of each part's gradients follows it home.
     Bytes: n-1 parts, in forward and in backward, and n-1 gradients of a part.
     Meaning: every rank applies all parts of the MLP to its own tokens."""
-    tensors = [t for t in (gate_up_eD, down_Dh, gate_up_bias_e) if t is not None]
-    packed_P = torch.cat([t.flatten() for t in tensors])
-    shapes = [t.shape for t in tensors]
-    return _SwigluOfParts.apply(x_BsD, packed_P, shapes, swiglu, visits)
+    parts = [part for part in (gate_up_eD, down_Dh, gate_up_bias_e) if part is not None]
+    return _SwigluOfParts.apply(x_BsD, swiglu, visits, *parts)
 
 
 class _LinearOf(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BsD: Tensor, part_eD: Tensor, owner: int, started: Pending, visits: Visits
+        ctx: Any,
+        x_BsD: Tensor,
+        part_eD: Tensor,
+        bias_e: Tensor | None,
+        owner: int,
+        started: Pending,
+        visits: Visits,
     ) -> Tensor:
-        ctx.save_for_backward(x_BsD, part_eD)
+        ctx.save_for_backward(x_BsD, part_eD, bias_e)
         ctx.owner, ctx.visits = owner, visits
         return F.linear(x_BsD, *_weight_and_bias(started.wait(), x_BsD.shape[-1]))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_Bse,) = grads
-        x_BsD, part_eD = ctx.saved_tensors
+        x_BsD, part_eD, bias_e = ctx.saved_tensors
         owner, visits = ctx.owner, ctx.visits
-        started = transfers.start_broadcast(part_eD, owner, visits.weights)
-        grad_eD = _gradient(grad_Bse, x_BsD, part_eD.shape[-1] > x_BsD.shape[-1])
+        started = _start_visit(owner, part_eD, bias_e, visits)
+        grad_eD = _gradient(grad_Bse, x_BsD, bias_e is not None)
         reduced = transfers.start_reduce_(grad_eD.to(visits.dtype), owner, visits.gradients)
         del grad_eD
         grad_x_BsD = grad_Bse @ _weight_and_bias(started.wait(), x_BsD.shape[-1])[0]
-        sum_eD = reduced.wait()
-        own = sum_eD.to(part_eD.dtype) if visits.axis.rank == owner else None
-        return grad_x_BsD, own, None, None, None
+        sum_eD = reduced.wait().to(part_eD.dtype)
+        own = _weight_and_bias(sum_eD, x_BsD.shape[-1])
+        of_weight, of_bias = own if visits.axis.rank == owner else (None, None)
+        return grad_x_BsD, of_weight, of_bias, None, None, None
 
 
 class _SwigluOfParts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x_BsD: Tensor,
-        packed_P: Tensor,
-        shapes: list[torch.Size],
-        swiglu: Callable[[Tensor], Tensor],
-        visits: Visits,
+        ctx: Any, x_BsD: Tensor, swiglu: Callable[[Tensor], Tensor], visits: Visits, *parts: Tensor
     ) -> Tensor:
         y_BsD, kept_Bse = None, []
-        for _, part_P in transfers.rotated(packed_P, visits.weights):
-            gate_up_eD, down_Dh, *bias_e = _unpacked(part_P, shapes)
+        for _, part_P in transfers.rotated(_packed(parts), visits.weights):
+            gate_up_eD, down_Dh, *bias_e = _unpacked(part_P, parts)
             kept_Bse.append(F.linear(x_BsD, gate_up_eD, *bias_e))
             product_BsD = F.linear(swiglu(kept_Bse[-1]), down_Dh)
             y_BsD = product_BsD if y_BsD is None else y_BsD.add_(product_BsD)
-        ctx.save_for_backward(x_BsD, packed_P, *kept_Bse)
-        ctx.shapes, ctx.swiglu, ctx.visits = shapes, swiglu, visits
+        ctx.save_for_backward(x_BsD, *parts, *kept_Bse)
+        ctx.count, ctx.swiglu, ctx.visits = len(parts), swiglu, visits
         assert y_BsD is not None
         return y_BsD
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_BsD,) = grads
-        x_BsD, packed_P, *kept_Bse = ctx.saved_tensors
+        x_BsD, *saved = ctx.saved_tensors
+        parts, kept_Bse = saved[: ctx.count], saved[ctx.count :]
         grad_x_BsD: Tensor | None = None
 
         def gradients() -> Iterator[Tensor]:
             nonlocal grad_x_BsD
-            parts = transfers.rotated(packed_P, ctx.visits.weights)
-            for (_, part_P), gate_up_Bse in zip(parts, kept_Bse, strict=True):
-                gate_up_eD, down_Dh, *bias_e = _unpacked(part_P, ctx.shapes)
+            visiting = transfers.rotated(_packed(parts), ctx.visits.weights)
+            for (_, part_P), gate_up_Bse in zip(visiting, kept_Bse, strict=True):
+                gate_up_eD, down_Dh, *bias_e = _unpacked(part_P, parts)
                 inner_Bse = gate_up_Bse.detach().requires_grad_()
                 with torch.enable_grad():
                     inner_Bsh = ctx.swiglu(inner_Bse)
@@ -173,12 +179,19 @@ class _SwigluOfParts(torch.autograd.Function):
                 of_bias = [grad_Bse.sum((0, 1))] if bias_e else []
                 product_BsD = grad_Bse @ gate_up_eD
                 grad_x_BsD = product_BsD if grad_x_BsD is None else grad_x_BsD.add_(product_BsD)
-                yield torch.cat([g.flatten() for g in (grad_eD, grad_Dh, *of_bias)]).to(
-                    ctx.visits.dtype
-                )
+                yield _packed([grad_eD, grad_Dh, *of_bias]).to(ctx.visits.dtype)
 
         sum_P = transfers.summed_at_home(gradients(), ctx.visits.gradients)
-        return grad_x_BsD, sum_P.to(packed_P.dtype), None, None, None
+        return grad_x_BsD, None, None, *_unpacked(sum_P.to(parts[0].dtype), parts)
+
+
+def _start_visit(owner: int, part_eD: Tensor, bias_e: Tensor | None, visits: Visits) -> Pending:
+    """Start the broadcast of the owner's part, with its bias as the last column."""
+    if bias_e is not None and visits.axis.rank == owner:
+        part_eD = torch.cat([part_eD, bias_e[:, None]], dim=1)
+    elif bias_e is not None:
+        part_eD = part_eD.new_empty(part_eD.shape[0], part_eD.shape[1] + 1)
+    return transfers.start_broadcast(part_eD, owner, visits.weights)
 
 
 def _weight_and_bias(part_eD: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
@@ -194,7 +207,12 @@ def _gradient(grad_Bse: Tensor, x_BsD: Tensor, with_bias: bool) -> Tensor:
     return torch.cat([grad_eD, grad_te.sum(0)[:, None]], 1) if with_bias else grad_eD
 
 
-def _unpacked(part_P: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    """Return views of the tensors that a part packs."""
-    pieces = part_P.split([shape.numel() for shape in shapes])
-    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+def _packed(parts: Sequence[Tensor]) -> Tensor:
+    """Return all elements of some tensors in one."""
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _unpacked(part_P: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of the tensors that another rank has packed, of the shapes of this one's."""
+    pieces = part_P.split([part.numel() for part in parts])
+    return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]

@@ -85,7 +85,7 @@ def test_it_sends_what_a_ring_with_zero_does() -> None:
         ({"ring_parallel_size": 2}, "ring_parallel_size = 2 is not for method = tsp"),
         ({"tiled_mlp_compute": True}, "tiled_mlp_compute = true is not for method = tsp"),
         ({"compile": True}, "compile = true is not tried with method = tsp"),
-        ({"overlap_chunks": 2}, "overlap_chunks = 2 is for tensor-parallel attention"),
+        ({"overlap_chunks": 2}, "overlap_chunks = 2 is for MLPs other than tsp"),
         ({"model": replace(MODEL, intermediate_size=47)}, "model.intermediate_size = 47 does not"),
         ({"seq_len": 36}, "seq_len = 36 does not divide by 2 x sequence_parallel_size = 8"),
     ],

@@ -206,3 +206,21 @@ def test_a_profile_of_no_machine(change: dict[str, object], expected: str, tmp_p
 def test_pairs_are_planned_like_methods(words: str, methods: list[str]) -> None:
     parsed = options.parse(flags.PARSERS["plan"](), words.split())
     assert plan.planned(parsed)[0] == methods
+
+
+def test_every_attention_with_every_mlp_is_planned() -> None:
+    parsed = options.parse(flags.PARSERS["plan"](), ["--method", "pairs"])
+    methods = plan.planned(parsed)[0]
+    assert len(methods) == len({*methods}) == 16
+    assert {*METHODS, "tsp", "ulysses+tp_sp", "tsp+zero"} <= {*methods}
+    assert not any("local" in method for method in methods)
+
+
+@pytest.mark.slow
+def test_pairs_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "best.csv"
+    flags = "--objective throughput --model.name_or_path llama3-8b --model.num_hidden_layers 4"
+    flags += f" --world_size 2 --seq_len 8192 --dtype bf16 --method pairs --out {out}"
+    assert main(["plan", *flags.split()]) == 0
+    printed = capsys.readouterr().out.split()
+    assert {"tsp", "ulysses+tp_sp", "tp+zero"} <= {*printed}
