@@ -149,7 +149,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     @property
     def token_axes(self) -> tuple[int, int]:
-        """Ranks of the ring of keys and values, and of each; with `tsp` the sequence axis is it."""
+        """The same; with `tsp` attention the sequence axis is the ring of keys and values."""
         return (self.sequence_size, 1) if self.parts[0] == "tsp" else super().token_axes
 
     @cached_property
