@@ -80,6 +80,11 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     """Build this rank's part of attention."""
     if mesh.sequence.size == 1:
         return Attention(run.architecture, kernels)
+    if run.token_axes != (mesh.sequence.size, 1):  # of a method from a file
+        raise ValueError(
+            f"method = {run.method}: attention tsp needs the tokens of a ring over the sequence "
+            "axis; valid: --attention tsp"
+        )
     kernels = choose_ring(run, mesh.sequence, kernels)
     return VisitedAttention(run, mesh, kernels, Visits(mesh.sequence, run.reduce_dtype))
 

@@ -31,9 +31,15 @@ def main(
         world_sizes: Numbers of GPUs.
 
     Raises:
-        ValueError: the profile has no speeds, or the files cannot be written.
+        ValueError: the profile has no speeds, the run has a second axis, or the files cannot be
+            written.
     """
     check_speeds(base)
+    if base.tensor_parallel_size > 1:
+        raise ValueError(
+            f"tensor_parallel_size = {base.tensor_parallel_size} is not for a map, whose layouts "
+            "have one axis and a ring; valid: 1"
+        )
     if not path.name:
         raise ValueError(f"map = {path}: it names no file; valid: a new name, without ending")
     csv = path.with_name(f"{path.name}.csv")

@@ -70,7 +70,7 @@ def main(parsed: Any) -> int:
 
 
 def _print_pairs(base: RunConfig) -> None:
-    """Print the bytes of every pair without a name of its own, and which pair sends least."""
+    """Print the bytes of every pair that is none of the four, and which pair sends least."""
     able = [run for name in every_pair() if not _refusal(run := by_method(name, base))]
     if unnamed := [_derived(run) for run in able if run.method not in METHODS]:
         _title("The same of the other pairs of an attention and an MLP (ATTENTION+MLP)")

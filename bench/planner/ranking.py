@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 from bench.config import checks
 from bench.planner.longest import by_method
@@ -114,20 +115,19 @@ def in_words(run: RunConfig, choice: Choice | None, fastest: float) -> str:
 def layouts(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> Iterator[RunConfig]:
     """Yield the run with every method at every size of the axes, or at the sizes that it sets. With
     a sequence axis of 1 all methods are the same, and only one is tried."""
-    alone = "ulysses" if "ulysses" in methods else methods[0]
+    first = sorted(methods, key=lambda name: name != "ulysses")
     sizes = [(base.sequence_size, base.ring_parallel_size)]
     if base.sequence_parallel_size == 0 and base.ring_parallel_size == 1:
         divisors = [n for n in range(1, base.world_size + 1) if base.world_size % n == 0]
         sizes = [(s, r) for s in divisors for r in divisors if base.world_size % (s * r) == 0]
     for sequence, ring in sizes:
-        for method in methods if sequence > 1 else (alone,):
-            run = replace(
-                by_method(method, base),
-                sequence_parallel_size=sequence,
-                ring_parallel_size=ring,
-            )
-            if not checks.refusal(run):
-                yield run
+        sizes_of_axes = {"sequence_parallel_size": sequence, "ring_parallel_size": ring}
+        runs = (
+            replace(by_method(method, base), **sizes_of_axes)
+            for method in (methods if sequence > 1 else first)
+        )
+        able = (run for run in runs if not checks.refusal(run))
+        yield from able if sequence > 1 else islice(able, 1)
 
 
 def fitting(run: RunConfig) -> Choice | None:

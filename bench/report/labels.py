@@ -62,13 +62,14 @@ def layout(row: Mapping[Any, Any]) -> str:
     """The name of a row's method and ring. In a pure ring all methods but peers are the same and
     share one name."""
     ring = int(row.get("ring_parallel_size") or 1)  # rows of versions without rings have none
-    if ring == 1 or name_of(row["method"]):
-        return row["method"]
-    name = f"ring {ring}"
-    name += " contiguous" * (row.get("ring_order") == "contiguous")
     backend = row.get("ring_backend") or "native"
-    name += f" {backend}" * (backend != "native")
-    return name if row["sequence_parallel_size"] == 1 else f"{row['method']} x {name}"
+    variant = " contiguous" * (row.get("ring_order") == "contiguous")
+    variant += f" {backend}" * (backend != "native")
+    if ring == 1 or name_of(row["method"]):  # tsp has an order and a backend without a ring axis
+        return row["method"] + (variant if ring == 1 else "")
+    name = f"ring {ring}{variant}"
+    is_pure = row["sequence_parallel_size"] == (row.get("tensor_parallel_size") or 1) == 1
+    return name if is_pure else f"{row['method']} x {name}"
 
 
 def is_pure_ring(layout: str) -> bool:
@@ -82,6 +83,7 @@ def layouts(data: pd.DataFrame) -> pd.Series:
     """The layout of each row, computed once for rows with the same values. Sizes may be texts; what
     is no number counts as 1."""
     sizes = ["ring_parallel_size", "sequence_parallel_size"]
+    sizes += ["tensor_parallel_size"] * ("tensor_parallel_size" in data)
     known = data[["method", "ring_order", "ring_backend"]].copy()
     for name in sizes:
         numbers = pd.to_numeric(data[name], errors="coerce").astype(float)
@@ -154,7 +156,8 @@ def _parts(name: str) -> tuple[str, int, str]:
     backend."""
     method, ring, rest = name.rpartition("ring ")
     if not ring:
-        return name, 1, ""
+        method, _, variant = name.partition(" ")
+        return method, 1, variant
     size, _, variant = rest.partition(" ")
     return method.removesuffix(" x "), int(size), variant
 

@@ -110,7 +110,10 @@ class Clock:
         size, nodes = op.sizes[0], self._nodes(op.ranks)
         measured = [link for link in self.speeds.links if _suits(link, op, nodes)]
         if measured:
-            return op.bytes / bandwidth(self._nearest(measured, op).points, size)
+            # A broadcast's bytes are the mean of the ranks; it lasts for those of a rank that sends
+            # all of it on.
+            sent = size if op.kind in _LIKE else op.bytes
+            return sent / bandwidth(self._nearest(measured, op).points, size)
         inside = self._fewest_per_node(op.ranks)
         network = bandwidth(self.speeds.network_bytes_per_s, size)
         if op.kind in ("all_to_all", "p2p"):

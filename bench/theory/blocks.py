@@ -138,9 +138,9 @@ def ring(run: RunConfig, at: int) -> Iterator[Term]:
         yield Term("reduce_scatter", "activation", chunks, ranks * elements * wide, ranks)
         return
     parts, return_hops = (2, 1) if run.ring_backend == "yunchang" else (1, 0)
-    hops = chunks * (ranks - 1)
-    yield Term("p2p", "activation", parts * hops * passes, elements * width // parts, ranks)
-    yield Term("p2p", "activation", parts * (hops + return_hops), elements * wide // parts, ranks)
+    sent, hops = parts * chunks, ranks - 1
+    yield Term("p2p", "activation", sent * hops * passes, elements * width // parts, ranks)
+    yield Term("p2p", "activation", sent * (hops + return_hops), elements * wide // parts, ranks)
 
 
 def visits(run: RunConfig) -> Iterator[Term]:

@@ -42,9 +42,9 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     Args:
         method: Method that spreads a block over the ranks of the sequence axis. run, sweep, verify
             and plan also take FILE.py, a Python file with a METHOD. plan also takes several,
-            separated by commas, or all. run and sweep also take peer:NAME, another implementation;
-            docs/performance.md lists the names. ATTENTION+MLP is a pair of parts, for example
-            ulysses+tp_sp.
+            separated by commas, all, or pairs. run and sweep also take peer:NAME, another
+            implementation; docs/performance.md lists the names. ATTENTION+MLP is a pair of parts,
+            for example ulysses+tp_sp.
         attention: Attention of the method; own leaves it as it is. local is for ranks that have all
             tokens of their sample, or of their part of a ring. tsp passes weights, keys and values
             from rank to rank.
@@ -149,7 +149,8 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     @property
     def token_axes(self) -> tuple[int, int]:
-        """The same; with `tsp` attention the sequence axis is the ring of keys and values."""
+        """Ranks of the ring, the sequence axis with `tsp` attention, and those that divide a rank's
+        tokens."""
         return (self.sequence_size, 1) if self.parts[0] == "tsp" else super().token_axes
 
     @cached_property

@@ -48,17 +48,20 @@ def check_sequence(
             f"sequence_parallel_size = {sequence} does not divide world_size = {world}{beside}; "
             f"valid: {valid}"
         )
+    tensor = others.get("tensor_parallel_size", 1)
+    beside_heads = " / tensor_parallel_size" if tensor > 1 else ""
     if sequence > heads:
         raise ValueError(
             f"sequence_parallel_size = {sequence} is more than "
-            f"model.num_attention_heads = {heads}; "
+            f"model.num_attention_heads{beside_heads} = {heads}; "
             f"valid: {valid}; ring_parallel_size splits a sample over more"
         )
     if sequence not in valid:
         raise ValueError(
-            f"sequence_parallel_size = {sequence} does not fit model.num_attention_heads = {heads} "
-            f"with model.num_key_value_heads = {kv_heads}; valid: {valid}; method = ulysses "
-            "also takes others"
+            f"sequence_parallel_size = {sequence} does not fit "
+            f"model.num_attention_heads{beside_heads} = {heads} "
+            f"with model.num_key_value_heads{beside_heads} = {kv_heads}; valid: {valid}"
+            + ("; method = ulysses also takes others" if tensor == 1 else "")
         )
 
 

@@ -58,9 +58,8 @@ class Mesh:
         world: All ranks.
         key_value_copies: The ranks that hold a copy of the same kv heads; size 1 where each
             kv head has one owner.
-        uncut_mesh: One-dimensional mesh of the ranks with the same part of cut weights. ZeRO
-            shards over it the weights
-            that a method cuts: over all axes but `tensor`.
+        uncut_mesh: One-dimensional mesh over all axes but `tensor`, of the ranks with the same
+            part of each cut weight. ZeRO shards these weights over it.
         full_mesh: One-dimensional mesh over all ranks. ZeRO shards all other weights over it.
         ring_order: The order in which ring ranks have the sample's tokens
             (:mod:`odysseus.parallel.ring_order`).

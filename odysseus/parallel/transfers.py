@@ -68,14 +68,12 @@ def start_hop(x: Tensor, axis: Axis) -> Pending:
     return _pending(works, x, received)
 
 
-def start_broadcast(x: Tensor, owner: int, axis: Axis) -> Pending:
-    """Start giving every rank the tensor of one rank of the axis; the others pass one of the same
-    shape, whose values they keep."""
-    received = x.contiguous() if axis.rank == owner else torch.empty_like(x)
+def start_broadcast_(x: Tensor, owner: int, axis: Axis) -> Pending:
+    """Start giving every rank the tensor of one rank of the axis, in place on the others."""
     with region(axis):
-        work = dist.broadcast(received, group=axis.group, group_src=owner, async_op=True)
+        work = dist.broadcast(x, group=axis.group, group_src=owner, async_op=True)
     assert work is not None
-    return _pending([work], x, received)
+    return _pending([work], x, x)
 
 
 def start_reduce_(x: Tensor, owner: int, axis: Axis) -> Pending:

@@ -67,11 +67,12 @@ def start_linear_of(
 def each_owners(start: Callable[[int], Pending], owners: int) -> Iterator[Tensor]:
     """Yield the result of each owner in turn, while the broadcast of the next one runs."""
     started = start(0)
-    for owner in range(owners):
-        following = start(owner + 1) if owner + 1 < owners else None
-        yield started.wait()
-        if following is not None:
-            started = following
+    for owner in range(1, owners):
+        following = start(owner)
+        result, started = started.wait(), following
+        yield result
+        del result  # and, with it, the weight that visited
+    yield started.wait()
 
 
 def linear_of_parts(
@@ -124,7 +125,10 @@ class _LinearOf(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x_BsD, part_eD, bias_e)
         ctx.owner, ctx.visits = owner, visits
-        return F.linear(x_BsD, *_weight_and_bias(started.wait(), x_BsD.shape[-1]))
+        weight_eD, visiting_e = _weight_and_bias(started.wait(), x_BsD.shape[-1])
+        y_Bse = F.linear(x_BsD, weight_eD)
+        # A result that is a view could not be rotated in place.
+        return y_Bse if visiting_e is None else y_Bse.add_(visiting_e)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,6 +157,7 @@ class _SwigluOfParts(torch.autograd.Function):
             kept_Bse.append(F.linear(x_BsD, gate_up_eD, *bias_e))
             product_BsD = F.linear(swiglu(kept_Bse[-1]), down_Dh)
             y_BsD = product_BsD if y_BsD is None else y_BsD.add_(product_BsD)
+            del part_P, gate_up_eD, down_Dh, bias_e, product_BsD  # before the next part comes
         ctx.save_for_backward(x_BsD, *parts, *kept_Bse)
         ctx.count, ctx.swiglu, ctx.visits = len(parts), swiglu, visits
         assert y_BsD is not None
@@ -168,7 +173,9 @@ class _SwigluOfParts(torch.autograd.Function):
         def gradients() -> Iterator[Tensor]:
             nonlocal grad_x_BsD
             visiting = transfers.rotated(_packed(parts), ctx.visits.weights)
-            for (_, part_P), gate_up_Bse in zip(visiting, kept_Bse, strict=True):
+            of_parts = iter(kept_Bse)
+            for _, part_P in visiting:
+                gate_up_Bse = next(of_parts)
                 gate_up_eD, down_Dh, *bias_e = _unpacked(part_P, parts)
                 inner_Bse = gate_up_Bse.detach().requires_grad_()
                 with torch.enable_grad():
@@ -179,7 +186,10 @@ class _SwigluOfParts(torch.autograd.Function):
                 of_bias = [grad_Bse.sum((0, 1))] if bias_e else []
                 product_BsD = grad_Bse @ gate_up_eD
                 grad_x_BsD = product_BsD if grad_x_BsD is None else grad_x_BsD.add_(product_BsD)
-                yield _packed([grad_eD, grad_Dh, *of_bias]).to(ctx.visits.dtype)
+                gradient_P = _packed([grad_eD, grad_Dh, *of_bias]).to(ctx.visits.dtype)
+                del part_P, gate_up_eD, down_Dh, bias_e, grad_eD, grad_Dh, inner_Bsh, grad_Bse
+                yield gradient_P
+                del gradient_P
 
         sum_P = transfers.summed_at_home(gradients(), ctx.visits.gradients)
         return grad_x_BsD, None, None, *_unpacked(sum_P.to(parts[0].dtype), parts)
@@ -187,11 +197,14 @@ class _SwigluOfParts(torch.autograd.Function):
 
 def _start_visit(owner: int, part_eD: Tensor, bias_e: Tensor | None, visits: Visits) -> Pending:
     """Start the broadcast of the owner's part, with its bias as the last column."""
-    if bias_e is not None and visits.axis.rank == owner:
-        part_eD = torch.cat([part_eD, bias_e[:, None]], dim=1)
-    elif bias_e is not None:
-        part_eD = part_eD.new_empty(part_eD.shape[0], part_eD.shape[1] + 1)
-    return transfers.start_broadcast(part_eD, owner, visits.weights)
+    height, width = part_eD.shape
+    if visits.axis.rank != owner:
+        visiting = part_eD.new_empty(height, width + (bias_e is not None))
+    elif bias_e is None:
+        visiting = part_eD.contiguous()
+    else:
+        visiting = torch.cat([part_eD, bias_e[:, None]], dim=1)
+    return transfers.start_broadcast_(visiting, owner, visits.weights)
 
 
 def _weight_and_bias(part_eD: Tensor, width: int) -> tuple[Tensor, Tensor | None]:

@@ -19,6 +19,7 @@ from tests.support.marks import slow
 from tests.support.runs import MODEL, RUN, VARIANTS
 from tests.support.toggles import AHEAD, LOSS_TILES
 
+BIASED = replace(MODEL, mlp_bias=True, attention_bias=True, attention_output_bias=True)
 METHODS = [n for n in pairs.every_pair() if "tsp" in pairs.parts_of(n) and "local" not in n]
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "method": {name: {"method": name} for name in METHODS},
@@ -27,7 +28,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"model": MODEL},
         "one kv head": {"model": VARIANTS["kv_heads_fewer_than_ranks"]},
         "qwen": {"model": VARIANTS["qwen"]},
-        "biased": {"model": replace(MODEL, mlp_bias=True, attention_output_bias=True)},
+        "biased": {"model": BIASED},
     },
     "recompute": {"off": {}, "on": {"activation_checkpointing": True}},
     "loss": {"whole": {}, "tiles": LOSS_TILES},
