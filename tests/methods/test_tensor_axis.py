@@ -100,6 +100,14 @@ def test_alone_it_sends_what_tp_sp_does() -> None:
             {"sequence_parallel_size": 4},
             "sequence_parallel_size = 4 does not divide world_size = 4 / tensor_parallel_size = 2",
         ),
+        (
+            {
+                "world_size": 8,
+                "model": replace(MODEL, num_attention_heads=12, num_key_value_heads=12),
+            },
+            "sequence_parallel_size = 4 does not fit model.num_attention_heads / "
+            "tensor_parallel_size = 6 with ",
+        ),
         ({"seq_len": 30}, "sequence_parallel_size x tensor_parallel_size = 4"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size"),
     ],

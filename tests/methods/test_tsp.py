@@ -6,14 +6,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from bench.config import checks
 from bench.theory import traffic
+from methods import tsp
 from odysseus.config import pairs
 from odysseus.config.run import ModelOptions, RunConfig
+from odysseus.model.kernels import TORCH
+from odysseus.parallel.mesh import Mesh
 from tests.support.crossed import MESHES, MIXED, check_bytes, check_dry_runs, check_parity, crossed
 from tests.support.marks import slow
 from tests.support.runs import MODEL, RUN, VARIANTS
@@ -95,3 +99,11 @@ def test_what_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
         checks.check(replace(RUN, method="tsp", world_size=4, **options))
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_cannot_take_its_attention_with_other_tokens() -> None:
+    """A method from a file has contiguous tokens, which a zigzag ring would mask wrongly."""
+    run = replace(RUN, method="mine.py", world_size=2)
+    mesh = SimpleNamespace(sequence=SimpleNamespace(size=2))
+    with pytest.raises(ValueError, match="valid: --attention tsp"):
+        tsp.attention(run, cast(Mesh, mesh), TORCH)

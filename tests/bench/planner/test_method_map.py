@@ -56,6 +56,14 @@ def test_the_files_and_cells_that_exist_already(tmp_path: Path) -> None:
     assert (tmp_path / "map.png").stat().st_size > 0
 
 
+def test_a_map_has_no_second_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"--model.name_or_path llama3-8b --tensor_parallel_size 2 --map {tmp_path / 'map'}"
+    assert main(["plan", "--objective", "throughput", "--method", "ulysses", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "tensor_parallel_size = 2 is not for a map" in line
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_map_of_some_methods_is_another(tmp_path: Path) -> None:
     out = tmp_path / "map.csv"
     methods = ["ulysses", "tp"]

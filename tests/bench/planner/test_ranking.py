@@ -93,6 +93,11 @@ def test_layouts_of_all_sizes_and_of_the_one_that_is_set() -> None:
     assert found == split | {("ulysses", 1, r) for r in (1, 2, 4)}
     some = {(r.method, r.sequence_size) for r in ranking.layouts(LLAMA3_ON_4_GPUS, ["tp", "tp_sp"])}
     assert some == {(m, s) for m in ("tp", "tp_sp") for s in (2, 4)} | {("tp", 1)}
+    no_ring = {
+        (r.method, r.ring_parallel_size)
+        for r in ranking.layouts(LLAMA3_ON_4_GPUS, ["tsp", "tp_sp"])
+    }
+    assert no_ring == {("tsp", 1), ("tp_sp", 1), ("tp_sp", 2), ("tp_sp", 4)}
     set_by_user = replace(LLAMA3_ON_4_GPUS, ring_parallel_size=2)
     assert {run.sequence_size for run in ranking.layouts(set_by_user)} == {2}
 

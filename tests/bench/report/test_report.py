@@ -66,6 +66,10 @@ def test_layouts_are_named_and_in_order() -> None:
     found = labels.layouts_of(drawable(EXAMPLE))
     assert found == [*plain, *(f"{m} x ring 2" for m in plain), "ring 4"]
     assert labels.layout({"method": "tp"}) == "tp"  # rows from before there were rings
+    of_tsp = {"method": "tsp", "ring_parallel_size": 1, "ring_order": "contiguous"}
+    assert labels.layout(of_tsp) == "tsp contiguous"
+    second = {"ring_parallel_size": 4, "sequence_parallel_size": 1, "tensor_parallel_size": 2}
+    assert labels.layout({"method": "ulysses", **second}) == "ulysses x ring 4"
 
 
 def test_a_pure_ring_is_one_layout_whatever_its_method(tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ def test_a_node_that_is_not_a_multiple() -> None:
         (RunConfig(method="odysseus", world_size=8, ring_parallel_size=2), 1),
         (RunConfig(method="odysseus", world_size=16, ring_parallel_size=2), 0),
         (RunConfig(method="ulysses", axis_order="dp-sp-ring", **RUN), 1),
+        (RunConfig(method="tsp", world_size=8), 1),
+        (RunConfig(method="tsp+zero", world_size=8, ring_backend="allgather"), 0),
+        (RunConfig(method="tp_sp+tsp", world_size=8), 1),
+        (RunConfig(method="ulysses+tsp", world_size=8), 7),
+        (RunConfig(method="ulysses", world_size=8, tensor_parallel_size=2), 3),
     ],
 )
 def test_a_gpu_is_connected_to_those_of_its_node_that_it_sends_to(
