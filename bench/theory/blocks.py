@@ -25,7 +25,7 @@ def activations(run: RunConfig, at: int = 0) -> Iterator[Term]:
     chunks, only the last chunk's), nor is a tiled MLP.
 
     Args:
-        at: The rank's number on the sequence axis.
+        at: The rank's number on the sequence axis, where ranks have unequal heads.
     """
     attention, mlp = run.parts
     if attention == "ulysses":

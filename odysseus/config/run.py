@@ -165,6 +165,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             asked=self.vocab_parallel,
             architecture=self.architecture,
             ranks=self.cutting_ranks,
+            axis={"sp": "sequence", "tp": "tensor"}[self.cutting_axis] + "_parallel_size",
             world=self.world_size,
             tokens=self.local_tokens * self.cutting_ranks,
             replicated=self.parts == ("tp", "tp"),

@@ -33,9 +33,10 @@ class VocabularyCut:
     Attributes:
         asked: The option ``vocab_parallel``.
         architecture: Sizes of the model.
-        ranks: Ranks of the sequence axis, n.
+        ranks: Ranks of the axis that cuts weights, n.
+        axis: The option that sets them.
         world: All ranks.
-        tokens: Tokens of a micro step on one sequence axis, T.
+        tokens: Tokens of a micro step on one such axis, T.
         replicated: Whether the stream is replicated: then the head's input is already everywhere.
         engine: Engine of the tiled loss; empty without tiles.
         width: Bytes of the compute dtype.
@@ -45,6 +46,7 @@ class VocabularyCut:
     asked: Literal["auto", "embedding", "head"] | bool
     architecture: Architecture
     ranks: int
+    axis: str
     world: int
     tokens: int
     replicated: bool
@@ -83,7 +85,7 @@ class VocabularyCut:
         rows = self.architecture.vocab_size
         if parts and rows < self.ranks:
             return (
-                f"cuts model.vocab_size = {rows} over sequence_parallel_size = {self.ranks}; "
+                f"cuts model.vocab_size = {rows} over {self.axis} = {self.ranks}; "
                 f"valid: at most {rows} ranks, or vocab_parallel = false"
             )
         if len(parts) == 1 and self.architecture.tie_word_embeddings:
