@@ -128,9 +128,10 @@ def _dry_run(run: RunConfig, out: Path, parsed: Any) -> int:
 
 
 def _print_placement(run: RunConfig) -> None:
-    """Print which axes cross nodes, where there are a ring or several nodes."""
+    """Print which axes cross nodes, where there are a ring, a tensor axis or several nodes."""
     local = ranks_per_node(run.world_size)
-    if is_first_rank() and (run.ring_parallel_size > 1 or local < run.world_size):
+    several = run.ring_parallel_size > 1 or run.tensor_parallel_size > 1
+    if is_first_rank() and (several or local < run.world_size):
         print(f"placement: {placement(run, local)}", file=sys.stderr)
 
 

@@ -7,7 +7,7 @@ from odysseus.config.sizes import attended
 
 
 def tokens(run: RunConfig) -> int:
-    """Return the tokens of a micro step on one sequence axis."""
+    """Return the tokens of a micro step that one rank of the ring axis stands for."""
     return run.micro_batch_size * run.ring_seq_len
 
 

@@ -40,9 +40,9 @@ class Parallelism(OptionGroup):
         ring_order: Which tokens each rank of the ring holds. zigzag cuts the sequence into 2R
             chunks and gives rank r of R chunks r and 2R-1-r, so that all ranks have the same causal
             work; contiguous cuts it into R chunks in order.
-        ring_backend: Implementation of ring attention. native passes keys and values from rank to
-            rank while it computes; allgather gathers them once per pass (as Llama 3 did); yunchang
-            is that package's ring attention (CUDA with flash-attn).
+        ring_backend: Implementation of ring attention, also of tsp's. native passes keys and values
+            from rank to rank while it computes; allgather gathers them once per pass (as Llama 3
+            did); yunchang is that package's ring attention (CUDA with flash-attn).
         axis_order: Order in which ranks are numbered, slowest axis first: neighbouring ranks
             differ along the last axis, or along the tensor axis where there is one. The default
             keeps the sequence axis inside a node and lets the ring cross nodes.
@@ -242,9 +242,9 @@ class MemorySavings(OptionGroup):
             forward; checkpoint recomputes each tile in backward; torch is F.linear_cross_entropy;
             liger is Liger's fused linear cross-entropy; auto is liger with model.type liger, else
             fused.
-        regather: tp_sp and odysseus: gather a block's input again in backward instead of keeping
-            the gathered copy. It costs one more all-gather per half block, and keeps 1/N of that
-            activation memory.
+        regather: tp_sp, odysseus and a tensor axis: gather a block's input again in backward
+            instead of keeping the gathered copy. It costs one more all-gather per half block, and
+            keeps 1/N of that activation memory.
         ulysses_head_chunks: ulysses: number of chunks that a rank's attention heads are computed
             in, each with its own all-to-all. q, k and v are not kept for backward but projected and
             exchanged again. With tiled_mlp_compute the output projection is tiled too.

@@ -100,7 +100,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     @property
     def ring_seq_len(self) -> int:
-        """Tokens of one sample that the ranks of one sequence axis hold together."""
+        """Tokens of one sample that the ranks of one rank of the ring axis hold together."""
         return self.seq_len // self.ring_parallel_size
 
     @property

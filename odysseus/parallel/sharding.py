@@ -119,7 +119,7 @@ def pieces(
         parameter: The parameter's name in this project's model, e.g.
             ``model.layers.0.self_attn.qkv_proj.weight``.
         split: The run's cuts (:meth:`odysseus.method.Method.cuts`).
-        size: Number of ranks of the sequence axis.
+        size: Number of ranks of the axis that cuts weights.
         rank: Index of the rank on that axis.
     """
     shapes = huggingface_shapes(architecture)

@@ -1,9 +1,9 @@
-"""The embedding and the head on one rank: whole, or cut by vocabulary over the sequence axis.
+"""The embedding and the head on one rank: whole, or cut by rows over the axis that cuts weights.
 
-A rank looks up all tokens of its sequence axis in its own rows; the sum over ranks, which is
+A rank looks up all tokens of that axis in its own rows; the sum over ranks, which is
 reduce-scattered, is the embedding (Megatron-LM, arXiv 1909.08053 §3, with the sequence parallelism
-of arXiv 2205.05198). B batch, S tokens of the sequence axis, s = S/n of this rank, D width, v rows
-of this rank.
+of arXiv 2205.05198). B batch, S tokens of that axis, s = S/n of this rank, D width, v rows of this
+rank.
 """
 
 from __future__ import annotations
