@@ -14,7 +14,7 @@ from odysseus.parallel.ring_order import share_of_attention
 def first_of_ring(run: Parallelism, ring_rank: int, at: int = 0) -> int:
     """Return the first rank of the world with the tokens of a rank of the ring that keys and values
     go around: of a ring axis, the one with the number `at` on the sequence axis."""
-    if run.token_axes[0] > run.ring_parallel_size:  # the sequence axis is the ring
+    if run.ring_axis == "sp":
         return first_rank(run, 0, ring_rank)
     return first_rank(run, ring_rank, at)
 
@@ -30,8 +30,7 @@ def first_rank(run: Parallelism, ring_rank: int, at: int = 0) -> int:
 def share_of_scores(run: RunConfig, rank: int) -> Fraction:
     """Return the causal scores that a rank computes, divided by the mean over all ranks."""
     ring, _ = run.token_axes
-    axis = "sp" if ring > run.ring_parallel_size else "ring"
-    share = share_of_attention(run.ring_order, ring, run.place(rank, axis))
+    share = share_of_attention(run.ring_order, ring, run.place(rank, run.ring_axis))
     if run.heads_divide:
         return share
     queries, _ = run.head_shares[run.place(rank, "sp")]

@@ -77,8 +77,7 @@ class Parallelism(OptionGroup):
     @property
     def cutting_ranks(self) -> int:
         """Ranks that weights are cut over: the tensor axis, or where it is 1 the sequence axis."""
-        several = self.tensor_parallel_size > 1
-        return self.tensor_parallel_size if several else self.sequence_size
+        return self.axis_sizes[self.cutting_axis]
 
     @property
     def block_ranks(self) -> int:
@@ -98,11 +97,8 @@ class Parallelism(OptionGroup):
     @property
     def axis_sizes(self) -> dict[str, int]:
         """Ranks of each axis by its name, slowest first: dp, ring, sp, and tp if it is several."""
-        sizes = {
-            "dp": self.data_parallel_size,
-            "ring": self.ring_parallel_size,
-            "sp": self.sequence_size,
-        }
+        replicas, ring = self.data_parallel_size, self.ring_parallel_size
+        sizes = {"dp": replicas, "ring": ring, "sp": self.sequence_size}
         tensor = {"tp": self.tensor_parallel_size} if self.tensor_parallel_size > 1 else {}
         return {axis: sizes[axis] for axis in self.axis_order.split("-")} | tensor
 
@@ -118,16 +114,20 @@ class Parallelism(OptionGroup):
         return rank // prod(sizes[at + 1 :]) % sizes[at]
 
     @property
+    def ring_axis(self) -> str:
+        """Name of the axis that keys and values go around."""
+        return "ring"
+
+    @property
     def token_axes(self) -> tuple[int, int]:
         """Ranks of the ring of keys and values, and ranks that divide the tokens of each."""
-        return self.ring_parallel_size, self.block_ranks
+        ring = self.axis_sizes[self.ring_axis]
+        return ring, self.shards // ring
 
     @property
     def seq_len_unit(self) -> int:
-        """Tokens that seq_len must be a multiple of.
-
-        (2 x ring if zigzag with a ring, else ring) x ranks within x overlap_chunks.
-        """
+        """Tokens that seq_len must be a multiple of: (2 x ring if zigzag with a ring, else ring) x
+        ranks within x overlap_chunks."""
         ring, within = self.token_axes
         return chunks_of(self.ring_order, ring) * within * self.overlap_chunks
 

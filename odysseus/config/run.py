@@ -148,10 +148,9 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         return a.num_attention_heads // tensor, max(1, a.num_key_value_heads // tensor)
 
     @property
-    def token_axes(self) -> tuple[int, int]:
-        """Ranks of the ring, the sequence axis with `tsp` attention, and those that divide a rank's
-        tokens."""
-        return (self.sequence_size, 1) if self.parts[0] == "tsp" else super().token_axes
+    def ring_axis(self) -> str:
+        """Name of the axis that keys and values go around: with `tsp` attention the sequence's."""
+        return "sp" if self.parts[0] == "tsp" else super().ring_axis
 
     @cached_property
     def vocabulary_cuts(self) -> tuple[str, ...]:

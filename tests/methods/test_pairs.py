@@ -22,32 +22,26 @@ from tests.support import toggles
 from tests.support.crossed import (
     DRY_RUNS,
     EVERY,
+    SHARED,
+    Options,
     check_bytes,
     check_dry_runs,
     check_parity,
     crossed,
 )
 from tests.support.paths import ROOT
-from tests.support.runs import MODEL, RUN, VARIANTS
-from tests.support.toggles import AHEAD, LOSS_TILES
+from tests.support.runs import MODEL, RUN
+from tests.support.toggles import LOSS_TILES
 
 UNNAMED = [
     name
     for name in pairs.every_pair()
     if name not in METHODS and not {"local", "tsp"} & {*pairs.parts_of(name)}
 ]
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+OPTIONS: Options = {
     "method": {name: {"method": name} for name in UNNAMED},
-    "vocabulary": {"whole": {}, "cut": {"vocab_parallel": True}},
-    "model": {
-        "plain": {"model": MODEL},
-        "one kv head": {"model": VARIANTS["kv_heads_fewer_than_ranks"]},
-        "qwen": {"model": VARIANTS["qwen"]},
-        "biased": {"model": replace(MODEL, mlp_bias=True, attention_output_bias=True)},
-    },
-    "recompute": {"off": {}, "on": {"activation_checkpointing": True}},
+    **SHARED,
     "tiles": {"off": {}, "on": {"tiled_mlp_compute": True, **LOSS_TILES}},
-    "zero": {"plain": {}, "overlap": AHEAD, "buckets": {"reduce_bucket_size": 1000}},
     "gathers": {"again": {}, "kept": {"regather": False}},
     "chunks": {"one": {}, "two": {"overlap_chunks": 2}},
 }

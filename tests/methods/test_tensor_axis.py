@@ -14,27 +14,21 @@ from bench.theory import traffic
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.support.crossed import (
     MIXED,
+    SHARED,
     TENSOR_MESHES,
+    Options,
     check_bytes,
     check_dry_runs,
     check_parity,
     crossed,
 )
 from tests.support.marks import slow
-from tests.support.runs import MODEL, RUN, VARIANTS
-from tests.support.toggles import AHEAD, LOSS_TILES
+from tests.support.runs import MODEL, RUN
+from tests.support.toggles import LOSS_TILES
 
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "vocabulary": {"whole": {}, "cut": {"vocab_parallel": True}},
-    "model": {
-        "plain": {"model": MODEL},
-        "one kv head": {"model": VARIANTS["kv_heads_fewer_than_ranks"]},
-        "qwen": {"model": VARIANTS["qwen"]},
-        "biased": {"model": replace(MODEL, mlp_bias=True, attention_output_bias=True)},
-    },
-    "recompute": {"off": {}, "on": {"activation_checkpointing": True}},
+OPTIONS: Options = {
+    **SHARED,
     "tiles": {"off": {}, "on": {"tiled_mlp_compute": True, **LOSS_TILES}},
-    "zero": {"plain": {}, "overlap": AHEAD, "buckets": {"reduce_bucket_size": 1000}},
     "gathers": {"again": {}, "kept": {"regather": False}},
     "batch": {"one": {}, "two": {"gradient_accumulation_steps": 2}},
 }

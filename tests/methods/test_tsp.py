@@ -18,25 +18,25 @@ from odysseus.config import pairs
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.model.kernels import TORCH
 from odysseus.parallel.mesh import Mesh
-from tests.support.crossed import MESHES, MIXED, check_bytes, check_dry_runs, check_parity, crossed
+from tests.support.crossed import (
+    MESHES,
+    MIXED,
+    SHARED,
+    Options,
+    check_bytes,
+    check_dry_runs,
+    check_parity,
+    crossed,
+)
 from tests.support.marks import slow
-from tests.support.runs import MODEL, RUN, VARIANTS
-from tests.support.toggles import AHEAD, LOSS_TILES
+from tests.support.runs import MODEL, RUN
+from tests.support.toggles import LOSS_TILES
 
-BIASED = replace(MODEL, mlp_bias=True, attention_bias=True, attention_output_bias=True)
 METHODS = [n for n in pairs.every_pair() if "tsp" in pairs.parts_of(n) and "local" not in n]
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+OPTIONS: Options = {
     "method": {name: {"method": name} for name in METHODS},
-    "vocabulary": {"whole": {}, "cut": {"vocab_parallel": True}},
-    "model": {
-        "plain": {"model": MODEL},
-        "one kv head": {"model": VARIANTS["kv_heads_fewer_than_ranks"]},
-        "qwen": {"model": VARIANTS["qwen"]},
-        "biased": {"model": BIASED},
-    },
-    "recompute": {"off": {}, "on": {"activation_checkpointing": True}},
+    **SHARED,
     "loss": {"whole": {}, "tiles": LOSS_TILES},
-    "zero": {"plain": {}, "overlap": AHEAD, "buckets": {"reduce_bucket_size": 1000}},
     "ring": {
         "zigzag": {},
         "contiguous": {"ring_order": "contiguous"},

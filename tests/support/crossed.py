@@ -15,7 +15,7 @@ from tests.support import dry_run, toggles
 from tests.support.covering import covering_array
 from tests.support.marks import slow
 from tests.support.ranks import run_ranks
-from tests.support.runs import RUN
+from tests.support.runs import MODEL, RUN, VARIANTS
 from tests.support.traffic import measured_columns
 
 MESHES: dict[str, dict[str, int]] = {
@@ -47,6 +47,20 @@ DRY_RUNS = [("2", MIXED, 4), *(slow(mesh, (dtype,), 1) for mesh in MESHES for dt
 """Arguments of :func:`check_dry_runs`: by default every fourth run on two ranks."""
 Options = Mapping[str, Mapping[str, dict[str, Any]]]
 """Options of a run and, by name, the changes that they mean."""
+SHARED: Options = {
+    "vocabulary": {"whole": {}, "cut": {"vocab_parallel": True}},
+    "model": {
+        "plain": {"model": MODEL},
+        "one kv head": {"model": VARIANTS["kv_heads_fewer_than_ranks"]},
+        "qwen": {"model": VARIANTS["qwen"]},
+        "biased": {
+            "model": replace(MODEL, mlp_bias=True, attention_bias=True, attention_output_bias=True)
+        },
+    },
+    "recompute": {"off": {}, "on": {"activation_checkpointing": True}},
+    "zero": {"plain": {}, "overlap": toggles.AHEAD, "buckets": {"reduce_bucket_size": 1000}},
+}
+"""Options that every way to spread a block has."""
 
 
 def crossed(
