@@ -24,7 +24,7 @@ from bench.simulator import target
 from bench.theory import model_sizes
 from methods import label_of
 from odysseus.config.architecture import ARCHITECTURE_FIELDS
-from odysseus.config.groups import Parallelism
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.io import files
 from odysseus.model.attention import choose_attention
@@ -141,6 +141,9 @@ IDENTITY: dict[str, Column] = {
     ),
     "tensor_parallel_size": _column_if(
         lambda run: run.tensor_parallel_size > 1, "tensor_parallel_size"
+    ),
+    "expert_parallel_size": _column_if(
+        lambda run: run.parts[1] == "expert", "expert_parallel_size", "expert_ranks"
     ),
     "ulysses_head_chunks": _column_if(lambda r: r.ulysses_head_chunks > 1, "ulysses_head_chunks"),
     "zero_prefetch": _column_if(lambda run: not run.zero_prefetch, "zero_prefetch"),

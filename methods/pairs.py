@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from methods import tp, tp_sp, tsp, ulysses
+from methods import expert, tp, tp_sp, tsp, ulysses
 from odysseus.config import pairs
 from odysseus.config.run import RunConfig
 from odysseus.method import (
@@ -24,14 +24,16 @@ from odysseus.method import (
     check_intermediate_size,
     of_the_shard,
 )
-from odysseus.model.decoder import MLP, Attention
+from odysseus.model.decoder import Attention
+from odysseus.model.experts import MixtureOfExperts
 from odysseus.model.kernels import Kernels
 from odysseus.model.layers import Linear
+from odysseus.model.mlp import MLP
 from odysseus.model.pending import Pending
 from odysseus.parallel import collectives
 from odysseus.parallel.mesh import Mesh
 
-Module = TypeVar("Module", Attention, MLP)
+Module = TypeVar("Module", Attention, MLP | MixtureOfExperts)
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,12 @@ ATTENTIONS: dict[str, Part[Attention]] = {
     "local": Part(ulysses.attention, check=_check_local),
     "tsp": Part(tsp.attention, ATTENTION_SPLIT, check=tsp.check_attention),
 }
-MLPS: dict[str, Part[MLP]] = {
+MLPS: dict[str, Part[MLP | MixtureOfExperts]] = {
     "tp": Part(tp.mlp, MLP_SPLIT, True, check=check_intermediate_size),
     "tp_sp": Part(tp_sp.mlp, MLP_SPLIT, check=check_intermediate_size),
     "zero": Part(ulysses.mlp),
     "tsp": Part(tsp.mlp, MLP_SPLIT, check=tsp.check_mlp),
+    "expert": Part(expert.mlp, expert.SPLIT, check=expert.check),
 }
 
 
@@ -105,6 +108,10 @@ def on_the_shard(part: Part[Module]) -> Callable[[RunConfig, Mesh, Kernels], Mod
         module = part.build(run, mesh, kernels)
         if isinstance(module, Attention):
             _join(module.qkv_proj, module.o_proj, mesh)
+        elif isinstance(module, MixtureOfExperts):
+            reduced = module.leave
+            module.enter = partial(collectives.all_gather, axis=mesh.edge)
+            module.leave = lambda x: collectives.take_shard(reduced(x), mesh.edge)
         else:
             _join(module.gate_up_proj, module.down_proj, mesh)
         return module

@@ -12,8 +12,11 @@ from functools import partial
 from methods import tp_sp
 from odysseus.config.run import RunConfig
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
-from odysseus.model.decoder import MLP, Attention
+from odysseus.model.decoder import Attention
+from odysseus.model.experts import MixtureOfExperts
 from odysseus.model.kernels import Kernels
+from odysseus.model.mlp import MLP
+from odysseus.parallel import collectives
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.tensor_parallel import linear_all_reduce, share_kv_gradients
 
@@ -29,8 +32,16 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     )
 
 
-def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
-    """Build this rank's MLP: its rows of gate and up, and its columns of down."""
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP | MixtureOfExperts:
+    """Build this rank's MLP: its rows of gate and up, and its columns of down; with experts, of
+    each of them, and one all-reduce of their sum."""
+    if run.architecture.num_experts:
+        return MixtureOfExperts(
+            run.architecture,
+            kernels,
+            shards=mesh.tensor.size,
+            leave=lambda x: collectives.start_all_reduce_(x, mesh.tensor).wait(),
+        )
     return MLP(
         run.architecture,
         kernels,

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from odysseus.config.run import RunConfig
 from odysseus.method import ATTENTION_SPLIT, MLP_SPLIT, Method, check_intermediate_size
-from odysseus.model.decoder import MLP, Attention
+from odysseus.model.decoder import Attention
+from odysseus.model.experts import MixtureOfExperts
 from odysseus.model.kernels import Kernels
+from odysseus.model.mlp import MLP
 from odysseus.parallel import collectives
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.tensor_parallel import (
@@ -36,8 +38,20 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     )
 
 
-def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
-    """Build this rank's MLP: all-gather, its part of the intermediate size, reduce-scatter."""
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP | MixtureOfExperts:
+    """Build this rank's MLP: all-gather, its part of the intermediate size, reduce-scatter.
+
+    With experts, each rank has a part of every expert, and the gathered input is kept: so are its
+    copies in the order of the experts.
+    """
+    if run.architecture.num_experts:
+        return MixtureOfExperts(
+            run.architecture,
+            kernels,
+            shards=mesh.tensor.size,
+            enter=partial(collectives.all_gather, axis=mesh.tensor),
+            leave=lambda x: collectives.start_reduce_scatter(x, mesh.tensor).wait(),
+        )
     # A tile's backward directly follows its recomputed forward: the gathered input still exists.
     regather = run.regather and not run.tiled_mlp_compute
     return MLP(

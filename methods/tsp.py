@@ -16,10 +16,11 @@ from torch import Tensor
 
 from odysseus.config.run import RunConfig
 from odysseus.method import check_intermediate_size
-from odysseus.model.decoder import MLP, Attention
+from odysseus.model.decoder import Attention
 from odysseus.model.documents import Documents
 from odysseus.model.kernels import Kernels
 from odysseus.model.layers import RMSNorm
+from odysseus.model.mlp import MLP
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring import choose_ring
 from odysseus.parallel.tensor_parallel import share_kv_gradients
@@ -109,6 +110,11 @@ def check_attention(run: RunConfig) -> None:
 def check_mlp(run: RunConfig) -> None:
     """Raise ValueError unless the MLP's width divides, and its tokens are computed at once."""
     check_intermediate_size(run)
+    if run.architecture.num_experts:
+        raise ValueError(
+            f"model.num_experts = {run.architecture.num_experts} is not for method = {run.method}, "
+            "whose MLP passes weights from rank to rank; valid: --mlp zero, tp or tp_sp"
+        )
     if run.tiled_mlp_compute:
         raise ValueError(
             f"tiled_mlp_compute = true is not for method = {run.method}: each tile would send all "

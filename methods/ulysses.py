@@ -18,8 +18,10 @@ from methods import tp_sp
 from odysseus.config.run import RunConfig
 from odysseus.config.sizes import divisors
 from odysseus.method import Method, check_intermediate_size, of_the_shard
-from odysseus.model.decoder import MLP, Attention
+from odysseus.model.decoder import Attention
+from odysseus.model.experts import MixtureOfExperts, whole_mlp
 from odysseus.model.kernels import Kernels
+from odysseus.model.mlp import MLP
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ulysses import all_to_all_attend
 from odysseus.parallel.ulysses_chunks import ChunkedAttention
@@ -41,12 +43,12 @@ def attention(run: RunConfig, mesh: Mesh, kernels: Kernels) -> Attention:
     return Attention(run.architecture, kernels)
 
 
-def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP:
+def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MLP | MixtureOfExperts:
     """Build the MLP, which computes on the shard with whole weights, or is cut over a second
     axis."""
     if mesh.second is not None:
         return tp_sp.mlp(run, mesh, kernels)
-    return MLP(run.architecture, kernels)
+    return whole_mlp(run.architecture, kernels)
 
 
 def positions(position_ids: Tensor, mesh: Mesh) -> Tensor:

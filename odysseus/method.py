@@ -10,8 +10,10 @@ from torch import Tensor
 from odysseus.config.run import RunConfig
 from odysseus.config.sizes import nearest_multiples
 from odysseus.config.vocabulary import EMBEDDING, HEAD
-from odysseus.model.decoder import MLP, Attention
+from odysseus.model.decoder import Attention
+from odysseus.model.experts import MixtureOfExperts
 from odysseus.model.kernels import Kernels
+from odysseus.model.mlp import MLP
 from odysseus.parallel import collectives
 from odysseus.parallel.mesh import Mesh
 
@@ -42,7 +44,7 @@ class Method:
 
     name: str
     attention: Callable[[RunConfig, Mesh, Kernels], Attention]
-    mlp: Callable[[RunConfig, Mesh, Kernels], MLP]
+    mlp: Callable[[RunConfig, Mesh, Kernels], MLP | MixtureOfExperts]
     split: Mapping[str, int] = field(default_factory=dict)
     replicated: bool = False
     positions: Callable[[Tensor, Mesh], Tensor] = of_the_shard
@@ -71,17 +73,22 @@ ATTENTION_SPLIT = {
     "self_attn.v_proj": 0,
     "self_attn.o_proj": 1,
 }
-MLP_SPLIT = {"mlp.gate_proj": 0, "mlp.up_proj": 0, "mlp.down_proj": 1}
+MLP_SPLIT = {
+    f"{mlp}.{name}": dimension
+    for mlp in ("mlp", "experts", "shared_experts")
+    for name, dimension in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1))
+}
 VOCABULARY_NAMES = {EMBEDDING: "model.embed_tokens", HEAD: "lm_head"}
 """Hugging Face names of the parts of a model that can be cut by vocabulary."""
 
 
 def check_intermediate_size(run: RunConfig) -> None:
-    """Raise ValueError unless the MLP's width can be cut over the ranks that share it."""
-    width, n = run.architecture.intermediate_size, run.cutting_ranks
-    if width % n:
-        axis = "sequence" if run.tensor_parallel_size == 1 else "tensor"
-        raise ValueError(
-            f"model.intermediate_size = {width} does not divide by {axis}_parallel_size = {n}, "
-            f"which method = {run.method} needs; nearest valid: {nearest_multiples(width, n)}"
-        )
+    """Raise ValueError unless the MLPs' widths can be cut over the ranks that share them."""
+    n, axis = run.cutting_ranks, "sequence" if run.tensor_parallel_size == 1 else "tensor"
+    for name in ("intermediate_size", "shared_expert_intermediate_size"):
+        width = getattr(run.architecture, name)
+        if width % n:
+            raise ValueError(
+                f"model.{name} = {width} does not divide by {axis}_parallel_size = {n}, "
+                f"which method = {run.method} needs; nearest valid: {nearest_multiples(width, n)}"
+            )

@@ -137,6 +137,7 @@ def check_run(run: RunConfig) -> None:
     for name, given, valid in (
         ("ring_parallel_size", run.ring_parallel_size, 1),
         ("tensor_parallel_size", run.tensor_parallel_size, 1),
+        ("expert_parallel_size", run.expert_parallel_size, 0),
         ("sequence_parallel_size", run.sequence_size, run.world_size),
         ("gradient_accumulation_steps", run.gradient_accumulation_steps, 1),
         ("dry_run", run.dry_run, False),

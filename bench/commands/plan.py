@@ -64,7 +64,8 @@ def planned(parsed: Any) -> tuple[list[str], RunConfig]:
         ValueError: a method is not known or has no file.
     """
     names: list[str] = []
-    several = {ALL_METHODS: [*METHODS], ALL_PAIRS: spread_pairs()}
+    experts = grid.run_config(parsed, method=next(iter(METHODS))).architecture.num_experts > 0
+    several = {ALL_METHODS: [*METHODS], ALL_PAIRS: spread_pairs(experts)}
     for name in parsed.method.replace(",", " ").split():
         names += several.get(name, [name])
     if not names:

@@ -14,6 +14,8 @@ def summary(row: dict[str, Any]) -> str:
     ring = f" x ring {row['ring_parallel_size']}" if row["ring_parallel_size"] > 1 else ""
     if row.get("tensor_parallel_size"):
         ring += f" x tp {row['tensor_parallel_size']}"
+    if row.get("expert_parallel_size"):
+        ring += f", experts over {row['expert_parallel_size']},"
     times, loss = "", ""
     if row.get("step_ms_p50"):
         step = f"{row['step_ms_p50']:.1f} ms per step{' predicted' * predicted}"

@@ -30,7 +30,7 @@ _NOT_READ: dict[str, set[str]] = {
     "verify": {*_OF_PREDICTIONS, *_OF_STEPS} - {"steps"},
     "compare": {
         *(*_OF_PREDICTIONS, *_OF_STEPS, *_OF_RINGS, "sequence_parallel_size"),
-        "tensor_parallel_size",
+        *("tensor_parallel_size", "expert_parallel_size"),
         *("gradient_accumulation_steps", "data.pack", "model.implementation"),
     },
     "theory": {*_OF_PREDICTIONS, *_OF_STEPS} - {"steps", "warmup_steps"},

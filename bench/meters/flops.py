@@ -34,6 +34,7 @@ _MATMULS = {
     **dict.fromkeys(("aten::mm", "aten::mm.out", "aten::mm.dtype_out", "aten::bmm"), (0, 1)),
     **dict.fromkeys(("aten::addmm", "aten::addmm_", "aten::addmm.out", "aten::baddbmm"), (1, 2)),
     "aten::addmm.dtype_out": (1, 2),
+    "aten::_grouped_mm": (0, 1),  # rows times the matrix of their group, or groups of inner rows
 }
 
 
@@ -69,7 +70,7 @@ def kernel_of(name: str, args: tuple[Any, ...]) -> Kernel | None:
     if matrices := _MATMULS.get(name):
         left, right = (args[at] for at in matrices)
         inner, columns = right.shape[-2:]
-        rows = left.numel() // inner
+        rows = left.numel() // inner if inner else left.shape[-2]  # of no inner elements
         return Kernel("matmul", 2 * rows * columns * inner, (rows, columns, inner))
     if name not in _KERNELS:
         return None

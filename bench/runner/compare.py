@@ -191,8 +191,8 @@ def _largest(x: Tensor) -> Tensor:
 
 def _whole_gradients(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
     """Yield name and complete gradient of each of the trainer's weights, on every rank."""
-    shapes, axis = huggingface_shapes(trainer.run.architecture), trainer.mesh.sequence
-    about = trainer.run.architecture, trainer.cuts, axis.size, axis.rank
+    architecture = trainer.run.architecture
+    shapes, about = huggingface_shapes(architecture), (architecture, trainer.cuts)
     names = (name for name, _ in trainer.model.named_parameters())
     parts = dict.fromkeys(piece.name for name in names for piece in pieces(name, *about))
     device = trainer.mesh.device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from odysseus.config.groups import Parallelism
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 
 _WORDS = {"tp": "tensor axis", "sp": "sequence axis", "ring": "ring", "dp": "replicas"}

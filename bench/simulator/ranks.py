@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from odysseus.config.groups import Parallelism
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.parallel.ring_order import share_of_attention
 

@@ -86,7 +86,8 @@ def _cut_mlp(run: RunConfig, mlp: str) -> Iterator[Term]:
             gathers, scatters = (2, 1) if tiled else ((1 + again) * chunks, chunks)
             yield from _joined(run, size, count * gathers, count * scatters)
             continue
-        kept = (2 + int(run.regather) + again) * chunks
+        regather = int(run.regather and not run.architecture.num_experts)
+        kept = (2 + regather + again) * chunks
         gathers, scatters = (3, 3) if tiled else (kept, closing)
         yield Term("all_gather", "activation", count * gathers, size, n)
         yield Term("reduce_scatter", "activation", count * scatters, size, n)

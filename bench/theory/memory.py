@@ -25,7 +25,7 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     The form is claimed for the four methods with names of their own, in fp32 and fp64, with this
     project's own kernels and loss, without biases and q/k norms. In bf16 it is claimed only without
     `tp`, tiling and recomputation: with them a norm's fp32 work may be the peak. It is not claimed
-    for a ring, a tensor axis of its own, packed documents, heads that do not divide, tied
+    for experts, a ring, a tensor axis of its own, packed documents, heads that do not divide, tied
     embeddings, a vocabulary that is cut, or `ulysses` with queries as wide as the MLP and wider
     than the stream.
     """
@@ -121,6 +121,7 @@ def _is_claimed(run: RunConfig) -> bool:
     plain = plain and run.method in METHODS and not (wide_heads and run.method == "ulysses")
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack and run.heads_divide
     plain = plain and not run.vocabulary_cuts and run.tensor_parallel_size == 1
+    plain = plain and not a.num_experts
     own = run.model.implementation == "native"
     own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"
     own = own and run.ulysses_head_chunks == run.overlap_chunks == 1

@@ -40,9 +40,12 @@ def speed_columns(run: RunConfig, step_ms: float, peak_flops_per_s: float | None
 
 
 def matmul_parameters(architecture: Architecture) -> int:
-    """Count the elements of all weight matrices that multiply activations, with the head."""
-    shapes = huggingface_shapes(architecture)
+    """Count the elements of all weight matrices that multiply a token's activations, with the head;
+    of experts, those of a token."""
+    a = architecture
+    shapes = huggingface_shapes(a)
     count = sum(shape[0] * shape[1] for shape in shapes.values() if len(shape) == 2)
-    if not architecture.tie_word_embeddings:
-        count -= architecture.vocab_size * architecture.hidden_size
-    return count
+    if not a.tie_word_embeddings:
+        count -= a.vocab_size * a.hidden_size
+    idle = a.num_experts - a.num_experts_per_tok
+    return count - 3 * idle * a.hidden_size * a.intermediate_size * a.num_hidden_layers

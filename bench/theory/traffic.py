@@ -16,19 +16,26 @@ from dataclasses import replace
 from fractions import Fraction
 from math import inf
 
-from bench.theory import blocks, vocabulary
+from bench.theory import blocks, experts, vocabulary
 from bench.theory.terms import Term, Traffic
 from methods import method_of
-from odysseus.config.groups import Parallelism, Zero
+from odysseus.config.architecture import Architecture
+from odysseus.config.groups import Zero
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.config.vocabulary import CHOICES
-from odysseus.parallel.sharding import is_cut, pieces
+from odysseus.parallel.cuts import BY_EXPERT, Cuts, Place
+from odysseus.parallel.sharding import cut_of, pieces
 from odysseus.parallel.zero_buckets import bucket_widths
 
 
-def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
+def step_traffic(run: RunConfig, rank: int = 0, load: experts.Load = experts.BALANCED) -> Traffic:
     """Return every collective of one optimizer step of a rank. All send the same, unless Ulysses'
-    heads do not divide."""
+    heads do not divide or experts have unequal loads.
+
+    Args:
+        load: What ranks exchange for experts, if the method's MLP is expert.
+    """
     at = run.place(rank, run.cutting_axis)
     micro, layers = run.gradient_accumulation_steps, run.architecture.num_hidden_layers
     terms = [*_edge(run)]
@@ -37,7 +44,7 @@ def step_traffic(run: RunConfig, rank: int = 0) -> Traffic:
             micro * layers,
             [
                 *(*blocks.activations(run, at), *blocks.ring(run, at), *blocks.visits(run)),
-                *blocks.shared_kv_gradients(run),
+                *(*blocks.shared_kv_gradients(run), *experts.exchanges(run, load)),
             ],
         ),
         (micro, [*_zero(run, at), *_stream_edge(run)]),
@@ -101,7 +108,7 @@ def _zero(run: RunConfig, at: int) -> Iterator[Term]:
     head = ["model.norm.weight"]
     table = ["model.embed_tokens.weight"]
     units = [(block, 2 * layers - kept, layers)]
-    uncut = [name for name in block if not _is_cut(run, name)]
+    uncut = [name for name in block if _cut(run, name) is None]
     if all(name.endswith("norm.weight") for name in uncut):
         cut = [name for name in block if name not in uncut]
         units = [(cut, 2 * layers - kept, layers), (uncut * layers, 1, 1)]
@@ -110,9 +117,9 @@ def _zero(run: RunConfig, at: int) -> Iterator[Term]:
     else:
         units += [([*head, "lm_head.weight"], 1, 1), (table, 1, 1)]
     for names, gathers, count in units:
-        for is_cut_group in (True, False):
-            ranks = _zero_ranks(run, is_cut_group)
-            members = [p for p in names if _is_cut(run, p) == is_cut_group]
+        for kind in (0, BY_EXPERT, None):
+            ranks = _zero_ranks(run, kind)
+            members = [p for p in names if _cut(run, p) == kind]
             size = sum(_padded(run, p, ranks, at) for p in members)
             if not members:
                 continue
@@ -143,6 +150,9 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
         yield Term("all_gather", "edge", 1, stream, n)
         yield Term("reduce_scatter", "edge", 1, stream, n)
     yield from vocabulary.exchanges(run)
+    a = run.architecture
+    if a.router_aux_loss_coef or a.router_z_loss_coef:
+        yield Term("all_reduce", "edge", 1, 8 * (2 * a.num_experts + 2), run.world_size)
 
 
 def _edge(run: Parallelism) -> Iterator[Term]:
@@ -150,26 +160,39 @@ def _edge(run: Parallelism) -> Iterator[Term]:
     yield Term("all_reduce", "edge", 3, 8, run.world_size)
 
 
-def _zero_ranks(run: Parallelism, is_cut: bool) -> int:
-    """Return the number of ranks over which ZeRO shards cut or uncut parameters."""
-    return run.world_size // run.cutting_ranks if is_cut else run.world_size
+def _zero_ranks(run: RunConfig, kind: int | None) -> int:
+    """Return the number of ranks over which ZeRO shards parameters that are cut in this way."""
+    sharing = {None: 1, BY_EXPERT: run.expert_ranks}.get(kind, run.cutting_ranks)
+    return run.world_size // sharing
 
 
-def _is_cut(run: RunConfig, parameter: str) -> bool:
-    return run.cutting_ranks > 1 and is_cut(parameter, method_of(run.method).cuts(run))
+def _cut(run: RunConfig, parameter: str) -> int | None:
+    """Return `BY_EXPERT` if experts are shared out, 0 if the parameter is cut, None if neither."""
+    cut = cut_of(parameter, method_of(run.method).cuts(run))
+    if cut == BY_EXPERT:
+        return cut if run.expert_ranks > 1 else None
+    return None if cut is None or run.cutting_ranks == 1 else 0
 
 
 def _block_names(run: RunConfig) -> list[str]:
     """Return the names of one block's parameters, as in the first block."""
     a = run.architecture
     names = ["input_layernorm.weight", "post_attention_layernorm.weight"]
-    names += ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]
+    for mlp in _mlps(a):
+        names += [f"{mlp}.gate_up_proj.weight", f"{mlp}.down_proj.weight"]
+    names += ["mlp.gate.weight"] * (a.num_experts > 0)
     names += ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight"]
     names += ["self_attn.qkv_proj.bias"] * a.attention_bias
     names += ["self_attn.o_proj.bias"] * a.attention_output_bias
     names += ["mlp.gate_up_proj.bias", "mlp.down_proj.bias"] * a.mlp_bias
     names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] * a.use_qk_norm
     return [f"model.layers.0.{name}" for name in names]
+
+
+def _mlps(a: Architecture) -> list[str]:
+    """Return the names of a block's MLPs; those of all experts are one."""
+    shared = ["mlp.shared_experts"] * (a.shared_expert_intermediate_size > 0)
+    return ["mlp.experts", *shared] if a.num_experts else ["mlp"]
 
 
 def shard_elements(run: RunConfig) -> list[int]:
@@ -180,7 +203,7 @@ def shard_elements(run: RunConfig) -> list[int]:
     names += ["lm_head.weight"] * (not a.tie_word_embeddings)
     elements = []
     for name in names:
-        ranks = _zero_ranks(run, _is_cut(run, name))
+        ranks = _zero_ranks(run, _cut(run, name))
         elements.append(_padded(run, name, ranks, 0) // ranks)
     return elements
 
@@ -188,7 +211,8 @@ def shard_elements(run: RunConfig) -> list[int]:
 def _padded(run: RunConfig, parameter: str, ranks: int, at: int) -> int:
     """Return the elements of a parameter before ZeRO, rows padded for its ranks, on the rank with
     number `at` of the axis that weights are cut over."""
-    cuts = method_of(run.method).cuts(run)
-    parts = pieces(parameter, run.architecture, cuts, run.cutting_ranks, at)
+    dimensions = method_of(run.method).cuts(run)
+    cuts = Cuts(dimensions, Place(run.cutting_ranks, at), Place(run.expert_ranks))
+    parts = pieces(parameter, run.architecture, cuts)
     rows = sum(piece.height for piece in parts)
     return -(-rows // ranks) * ranks * (parts[0].columns[1] - parts[0].columns[0])

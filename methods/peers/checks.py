@@ -36,6 +36,10 @@ def check_cell(name: str, run: RunConfig, device: str = "") -> None:
         if given not in valid:
             raise ValueError(f"{key} = {given} is not for peer {name}; valid: {', '.join(valid)}")
     check_device(name, device)
+    if run.architecture.num_experts:
+        raise ValueError(
+            f"model.num_experts = {run.architecture.num_experts} is not for peer {name}; valid: 0"
+        )
     if ranks < peer.least_ranks:
         raise ValueError(
             f"world_size = {ranks} is not for peer {name}; valid: {peer.least_ranks} or more"

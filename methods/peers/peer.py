@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from odysseus.config.groups import Parallelism
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch
 from odysseus.parallel.mesh import Mesh

@@ -168,7 +168,7 @@ def initialized(run: RunConfig, attend: Attend = sdpa, part: str = "model") -> P
 
 def load_weights(model: PlainLM, run: RunConfig) -> PlainLM:
     """Load the run's weights into a model that is not cut, and return it."""
-    checkpoint.load_or_initialize(sharding.local_pieces(model, run.architecture, {}, 1, 0), run)
+    checkpoint.load_or_initialize(sharding.local_pieces(model, run.architecture), run)
     return model
 
 

@@ -13,8 +13,13 @@ from typing import Any
 
 _IN_PROPORTION = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 _WIDTHS = {*_IN_PROPORTION, "head_dim"}
-_MAY_BE_ZERO = ("rms_norm_eps", "rope_attention_factor")
+_OF_EXPERTS = ("num_experts", "num_experts_per_tok", "shared_expert_intermediate_size")
+_MAY_BE_ZERO = (
+    *("rms_norm_eps", "rope_attention_factor", *_OF_EXPERTS),
+    *("router_aux_loss_coef", "router_z_loss_coef"),
+)
 ROPE_TYPES = ("llama3", "linear", "yarn")
+SCORING_FUNCTIONS = ("softmax", "sigmoid")
 _MOST = {"num_hidden_layers": 10_000}
 """Largest values; other sizes are at most 2^24."""
 
@@ -54,15 +59,29 @@ class Architecture:
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
     """Tokens that a token sees, its own included; a run's samples may not be longer."""
+    num_experts: int = 0
+    """Experts of each block, ``intermediate_size`` wide; 0 is one MLP for all tokens."""
+    num_experts_per_tok: int = 0
+    """Experts that compute a token."""
+    scoring_func: str = "softmax"
+    """Function of the router's logits whose largest values choose the experts and weight them."""
+    norm_topk_prob: bool = True
+    """Whether the weights of a token's experts are divided by their sum."""
+    shared_expert_intermediate_size: int = 0
+    """Width of an MLP that computes every token beside its experts; 0 is none."""
+    router_aux_loss_coef: float = 0.0
+    """Coefficient of the load-balancing loss (Fedus et al., arXiv 2101.03961)."""
+    router_z_loss_coef: float = 0.0
+    """Coefficient of the router's z loss (Zoph et al., arXiv 2202.08906)."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.type == "int" and value < 1:
+            least_is_zero = f.name in _MAY_BE_ZERO and value == 0
+            if f.type == "int" and value < 1 and not least_is_zero:
                 raise ValueError(f"model.{f.name} is {value}; it must be at least 1")
             if f.type == "int" and value > (most := _MOST.get(f.name, 2**24)):
                 raise ValueError(f"model.{f.name} is {shortened(value)}; it must be at most {most}")
-            least_is_zero = f.name in _MAY_BE_ZERO and value == 0
             if f.type == "float" and not (0 < value < inf or least_is_zero):
                 raise ValueError(f"model.{f.name} is {value}; it must be above 0 and finite")
         if self.rope_type not in ROPE_TYPES:
@@ -81,6 +100,33 @@ class Architecture:
         if self.head_dim % 2:
             raise ValueError(
                 f"model.head_dim is {self.head_dim}; rotary embedding needs an even head_dim"
+            )
+
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        if self.scoring_func not in SCORING_FUNCTIONS:
+            raise ValueError(
+                f"model.scoring_func is {shortened(self.scoring_func)}; valid: "
+                f"{', '.join(SCORING_FUNCTIONS)}"
+            )
+        if not self.num_experts:
+            for name in (*_OF_EXPERTS[1:], "router_aux_loss_coef", "router_z_loss_coef"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"model.{name} is {getattr(self, name)} without experts; valid: 0, or "
+                        "model.num_experts above 0"
+                    )
+            return
+        if not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(
+                f"model.num_experts_per_tok is {self.num_experts_per_tok}; valid: 1 to "
+                f"model.num_experts = {self.num_experts}"
+            )
+        if self.mlp_bias:
+            raise ValueError(
+                "model.mlp_bias = true is not for experts, which have no biases; valid: false, or "
+                "model.num_experts = 0"
             )
 
     @property
@@ -162,6 +208,34 @@ PRESETS: dict[str, Architecture] = {
         rms_norm_eps=1e-6,
         rope_theta=1_000_000.0,
         use_qk_norm=True,
+    ),
+    # mistralai/Mixtral-8x7B-v0.1, config.json
+    "mixtral-8x7b": Architecture(
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_theta=1_000_000.0,
+        num_experts=8,
+        num_experts_per_tok=2,
+    ),
+    # Qwen/Qwen3-30B-A3B, config.json; the width of an expert is its moe_intermediate_size
+    "qwen3-30b-a3b": Architecture(
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=768,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope_theta=1_000_000.0,
+        use_qk_norm=True,
+        num_experts=128,
+        num_experts_per_tok=8,
     ),
 }
 

@@ -1,6 +1,7 @@
-"""Convert a Hugging Face ``config.json`` to an architecture and back: Llama, Mistral, Qwen2, Qwen3.
+"""Convert a Hugging Face ``config.json`` to an architecture and back.
 
-A missing key has the default of Transformers' configuration class of that model.
+Of Llama, Mistral, Mixtral, Qwen2, Qwen3 and Qwen3-MoE. A missing key has the default of
+Transformers' configuration class of that model.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
+from odysseus.config import hf_experts
 from odysseus.config.architecture import Architecture
+from odysseus.config.hf_values import boolean, integer, number, refusal
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size"),
@@ -50,29 +55,32 @@ def read(folder: Path) -> Architecture:
     given = read_object(file)
     kind = given.get("model_type")
     if not isinstance(kind, str) or kind not in _CLASSES:
-        raise _refusal(file, "model_type", kind, ", ".join(_CLASSES))
+        raise refusal(file, "model_type", kind, ", ".join(_CLASSES))
     for key, valid in _ONLY.items():
         if given.get(key, valid) != valid:
-            raise _refusal(file, key, given[key], json.dumps(valid))
+            raise refusal(file, key, given[key], json.dumps(valid))
     if kind != "llama" and given.get("mlp_bias", False) is not False:
-        raise _refusal(file, "mlp_bias", given["mlp_bias"], "false")
-    sizes: dict[str, Any] = {name: _integer(file, given, name) for name in _SIZES}
+        raise refusal(file, "mlp_bias", given["mlp_bias"], "false")
+    sizes: dict[str, Any] = {name: integer(file, given, name) for name in _SIZES}
     if sizes["num_hidden_layers"] > _MAX_LAYERS:
-        raise _refusal(
+        raise refusal(
             file, "num_hidden_layers", sizes["num_hidden_layers"], f"at most {_MAX_LAYERS}"
         )
-    biased = kind == "qwen2" or (kind != "mistral" and _boolean(file, given, "attention_bias"))
+    unbiased = kind in ("mistral", "mixtral")
+    biased = kind == "qwen2" or (not unbiased and boolean(file, given, "attention_bias"))
     of_heads: dict[str, Any] = _heads(file, given, kind)
+    if kind in hf_experts.KINDS:
+        sizes |= hf_experts.read(file, given, kind)
     return Architecture(
         **sizes,
         **of_heads,
-        rms_norm_eps=_number(file, given, "rms_norm_eps", 1e-6),
+        rms_norm_eps=number(file, given, "rms_norm_eps", 1e-6),
         attention_bias=biased,
         attention_output_bias=biased and kind != "qwen2",
-        mlp_bias=_boolean(file, given, "mlp_bias"),
-        use_qk_norm=kind == "qwen3",
+        mlp_bias=boolean(file, given, "mlp_bias"),
+        use_qk_norm=kind in ("qwen3", "qwen3_moe"),
         sliding_window=_window(file, given, kind),
-        tie_word_embeddings=_boolean(file, given, "tie_word_embeddings"),
+        tie_word_embeddings=boolean(file, given, "tie_word_embeddings"),
         **_rope(file, given),
     )
 
@@ -114,6 +122,7 @@ def to_config(architecture: Architecture, positions: int) -> dict[str, Any]:
         "rope_scaling": scaling,
         "max_position_embeddings": positions,
         "hidden_act": "silu",
+        **(hf_experts.write(a, kind) if a.num_experts else {}),
     }
 
 
@@ -133,6 +142,8 @@ def _model_type(a: Architecture) -> str:
         kind = "qwen2"
     else:
         kind = "qwen3" if a.use_qk_norm else "llama"
+    if a.num_experts:
+        return hf_experts.model_type(a, kind)
     if a.mlp_bias and kind != "llama":
         raise ValueError(
             f"no {kind} of Transformers has model.mlp_bias = true; valid: without "
@@ -195,9 +206,9 @@ def _heads(file: Path, given: dict[str, Any], kind: str) -> dict[str, int]:
         known["num_key_value_heads"] = heads
     if known["head_dim"] is None:
         if heads < 1 or hidden % heads:
-            raise _refusal(file, "hidden_size", hidden, f"a multiple of its {heads} heads")
+            raise refusal(file, "hidden_size", hidden, f"a multiple of its {heads} heads")
         known["head_dim"] = hidden // heads
-    return {key: _integer(file, known, key) for key in ("head_dim", "num_key_value_heads")}
+    return {key: integer(file, known, key) for key in ("head_dim", "num_key_value_heads")}
 
 
 def _window(file: Path, given: dict[str, Any], kind: str) -> int | None:
@@ -212,12 +223,12 @@ def _window(file: Path, given: dict[str, Any], kind: str) -> int | None:
     types = given.get("layer_types") or []
     valid = "sliding_attention" if window is not None and kind == "mistral" else "full_attention"
     if not isinstance(types, list) or set(map(str, types)) - {valid}:
-        raise _refusal(file, "layer_types", types, f"{valid} only")
+        raise refusal(file, "layer_types", types, f"{valid} only")
     if window is None:
         return None
     if kind != "mistral":
-        raise _refusal(file, "sliding_window", window, "null")
-    return _integer(file, {"sliding_window": window}, "sliding_window")
+        raise refusal(file, "sliding_window", window, "null")
+    return integer(file, {"sliding_window": window}, "sliding_window")
 
 
 def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -229,54 +240,28 @@ def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
     name = "rope_scaling" if given.get("rope_scaling") else "rope_parameters"
     rope = given.get(name) or {}
     if not isinstance(rope, dict):
-        raise _refusal(file, name, rope, "an object")
+        raise refusal(file, name, rope, "an object")
     part = rope.get("partial_rotary_factor", 1.0)
     if part != 1:
-        raise _refusal(file, "partial_rotary_factor", part, "1.0")
+        raise refusal(file, "partial_rotary_factor", part, "1.0")
     base = rope if rope.get("rope_theta") is not None else given  # version 5 moved it inside
-    rope_fields: dict[str, Any] = {"rope_theta": _number(file, base, "rope_theta", 10_000.0)}
+    rope_fields: dict[str, Any] = {"rope_theta": number(file, base, "rope_theta", 10_000.0)}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in _KEYS_OF_ROPE:
-        raise _refusal(file, f"{name}.rope_type", kind, ", ".join(_KEYS_OF_ROPE))
+        raise refusal(file, f"{name}.rope_type", kind, ", ".join(_KEYS_OF_ROPE))
     known = {*_KEYS_OF_ROPE[kind], "rope_type", "type", "rope_theta", "partial_rotary_factor"}
     for key in sorted(map(str, rope.keys() - known)):
         valid = ", ".join(_KEYS_OF_ROPE[kind]) or "no other key"
-        raise _refusal(file, f"{name}.{key}", rope[key], f"of rope_type {kind}: {valid}")
+        raise refusal(file, f"{name}.{key}", rope[key], f"of rope_type {kind}: {valid}")
     if kind != "default":
         rope_fields["rope_type"] = kind
     for key in _KEYS_OF_ROPE[kind]:
         if key == _ROPE_LENGTH:  # as Transformers looks for it
             length = {key: given.get("max_position_embeddings")} | rope | given
-            rope_fields[f"rope_{key}"] = _integer(file, length, key)
+            rope_fields[f"rope_{key}"] = integer(file, length, key)
         elif kind == "llama3" or key == "factor" or rope.get(key) is not None:
-            rope_fields[f"rope_{key}"] = _number(file, rope, key, None)
+            rope_fields[f"rope_{key}"] = number(file, rope, key, None)
     factor = rope_fields.get("rope_attention_factor", 1)
     if rope_fields.get("rope_factor") == 1 and factor != 1:
-        raise _refusal(file, f"{name}.attention_factor", factor, "none with a factor of 1")
+        raise refusal(file, f"{name}.attention_factor", factor, "none with a factor of 1")
     return rope_fields
-
-
-def _integer(file: Path, given: dict[str, Any], key: str) -> int:
-    value = given.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _refusal(file, key, value, "a whole number")
-    return value
-
-
-def _number(file: Path, given: dict[str, Any], key: str, default: float | None) -> float:
-    value = given.get(key, default)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) < 1e300:  # also refuses NaN
-        raise _refusal(file, key, value, "a number")
-    return float(value)
-
-
-def _boolean(file: Path, given: dict[str, Any], key: str) -> bool:
-    value = given.get(key, False)
-    if not isinstance(value, bool):
-        raise _refusal(file, key, value, "true or false")
-    return value
-
-
-def _refusal(file: Path, key: str, value: Any, valid: str) -> ValueError:
-    return ValueError(f"{file}: {key} is {shortened(value)}; valid: {valid}")

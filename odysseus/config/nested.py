@@ -18,8 +18,9 @@ class ModelOptions(OptionGroup):
 
     Args:
         name_or_path: Preset of a published architecture: tiny, small (95 M parameters), llama2-7b,
-            llama3-8b, llama3-70b or qwen3-32b. Or a folder with a Hugging Face checkpoint of a
-            Llama, Mistral, Qwen2 or Qwen3 model: config.json, and safetensors to read weights from.
+            llama3-8b, llama3-70b, qwen3-32b, or with experts mixtral-8x7b or qwen3-30b-a3b. Or a
+            folder with a Hugging Face checkpoint of a Llama, Mistral, Mixtral, Qwen2, Qwen3 or
+            Qwen3-MoE model: config.json, and safetensors to read weights from.
         implementation: Model code. native is this project's; transformers is Transformers' own,
             unmodified, with this project's attention and memory savings (method ulysses).
         type: Kernels of norm, rotary embedding, SwiGLU and tiled loss: PyTorch's and this
@@ -28,7 +29,7 @@ class ModelOptions(OptionGroup):
             flash_attention_3 need CUDA and their package; auto takes the fastest available.
         vocab_size: Rows of the embedding; at least 256, for byte tokens.
         hidden_size: Width of the residual stream.
-        intermediate_size: Width of the MLP.
+        intermediate_size: Width of the MLP, or of each expert.
         num_hidden_layers: Number of decoder blocks.
         num_attention_heads: Number of query heads.
         num_key_value_heads: Number of key and value heads (grouped-query attention).
@@ -49,6 +50,14 @@ class ModelOptions(OptionGroup):
         use_qk_norm: RMSNorm on each query and key head (Qwen3).
         tie_word_embeddings: Use the embedding's weight as the head's weight.
         sliding_window: Tokens that a token sees (Mistral); seq_len may not be larger.
+        num_experts: Experts of a block; 0 is one MLP for all tokens.
+        num_experts_per_tok: Experts that compute a token, those that the router scores highest.
+        scoring_func: Function of the router's logits that scores experts.
+        norm_topk_prob: Divide the scores of a token's experts by their sum.
+        shared_expert_intermediate_size: Width of an MLP for every token beside its experts; 0 is
+            none.
+        router_aux_loss_coef: Coefficient of the load-balancing loss, added to the loss.
+        router_z_loss_coef: Coefficient of the mean square of the log-sum-exp of router logits.
     """
 
     name_or_path: str = "tiny"
@@ -78,6 +87,13 @@ class ModelOptions(OptionGroup):
     use_qk_norm: bool | None = None
     tie_word_embeddings: bool | None = None
     sliding_window: int | None = None
+    num_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    scoring_func: Literal["softmax", "sigmoid"] | None = None
+    norm_topk_prob: bool | None = None
+    shared_expert_intermediate_size: int | None = None
+    router_aux_loss_coef: float | None = None
+    router_z_loss_coef: float | None = None
 
     @property
     def checkpoint(self) -> Path | None:

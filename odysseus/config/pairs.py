@@ -6,7 +6,7 @@ A pair is written ``ATTENTION+MLP``. Five pairs have names of their own.
 from __future__ import annotations
 
 ATTENTIONS = ("tp", "tp_sp", "ulysses", "local", "tsp")
-MLPS = ("tp", "tp_sp", "zero", "tsp")
+MLPS = ("tp", "tp_sp", "zero", "tsp", "expert")
 OWN = "own"
 """The option that leaves a method its own attention or MLP."""
 NAMED = {
@@ -50,9 +50,14 @@ def with_parts(method: str, attention: str, mlp: str) -> str:
     return name_of(own_attention if attention == OWN else attention, own_mlp if mlp == OWN else mlp)
 
 
-def spread_pairs() -> list[str]:
-    """Return the pairs of :func:`every_pair` that spread a block over ranks: all without local."""
-    return [name for name in every_pair() if parts_of(name)[0] != "local"]
+def spread_pairs(experts: bool) -> list[str]:
+    """Return the pairs of :func:`every_pair` that spread a block over ranks: all without local.
+
+    Args:
+        experts: Whether the model has experts; an MLP is either for these or for others.
+    """
+    only = {True: "tsp", False: "expert"}[experts]
+    return [name for name in every_pair() if "local" not in name and parts_of(name)[1] != only]
 
 
 def every_pair() -> list[str]:

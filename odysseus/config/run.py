@@ -16,11 +16,11 @@ from odysseus.config.groups import (
     DryRun,
     Execution,
     MemorySavings,
-    Parallelism,
     Precision,
     Zero,
 )
 from odysseus.config.nested import DataOptions, ModelOptions, OptimizerOptions
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.sizes import (
     check_multiple,
     check_sequence,
@@ -49,7 +49,8 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             tokens of their sample, or of their part of a ring. tsp passes weights, keys and values
             from rank to rank.
         mlp: MLP of the method; own leaves it as it is. zero computes on the shard, with whole
-            weights that ZeRO-3 shards. tsp passes weights from rank to rank.
+            weights that ZeRO-3 shards. tsp passes weights from rank to rank. expert is for models
+            with experts: it shares them out over ranks, to which tokens travel.
         model: Model and its kernels.
         optimizer: Optimizer.
         data: Training text.
@@ -57,7 +58,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     method: Literal["tp", "tp_sp", "ulysses", "odysseus", "tsp"] | str = "odysseus"
     attention: Literal["own", "tp", "tp_sp", "ulysses", "local", "tsp"] = "own"
-    mlp: Literal["own", "tp", "tp_sp", "zero", "tsp"] = "own"
+    mlp: Literal["own", "tp", "tp_sp", "zero", "tsp", "expert"] = "own"
     model: ModelOptions = field(default_factory=ModelOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     data: DataOptions = field(default_factory=DataOptions)
@@ -131,6 +132,13 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         return self.activation_checkpoint_cpu_offload or self.optimizer_on_host
 
     @property
+    def expert_ranks(self) -> int:
+        """Ranks that share out the experts; 1 unless the method's MLP does."""
+        if self.parts[1] != "expert":
+            return 1
+        return self.expert_parallel_size or self.sequence_size
+
+    @property
     def heads_divide(self) -> bool:
         """Whether all ranks of a sequence axis have as many heads."""
         return divides(*self.shared_heads, self.sequence_size)
@@ -199,6 +207,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                 "compile = true would compile again for every sample's documents, with data.pack = "
                 "true; valid: data.pack = false, or compile = false"
             )
+        self._check_experts()
         if self.ulysses_head_chunks > 1 and self.method != "ulysses":
             raise ValueError(
                 f"ulysses_head_chunks = {self.ulysses_head_chunks} is for method = ulysses, not "
@@ -210,6 +219,27 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                 f"second axis, not {self.method}; valid: method = ulysses, or "
                 "tensor_parallel_size = 1"
             )
+
+    def _check_experts(self) -> None:
+        """Raise ValueError unless the options fit a model with experts, or one without."""
+        if self.expert_parallel_size and self.parts[1] != "expert":
+            raise ValueError(
+                f"expert_parallel_size = {self.expert_parallel_size} is for mlp = expert, not for "
+                f"method = {self.method}; valid: 0"
+            )
+        if not self.architecture.num_experts:
+            return
+        for name, value, plain in (
+            ("overlap_chunks", self.overlap_chunks, 1),
+            ("compile", self.compile, False),
+            ("model.implementation", self.model.implementation, "native"),
+        ):
+            if value != plain:
+                valid = str(plain).lower()
+                raise ValueError(
+                    f"{name} = {str(value).lower()} does not support model.num_experts = "
+                    f"{self.architecture.num_experts}; valid: {name} = {valid}"
+                )
 
     def _check_sizes(self) -> None:
         a, ring, tensor = self.architecture, self.ring_parallel_size, self.tensor_parallel_size

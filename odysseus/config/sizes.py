@@ -23,6 +23,15 @@ def check_tensor(ranks: int, tensor: int) -> None:
         )
 
 
+def check_experts(world: int, ranks: int) -> None:
+    """Raise ValueError unless the ranks that share out experts divide the world."""
+    if ranks and world % ranks:
+        raise ValueError(
+            f"expert_parallel_size = {ranks} does not divide world_size = {world}; "
+            f"valid: {divisors(world)}"
+        )
+
+
 def check_sequence(
     world: int,
     others: dict[str, int],

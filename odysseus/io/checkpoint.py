@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from odysseus.config import hf_config
+from odysseus.config import hf_config, hf_experts
 from odysseus.config.architecture import Architecture
 from odysseus.config.run import RunConfig
 from odysseus.parallel import transfers
@@ -67,14 +67,18 @@ class Checkpoint:
     """The tensors of a folder of safetensors.
 
     Attributes:
-        files: Tensor names to the files that hold them.
+        files: Tensor names, as this project has them, to the files that hold them.
+        stored: These names to those in the files.
 
     Raises:
         ValueError: the folder has no safetensors, or its index is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.files = folder, _files(folder)
+        files = _files(folder)
+        self.folder = folder
+        self.stored = {hf_experts.usual_name(name): name for name in files}
+        self.files = {usual: files[name] for usual, name in self.stored.items()}
 
     def check(self, architecture: Architecture) -> None:
         """Raise ValueError unless the tensors' names, shapes and dtypes fit the model.
@@ -101,7 +105,7 @@ class Checkpoint:
         for file, names in _group_by_file((name, self.files[name]) for name in shapes).items():
             with _open(file) as opened:
                 for name in names:
-                    _check_tensor(file, opened, name, shapes[name])
+                    _check_tensor(file, opened, self.stored[name], shapes[name])
 
     def _equal(self, one: str, other: str) -> bool:
         """Whether two tensors are the same, bit for bit; some rows of each are in memory."""
@@ -124,7 +128,7 @@ class Checkpoint:
             at = (rows,) if len(piece.shape) == 1 else (rows, columns)
             # Pages read from a file stay in memory until it is closed, so open it per tensor.
             with _open(self.files[piece.name]) as opened:
-                view.copy_(opened.get_slice(piece.name)[at])
+                view.copy_(opened.get_slice(self.stored[piece.name])[at])
 
 
 def save(
@@ -150,7 +154,7 @@ def save(
     for piece, view in pieces:
         local[piece.name] += [(piece, view)] if piece.owned else []
     shapes, dtype = huggingface_shapes(run.architecture), run.compute_dtype
-    files = _split_into_files(shapes, dtype)
+    files, kind = _split_into_files(shapes, dtype), saved_config(run)["model_type"]
     partial, writer = Path(f"{to}.partial"), _Writer(world.rank == 0)
     writer.write(partial.mkdir)
     for file, names in files.items():
@@ -162,9 +166,10 @@ def save(
             # One rank owns each element; adding zero bytes keeps it, also -0.0 and NaN.
             transfers.all_reduce_plain(whole.view(torch.uint8), world)
             if world.rank == 0:
-                tensors[name] = whole.cpu()
+                tensors[hf_experts.stored_name(name, kind)] = whole.cpu()
         writer.write(lambda t=tensors, f=file: save_file(t, partial / f, metadata={"format": "pt"}))
-    writer.write(lambda: _write_config_and_index(run, files, partial))
+    stored = {f: [hf_experts.stored_name(n, kind) for n in names] for f, names in files.items()}
+    writer.write(lambda: _write_config_and_index(run, stored, partial))
     writer.write(lambda: partial.rename(to))
     error = [writer.error]
     dist.broadcast_object_list(error, group_src=0, group=world.group)

@@ -19,6 +19,7 @@ from odysseus.config.architecture import Architecture
 from odysseus.memory.tiling import tiled
 from odysseus.model.attention import split_heads
 from odysseus.model.documents import Documents
+from odysseus.model.experts import MixtureOfExperts, whole_mlp
 from odysseus.model.kernels import TORCH, Kernels
 from odysseus.model.layers import (
     Embedding,
@@ -30,6 +31,7 @@ from odysseus.model.layers import (
     local,
     unshared,
 )
+from odysseus.model.mlp import MLP
 from odysseus.model.rotary import rotary_table
 
 
@@ -138,28 +140,6 @@ class Attention(nn.Module):
         return q_BSHK, k_BSGK, v_BSGK
 
 
-class MLP(nn.Module):
-    """SwiGLU. One matmul makes gate and up: `gate_up_proj` has gate_proj's rows, then up_proj's."""
-
-    def __init__(
-        self,
-        architecture: Architecture,
-        kernels: Kernels,
-        *,
-        shards: int = 1,
-        column: Project = local,
-        row: Project = local,
-    ) -> None:
-        super().__init__()
-        self.swiglu = kernels.swiglu
-        width, hidden = architecture.intermediate_size // shards, architecture.hidden_size
-        self.gate_up_proj = Linear(hidden, 2 * width, architecture.mlp_bias, column)
-        self.down_proj = Linear(width, hidden, architecture.mlp_bias, row)
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.down_proj(self.swiglu(self.gate_up_proj(x_BSD)))
-
-
 class Block(nn.Module):
     """One decoder layer: attention and MLP, each with a norm before it and a residual addition."""
 
@@ -167,7 +147,7 @@ class Block(nn.Module):
         self,
         architecture: Architecture,
         attention: Attention,
-        mlp: MLP,
+        mlp: MLP | MixtureOfExperts,
         kernels: Kernels,
         tricks: Tricks,
         index: int = 0,
@@ -246,7 +226,7 @@ class CausalLM(nn.Module):
         self,
         architecture: Architecture,
         attention: Callable[[], Attention],
-        mlp: Callable[[], MLP],
+        mlp: Callable[[], MLP | MixtureOfExperts],
         kernels: Kernels = TORCH,
         edges: Edges = Edges(),
         tricks: Tricks = Tricks(),
@@ -294,5 +274,5 @@ class CausalLM(nn.Module):
 def reference_model(architecture: Architecture) -> CausalLM:
     """Build the whole model for one process, without a method."""
     return CausalLM(
-        architecture, lambda: Attention(architecture, TORCH), lambda: MLP(architecture, TORCH)
+        architecture, lambda: Attention(architecture, TORCH), lambda: whole_mlp(architecture, TORCH)
     )

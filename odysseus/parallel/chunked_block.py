@@ -14,6 +14,7 @@ from torch import Tensor
 from odysseus.config.run import RunConfig
 from odysseus.model.decoder import Block
 from odysseus.model.documents import Documents
+from odysseus.model.mlp import MLP
 
 
 def check(run: RunConfig) -> None:
@@ -40,6 +41,7 @@ class OverlappedBlock(Block):
 
     def layer(self, x_BSD: Tensor, table: Tensor, documents: Documents | None) -> Tensor:
         attention, mlp, chunks = self.self_attn, self.mlp, self.tricks.overlap_chunks
+        assert isinstance(mlp, MLP)
         xs = x_BSD.chunk(chunks, dim=1)
         started = attention.qkv_proj.start_each(map(self.input_layernorm, xs))
         qkvs = [qkv.wait() for qkv in started]

@@ -8,6 +8,7 @@ axis, where there is one, are nearer still.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from odysseus.config.environment import whole_number
 from odysseus.config.run import RunConfig
+from odysseus.parallel.cuts import Cuts, Place
 from odysseus.parallel.fsdp_internals import flatten_mesh
 
 _NAMES = {"dp": "replicate", "ring": "ring", "sp": "sequence", "tp": "tensor"}
@@ -64,6 +66,10 @@ class Mesh:
         ring_order: The order in which ring ranks have the sample's tokens
             (:mod:`odysseus.parallel.ring_order`).
         second: The tensor axis of its own, if `tensor_parallel_size` is more than 1.
+        experts: The ranks that share out experts, if the method's MLP does; neighbours, whatever
+            other axes they are on.
+        same_experts_mesh: One-dimensional mesh of the ranks with the same experts, over which ZeRO
+            shards these.
     """
 
     device: torch.device
@@ -77,11 +83,18 @@ class Mesh:
     full_mesh: DeviceMesh
     ring_order: Literal["zigzag", "contiguous"] = "zigzag"
     second: Axis | None = None
+    experts: Axis | None = None
+    same_experts_mesh: DeviceMesh | None = None
 
     @property
     def tensor(self) -> Axis:
         """The axis over which weights are cut: `second`, or without it `sequence`."""
         return self.second or self.sequence
+
+    def cuts(self, dimensions: Mapping[str, int]) -> Cuts:
+        """Return what a method cuts, with this rank's places on the axes that cut it."""
+        experts = Place() if self.experts is None else Place(self.experts.size, self.experts.rank)
+        return Cuts(dimensions, Place(self.tensor.size, self.tensor.rank), experts)
 
     @property
     def replicas(self) -> int:
@@ -170,6 +183,7 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
     sharing = grid.mesh.movedim(order.index(cutting), -1).reshape(-1, copies)
     shared, _ = dist.new_subgroups_by_enumeration(sharing.tolist())
     assert isinstance(shared, dist.ProcessGroup), "every rank is in one of the groups"
+    experts, same_experts = _make_expert_axis(device, run)
     return Mesh(
         device=device,
         replica=grid.get_local_rank("replicate"),
@@ -182,4 +196,17 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
         full_mesh=flatten_mesh(grid, "full"),
         ring_order=run.ring_order,
         second=Axis(grid.get_group("tensor"), "activation") if cutting == "tp" else None,
+        experts=experts,
+        same_experts_mesh=same_experts,
     )
+
+
+def _make_expert_axis(
+    device: torch.device, run: RunConfig
+) -> tuple[Axis, DeviceMesh] | tuple[None, None]:
+    if run.parts[1] != "expert":
+        return None, None
+    ranks = run.expert_ranks
+    names = ("same_experts", "experts")
+    grid = init_device_mesh(device.type, (run.world_size // ranks, ranks), mesh_dim_names=names)
+    return Axis(grid.get_group("experts"), "activation"), grid["same_experts"]

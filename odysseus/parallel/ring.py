@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from odysseus.config.groups import Parallelism
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.model.attention import CausalAttention, differentiable
 from odysseus.model.block_attention import BlockAttention, merge_

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from odysseus.config.architecture import Architecture
 from odysseus.config.sizes import part_of
+from odysseus.parallel.cuts import BY_EXPERT, WHOLE, Cuts
 
 PACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -52,10 +54,11 @@ class Piece:
         return rows if rows.dim() == 1 else rows[:, slice(*self.columns)]
 
 
+@cache
 def huggingface_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """The whole shape of every tensor of the model, by its Hugging Face name."""
-    a = architecture
-    hidden, inner = a.hidden_size, a.intermediate_size
+    """The whole shape of every tensor of the model, by its Hugging Face name (with experts, that
+    of Qwen3-MoE); not to be changed."""
+    a, hidden = architecture, architecture.hidden_size
     queries, keys = a.query_width, a.key_value_width
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (a.vocab_size, hidden)}
     for layer in range(a.num_hidden_layers):
@@ -70,14 +73,17 @@ def huggingface_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]
         if a.use_qk_norm:
             shapes[f"{block}self_attn.q_norm.weight"] = (a.head_dim,)
             shapes[f"{block}self_attn.k_norm.weight"] = (a.head_dim,)
-        for name, shape in (
-            ("gate_proj", (inner, hidden)),
-            ("up_proj", (inner, hidden)),
-            ("down_proj", (hidden, inner)),
-        ):
-            shapes[f"{block}mlp.{name}.weight"] = shape
-            if a.mlp_bias:
-                shapes[f"{block}mlp.{name}.bias"] = shape[:1]
+        for mlp, inner in _mlp_widths(a).items():
+            for name, shape in (
+                ("gate_proj", (inner, hidden)),
+                ("up_proj", (inner, hidden)),
+                ("down_proj", (hidden, inner)),
+            ):
+                shapes[f"{block}{mlp}.{name}.weight"] = shape
+                if a.mlp_bias:
+                    shapes[f"{block}{mlp}.{name}.bias"] = shape[:1]
+        if a.num_experts:
+            shapes[f"{block}mlp.gate.weight"] = (a.num_experts, hidden)
         shapes[f"{block}input_layernorm.weight"] = (hidden,)
         shapes[f"{block}post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
@@ -86,12 +92,26 @@ def huggingface_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]
     return shapes
 
 
-def tensors_of(parameter: str) -> list[str]:
-    """The Hugging Face tensors that a parameter of this project's model packs, top row first."""
+def _mlp_widths(a: Architecture) -> dict[str, int]:
+    """The width of each MLP of a block, by its name in the block."""
+    widths = {f"mlp.experts.{expert}": a.intermediate_size for expert in range(a.num_experts)}
+    if a.shared_expert_intermediate_size:
+        widths["mlp.shared_experts"] = a.shared_expert_intermediate_size
+    return widths or {"mlp": a.intermediate_size}
+
+
+def tensors_of(parameter: str, experts: int = 1) -> list[str]:
+    """The Hugging Face tensors that a parameter of this project's model packs, top row first.
+
+    Args:
+        experts: Number of experts, whose weights are one parameter.
+    """
     stem, _, kind = parameter.rpartition(".")
     parent, _, leaf = stem.rpartition(".")
-    path = f"{parent}." if parent else ""
-    return [f"{path}{part}.{kind}" for part in PACKED.get(leaf, (leaf,))]
+    paths = [f"{parent}." if parent else ""]
+    if parent.endswith(".experts"):
+        paths = [f"{parent}.{expert}." for expert in range(experts)]
+    return [f"{path}{part}.{kind}" for path in paths for part in PACKED.get(leaf, (leaf,))]
 
 
 def cut_dimension(tensor: str, split: Mapping[str, int]) -> int | None:
@@ -101,45 +121,50 @@ def cut_dimension(tensor: str, split: Mapping[str, int]) -> int | None:
     added once, after the sum.
     """
     stem, _, kind = tensor.rpartition(".")
-    dimension = split.get(".".join(stem.split(".")[-2:]))
+    names = [name for name in stem.split(".") if not name.isdigit()]
+    dimension = split.get(".".join(names[-2:]))
     return None if dimension == 1 and kind == "bias" else dimension
 
 
-def is_cut(parameter: str, split: Mapping[str, int]) -> bool:
-    """Whether a method's split cuts a parameter, by its name in this project's model."""
-    return any(cut_dimension(tensor, split) is not None for tensor in tensors_of(parameter))
+def cut_of(parameter: str, split: Mapping[str, int]) -> int | None:
+    """The dimension along which a method cuts a parameter, by its name in this project's model, or
+    one of the tensors that it packs; None if it does not."""
+    cuts = (cut_dimension(tensor, split) for tensor in tensors_of(parameter))
+    return next((cut for cut in cuts if cut is not None), None)
 
 
-def pieces(
-    parameter: str, architecture: Architecture, split: Mapping[str, int], size: int, rank: int
-) -> list[Piece]:
+def pieces(parameter: str, architecture: Architecture, cuts: Cuts = WHOLE) -> list[Piece]:
     """The pieces that one rank's parameter consists of before ZeRO, top row to bottom row.
 
     Args:
         parameter: The parameter's name in this project's model, e.g.
             ``model.layers.0.self_attn.qkv_proj.weight``.
-        split: The run's cuts (:meth:`odysseus.method.Method.cuts`).
-        size: Number of ranks of the axis that cuts weights.
-        rank: Index of the rank on that axis.
     """
-    shapes = huggingface_shapes(architecture)
-    held = []
-    for name in tensors_of(parameter):
-        shape, cut = shapes[name], cut_dimension(name, split)
-        is_key_value = name.split(".")[-2] in ("k_proj", "v_proj")
-        copies = max(1, size // architecture.num_key_value_heads) if is_key_value else 1
-        ranges = [(0, length) for length in (*shape, 1)][:2]
-        if cut is not None:
-            mine = part_of(shape[cut], size // copies, rank // copies)
-            ranges[cut] = (mine.start, mine.stop)
-        rows, columns = ranges
-        owned = cut is None or rank % copies == 0
-        held.append(Piece(name, shape, rows, columns, owned))
-    return held
+    shapes, tensors = (
+        huggingface_shapes(architecture),
+        tensors_of(parameter, architecture.num_experts),
+    )
+    if cut_of(parameter, cuts.dimensions) == BY_EXPERT:
+        mine = part_of(len(tensors), cuts.experts.size, cuts.experts.rank)
+        tensors = tensors[mine.start : mine.stop]
+    return [_piece(name, shapes[name], architecture, cuts) for name in tensors]
+
+
+def _piece(name: str, shape: tuple[int, ...], architecture: Architecture, cuts: Cuts) -> Piece:
+    """The piece of a Hugging Face tensor that a rank holds some of."""
+    cut, (size, rank) = cut_dimension(name, cuts.dimensions), (cuts.tensor.size, cuts.tensor.rank)
+    ranges = [(0, length) for length in (*shape, 1)][:2]
+    if cut is None or cut == BY_EXPERT:
+        return Piece(name, shape, ranges[0], ranges[1])
+    is_key_value = name.split(".")[-2] in ("k_proj", "v_proj")
+    copies = max(1, size // architecture.num_key_value_heads) if is_key_value else 1
+    mine = part_of(shape[cut], size // copies, rank // copies)
+    ranges[cut] = (mine.start, mine.stop)
+    return Piece(name, shape, ranges[0], ranges[1], owned=rank % copies == 0)
 
 
 def local_pieces(
-    model: nn.Module, architecture: Architecture, split: Mapping[str, int], size: int, rank: int
+    model: nn.Module, architecture: Architecture, cuts: Cuts = WHOLE
 ) -> Iterator[tuple[Piece, Tensor]]:
     """Yield every piece that this rank's ZeRO shards hold.
 
@@ -148,7 +173,7 @@ def local_pieces(
             the parameter.
     """
     for name, parameter in model.named_parameters():
-        yield from cut_rows(parameter, pieces(name, architecture, split, size, rank))
+        yield from cut_rows(parameter, pieces(name, architecture, cuts))
 
 
 def cut_rows(tensor: Tensor, pieces: list[Piece]) -> Iterator[tuple[Piece, Tensor]]:

@@ -131,6 +131,14 @@ def all_reduce_plain(
             dist.all_reduce(x, op, axis.group)
 
 
+def all_to_all_plain(x_n: Tensor, axis: Axis) -> Tensor:
+    """Send row j of [n, …] to rank j, outside of autograd; row i of the result is rank i's."""
+    received = torch.empty_like(x_n)
+    with region(axis):
+        dist.all_to_all_single(received, x_n.contiguous(), group=axis.group)
+    return received
+
+
 def unstack(x_n: Tensor, dim: int) -> Tensor:
     """[n, …, s, …] to […, n·s, …]: the ranks' shards side by side along dim. A view for batch 1."""
     return x_n.movedim(0, dim).flatten(dim, dim + 1)

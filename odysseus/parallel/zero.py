@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -33,8 +34,9 @@ from torch.distributed.tensor import DTensor
 
 from odysseus.config.run import RunConfig
 from odysseus.parallel import fsdp_internals
+from odysseus.parallel.cuts import BY_EXPERT
 from odysseus.parallel.mesh import Mesh
-from odysseus.parallel.sharding import is_cut
+from odysseus.parallel.sharding import cut_of
 from odysseus.parallel.zero_buckets import reduce_in_buckets
 from odysseus.parallel.zero_overlap import overlap
 
@@ -79,23 +81,33 @@ def shard(
         overlap(model, [*first, *units.blocks, *([] if tied else units.output[:1])])
 
 
-def _cut_parameters(model: nn.Module, mesh: Mesh, split: Mapping[str, int]) -> set[nn.Parameter]:
-    """The parameters that the method cuts over the ranks of an axis."""
-    if mesh.tensor.size == 1:
-        return set()
-    return {parameter for name, parameter in model.named_parameters() if is_cut(name, split)}
+Cut = Mapping[nn.Parameter, DeviceMesh]
+"""The parameters that the method cuts, and the ranks that have the same part of each."""
 
 
-def _used_in_place(cut: set[nn.Parameter], mesh: Mesh, run: RunConfig) -> set[nn.Parameter]:
+def _cut_parameters(model: nn.Module, mesh: Mesh, split: Mapping[str, int]) -> Cut:
+    cut = {}
+    for name, parameter in model.named_parameters():
+        dimension = cut_of(name, split)
+        if dimension == BY_EXPERT and mesh.experts is not None and mesh.experts.size > 1:
+            assert mesh.same_experts_mesh is not None
+            cut[parameter] = mesh.same_experts_mesh
+        elif dimension not in (None, BY_EXPERT) and mesh.tensor.size > 1:
+            cut[parameter] = mesh.uncut_mesh
+    return cut
+
+
+def _used_in_place(cut: Cut, run: RunConfig) -> set[nn.Parameter]:
     """The cut parameters that FSDP2 leaves alone: one rank has each, in the compute dtype."""
-    one_owner = mesh.uncut_mesh.size() == 1 and run.parameter_offload == "none"
-    return cut if one_owner and run.compute_dtype == run.master_dtype else set()
+    if run.parameter_offload != "none" or run.compute_dtype != run.master_dtype:
+        return set()
+    return {parameter for parameter, mesh in cut.items() if mesh.size() == 1}
 
 
-def _options(cut: set[nn.Parameter], mesh: Mesh, run: RunConfig) -> dict[str, Any]:
+def _options(cut: Cut, mesh: Mesh, run: RunConfig) -> dict[str, Any]:
     """The arguments of fully_shard that all units share."""
     full = fsdp_internals.rows_over(mesh.full_mesh)
-    uncut = fsdp_internals.rows_over(mesh.uncut_mesh)
+    over = {owners: fsdp_internals.rows_over(owners) for owners in cut.values()}
     offload = OffloadPolicy()
     if run.parameter_offload == "cpu":
         offload = CPUOffloadPolicy(pin_memory=mesh.device.type != "cpu")
@@ -105,16 +117,14 @@ def _options(cut: set[nn.Parameter], mesh: Mesh, run: RunConfig) -> dict[str, An
             param_dtype=run.compute_dtype, reduce_dtype=run.reduce_dtype, cast_forward_inputs=False
         ),
         "offload_policy": offload,
-        "shard_placement_fn": lambda parameter: uncut if parameter in cut else full,
+        "shard_placement_fn": lambda p: over[cut[p]] if p in cut else full,
     }
 
 
-def _wrap_units(
-    model: nn.Module, units: Units, cut: set[nn.Parameter], mesh: Mesh, run: RunConfig
-) -> None:
+def _wrap_units(model: nn.Module, units: Units, cut: Cut, mesh: Mesh, run: RunConfig) -> None:
     """Wrap the root with the lone norms, then each block, then the output, then the embedding."""
     wrap = partial(fully_shard, **_options(cut, mesh, run))
-    in_place = _used_in_place(cut, mesh, run)
+    in_place = _used_in_place(cut, run)
     blocks, output, tied = list(units.blocks), units.output, units.tied
     embedding = [] if units.embedding is None else [units.embedding]
 
@@ -146,13 +156,13 @@ def _wrap_units(
         table.set_unshard_in_backward(False)
 
 
-def _lone_norms(blocks: list[nn.Module], cut: set[nn.Parameter]) -> list[nn.Module]:
+def _lone_norms(blocks: list[nn.Module], cut: Cut) -> list[nn.Module]:
     """The norms of all blocks, if the method cuts every other parameter of the blocks."""
     uncut = [
         (name, module)
         for block in blocks
         for name, module in block.named_modules()
-        if set(module.parameters(recurse=False)) - cut
+        if set(module.parameters(recurse=False)) - cut.keys()
     ]
     return [m for _, m in uncut] if all(name.endswith("norm") for name, _ in uncut) else []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -18,8 +18,10 @@ from odysseus.memory.host_memory import HostMemory
 from odysseus.memory.offload import CheckpointOffload
 from odysseus.method import Method
 from odysseus.model.decoder import Block, CausalLM, Edges, Tricks
+from odysseus.model.experts import MixtureOfExperts
 from odysseus.model.kernels import Kernels, choose_kernels
 from odysseus.model.loss import IGNORED_LABEL
+from odysseus.model.router_losses import RouterLosses
 from odysseus.parallel import sharding, transfers, zero
 from odysseus.parallel.chunked_block import OverlappedBlock
 from odysseus.parallel.mesh import Mesh
@@ -33,7 +35,8 @@ class StepResult:
     """Results of one step, the same numbers on every rank.
 
     Attributes:
-        loss: Sum of token losses / tokens of the step, over all ranks. Scalar, fp64.
+        loss: Sum of token losses / tokens of the step, over all ranks, plus the routers' losses.
+            Scalar, fp64.
         grad_norm: Euclidean norm of the whole gradient. Scalar, fp64.
     """
 
@@ -145,7 +148,7 @@ class Trainer:
         build: Builds the model, unless Transformers does.
 
     Attributes:
-        cuts: The dimension along which each weight is cut, see :meth:`Method.cuts`.
+        cuts: The weights that are cut, and this rank's part of them.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class Trainer:
         build: Build = build_model,
     ) -> None:
         self.run, self.method, self.mesh = run, method, mesh
-        self.cuts = method.cuts(run)
+        self.cuts = mesh.cuts(method.cuts(run))
         self.host = HostMemory.for_run(run, mesh.device)
         self.model: nn.Module
         if run.model.implementation == "transformers":
@@ -172,6 +175,19 @@ class Trainer:
             self.model = build(run, method, mesh, self.host, kernels)
             self._fill()
             self._losses = partial(_token_losses, self.model)
+        self.router_losses = self._choose_router_losses()
+
+    def _choose_router_losses(self) -> RouterLosses | None:
+        """Give the routers, if the model's have losses, one account of them."""
+        a, mesh = self.run.architecture, self.mesh
+        if not (a.router_aux_loss_coef or a.router_z_loss_coef):
+            return None
+        add = partial(transfers.all_reduce_plain, axis=mesh.world)
+        losses = RouterLosses(a, mesh.device, add, self.run.gradient_accumulation_steps)
+        for module in self.model.modules():
+            if isinstance(module, MixtureOfExperts):
+                module.losses = losses
+        return losses
 
     def _fill(self) -> None:
         """Allocate the shards, and initialise them or read them from the run's checkpoint.
@@ -225,9 +241,12 @@ class Trainer:
             )
         loss = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for batch in batches:
-            token_losses = self._losses(batch)
+            with self.router_losses.over_forward() if self.router_losses else nullcontext():
+                token_losses = self._losses(batch)
             (token_losses / tokens.to(token_losses.dtype)).backward()
             loss += token_losses.detach()
+            if self.router_losses:  # the same on every rank
+                loss += self.router_losses.value() * tokens / self.mesh.world.size
         return self._world_sum(loss) / tokens
 
     def grad_norm(self) -> Tensor:
@@ -240,14 +259,12 @@ class Trainer:
 
     def local_pieces(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the weight) for everything that this rank's shards hold."""
-        axis, architecture = self.mesh.tensor, self.run.architecture
-        return sharding.local_pieces(self.model, architecture, self.cuts, axis.size, axis.rank)
+        return sharding.local_pieces(self.model, self.run.architecture, self.cuts)
 
     def gradients(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the gradient) for everything that this rank's shards hold."""
-        axis = self.mesh.tensor
         for name, parameter in self.model.named_parameters():
-            pieces = sharding.pieces(name, self.run.architecture, self.cuts, axis.size, axis.rank)
+            pieces = sharding.pieces(name, self.run.architecture, self.cuts)
             if parameter.grad is not None:
                 yield from sharding.cut_rows(parameter.grad, pieces)
 

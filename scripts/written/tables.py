@@ -145,6 +145,16 @@ def second_axis(file: Path) -> pd.DataFrame:
     return table.reset_index()
 
 
+def experts(file: Path) -> pd.DataFrame:
+    """Predicted steps of models with experts, by length and method."""
+    rows = _in_words(pd.read_csv(file))
+    rows = rows.assign(method="`" + rows["method"] + "`", model="`" + rows["model"] + "`")
+    table = rows.pivot_table(
+        index=["tokens", "method"], columns="model", values="text", aggfunc="first", sort=False
+    )
+    return _once(table.reset_index(), "tokens")
+
+
 def _in_words(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with their step, bytes and peak as one text, and their tokens as text."""
     texts = [
@@ -182,6 +192,7 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     "exponents": exponents,
     "errors": errors,
     "predicted": predicted,
+    "experts": experts,
     "published": published,
     "second_axis": second_axis,
 }

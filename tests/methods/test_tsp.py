@@ -32,7 +32,7 @@ from tests.support.marks import slow
 from tests.support.runs import MODEL, RUN
 from tests.support.toggles import LOSS_TILES
 
-METHODS = [n for n in pairs.every_pair() if "tsp" in pairs.parts_of(n) and "local" not in n]
+METHODS = [name for name in pairs.spread_pairs(experts=False) if "tsp" in pairs.parts_of(name)]
 OPTIONS: Options = {
     "method": {name: {"method": name} for name in METHODS},
     **SHARED,

@@ -95,7 +95,8 @@ def _alike(runs: list[RunConfig]) -> list[list[RunConfig]]:
     """Group runs by what their mesh and their reference depend on."""
     groups = defaultdict(list)
     for run in runs:
-        groups[run.architecture, run.gradient_accumulation_steps].append(run)
+        experts = run.parts[1] == "expert", run.expert_ranks
+        groups[run.architecture, run.gradient_accumulation_steps, experts].append(run)
     return [*groups.values()]
 
 
@@ -108,19 +109,31 @@ def check_parity(runs: list[RunConfig], mesh: str) -> None:
         toggles.check_all(same)
 
 
+def on_mesh_in_dtypes(runs: list[RunConfig], mesh: str) -> list[RunConfig]:
+    """Return the runs on one of the meshes, in fp32 and bf16 in turn."""
+    return _in_dtypes(_on_mesh(runs, mesh), MIXED)
+
+
 def check_bytes(runs: list[RunConfig], mesh: str) -> None:
     """Check that every rank sends what the closed forms say."""
-    here = _in_dtypes(_on_mesh(runs, mesh), MIXED)
+    here = on_mesh_in_dtypes(runs, mesh)
     for rank, measured in enumerate(run_ranks(measured_columns, here[0].world_size, here)):
         for run, columns in zip(here, measured, strict=True):
             assert columns == theory_traffic.step_traffic(run, rank).columns, (rank, run)
 
 
-def check_dry_runs(runs: list[RunConfig], mesh: str, dtypes: Sequence[str], step: int) -> None:
+def check_dry_runs(
+    runs: list[RunConfig],
+    mesh: str,
+    dtypes: Sequence[str],
+    step: int,
+    on_rank: Callable[[list[RunConfig]], list[dict[str, Any]]] = dry_run.measured,
+) -> None:
     """Check that dry runs of the first and the last rank count what real ranks do.
 
     Args:
         step: Every how many runs one is counted.
+        on_rank: Like :func:`tests.support.dry_run.measured`.
     """
     for same in _alike(_in_dtypes(_on_mesh(runs, mesh)[::step], dtypes)):
-        dry_run.check_all(same, [0, same[0].world_size - 1])
+        dry_run.check_all(same, [0, same[0].world_size - 1], on_rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,9 +42,17 @@ def counted(run: RunConfig, rank: int) -> dict[str, Any]:
     return {**found.traffic, **columns, **found.flops}
 
 
-def check_all(runs: list[RunConfig], ranks: list[int]) -> None:
-    """Compare runs that share a mesh. The real ranks' first step differs from the dry run's."""
-    real = run_ranks(measured, runs[0].world_size, runs)
+def check_all(
+    runs: list[RunConfig],
+    ranks: list[int],
+    on_rank: Callable[[list[RunConfig]], list[dict[str, Any]]] = measured,
+) -> None:
+    """Compare runs that share a mesh. The real ranks' first step differs from the dry run's.
+
+    Args:
+        on_rank: Like :func:`measured`.
+    """
+    real = run_ranks(on_rank, runs[0].world_size, runs)
     for rank in ranks:
         for run, expected in zip(runs, real[rank], strict=True):
             assert counted(run, rank) == expected, (rank, run)

@@ -10,8 +10,9 @@ from functools import partial
 
 from odysseus.config.run import RunConfig
 from odysseus.method import MLP_SPLIT, Method, check_intermediate_size
-from odysseus.model.decoder import MLP, Attention
+from odysseus.model.decoder import Attention
 from odysseus.model.kernels import Kernels
+from odysseus.model.mlp import MLP
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.tensor_parallel import gather_linear, linear_reduce_scatter
 from odysseus.parallel.ulysses import all_to_all_attend

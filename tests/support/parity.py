@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from methods import method_of
+from odysseus.config.architecture import Architecture
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Batch, Samples
 from odysseus.model.decoder import CausalLM, reference_model
+from odysseus.model.experts import MixtureOfExperts
 from odysseus.parallel import sharding
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
@@ -37,7 +41,7 @@ def reference(run: RunConfig) -> CausalLM:
     model = reference_model(run.architecture).to(run.master_dtype)
     whole = initial_weights(run)
     with torch.no_grad():
-        for piece, view in sharding.local_pieces(model, run.architecture, {}, 1, 0):
+        for piece, view in sharding.local_pieces(model, run.architecture):
             view.copy_(piece.of(whole[piece.name]))
     return model
 
@@ -54,8 +58,13 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
         gradient_accumulation_steps=run.gradient_accumulation_steps * run.data_parallel_size,
     )
     batches = Samples(alone, replica=0, shard=0, device=torch.device("cpu")).step(0)
-    losses = [sum_of_losses(model, batch) for batch in batches]
+    with router_logits(model) as logits:
+        losses = [sum_of_losses(model, batch) for batch in batches]
     loss = torch.stack(losses).sum() / sum((batch.labels != -100).sum() for batch in batches)
+    per_step = len(logits) // run.gradient_accumulation_steps
+    for first in range(0, len(logits), per_step or 1):
+        of_step = router_losses(torch.cat(logits[first : first + per_step]), run.architecture)
+        loss = loss + of_step / run.gradient_accumulation_steps
     loss.backward()
     square = sum(float(p.grad.square().sum()) for p in model.parameters())
     gradients = {
@@ -63,10 +72,32 @@ def reference_gradients(run: RunConfig) -> tuple[float, float, dict[str, torch.T
         for name, shape in sharding.huggingface_shapes(run.architecture).items()
     }
     for name, parameter in model.named_parameters():
-        of = sharding.pieces(name, run.architecture, {}, 1, 0)
+        of = sharding.pieces(name, run.architecture)
         for piece, view in sharding.cut_rows(parameter.grad, of):
             piece.of(gradients[piece.name]).copy_(view)
     return loss.item(), square**0.5, gradients
+
+
+@contextmanager
+def router_logits(model: CausalLM) -> Iterator[list[torch.Tensor]]:
+    """Collect the logits of every router and batch, [T, E] each."""
+    found: list[torch.Tensor] = []
+    routers = [m.gate for m in model.modules() if isinstance(m, MixtureOfExperts)]
+    hooks = [r.register_forward_hook(lambda *call: found.append(call[-1])) for r in routers]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def router_losses(logits_TE: torch.Tensor, a: Architecture) -> torch.Tensor:
+    """The losses of one micro step, of the logits of all blocks and all ranks' tokens."""
+    scores_TE = logits_TE.sigmoid() if a.scoring_func == "sigmoid" else logits_TE.softmax(1)
+    chosen_TK = scores_TE.topk(a.num_experts_per_tok).indices
+    share_E = F.one_hot(chosen_TK, a.num_experts).sum(1).to(logits_TE.dtype).mean(0)
+    probability_E = (scores_TE / scores_TE.sum(1, keepdim=True)).mean(0)
+    balance = a.num_experts * (share_E * probability_E).sum()
+    squares = logits_TE.logsumexp(1).square().mean()
+    return a.router_aux_loss_coef * balance + a.router_z_loss_coef * squares
 
 
 def sum_of_losses(model: CausalLM, batch: Batch) -> torch.Tensor:

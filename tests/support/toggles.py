@@ -82,13 +82,11 @@ def reference_weights(
     model, architecture = reference(run), run.architecture
     for name, parameter in model.named_parameters():
         parameter.grad = torch.empty_like(parameter)
-        for piece, view in sharding.cut_rows(
-            parameter.grad, sharding.pieces(name, architecture, {}, 1, 0)
-        ):
+        for piece, view in sharding.cut_rows(parameter.grad, sharding.pieces(name, architecture)):
             view.copy_(piece.of(gradients[piece.name]))
     torch.optim.AdamW(model.parameters(), lr=run.optimizer.learning_rate).step()
     updated = copy.deepcopy(gradients)
-    for piece, view in sharding.local_pieces(model, architecture, {}, 1, 0):
+    for piece, view in sharding.local_pieces(model, architecture):
         piece.of(updated[piece.name]).copy_(view)
     return updated
 

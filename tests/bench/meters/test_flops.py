@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench.meters.flops import _KERNELS, FlopMeter
 from bench.theory import model_flops
@@ -98,3 +99,21 @@ def test_recomputing_a_block_repeats_all_but_its_last_matmul() -> None:
     block = a.hidden_size * (2 * a.query_width + 2 * a.num_key_value_heads * a.head_dim)
     block += 2 * a.hidden_size * a.intermediate_size  # gate and up; down is not needed
     assert again[1] - plain[1] == 2 * block * a.num_hidden_layers * run.tokens_per_step // 2
+
+
+def test_a_matmul_of_nothing_counts_nothing() -> None:
+    """An expert may get no token."""
+    with FlopMeter() as meter:
+        torch.mm(torch.empty(3, 0), torch.empty(0, 2))
+        torch.mm(torch.empty(0, 3), torch.empty(3, 2))
+    assert meter.matmul == 0
+
+
+def test_grouped_matmuls_count_the_rows_of_all_groups() -> None:
+    """Forward, and the gradients of rows and of weights, are as many FLOPs each."""
+    x = torch.randn(32, 16, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(4, 8, 16, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([3, 3, 20, 32], dtype=torch.int32)
+    with FlopMeter() as meter:
+        F.grouped_mm(x, weight.transpose(1, 2), offs=ends).square().sum().backward()
+    assert meter.matmul == 3 * 2 * 32 * 16 * 8

@@ -41,6 +41,7 @@ OTHER = RunConfig(
     ulysses_all_to_all="yunchang",
     vocab_parallel="head",
     tensor_parallel_size=2,
+    expert_parallel_size=2,
     ulysses_head_chunks=2,
     optimizer=OptimizerOptions(learning_rate=0.5, offload="cpu"),
     parameter_offload="cpu",

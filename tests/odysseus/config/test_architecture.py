@@ -30,6 +30,20 @@ PUBLISHED = {
         (151_936, 5120, 25_600, 64, 64, 8, 128),
         {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "rope_factor": 1.0, "use_qk_norm": True},
     ),
+    "mixtral-8x7b": (
+        (32_000, 4096, 14_336, 32, 32, 8, 128),
+        {
+            **{"rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0, "rope_factor": 1.0},
+            **{"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True},
+        },
+    ),
+    "qwen3-30b-a3b": (
+        (151_936, 2048, 768, 48, 32, 4, 128),
+        {
+            **{"rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "rope_factor": 1.0},
+            **{"use_qk_norm": True, "num_experts": 128, "num_experts_per_tok": 8},
+        },
+    ),
 }
 SWITCHES = (
     *("attention_bias", "attention_output_bias", "mlp_bias", "use_qk_norm", "tie_word_embeddings"),

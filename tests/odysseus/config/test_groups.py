@@ -11,9 +11,10 @@ from reprlib import repr as shortened
 
 import pytest
 
-from odysseus.config.groups import Batch, Execution, MemorySavings, Parallelism, Precision
+from odysseus.config.groups import Batch, Execution, MemorySavings, Precision
 from odysseus.config.nested import OptimizerOptions
 from odysseus.config.option_group import OptionGroup, flags_of, groups_of, ordered_fields
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 from tests.support.paths import ROOT
 

@@ -24,7 +24,7 @@ REFUSED: dict[str, tuple[RunConfig, str]] = {
     "unknown preset": (
         RunConfig(model=model(name_or_path="llama9")),
         "model.name_or_path is 'llama9'; valid presets: "
-        "tiny, small, llama2-7b, llama3-8b, llama3-70b, qwen3-32b; "
+        "tiny, small, llama2-7b, llama3-8b, llama3-70b, qwen3-32b, mixtral-8x7b, qwen3-30b-a3b; "
         "or a folder with a Hugging Face checkpoint",
     ),
     "vocabulary": (
@@ -153,7 +153,21 @@ def test_lowest_values(name: str, least: int) -> None:
         assert refusal(RunConfig(**{name: value})) == expected
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Architecture) if f.type == "int"])
+OF_EXPERTS: dict[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": False,
+    "shared_expert_intermediate_size": 64,
+    "router_aux_loss_coef": 0.1,
+    "router_z_loss_coef": 0.01,
+}
+"""Overrides that are valid together only."""
+
+
+@pytest.mark.parametrize(
+    "name", [f.name for f in fields(Architecture) if f.type == "int" and f.name not in OF_EXPERTS]
+)
 def test_sizes_are_at_least_1(name: str) -> None:
     sizes = asdict(PRESETS["tiny"]) | {name: 0}
     with pytest.raises(ValueError, match=rf"^model\.{name} is 0; it must be at least 1$"):
@@ -294,7 +308,9 @@ def test_an_override_reaches_the_architecture(name: str, value: Any) -> None:
 def test_every_model_option_is_an_override_and_a_given_head_dim_stays() -> None:
     options = [f.name for f in fields(ModelOptions)]
     about = ["name_or_path", "implementation", "type", "attn_implementation"]
-    assert options == [*about, *OVERRIDES]
+    assert options == [*about, *OVERRIDES, *OF_EXPERTS]
+    with_experts = replace(PRESETS["tiny"], **OF_EXPERTS)
+    assert RunConfig(model=model(**OF_EXPERTS)).architecture == with_experts
     assert RunConfig(model=model(**OVERRIDES)).architecture == replace(PRESETS["tiny"], **OVERRIDES)
 
 

@@ -106,7 +106,7 @@ def test_logits_are_transformers(folders: dict[str, Path]) -> None:
     for name, folder in folders.items():
         run = run_of(folder)
         model = reference_model(run.architecture).double()
-        Checkpoint(folder).load(sharding.local_pieces(model, run.architecture, {}, 1, 0))
+        Checkpoint(folder).load(sharding.local_pieces(model, run.architecture))
         (batch,) = Samples(run, 0, 0, CPU).step(0)
         hidden = model.model.norm(model.model(batch.input_ids, batch.position_ids))
         expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)(

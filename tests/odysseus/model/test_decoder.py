@@ -129,7 +129,7 @@ def our_model(case: Case, whole: dict[str, Tensor], dtype: torch.dtype) -> Causa
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-        for piece, view in sharding.local_pieces(model, case.architecture, {}, 1, 0):
+        for piece, view in sharding.local_pieces(model, case.architecture):
             view.copy_(piece.of(whole[piece.name]))
     return model
 
@@ -159,7 +159,7 @@ def differences(case: Case, dtype: torch.dtype) -> dict[str, float]:
     worst = dict.fromkeys(gradients, math.nan)
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None
-        of = sharding.pieces(name, case.architecture, {}, 1, 0)
+        of = sharding.pieces(name, case.architecture)
         for piece, view in sharding.cut_rows(parameter.grad, of):
             theirs_here = gradients[piece.name]
             assert theirs_here is not None

@@ -216,7 +216,7 @@ def _reference_of_second_half(run: RunConfig) -> tuple[float, dict[str, Tensor]]
     shapes = sharding.huggingface_shapes(run.architecture)
     whole = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for name, parameter in model.named_parameters():
-        of = sharding.pieces(name, run.architecture, {}, 1, 0)
+        of = sharding.pieces(name, run.architecture)
         for piece, view in sharding.cut_rows(parameter.grad, of):
             piece.of(whole[piece.name]).copy_(view)
     return float(counted), whole

@@ -15,6 +15,7 @@ from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.model.decoder import reference_model
 from odysseus.parallel import sharding
+from odysseus.parallel.cuts import Cuts, Place
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.support.ranks import run_ranks
@@ -48,7 +49,7 @@ Held = tuple[str, Interval, Interval, bool, bytes]
 def single_process(run: RunConfig) -> dict[str, Tensor]:
     """Every whole tensor, from the reference model alone."""
     model = reference_model(run.architecture)
-    held = list(sharding.local_pieces(model, run.architecture, {}, 1, 0))
+    held = list(sharding.local_pieces(model, run.architecture))
     sharding.initialize(iter(held), run.seed)
     return {piece.name: view for piece, view in held}
 
@@ -61,10 +62,8 @@ def held_by_method(run: RunConfig) -> dict[tuple[str, str], list[Held]]:
             cell = replace(run, method=method.name, model=model)
             a = cell.architecture
             mesh = make_mesh(torch.device("cpu"), cell)
-            axis = mesh.sequence
-            local = sharding.local_pieces(
-                Trainer(cell, method, mesh).model, a, method.split, axis.size, axis.rank
-            )
+            cuts = mesh.cuts(method.split)
+            local = sharding.local_pieces(Trainer(cell, method, mesh).model, a, cuts)
             held[method.name, label] = [
                 (p.name, p.rows, p.columns, p.owned, view.numpy().tobytes()) for p, view in local
             ]
@@ -132,10 +131,9 @@ def test_two_kv_heads_of_four_ranks_are_owned_by_the_first_of_each_pair() -> Non
     a = replace(MODELS["kv_heads_fewer_than_ranks"], num_key_value_heads=2)
     architecture = RunConfig(model=a).architecture
     split = METHODS["tp"].split
-    held = [
-        sharding.pieces("model.layers.0.self_attn.qkv_proj.weight", architecture, split, 4, rank)[1]
-        for rank in range(4)
-    ]
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    cuts = [Cuts(split, Place(4, rank)) for rank in range(4)]
+    held = [sharding.pieces(name, architecture, of_rank)[1] for of_rank in cuts]
     assert [(p.rows, p.owned) for p in held] == [
         ((0, 6), True),
         ((0, 6), False),

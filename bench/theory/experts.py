@@ -1,0 +1,71 @@
+"""Closed forms of what ranks exchange for experts that are shared out: rows of tokens, and weights.
+
+Symbols as in bench/theory/traffic.py; E experts, K experts of a token, e ranks that share them out.
+A rank's t tokens are t·K rows. Which rank they travel to is data: by default every expert gets as
+many, so that (e-1)/e of all rows leave their rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from bench.theory.terms import Term
+from odysseus.config.run import RunConfig
+from odysseus.memory.tiling import tile_count
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rows that a rank exchanges with other ranks, in one block and forward.
+
+    Attributes:
+        there: Rows of its tokens that it sends to other ranks' experts; None if all experts of all
+            ranks get as many.
+        back: Rows of other ranks' tokens that its experts return.
+    """
+
+    there: Fraction | None = None
+    back: Fraction | None = None
+
+
+BALANCED = Load()
+
+
+def exchanges(run: RunConfig, load: Load = BALANCED) -> Iterator[Term]:
+    """Yield the all-to-alls of one block in one micro step.
+
+    Forward sends rows with a weight each, and the rows that experts return; backward sends the
+    gradients of each the other way. Recomputation stops before the last exchange. A tile's backward
+    repeats its whole forward, which checkpointing then does not. Ranks first tell each other how
+    many rows each expert gets, 8 bytes an expert.
+    """
+    ranks, a, width = run.expert_ranks, run.architecture, run.compute_dtype.itemsize
+    if ranks == 1:
+        return
+    balanced = Fraction(run.local_tokens * a.num_experts_per_tok * (ranks - 1), ranks)
+    there, back = (balanced if rows is None else rows for rows in (load.there, load.back))
+    tiles = _tiles(run)
+    forwards = 1 + int(run.recomputes or run.tiled_mlp_compute)
+    returned = 1 + int(run.tiled_mlp_compute)
+    row = a.hidden_size * width
+    for count, sent in (
+        (forwards * tiles, Fraction(8 * a.num_experts * (ranks - 1), ranks)),
+        (forwards * tiles, there * row / tiles),
+        (forwards * tiles, there * width / tiles),
+        (returned * tiles, back * row / tiles),
+        (tiles, there * row / tiles),  # gradients of what experts return
+        (tiles, back * row / tiles),  # gradients of rows
+        (tiles, back * width / tiles),  # gradients of weights
+    ):
+        yield Term("all_to_all", "activation", count, sent * ranks / (ranks - 1), ranks)
+
+
+def _tiles(run: RunConfig) -> int:
+    """Return how many tiles there are of a shard's tokens; the last may be shorter."""
+    if not run.tiled_mlp_compute:
+        return 1
+    tokens = run.seq_len // run.shards
+    size = -(-tokens // tile_count(run.micro_batch_size, tokens, run.architecture.hidden_size))
+    return -(-tokens // size)
