@@ -252,10 +252,22 @@ class Trainer:
     def grad_norm(self) -> Tensor:
         """Return the norm of the whole gradient; one rank owns and counts each element."""
         square = torch.zeros((), dtype=torch.float64, device=self._shards_device)
-        for piece, gradient in self.gradients():
-            if piece.owned:
-                square += euclidean_norm(gradient) ** 2
+        for gradient in self._counted_gradients():
+            square += euclidean_norm(gradient) ** 2
         return self._world_sum(square.to(self.mesh.device)).sqrt()
+
+    def _counted_gradients(self) -> Iterator[Tensor]:
+        """Yield the gradients that this rank counts: of experts all at once, else by piece."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is None:
+                continue
+            if ".experts." in name:
+                yield sharding.local_shard(parameter.grad)[0]
+                continue
+            pieces = sharding.pieces(name, self.run.architecture, self.cuts)
+            for piece, gradient in sharding.cut_rows(parameter.grad, pieces):
+                if piece.owned:
+                    yield gradient
 
     def local_pieces(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the weight) for everything that this rank's shards hold."""
