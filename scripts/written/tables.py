@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 _VOCABULARY = {"false": "vocabulary whole", "true": "vocabulary cut"}
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("pairs", "performance", "validation")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("experts", "pairs", "performance", "validation")),
 )
 _TABLE_COMMENT = re.compile(
     r"(?P<comment><!-- (?P<what>\w+) of (?P<files>results/[^>]+) -->\n\n)(?:\|.*\n)*"

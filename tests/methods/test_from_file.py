@@ -13,7 +13,7 @@ from bench.report import catalogue, inputs, labels
 from methods import METHODS, method_of
 from tests.support.paths import ROOT
 
-SOURCE = ROOT / "tests" / "support" / "example_method.py"
+SOURCE = ROOT / "tests" / "support" / "example_mlp.py"
 SMALL = "--world_size 2 --seq_len 256 --steps 1 --warmup_steps 0 --model.num_hidden_layers 1"
 
 
