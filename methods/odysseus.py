@@ -13,5 +13,6 @@ METHOD = Method(
     attention=tp_sp.attention,
     mlp=ulysses.mlp,
     split=ATTENTION_SPLIT,
+    experts=True,
     positions=tp_sp.gather_positions,
 )

@@ -94,6 +94,7 @@ def pair(name: str) -> Method:
         mlp=mlp.build if replicated else on_the_shard(mlp),
         split={**attention.split, **mlp.split},
         replicated=replicated,
+        experts=True,
         positions=attention.positions,
         check=check,
     )

@@ -56,6 +56,7 @@ METHOD = Method(
     mlp=mlp,
     split=ATTENTION_SPLIT | MLP_SPLIT,
     replicated=True,
+    experts=True,
     positions=tp_sp.gather_positions,
     check=check_intermediate_size,
 )

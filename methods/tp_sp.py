@@ -73,6 +73,7 @@ METHOD = Method(
     attention=attention,
     mlp=mlp,
     split=ATTENTION_SPLIT | MLP_SPLIT,
+    experts=True,
     positions=gather_positions,
     check=check_intermediate_size,
 )

@@ -94,4 +94,6 @@ def _check_second_axis(run: RunConfig) -> None:
     check_intermediate_size(run)
 
 
-METHOD = Method(name="ulysses", attention=attention, mlp=mlp, positions=positions, check=check)
+METHOD = Method(
+    name="ulysses", attention=attention, mlp=mlp, experts=True, positions=positions, check=check
+)

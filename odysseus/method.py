@@ -39,6 +39,7 @@ class Method:
         replicated: Whether every rank has the whole sequence in the stream between blocks, and a
             partial sum of its gradient; else the stream is a sequence shard.
         positions: Makes the position ids that this rank's attention needs of the shard's.
+        experts: Whether `mlp` builds experts for a model that has them.
         check: Raises ValueError, before anything starts, if the sizes do not fit the method.
     """
 
@@ -48,6 +49,7 @@ class Method:
     split: Mapping[str, int] = field(default_factory=dict)
     replicated: bool = False
     positions: Callable[[Tensor, Mesh], Tensor] = of_the_shard
+    experts: bool = False
     check: Callable[[RunConfig], None] = lambda run: None
 
     def enter(self, x_BsD: Tensor, mesh: Mesh) -> Tensor:

@@ -74,7 +74,7 @@ def _line(choice: ranking.Choice) -> dict[str, Any]:
         for name, column in zip(names, ranking.PARTS[1:], strict=True)
     }
     return {
-        "method": label_of(run.method) if run.block_ranks > 1 else "-",
+        "method": label_of(run.method) if max(run.block_ranks, run.expert_ranks) > 1 else "-",
         "sequence": run.sequence_size,
         **({"tensor": run.tensor_parallel_size} if run.tensor_parallel_size > 1 else {}),
         "ring": run.ring_parallel_size,

@@ -31,6 +31,7 @@ def main(parsed: Any) -> int:
             f"reference is {parsed.reference!r}; valid: {', '.join(verify.REFERENCES)}"
         )
     checks.check(run)
+    _check_experts(run, parsed.reference)
     if parsed.reference == "transformers":
         checkpoint.saved_config(run)  # raises if Transformers has no such model
     checks.check_gpus(run, None)
@@ -54,6 +55,22 @@ def main(parsed: Any) -> int:
         draw_matplotlib.draw(verify_chart.overlay(verdict.steps, name)), out.with_suffix("")
     )
     return 0 if verdict.passed else 1
+
+
+def _check_experts(run: RunConfig, reference: str) -> None:
+    """Raise ValueError unless reference and candidate have one loss, which a model with experts
+    may not have."""
+    experts, balance = run.architecture.num_experts, run.architecture.router_aux_loss_coef
+    if balance:
+        raise ValueError(
+            f"model.router_aux_loss_coef = {balance} balances each micro step, and the reference "
+            "has other samples in one; valid: 0"
+        )
+    if experts and reference == "transformers":
+        raise ValueError(
+            f"reference = transformers does not support model.num_experts = {experts}, of which "
+            "its weights are packed; valid: native"
+        )
 
 
 def title(run: RunConfig, reference: str = "native") -> str:

@@ -39,6 +39,7 @@ def check(run: RunConfig) -> None:
         as_method.check(run, _device_of_dry_run(run))
         run = as_method.matching_run(run)
     implementation.check(run)
+    check_experts(run)
     method_of(run.method).check(run)
     chunked_block.check(run)
     dry_run.check(run)
@@ -57,6 +58,15 @@ def check(run: RunConfig) -> None:
     check_compiler(run, device)
     check_tokens(run)
     checkpoint.check(run)
+
+
+def check_experts(run: RunConfig) -> None:
+    """Raise ValueError if the model has experts, and the method builds none."""
+    if run.architecture.num_experts and not method_of(run.method).experts:
+        raise ValueError(
+            f"model.num_experts = {run.architecture.num_experts}, but method = {run.method} does "
+            "not say experts=True; valid: a METHOD that does, whose mlp returns MixtureOfExperts"
+        )
 
 
 def _device_of_dry_run(run: RunConfig) -> str:

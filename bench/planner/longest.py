@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from bench.planner.dry_runs import DryRuns, Whole
 from bench.simulator import fit
+from odysseus.config.pairs import parts_of
 from odysseus.config.run import RunConfig
 
 _PRECISION = 256
@@ -34,9 +35,11 @@ class Longest:
 
 
 def by_method(method: str, base: RunConfig) -> RunConfig:
-    """Return the run with another method; only ulysses keeps its chunks of heads."""
+    """Return the run with another method, without the options that are for others: only ulysses
+    keeps its chunks of heads, and MLP expert the ranks of its experts."""
     chunks = base.ulysses_head_chunks if method == "ulysses" else 1
-    return replace(base, method=method, ulysses_head_chunks=chunks)
+    ranks = base.expert_parallel_size if parts_of(method)[1] == "expert" else 0
+    return replace(base, method=method, ulysses_head_chunks=chunks, expert_parallel_size=ranks)
 
 
 def unit_of(run: RunConfig) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 
 from bench.config import checks
 from bench.planner.longest import by_method
@@ -114,7 +113,8 @@ def in_words(run: RunConfig, choice: Choice | None, fastest: float) -> str:
 
 def layouts(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> Iterator[RunConfig]:
     """Yield the run with every method at every size of the axes, or at the sizes that it sets. With
-    a sequence axis of 1 all methods are the same, and only one is tried."""
+    a sequence axis of 1 all methods are the same, and only one is tried, unless experts are shared
+    out over other ranks."""
     first = sorted(methods, key=lambda name: name != "ulysses")
     sizes = [(base.sequence_size, base.ring_parallel_size)]
     if base.sequence_parallel_size == 0 and base.ring_parallel_size == 1:
@@ -126,8 +126,11 @@ def layouts(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> Iterato
             replace(by_method(method, base), **sizes_of_axes)
             for method in (methods if sequence > 1 else first)
         )
-        able = (run for run in runs if not checks.refusal(run))
-        yield from able if sequence > 1 else islice(able, 1)
+        able = [run for run in runs if not checks.refusal(run)]
+        if sequence == 1:
+            shared_out = [run for run in able if run.expert_ranks > 1]
+            able = [*[run for run in able if run.expert_ranks == 1][:1], *shared_out[:1]]
+        yield from able
 
 
 def fitting(run: RunConfig) -> Choice | None:

@@ -1,8 +1,8 @@
 """Closed forms of what ranks exchange for experts that are shared out: rows of tokens, and weights.
 
 Symbols as in bench/theory/traffic.py; E experts, K experts of a token, e ranks that share them out.
-A rank's t tokens are t·K rows. Which rank they travel to is data: by default every expert gets as
-many, so that (e-1)/e of all rows leave their rank.
+A rank's t tokens are t·K rows. Which rank they travel to is data: by default all experts get
+equally many, so that (e-1)/e of all rows leave their rank.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Load:
     """Rows that a rank exchanges with other ranks, in one block and forward.
 
     Attributes:
-        there: Rows of its tokens that it sends to other ranks' experts; None if all experts of all
-            ranks get as many.
+        there: Rows of its tokens that it sends to other ranks' experts; None if all experts
+            get equally many.
         back: Rows of other ranks' tokens that its experts return.
     """
 

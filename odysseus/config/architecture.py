@@ -79,7 +79,8 @@ class Architecture:
             value = getattr(self, f.name)
             least_is_zero = f.name in _MAY_BE_ZERO and value == 0
             if f.type == "int" and value < 1 and not least_is_zero:
-                raise ValueError(f"model.{f.name} is {value}; it must be at least 1")
+                least = 0 if f.name in _MAY_BE_ZERO else 1
+                raise ValueError(f"model.{f.name} is {value}; it must be at least {least}")
             if f.type == "int" and value > (most := _MOST.get(f.name, 2**24)):
                 raise ValueError(f"model.{f.name} is {shortened(value)}; it must be at most {most}")
             if f.type == "float" and not (0 < value < inf or least_is_zero):
@@ -111,11 +112,13 @@ class Architecture:
                 f"{', '.join(SCORING_FUNCTIONS)}"
             )
         if not self.num_experts:
-            for name in (*_OF_EXPERTS[1:], "router_aux_loss_coef", "router_z_loss_coef"):
-                if getattr(self, name):
+            coefficients = "router_aux_loss_coef", "router_z_loss_coef"
+            for name in (*_OF_EXPERTS[1:], "scoring_func", "norm_topk_prob", *coefficients):
+                value, plain = getattr(self, name), _DEFAULTS[name]
+                if value != plain:
                     raise ValueError(
-                        f"model.{name} is {getattr(self, name)} without experts; valid: 0, or "
-                        "model.num_experts above 0"
+                        f"model.{name} is {str(value).lower()} without experts; valid: "
+                        f"{str(plain).lower()}, or model.num_experts above 0"
                     )
             return
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
@@ -141,6 +144,7 @@ class Architecture:
 
 
 ARCHITECTURE_FIELDS = tuple(f.name for f in fields(Architecture))
+_DEFAULTS = {f.name: f.default for f in fields(Architecture)}
 
 PRESETS: dict[str, Architecture] = {
     # Small models for byte tokens; eight or more query heads, for up to eight ranks.

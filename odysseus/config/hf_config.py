@@ -74,14 +74,14 @@ def read(folder: Path) -> Architecture:
     return Architecture(
         **sizes,
         **of_heads,
-        rms_norm_eps=number(file, given, "rms_norm_eps", 1e-6),
+        rms_norm_eps=number(file, given, "rms_norm_eps", 1e-5 if kind == "mixtral" else 1e-6),
         attention_bias=biased,
         attention_output_bias=biased and kind != "qwen2",
         mlp_bias=boolean(file, given, "mlp_bias"),
         use_qk_norm=kind in ("qwen3", "qwen3_moe"),
         sliding_window=_window(file, given, kind),
         tie_word_embeddings=boolean(file, given, "tie_word_embeddings"),
-        **_rope(file, given),
+        **_rope(file, given, 1e6 if kind == "mixtral" else 1e4),
     )
 
 
@@ -231,8 +231,8 @@ def _window(file: Path, given: dict[str, Any], kind: str) -> int | None:
     return integer(file, {"sliding_window": window}, "sliding_window")
 
 
-def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of rotary frequencies.
+def _rope(file: Path, given: dict[str, Any], theta: float) -> dict[str, Any]:
+    """Return the fields of rotary frequencies; `theta` is the base if none is given.
 
     Transformers 4 writes rope_scaling, 5 writes rope_parameters. If a file has both, Transformers 5
     takes rope_scaling, and so does this function.
@@ -245,7 +245,7 @@ def _rope(file: Path, given: dict[str, Any]) -> dict[str, Any]:
     if part != 1:
         raise refusal(file, "partial_rotary_factor", part, "1.0")
     base = rope if rope.get("rope_theta") is not None else given  # version 5 moved it inside
-    rope_fields: dict[str, Any] = {"rope_theta": number(file, base, "rope_theta", 10_000.0)}
+    rope_fields: dict[str, Any] = {"rope_theta": number(file, base, "rope_theta", theta)}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in _KEYS_OF_ROPE:
         raise refusal(file, f"{name}.rope_type", kind, ", ".join(_KEYS_OF_ROPE))

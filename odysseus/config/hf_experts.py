@@ -77,16 +77,18 @@ def model_type(a: Architecture, dense: str) -> str:
     Raises:
         ValueError: none has.
     """
-    plain = a.scoring_func == "softmax" and not a.shared_expert_intermediate_size
-    plain = plain and not a.router_z_loss_coef and a.sliding_window is None
-    if plain and dense == "qwen3":
-        return "qwen3_moe"
-    if plain and dense == "llama" and a.norm_topk_prob and not a.attention_bias:
-        return "mixtral"
-    raise ValueError(
-        "no model of Transformers has these switches with experts; valid: those of mixtral-8x7b or "
-        "of qwen3-30b-a3b"
-    )
+    kind = {"qwen3": "qwen3_moe", "llama": "mixtral"}.get(dense, "mixtral")
+    needed: dict[str, Any] = {
+        **{"scoring_func": "softmax", "shared_expert_intermediate_size": 0},
+        **{"router_z_loss_coef": 0, "sliding_window": None},
+        **({"norm_topk_prob": True, "attention_bias": False} if kind == "mixtral" else {}),
+    }
+    for name, valid in needed.items():
+        if getattr(a, name) != valid:
+            raise ValueError(
+                f"no {kind} of Transformers has model.{name} = {getattr(a, name)}; valid: {valid}"
+            )
+    return kind
 
 
 def usual_name(stored: str) -> str:

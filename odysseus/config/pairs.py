@@ -54,10 +54,10 @@ def spread_pairs(experts: bool) -> list[str]:
     """Return the pairs of :func:`every_pair` that spread a block over ranks: all without local.
 
     Args:
-        experts: Whether the model has experts; an MLP is either for these or for others.
+        experts: Whether the model has experts: MLP tsp is not for these, and MLP expert only.
     """
-    only = {True: "tsp", False: "expert"}[experts]
-    return [name for name in every_pair() if "local" not in name and parts_of(name)[1] != only]
+    unfit = "tsp" if experts else "expert"
+    return [name for name in every_pair() if "local" not in name and parts_of(name)[1] != unfit]
 
 
 def every_pair() -> list[str]:

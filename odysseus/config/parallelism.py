@@ -12,7 +12,7 @@ from odysseus.config.sizes import check_experts, check_ring, check_tensor, chunk
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelism(OptionGroup):
-    """Parallelism: number of ranks, and their data-parallel, ring, sequence and tensor axes.
+    """Parallelism: number of ranks, and the axes that they lie on.
 
     Args:
         world_size: Number of processes (ranks), one per GPU where there are GPUs.
@@ -39,8 +39,8 @@ class Parallelism(OptionGroup):
         vocab_parallel: Cut the embedding and the head by vocabulary over the sequence axis (over
             the tensor axis where there is one), as Megatron-LM does, instead of sharding them with
             ZeRO: embedding, head, or both (true). auto cuts what then sends fewer bytes.
-        expert_parallel_size: MLP expert: neighbouring ranks that share out the experts, of whatever
-            axes they are ranks; 0 takes as many as the sequence axis has.
+        expert_parallel_size: MLP expert: neighbouring ranks that share out the experts, whatever
+            axes they lie on; 0 takes as many as the sequence axis has.
     """
 
     world_size: int = bounded(1, default=1)

@@ -45,8 +45,8 @@ class Experts(nn.Module):
         Weights multiply the narrower tensor before the last matmul, so that its output need not be
         kept for backward.
         """
-        inner_RI = self.swiglu(self.gate_up_proj(x_RD, rows.ends_E))
-        return self.down_proj(inner_RI * weight_R1, rows.ends_E)
+        inner_RI = self.swiglu(self.gate_up_proj(x_RD, rows))
+        return self.down_proj(inner_RI * weight_R1, rows)
 
 
 class MixtureOfExperts(nn.Module):

@@ -7,6 +7,8 @@ T tokens, K experts of a token, R = T·K rows, E experts, D width in, W width ou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,6 +50,16 @@ class Rows:
         ends_E = torch.searchsorted(sorted_R, numbers_E, right=True, out_int32=True)
         return Rows(order_R, place_R, ends_E, experts_TK.shape[1])
 
+    @cached_property
+    def counts(self) -> list[int]:
+        """Rows of each expert, for which the host waits; equally many of tensors without values."""
+        rows, count = len(self.order_R), len(self.ends_E)
+        if self.ends_E.is_meta:
+            ends = [rows * (expert + 1) // count for expert in range(count)]
+        else:
+            ends = self.ends_E.tolist()
+        return [end - start for start, end in pairwise([0, *ends])]
+
     def spread(self, x_TD: Tensor) -> Tensor:
         """Copy each token to the rows of its experts, [R, D]."""
         return _Spread.apply(x_TD, self)
@@ -73,34 +85,23 @@ class GroupedLinear(nn.Module):
         self.experts = experts
         self.weight = nn.Parameter(torch.empty(experts * width_out, width_in))
 
-    def forward(self, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+    def forward(self, x_RD: Tensor, rows: Rows) -> Tensor:
         """[R, W]: each row times the weight of its expert."""
-        return grouped_linear(x_RD, self.weight.unflatten(0, (self.experts, -1)), ends_E)
+        return grouped_linear(x_RD, self.weight.unflatten(0, (self.experts, -1)), rows)
 
 
-def grouped_linear(x_RD: Tensor, weight_EWD: Tensor, ends_E: Tensor) -> Tensor:
+def grouped_linear(x_RD: Tensor, weight_EWD: Tensor, rows: Rows) -> Tensor:
     """Multiply the rows of each expert by its weight, [R, W].
 
     In bf16 it is one grouped matmul, for which a GPU does not tell the host how many rows an expert
-    has. In other dtypes, and for widths that it does not take, there is one matmul per expert.
-
-    Args:
-        ends_E: Row after the last one of each expert, int32.
+    has. In other dtypes, without rows, and for widths that it does not take, there is one matmul
+    per expert.
     """
     widths = (width * weight_EWD.element_size() for width in weight_EWD.shape[1:])
-    if x_RD.dtype == torch.bfloat16 and not any(width % _ALIGNMENT for width in widths):
-        return F.grouped_mm(x_RD, weight_EWD.transpose(1, 2), offs=ends_E)
-    return _EachExpert.apply(x_RD, weight_EWD, row_counts(ends_E, len(x_RD)))
-
-
-def row_counts(ends_E: Tensor, rows: int) -> list[int]:
-    """Return how many rows each expert has; equally many, if the tensor has no values."""
-    if ends_E.is_meta:
-        count = len(ends_E)
-        ends = [rows * (expert + 1) // count for expert in range(count)]
-    else:
-        ends = ends_E.tolist()
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    aligned = not any(width % _ALIGNMENT for width in widths)
+    if x_RD.dtype == torch.bfloat16 and aligned and len(x_RD):
+        return F.grouped_mm(x_RD, weight_EWD.transpose(1, 2), offs=rows.ends_E)
+    return _EachExpert.apply(x_RD, weight_EWD, rows.counts)
 
 
 class _EachExpert(torch.autograd.Function):

@@ -67,7 +67,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction
 
     rows = gate_up.flatten(0, -2)  # Liger's gradient has rows of 2·I, whatever the input's shape.
-    return LigerFusedGateUpSiLUMulFunction.apply(rows, True).view(*gate_up.shape[:-1], -1)
+    y = LigerFusedGateUpSiLUMulFunction.apply(rows, True)
+    return y.view(*gate_up.shape[:-1], rows.shape[1] // 2)  # -1 has no meaning without rows
 
 
 def rotary(

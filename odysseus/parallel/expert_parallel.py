@@ -1,7 +1,7 @@
 """Experts shared out over ranks: rows of tokens travel to the ranks of their experts and back.
 
 One all-to-all each way, of as many rows as the router decides (Lepikhin et al., arXiv 2006.16668).
-Where tensors have no values, in a dry run, every expert gets as many rows.
+Where tensors have no values, in a dry run, all experts get equally many rows.
 
 T tokens of this rank, K experts of a token, R = T·K rows of its tokens, Q rows of its experts, E
 experts of all n ranks, e = E/n of this rank, D width.

@@ -1,9 +1,9 @@
 """ZeRO-3 for the weights that a method leaves replicated, with PyTorch's fully_shard (FSDP2).
 
-A weight that the method cuts is sharded over all axes but the one that cuts it, every other weight
-over all ranks (rule 3 of docs/architecture.md). No parameter, gradient or optimizer state exists
-twice, with one exception: with fewer kv heads than ranks, Megatron-style methods need copies of kv
-heads.
+A weight that the method cuts is sharded over all axes but the one that cuts it, experts over the
+ranks that have the same ones, every other weight over all ranks (rule 3 of docs/architecture.md).
+No parameter, gradient or optimizer state exists twice, with one exception: with fewer kv heads than
+ranks, Megatron-style methods need copies of kv heads.
 
 Units: the embedding, each block, and the head with its norm. Gradients are summed, never averaged.
 Where a method cuts all of a block but its norms, the norms of all blocks are one more unit, which

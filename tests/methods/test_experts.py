@@ -19,10 +19,10 @@ from bench.theory.experts import Load
 from methods.peers import as_method
 from odysseus.config import pairs
 from odysseus.config.architecture import Architecture
-from odysseus.config.run import RunConfig
+from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.model import experts
 from odysseus.parallel.expert_parallel import Exchange
-from tests.support import dry_run
+from tests.support import dry_run, toggles
 from tests.support.crossed import (
     MESHES,
     MIXED,
@@ -35,6 +35,7 @@ from tests.support.crossed import (
     on_mesh_in_dtypes,
 )
 from tests.support.marks import slow
+from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
 from tests.support.runs import MODEL, RUN
 from tests.support.toggles import LOSS_TILES
@@ -58,12 +59,18 @@ MODELS = {
     "qwen": replace(EXPERTS, use_qk_norm=True, num_key_value_heads=2, tie_word_embeddings=True),
 }
 METHODS = pairs.spread_pairs(experts=True)
+EXAMPLE = ROOT / "tests" / "support" / "example_mlp.py"
 OPTIONS: Options = {
     "method": {name: {"method": name} for name in METHODS},
     **SHARED,
     "model": {name: {"model": model} for name, model in MODELS.items()},
     "tiles": {"off": {}, "on": {"tiled_mlp_compute": True, **LOSS_TILES}},
     "micro steps": {"one": {}, "two": {"gradient_accumulation_steps": 2}},
+    "host": {
+        "nothing": {},
+        "optimizer": {"optimizer": OptimizerOptions(offload="cpu")},
+        "parameters": {"parameter_offload": "cpu"},
+    },
     "experts": {
         "of the sequence axis": {},
         "of 2 ranks": {"expert_parallel_size": 2},
@@ -93,6 +100,16 @@ EVERY = [mesh if mesh == "2" else slow(mesh) for mesh in MESHES]
 @pytest.mark.parametrize("mesh", EVERY)
 def test_parity(mesh: str) -> None:
     check_parity(every_run(), mesh)
+
+
+def test_on_a_second_axis_and_in_a_ring_of_whole_tokens() -> None:
+    """Experts cut over a tensor axis, and `local` attention beside experts of other ranks."""
+    tensor = replace(RUN, method="ulysses", world_size=4, tensor_parallel_size=2)
+    local = replace(RUN, method="local+expert", world_size=2, ring_parallel_size=2)
+    for run in (tensor, replace(local, expert_parallel_size=2)):
+        for model in (MODELS["losses"], MODELS["shared"]):
+            checks.check(replace(run, model=model))
+            toggles.check_all([replace(run, model=model)])
 
 
 @pytest.mark.parametrize("mesh", EVERY)
@@ -132,11 +149,14 @@ def columns_and_loads(runs: list[RunConfig]) -> list[tuple[dict[str, int], Load]
     return found
 
 
+choose = experts.choose
+
+
 def balanced(logits_TE: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:
-    """Choose experts in turn, so that all get as many rows."""
-    weights_TK = experts.scores(logits_TE, a).topk(a.num_experts_per_tok).values
+    """Replace the chosen experts by others in turn, so that all get equally many rows."""
+    weights_TK, _ = choose(logits_TE, a)
     chosen = torch.arange(weights_TK.numel(), device=logits_TE.device) % a.num_experts
-    return weights_TK.to(logits_TE.dtype), chosen.view_as(weights_TK)
+    return weights_TK, chosen.view_as(weights_TK)
 
 
 def measured_with_balanced_load(runs: list[RunConfig]) -> list[dict[str, Any]]:
@@ -144,7 +164,7 @@ def measured_with_balanced_load(runs: list[RunConfig]) -> list[dict[str, Any]]:
         return dry_run.measured(runs)
 
 
-DRY_RUNS = [("2", MIXED, 4), *(slow(mesh, (dtype,), 1) for mesh in MESHES for dtype in MIXED)]
+DRY_RUNS = [("2", MIXED, 8), *(slow(mesh, (dtype,), 1) for mesh in MESHES for dtype in MIXED)]
 
 
 @pytest.mark.parametrize(("mesh", "dtypes", "step"), DRY_RUNS)
@@ -182,6 +202,9 @@ def test_a_dry_run_has_a_balanced_load(mesh: str, dtypes: tuple[str, ...], step:
         ({"model": replace(EXPERTS, num_experts_per_tok=5)}, "model.num_experts_per_tok is 5; val"),
         ({"model": replace(MODEL, num_experts_per_tok=2)}, "num_experts_per_tok is 2 without exp"),
         ({"model": replace(MODEL, router_aux_loss_coef=0.1)}, "router_aux_loss_coef is 0.1 witho"),
+        ({"model": replace(MODEL, scoring_func="sigmoid")}, "scoring_func is sigmoid without expe"),
+        ({"model": replace(EXPERTS, num_experts=-1)}, "num_experts is -1; it must be at least 0"),
+        ({"method": str(EXAMPLE)}, "does not say experts=True; valid: a METHOD that does"),
         ({"model": replace(EXPERTS, mlp_bias=True)}, "model.mlp_bias = true is not for experts"),
     ],
 )

@@ -59,7 +59,7 @@ def errors(runs: list[RunConfig], backend: str = "inductor") -> list[dict[str, f
         torch.compile = partial(torch.compile, backend=backend)
     run = runs[0]
     mesh = make_mesh(torch.device("cpu"), run)
-    loss, _, gradients = reference_gradients(run)
+    loss, norm, gradients = reference_gradients(run)
     updated = reference_weights(run, gradients)
     found = []
     for run in runs:
@@ -67,10 +67,16 @@ def errors(runs: list[RunConfig], backend: str = "inductor") -> list[dict[str, f
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         loss_error = abs(trainer.forward_backward(samples.step(0)).item() - loss)
         gradient_errors = largest(trainer.gradients(), gradients)
+        norm_error = abs(trainer.grad_norm().item() - norm) / norm
         trainer.optimizer.update()
         weight_errors = largest(trainer.local_pieces(), updated)
         found.append(
-            {"loss": loss_error, **gradient_errors, "weights": max(weight_errors.values())}
+            {
+                "loss": loss_error,
+                "norm": norm_error,
+                **gradient_errors,
+                "weights": max(weight_errors.values()),
+            }
         )
     return found
 

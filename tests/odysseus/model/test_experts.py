@@ -193,7 +193,7 @@ def test_each_row_meets_its_expert(dtype: torch.dtype, width: int) -> None:
     experts_TK = torch.tensor([[3, 0], [0, 3], [2, 3], [3, 2], [0, 2]])
     rows = Rows.by_expert(experts_TK, 4)
     assert rows.ends_E.tolist() == [3, 3, 6, 10]
-    y_TW = rows.collect(grouped_linear(rows.spread(x_TD), weight_EWD, rows.ends_E))
+    y_TW = rows.collect(grouped_linear(rows.spread(x_TD), weight_EWD, rows))
     expected = torch.stack(
         [
             sum(x @ weight_EWD[e].T for e in chosen)
@@ -227,15 +227,34 @@ def test_what_this_decoder_does_not_have(change: dict[str, Any], told: str, tmp_
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        {"scoring_func": "sigmoid"},
-        {"shared_expert_intermediate_size": 8},
-        {"router_z_loss_coef": 0.1},
-        {"use_qk_norm": False, "norm_topk_prob": False},
+        ({"scoring_func": "sigmoid"}, r"model\.scoring_func = sigmoid; valid: softmax"),
+        ({"shared_expert_intermediate_size": 8}, r"model\.shared_expert_intermediate_size = 8;"),
+        ({"router_z_loss_coef": 0.1}, r"model\.router_z_loss_coef = 0\.1; valid: 0"),
+        ({"use_qk_norm": False, "norm_topk_prob": False}, r"norm_topk_prob = False; valid: True"),
     ],
 )
-def test_experts_that_transformers_does_not_have(change: dict[str, Any]) -> None:
+def test_experts_that_transformers_does_not_have(change: dict[str, Any], told: str) -> None:
     architecture: Architecture = replace(preset("qwen3-30b-a3b"), **change)
-    with pytest.raises(ValueError, match="no model of Transformers has these switches"):
+    with pytest.raises(ValueError, match=f"no (mixtral|qwen3_moe) of Transformers has .*{told}"):
         hf_config.to_config(architecture, positions=64)
+
+
+def test_missing_keys_have_mixtrals_defaults(tmp_path: Path) -> None:
+    config = hf_config.to_config(preset("mixtral-8x7b"), positions=64)
+    kept = {k: v for k, v in config.items() if k not in ("rms_norm_eps", "rope_theta")}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    assert hf_config.read(tmp_path) == preset("mixtral-8x7b")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rank_whose_experts_have_no_row(dtype: torch.dtype) -> None:
+    rows = Rows.by_expert(torch.empty(0, 1, dtype=torch.int64), 4)
+    x_TD = torch.empty(0, 16, dtype=dtype, requires_grad=True)
+    weight_EWD = torch.randn(4, 8, 16).to(dtype).requires_grad_()
+    y_TW = rows.collect(grouped_linear(rows.spread(x_TD), weight_EWD, rows))
+    assert y_TW.shape == (0, 8)
+    of_x, of_weight = torch.autograd.grad(y_TW.sum(), (x_TD, weight_EWD))
+    assert of_x.shape == (0, 16)
+    assert not of_weight.any()
