@@ -19,6 +19,7 @@ from bench.commands.prediction_flags import ALL_METHODS, ALL_PAIRS
 from bench.config import grid
 from methods import METHODS
 from methods.from_file import is_file
+from odysseus.config.advice import size_advice
 from odysseus.config.pairs import spread_pairs
 from odysseus.config.run import RunConfig
 
@@ -49,7 +50,7 @@ def main(parsed: Any) -> int:
                 "false"
             )
         return plan_ladder.main(base, methods, parsed.out)
-    for line in base.size_advice():
+    for line in size_advice(base):
         print(f"advice: {line}", file=sys.stderr)
     if parsed.out:
         rows.check_writable(Path(parsed.out))

@@ -22,6 +22,7 @@ from bench.simulator.peak import peak_in_words
 from bench.simulator.placement import placement
 from bench.simulator.trace import check_writable as check_trace
 from bench.simulator.trace import write_trace
+from odysseus.config.advice import size_advice
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint, files
 from odysseus.memory.host_memory import ranks_per_node
@@ -103,7 +104,7 @@ def _dry_run(run: RunConfig, out: Path, parsed: Any) -> int:
     """Count and predict one rank's step, write what else was asked for, append the row and return
     the exit status."""
     started = time.monotonic()
-    for line in run.size_advice():
+    for line in size_advice(run):
         print(f"advice: {line}", file=sys.stderr)
     if library_dry_run.counts(run):
         try:

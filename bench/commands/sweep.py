@@ -23,6 +23,7 @@ from bench.runner.claims import Key
 from bench.runner.resume import Resumed, key_of
 from bench.runner.rounds import rounds_of
 from bench.runner.unfinished import Unfinished
+from odysseus.config.advice import size_advice
 from odysseus.config.run import RunConfig
 
 _SAME_PER_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
@@ -79,7 +80,7 @@ def _start_workers(cells: list[RunConfig], resumed: Resumed, live: LivePage) -> 
 def _size_advice(run: RunConfig) -> list[str]:
     """Return advice on the model's sizes; none if they do not fit together, which the row says."""
     try:
-        return run.size_advice()
+        return size_advice(run)
     except ValueError:
         return []
 

@@ -39,7 +39,7 @@ def check(run: RunConfig) -> None:
         as_method.check(run, _device_of_dry_run(run))
         run = as_method.matching_run(run)
     implementation.check(run)
-    check_experts(run)
+    _check_experts(run)
     method_of(run.method).check(run)
     chunked_block.check(run)
     dry_run.check(run)
@@ -60,7 +60,7 @@ def check(run: RunConfig) -> None:
     checkpoint.check(run)
 
 
-def check_experts(run: RunConfig) -> None:
+def _check_experts(run: RunConfig) -> None:
     """Raise ValueError if the model has experts, and the method builds none."""
     if run.architecture.num_experts and not method_of(run.method).experts:
         raise ValueError(

@@ -128,8 +128,9 @@ def layouts(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> Iterato
         )
         able = [run for run in runs if not checks.refusal(run)]
         if sequence == 1:
+            alone = [run for run in able if run.expert_ranks == 1]
             shared_out = [run for run in able if run.expert_ranks > 1]
-            able = [*[run for run in able if run.expert_ranks == 1][:1], *shared_out[:1]]
+            able = alone[:1] + shared_out[:1]
         yield from able
 
 

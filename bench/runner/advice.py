@@ -7,6 +7,7 @@ import torch
 from bench.runner import host_limit
 from bench.runner.allocator import users_settings
 from bench.simulator import target
+from odysseus.config import advice as of_options
 from odysseus.config.groups import Execution
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import node_limit_bytes
@@ -16,7 +17,7 @@ def advice(run: RunConfig, device: torch.device) -> list[str]:
     """Advice on the sequence length, CUDA's allocator, host memory and links: one line for each
     that applies."""
     return [
-        *run.advice(),
+        *of_options.advice(run),
         *_on_allocator(run, device),
         *_on_host_memory(run),
         *_on_links(run),

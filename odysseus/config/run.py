@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from odysseus.config import hf_config, pairs
-from odysseus.config.architecture import Architecture, in_proportion, preset, with_overrides
+from odysseus.config.architecture import Architecture, preset, with_overrides
 from odysseus.config.groups import (
     Batch,
     DryRun,
@@ -30,9 +30,6 @@ from odysseus.config.sizes import (
     shares,
 )
 from odysseus.config.vocabulary import VocabularyCut
-
-_MOST_BUCKETS = 1000
-"""Collectives for one unit's gradients that take longer than what they save in memory is worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +78,10 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     @cached_property
     def architecture(self) -> Architecture:
         """Architecture of the model. Raises ValueError if its sizes do not fit together."""
-        return with_overrides(self._named_architecture, self.model.overrides)
+        return with_overrides(self.named_architecture, self.model.overrides)
 
     @cached_property
-    def _named_architecture(self) -> Architecture:
+    def named_architecture(self) -> Architecture:
         """Architecture of the preset or checkpoint, before any size is overridden."""
         folder = self.model.checkpoint
         return hf_config.read(folder) if folder else preset(self.model.name_or_path)
@@ -282,57 +279,3 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         factors = ["2"] * (chunks_of(self.ring_order, ring) > ring)
         factors += [n for n in names if n == "sequence_parallel_size" or getattr(self, n) > 1]
         return " x ".join([*factors, *["overlap_chunks"] * (self.overlap_chunks > 1)])
-
-    def advice(self) -> list[str]:
-        """Return lines about options that are valid but slow, or seldom meant."""
-        return [
-            *self.size_advice(),
-            *self._length_advice(),
-            *self._heads_advice(),
-            *self._bucket_advice(),
-        ]
-
-    def size_advice(self) -> list[str]:
-        """Return a line if ``hidden_size`` alone is overridden, so that other widths stay."""
-        wanted = in_proportion(self._named_architecture, self.model.overrides)
-        if not wanted:
-            return []
-        kept = ", ".join(f"{name} = {getattr(self.architecture, name)}" for name in wanted)
-        scaled = ", ".join(f"{name} = {size}" for name, size in wanted.items())
-        return [
-            f"model.hidden_size = {self.architecture.hidden_size} keeps the other sizes of "
-            f"{self.model.name_or_path}: {kept}; in proportion would be: {scaled}"
-        ]
-
-    def _heads_advice(self) -> list[str]:
-        heads, n = self.architecture.num_attention_heads, self.sequence_size
-        if self.heads_divide or n > heads:  # the latter is refused
-            return []
-        most = max(len(queries) for queries, _ in self.head_shares)
-        return [
-            f"sequence_parallel_size = {n} does not divide the heads: the busiest rank computes "
-            f"{most} of {heads}, {most * n / heads:.2f} times the mean"
-        ]
-
-    def _bucket_advice(self) -> list[str]:
-        a, bucket = self.architecture, self.reduce_bucket_size
-        table = a.vocab_size * a.hidden_size
-        if not bucket or self.world_size == 1 or table <= _MOST_BUCKETS * bucket:
-            return []
-        return [
-            f"reduce_bucket_size = {bucket} reduces the gradients of the embedding alone in "
-            f"{-(-table // bucket)} collectives; {-(-table // _MOST_BUCKETS)} would take "
-            f"{_MOST_BUCKETS}"
-        ]
-
-    def _length_advice(self) -> list[str]:
-        unit = 256 * self.shards
-        if self.seq_len % unit == 0:
-            return []
-        others = ("tensor_parallel_size", "ring_parallel_size")
-        more = "".join(f" x {name}" for name in others if getattr(self, name) > 1)
-        return [
-            f"seq_len = {self.seq_len} is not a multiple of "
-            f"256 x sequence_parallel_size{more} = {unit}; "
-            f"kernels are fastest at {max(1, round(self.seq_len / unit)) * unit}"
-        ]

@@ -180,8 +180,8 @@ class Trainer:
     def _choose_router_losses(self) -> RouterLosses | None:
         """Give the routers, if the model's have losses, one account of them."""
         a, mesh = self.run.architecture, self.mesh
-        losses_at_all = a.router_aux_loss_coef or a.router_z_loss_coef
-        if not losses_at_all or not isinstance(self.model, CausalLM):  # blocks alone have no loss
+        has_losses = a.router_aux_loss_coef or a.router_z_loss_coef
+        if not has_losses or not isinstance(self.model, CausalLM):  # blocks alone have no loss
             return None
         add = partial(transfers.all_reduce_plain, axis=mesh.world)
         losses = RouterLosses(a, mesh.device, add, self.run.gradient_accumulation_steps)

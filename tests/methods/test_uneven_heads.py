@@ -10,6 +10,7 @@ import pytest
 from bench.runner import launch
 from bench.simulator import dry_run, ranks
 from bench.theory import traffic as theory_traffic
+from odysseus.config.advice import advice
 from odysseus.config.run import RunConfig
 from tests.support import dry_run as dry_runs
 from tests.support.marks import slow
@@ -76,7 +77,7 @@ def test_a_dry_run_counts_the_rank_with_most(heads: int, kv_heads: int) -> None:
 
 def test_what_it_costs_is_said() -> None:
     run, *_ = runs_of(4, 1, 6, 2)
-    assert [line for line in run.advice() if "heads" in line] == [
+    assert [line for line in advice(run) if "heads" in line] == [
         "sequence_parallel_size = 4 does not divide the heads: the busiest rank computes 2 of 6, "
         "1.33 times the mean"
     ]

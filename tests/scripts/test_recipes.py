@@ -15,6 +15,7 @@ from bench.planner.dry_runs import DryRuns
 from bench.runner import launch
 from bench.simulator import fit
 from methods import METHODS
+from odysseus.config.advice import advice
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
 from tests.support.marks import slow
@@ -80,7 +81,7 @@ def test_a_recipe_could_start(file: Path) -> None:
     METHODS[run.method].check(run)
     assert file.stem == f"{run.model.name_or_path}-{run.world_size}gpu"
     assert run.seq_len % (256 * run.sequence_size) == 0
-    assert run.advice() == []
+    assert advice(run) == []
 
 
 def need_of(run: RunConfig) -> fit.Need:
@@ -121,7 +122,7 @@ def test_every_cell_of_the_ablation_fits() -> None:
 def test_with_the_overlay_it_is_a_small_cell_with_the_same_toggles(file: Path) -> None:
     whole, small = parsed(file), parsed(file, OVERLAY)
     checks.check(small)
-    assert small.advice() == []
+    assert advice(small) == []
     assert small.device == "cpu"
     assert small.architecture.num_hidden_layers == small.world_size == 2
     toggles = (
@@ -148,7 +149,7 @@ def test_the_ablation_is_every_combination_of_four_toggles() -> None:
     for run in cells:
         run.check()
         METHODS[run.method].check(run)
-        assert run.advice() == []
+        assert advice(run) == []
     combinations = {
         (
             run.activation_checkpoint_cpu_offload,

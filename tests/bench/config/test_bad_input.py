@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.runner import processes
+from odysseus.config.advice import advice
 from tests.support.refusals import refused_line
 
 
@@ -146,6 +147,6 @@ def test_unknown_verb_and_missing_rows(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_length_that_is_legal_but_slow_gets_advice() -> None:
     from odysseus.config.run import RunConfig
 
-    assert RunConfig(world_size=4, seq_len=1024).advice() == []
-    (line,) = RunConfig(world_size=4, seq_len=1000).advice()
+    assert advice(RunConfig(world_size=4, seq_len=1024)) == []
+    (line,) = advice(RunConfig(world_size=4, seq_len=1000))
     assert "not a multiple of 256 x sequence_parallel_size = 1024" in line
