@@ -27,7 +27,6 @@ from odysseus.config.architecture import ARCHITECTURE_FIELDS
 from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.io import files
-from odysseus.model.attention import choose_attention
 from odysseus.parallel.mesh import pick_device
 
 
@@ -63,12 +62,12 @@ def _column_if(applies: Callable[[RunConfig], bool], option: str, name: str = ""
 
 
 def _attention(run: RunConfig) -> str:
-    """The attention kernel that the run uses; an impossible one keeps its name."""
-    asked = target.attention_of(run) if run.dry_run else run.model.attn_implementation
-    try:
-        return choose_attention(asked, pick_device(run.device), run.compute_dtype)[0]
-    except ValueError:
-        return asked
+    """The attention kernel of a dry run or a CPU; for a GPU, which only its ranks may ask, what was
+    asked for."""
+    if run.dry_run:
+        return target.attention_of(run)
+    asked = run.model.attn_implementation
+    return "sdpa" if asked == "auto" and _device(run) == "cpu" else asked
 
 
 def _device(run: RunConfig) -> str:
@@ -178,11 +177,12 @@ _PREDICTED_FOR = ("hardware", "hardware_sha256")
 """Also part of a dry run's key. A measured row's hardware says where it was measured."""
 PROVENANCE = (
     *("mode", "rank", "backend", "device", "hardware", "hardware_sha256", "allocator_settings"),
-    *("torch_version", "git_commit", "git_dirty", "utc"),
+    *("attention_kernel", "torch_version", "git_commit", "git_dirty", "utc"),
 )
 RESULTS = (
     *("wall_s", "steps", "warmup_steps", "rounds", "other_load", "noisy"),
     *("step_ms_p50", "step_ms_p20", "step_ms_p80", "round_ms_low", "round_ms_high"),
+    *("step_ms_low", "step_ms_high"),
     *("tokens_per_s", "tokens_per_s_per_gpu"),
     *("compute_ms", "exposed_comm_ms", "exposed_offload_ms", "idle_ms"),
     *("model_tflops_per_gpu", "mfu", "flops_convention", "peak_flops_source"),

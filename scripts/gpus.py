@@ -14,7 +14,11 @@ import sys
 
 import torch
 
-_KERNELS = {"liger_kernel": "Liger", "flash_attn": "flash-attn"}
+_KERNELS = {
+    "liger_kernel": "Liger",
+    "flash_attn": "flash-attn",
+    "flash_attn_interface": "FlashAttention-3",
+}
 
 
 def driver() -> str:
@@ -39,7 +43,7 @@ def found(count: int) -> str:
     unused = "" if usable(count) == count else f", of which {usable(count)} are used"
     return (
         f"{count} x {' and '.join(kinds)}{unused}; driver {driver()}, CUDA {torch.version.cuda}; "
-        f"kernels: {', '.join(['PyTorch', *kernels])}"
+        f"cuDNN {torch.backends.cudnn.version()}; kernels: {', '.join(['PyTorch', *kernels])}"
     )
 
 

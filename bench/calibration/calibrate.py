@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -28,7 +29,7 @@ from bench.meters.flops import attention_flops
 from bench.meters.traffic import bytes_sent
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import machine_memory_bytes, ranks_per_node
-from odysseus.model.kernels import choose_kernels
+from odysseus.model.kernels import attention_kernel, choose_kernels
 from odysseus.parallel.mesh import Axis
 from odysseus.parallel.transfers import start_hop
 
@@ -72,7 +73,6 @@ def measure(run: RunConfig, device: torch.device, links: tuple[Link, ...] = ()) 
 def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link, ...]) -> Speeds:
     dtype, on_gpu = run.compute_dtype, device.type == "cuda"
     peak = data_sheet_flops_per_s(device, dtype) or matmul_flops_per_s(device, dtype)
-    name, attention = _attention(run, device)
     pinned = torch.empty(2**26, dtype=torch.uint8, pin_memory=on_gpu)
     on_device = torch.empty_like(pinned, device=device)
     issue_s, hooks_s = host.measure(device)
@@ -81,7 +81,7 @@ def _speeds(run: RunConfig, device: torch.device, local: int, links: tuple[Link,
         issue_s=issue_s,
         hooks_s=hooks_s,
         matmul=tuple(_matmuls(device, dtype)),
-        attention={name: attention},
+        attention=dict(_attentions(run, device)),
         memory=_memory(torch.add, 2, device),
         silu=_memory(silu, 1, device),
         host_memory_bytes_per_s=_memory(torch.add, 2, torch.device("cpu"))[-1][1],
@@ -118,9 +118,18 @@ def _memory(operation: Callable[..., Tensor], reads: int, device: torch.device) 
     return tuple(points)
 
 
-def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
+def _attentions(run: RunConfig, device: torch.device) -> Iterator[tuple[str, Attention]]:
+    """Measure the run's kernel, and FlashAttention-2 after it where that is another."""
+    name = attention_kernel(run, device)
+    yield name, _attention(run, device)
+    if device.type == "cuda" and run.dtype == "bf16" and name != "flash_attention_2":
+        model = replace(run.model, attn_implementation="flash_attention_2")
+        yield "flash_attention_2", _attention(replace(run, model=model), device)
+
+
+def _attention(run: RunConfig, device: torch.device) -> Attention:
     """Measure the run's kernel with one rank's heads: causal, and without a mask for rings."""
-    kernels = choose_kernels(run.model, device, run.compute_dtype)
+    kernels = choose_kernels(run.model, device, run.compute_dtype, run.architecture.head_dim)
     points_by_pass = defaultdict[str, list[tuple[float, float]]](list)
     for tokens in _TOKENS[device.type]:
         first = _qkv(run, tokens, device)
@@ -148,12 +157,8 @@ def _attention(run: RunConfig, device: torch.device) -> tuple[str, Attention]:
             matmuls = 2 if name.endswith("forward") else 5
             work = attention_flops(*size, not name.startswith("whole"), matmuls)
             points_by_pass[name].append((float(tokens), work / seconds(action, device)))
-    name = "sdpa"
-    if device.type == "cuda":  # the name in dry runs; PyTorch's kernel is FlashAttention-2 too
-        newest = run.model.attn_implementation == "flash_attention_3"
-        name = "flash_attention_3" if newest else "flash_attention_2"
     points = {way: tuple(points) for way, points in points_by_pass.items()}
-    return name, Attention(
+    return Attention(
         forward=points["forward"],
         backward=points["backward"],
         whole_forward=points.get("whole_forward", ()),

@@ -88,6 +88,7 @@ def _clock(parsed: Any) -> Any:
         ValueError: the profile is of another device, or does not know links of so many ranks.
     """
     from bench.simulator.cost_model import Clock
+    from bench.simulator.target import usual_attention
 
     profile = profile_file.find(parsed.hardware) if parsed.hardware else None
     if profile is None or profile.speeds is None:
@@ -97,8 +98,7 @@ def _clock(parsed: Any) -> Any:
             f"hardware = {parsed.hardware} is of device {profile.device}; valid: a profile of "
             f"{parsed.device}, or device = {profile.device}"
         )
-    attention = "flash_attention_2" if parsed.device == "cuda" else "sdpa"
-    clock = Clock(profile.speeds, attention, parsed.ranks_per_node)
+    clock = Clock(profile.speeds, usual_attention(profile.speeds), parsed.ranks_per_node)
     if not clock.knows(parsed.world_size):
         raise ValueError(
             f"hardware = {parsed.hardware} has no links for world_size = {parsed.world_size}, "

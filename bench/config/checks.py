@@ -16,7 +16,7 @@ from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import check_tokens
 from odysseus.model import liger
-from odysseus.model.kernels import choose_kernels
+from odysseus.model.kernels import check_kernels
 from odysseus.parallel import chunked_block, ring, ulysses_chunks, zero_overlap
 from odysseus.parallel.mesh import pick_device
 from odysseus.training import implementation
@@ -50,7 +50,7 @@ def check(run: RunConfig) -> None:
     device = pick_device(run.device)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but there is no GPU; valid here: auto, cpu")
-    choose_kernels(run.model, device, run.compute_dtype)
+    check_kernels(run.model, device, run.compute_dtype)
     liger.check(run, device)
     ring.check(run, device)
     ulysses_chunks.check(run, device)

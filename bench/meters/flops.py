@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from bench.meters.watcher import Watcher
+from odysseus.model.varlen import lengths_of
 
 # Kernel: (argument of the query, of the key, of is_causal; dimension of heads, of tokens; matmuls).
 _FORWARD, _BACKWARD = 2, 5
@@ -27,7 +28,18 @@ _KERNELS = {
     "aten::_scaled_dot_product_cudnn_attention_backward": (1, 2, 14, 1, 2, _BACKWARD),
     "flash_attn::_flash_attn_forward": (0, 1, 5, 2, 1, _FORWARD),
     "flash_attn::_flash_attn_backward": (1, 2, 11, 2, 1, _BACKWARD),
+    "aten::_flash_attention_forward": (0, 1, 8, 2, 1, _FORWARD),
+    "aten::_flash_attention_backward": (1, 2, 11, 2, 1, _BACKWARD),
+    "flash_attn::_flash_attn_varlen_forward": (0, 1, 9, 1, 0, _FORWARD),
+    "flash_attn::_flash_attn_varlen_backward": (1, 2, 15, 1, 0, _BACKWARD),
 }
+_OFFSETS = {
+    "aten::_flash_attention_forward": 3,
+    "aten::_flash_attention_backward": 6,
+    "flash_attn::_flash_attn_varlen_forward": 3,
+    "flash_attn::_flash_attn_varlen_backward": 9,
+}
+"""The argument that says where packed documents begin; None if there are none."""
 
 # Matmul: (argument of the left matrix, of the right one).
 _MATMULS = {
@@ -45,7 +57,8 @@ class Kernel:
     Attributes:
         kind: matmul, attention_forward or attention_backward.
         sizes: For a matmul (rows, columns, inner size), the rows of a batch together; for attention
-            (heads of all samples, queries, keys, elements of a head, 1 if causal).
+            (heads of all samples, queries, keys, elements of a head, 1 if causal). Packed documents
+            count as documents of one length that have together as many tokens and scores.
     """
 
     kind: str
@@ -77,11 +90,23 @@ def kernel_of(name: str, args: tuple[Any, ...]) -> Kernel | None:
     query_at, key_at, causal_at, heads_at, tokens_at, matmuls = _KERNELS[name]
     query: Tensor = args[query_at]
     causal = len(args) > causal_at and bool(args[causal_at])
+    kind = "attention_forward" if matmuls == _FORWARD else "attention_backward"
+    offsets = args[_OFFSETS[name]] if name in _OFFSETS else None
+    if offsets is not None:
+        return _of_documents(kind, query, lengths_of(offsets, len(query)), causal, matmuls)
     batch, heads, queries = query.shape[0], query.shape[heads_at], query.shape[tokens_at]
     keys, width = args[key_at].shape[tokens_at], query.shape[-1]
     flops = attention_flops(batch, heads, queries, keys, width, causal, matmuls)
-    kind = "attention_forward" if matmuls == _FORWARD else "attention_backward"
     return Kernel(kind, flops, (batch * heads, queries, keys, width, int(causal)))
+
+
+def _of_documents(
+    kind: str, query_THK: Tensor, lengths: list[int], causal: bool, matmuls: int
+) -> Kernel:
+    tokens, heads, width = query_THK.shape
+    flops = sum(attention_flops(1, heads, n, n, width, causal, matmuls) for n in lengths)
+    length = max(1, round(sum(n * n for n in lengths) / tokens))
+    return Kernel(kind, flops, (-(-heads * tokens // length), length, length, width, int(causal)))
 
 
 class FlopMeter(Watcher):

@@ -49,11 +49,16 @@ def matched_rows(data: pd.DataFrame) -> pd.DataFrame:
     :func:`matched`; the cluster is the profile and the hardware that was measured. The least and
     greatest error are those at both ends of the measured spread."""
     timed = spread.with_spread(data[(data["status"] == "ok") & data["step_ms_p50"].notna()])
+    if "attention_kernel" in timed:  # what was asked for, a GPU decided
+        ran = timed["attention_kernel"]
+        known = ran.notna() & (ran != "")
+        timed = timed.assign(attn_implementation=ran.where(known, timed["attn_implementation"]))
     # The layout names the method, except in a pure ring, whose rows may be of different ones.
     same = [*(name for name in rows.IDENTITY if name != "method"), "device", "layout"]
     both = timed[timed["mode"] == "measured"].merge(
         timed[timed["mode"] == "dry_run"], on=same, suffixes=("_measured", "_predicted")
     )
+    both = both.copy()  # in one part: pandas warns of more than a hundred
     return both.assign(
         method=both["method_measured"],
         cluster=both["hardware_predicted"] + ", measured on " + both["hardware_measured"],

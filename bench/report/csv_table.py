@@ -15,14 +15,8 @@ import pandas as pd
 
 from bench import rows
 
-_INTERVAL = ("step_ms_low", "step_ms_high")
-"""The interval of a predicted time, which rows of some versions have."""
-COLUMNS = (*rows.COLUMNS, *(name for name in _INTERVAL if name not in rows.COLUMNS))
-"""Columns of all versions."""
 _TEXTS = ("flops_convention", "peak_flops_source", "longest_limit", "ladder_toggle", "noisy")
-MEASURES = tuple(
-    name for name in COLUMNS if name in (*rows.RESULTS, *_INTERVAL) and name not in _TEXTS
-)
+MEASURES = tuple(name for name in rows.RESULTS if name not in _TEXTS)
 """Columns that are numbers."""
 MOST_ROWS = 1_000_000
 """Most rows of all files of cells together; they take about 3 GB."""

@@ -134,7 +134,7 @@ def _add_json(path: Path, given: ReportInputs) -> None:
 
 def _last_of_each(tables: list[Table], notes: list[str]) -> Table:
     """Join tables with the current columns. Keep the last row of each cell and outcome."""
-    names = [*csv_table.COLUMNS, "file"]
+    names = [*rows.COLUMNS, "file"]
     if not tables:
         none = pd.DataFrame("", index=[], columns=names, dtype=object)
         return Table(none, none)

@@ -35,6 +35,7 @@ from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch, Samples
 from odysseus.memory.host_memory import ranks_per_node
+from odysseus.model.kernels import attention_kernel
 from odysseus.parallel.mesh import make_mesh, pick_device, start_process_group
 from odysseus.training.trainer import StepResult, Trainer
 
@@ -115,6 +116,7 @@ def measure_in_group(
     meter = MemoryMeter()
     memory = partial(memory_of_step, trainer, meter=meter)
     columns |= metered_columns(run, trainer.step, memory, samples, device)
+    columns["attention_kernel"] = attention_kernel(run, device)
     if run.compile:  # the metered step is not
         columns |= max(gathered(peak), key=lambda rank: rank.get("peak_memory_bytes", 0))
     return columns | (_write_memory(run, meter, Path(memory_trace)) if memory_trace else {})

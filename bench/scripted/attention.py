@@ -1,4 +1,4 @@
-"""Attention of a script on the fake GPU: the kernels that PyTorch would choose on a real one.
+"""Attention of a script on the fake GPU: the kernels of FlashAttention-2, or PyTorch's own.
 
 A fake GPU has no kernels to choose from, so PyTorch would compute attention by matmuls.
 """

@@ -29,6 +29,9 @@ PROPERTIES = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30
 )
 
+CUDNN = 91600
+"""Its version of cuDNN, as ``torch.backends.cudnn.version`` has it."""
+
 
 class _Generator:
     """Random numbers of a GPU without values: any state will do."""
@@ -152,6 +155,7 @@ def fake_cuda(
                 stack.enter_context(patch.object(module, name, calls[name]))
         for name in ("range_push", "range_pop", "mark"):
             stack.enter_context(patch.object(torch.cuda.nvtx, name, lambda *_, **__: None))
+        stack.enter_context(patch.object(torch.backends.cudnn, "version", lambda: CUDNN))
         stack.enter_context(patch.object(Event, "synchronize", counted_synchronize))
         stack.enter_context(patch.object(fake_tensor, "init_gpu_context", lambda *_: None))
         stack.enter_context(patch.object(Tensor, "record_stream", lambda *_: None))

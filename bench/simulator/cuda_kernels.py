@@ -1,7 +1,7 @@
 """Stand-ins for CUDA's kernels that allocate the same, on tensors without values, for dry runs.
 
 All other operations of a step allocate the same on CUDA as here. B batch, S tokens of queries, T of
-keys, H query heads, G kv heads, K elements of a head.
+keys, or T tokens of packed documents, H query heads, G kv heads, K elements of a head.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from bench.simulator import liger_kernels
 from bench.simulator.liger_kernels import MULTIPROCESSORS
 from bench.simulator.target import attention_of
 from odysseus.config.run import RunConfig
-from odysseus.model.attention import differentiable, local_attention
+from odysseus.model.attention import differentiable, local_attention, packed_by
 from odysseus.model.block_attention import CUDA_FLASH, BlockAttention
 from odysseus.model.kernels import TORCH, Kernels
+from odysseus.model.varlen import FLASH, Packing, VarlenAttention
 
 _ROW_BLOCK = 128
 
@@ -64,6 +65,44 @@ def flash_3_backward(
     return grads
 
 
+def flash_varlen_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, *saved: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Allocate like FlashAttention-2's backward of packed documents (flash_api.cpp,
+    mha_varlen_bwd): as :func:`flash_backward`, with a block of rows more for every document."""
+    (tokens, heads, width), (keys, groups) = q.shape, k.shape[:2]
+    rows, block = _rows_of(tokens, saved[-1]), 32 if width <= 128 else 64
+    accumulators = [
+        q.new_empty((heads, rows), dtype=torch.float32),
+        q.new_empty((rows, heads, -(-width // block) * block), dtype=torch.float32),
+    ]
+    if groups != heads:
+        accumulators += [k.new_empty((keys, heads, width)) for _ in range(2)]
+    grads = FLASH.backward(grad_o, q, k, v, *saved)
+    del accumulators
+    return grads
+
+
+def flash_3_varlen_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, *saved: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Allocate like FlashAttention-3's backward of packed documents (hopper/flash_api.cpp,
+    mha_bwd): as :func:`flash_3_backward`, with a block of rows more for every document."""
+    (tokens, heads, width), groups = q.shape, k.shape[1]
+    rows = -(-_rows_of(tokens, saved[-1]) // _ROW_BLOCK) * _ROW_BLOCK
+    shapes = [(heads, rows)] * 2 + [(heads, rows, width)]
+    if groups != heads:
+        shapes += [(groups, rows, width)] * 2
+    accumulators = [q.new_empty(shape, dtype=torch.float32) for shape in shapes]
+    grads = FLASH.backward(grad_o, q, k, v, *saved)
+    del accumulators
+    return grads
+
+
+def _rows_of(tokens: int, packing: Packing) -> int:
+    return tokens + _ROW_BLOCK * len(packing.lengths)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Allocate like PyTorch's fused kernel, forward and backward (layer_norm_kernel.cu).
 
@@ -73,7 +112,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight)
 
 
-_BACKWARD = {"flash_attention_2": flash_backward, "flash_attention_3": flash_3_backward}
+_BACKWARD = {
+    "flash_attention_2": (flash_backward, flash_varlen_backward),
+    "flash_attention_3": (flash_3_backward, flash_3_varlen_backward),
+    # What cuDNN allocates is not published: assumed like this. FlashAttention computes documents.
+    "cudnn": (flash_3_backward, flash_varlen_backward),
+}
+"""Backward over whole sequences, and over packed documents."""
 
 
 def kernels_of(run: RunConfig) -> Kernels:
@@ -87,14 +132,16 @@ def kernels_of(run: RunConfig) -> Kernels:
 def kernels(
     attention: str, with_liger: bool = False, multiprocessors: int = MULTIPROCESSORS
 ) -> Kernels:
-    """Return the kernels of a GPU, with attention by a version of FlashAttention."""
-    blocks = BlockAttention(CUDA_FLASH.forward, _BACKWARD[attention])
+    """Return the kernels of a GPU, with attention by a version of FlashAttention or by cuDNN."""
+    backward, of_documents = _BACKWARD[attention]
+    blocks = BlockAttention(CUDA_FLASH.forward, backward)
     with_lse = local_attention(blocks)
+    attend = packed_by(VarlenAttention(FLASH.forward, of_documents), differentiable(with_lse))
     norm, swiglu, rotary = rms_norm, TORCH.swiglu, TORCH.rotary_
     if with_liger:
         norm = partial(liger_kernels.rms_norm, multiprocessors=multiprocessors)
         swiglu, rotary = liger_kernels.swiglu, liger_kernels.rotary
-    return Kernels(differentiable(with_lse), norm, swiglu, rotary, blocks, with_lse)
+    return Kernels(attend, norm, swiglu, rotary, blocks, with_lse)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -86,10 +86,10 @@ def check(run: RunConfig) -> None:
             raise ValueError(f"dry_run = true does not know this {name}; valid: {valid}")
     if not run.hardware:
         return
-    if run.data.pack:
+    if run.data.pack and run.token_axes[0] > 1:
         raise ValueError(
-            f"hardware = {run.hardware} says nothing of data.pack = true, whose documents decide "
-            "what attention takes; valid: data.pack = false, or no hardware"
+            f"hardware = {run.hardware} does not say which rank of a ring has most of the "
+            "documents of data.pack = true; valid: data.pack = false, no ring, or no hardware"
         )
     if on_gpu(run):
         check_flash(run, f"hardware = {run.hardware}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.simulator import dry_run, target
+from bench.simulator import dry_run, interval, target
 from bench.simulator.ranks import busiest_rank, share_of_scores
 from bench.simulator.timeline import Timeline, simulate
 from bench.theory import model_flops
@@ -59,6 +59,7 @@ def time_columns(run: RunConfig, simulated: Timeline | None) -> dict[str, Any]:
         **model_flops.speed_columns(run, times["step_ms_p50"], known.speeds.peak_flops_per_s),
         "peak_flops_source": "hardware profile",
         **times,
+        **interval.columns(run, times["step_ms_p50"]),
     }
 
 

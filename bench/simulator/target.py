@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from bench.hardware import profile_file
+from bench.hardware.speeds import Speeds
 from bench.simulator.cost_model import Clock
 from odysseus.config.groups import DryRun
 from odysseus.config.run import RunConfig
+
+_USUAL = "flash_attention_2"
 
 
 def on_gpu(run: DryRun) -> bool:
@@ -14,11 +17,23 @@ def on_gpu(run: DryRun) -> bool:
 
 
 def attention_of(run: RunConfig) -> str:
-    """Return the name of the kernel that a dry run computes attention with."""
+    """Return the name of the kernel that a dry run computes attention with.
+
+    Nobody knows which kernels will be installed: auto and sdpa on a GPU are the kernel that the
+    profile has first, FlashAttention-2 of a built-in one.
+    """
     if not on_gpu(run):
         return "sdpa"
     asked = run.model.attn_implementation
-    return "flash_attention_2" if asked in ("auto", "sdpa") else asked
+    if asked not in ("auto", "sdpa"):
+        return asked
+    speeds = profile_file.find(run.hardware).speeds
+    return usual_attention(speeds) if speeds else _USUAL
+
+
+def usual_attention(speeds: Speeds) -> str:
+    """Return the name of the attention kernel that a profile has first."""
+    return next(iter(speeds.attention), _USUAL)
 
 
 def clock(run: RunConfig) -> Clock | None:

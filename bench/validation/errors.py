@@ -1,4 +1,5 @@
-"""Errors of predictions against published values: quantiles by group, and the order of runs."""
+"""Errors of predictions against published values: quantiles by group, the order of runs, and the
+intervals that the errors make."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pandas as pd
+
+from bench.simulator import interval
 
 LENGTHS = (8192, 65536, 524288)
 """Bounds of the groups of tokens per sample."""
@@ -22,6 +25,32 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         table: Rows of ``bench validate``, numbers as numbers.
     """
     return pd.DataFrame([_line(name, group) for name, group in _groups(table)])
+
+
+def intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the quantiles 10 % and 90 % of published by predicted steps, by kind of run.
+
+    Columns: the kind of :func:`bench.simulator.interval.kind`, the number of its rows, low and high
+    of :data:`bench.simulator.interval.FACTORS`.
+
+    Args:
+        table: Rows of ``bench validate``, numbers as numbers.
+    """
+    kinds = kinds_of(table)
+    lines = []
+    for kind, of_kind in (table["published_s"] / table["predicted_s"]).groupby(kinds):
+        low, high = of_kind.quantile([0.1, 0.9])
+        lines.append({"kind": kind, "rows": len(of_kind), "low": low, "high": high})
+    return pd.DataFrame(lines)
+
+
+def kinds_of(table: pd.DataFrame) -> pd.Series:
+    """Return the kind of each row's run."""
+    micro_steps = table["settings"].str.extract(r"--gradient_accumulation_steps (\d+)")[0]
+    tokens = table["tokens_per_gpu"] / micro_steps.fillna("1").astype(int)
+    nodes = -(-table["gpus"] // interval.GPUS_PER_NODE)
+    kinds = [interval.kind(*of) for of in zip(nodes, tokens, strict=True)]
+    return pd.Series(kinds, index=table.index)
 
 
 def _groups(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

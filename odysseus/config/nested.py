@@ -25,8 +25,10 @@ class ModelOptions(OptionGroup):
             unmodified, with this project's attention and memory savings (method ulysses).
         type: Kernels of norm, rotary embedding, SwiGLU and tiled loss: PyTorch's and this
             project's (torch), or liger-kernel's (liger, CUDA).
-        attn_implementation: Attention kernel. sdpa is PyTorch's; flash_attention_2 and
-            flash_attention_3 need CUDA and their package; auto takes the fastest available.
+        attn_implementation: Attention kernel. sdpa is PyTorch's choice. cudnn (on H100, H200, B200
+            and B300), flash_attention_2 and flash_attention_3 (of the package
+            flash_attn_interface) need CUDA and bf16. auto chooses by GPU and packages
+            (docs/recipes.md).
         vocab_size: Rows of the embedding; at least 256, for byte tokens.
         hidden_size: Width of the residual stream.
         intermediate_size: Width of the MLP, or of each expert.
@@ -63,7 +65,9 @@ class ModelOptions(OptionGroup):
     name_or_path: str = "tiny"
     implementation: Literal["native", "transformers"] = "native"
     type: Literal["torch", "liger"] = "torch"
-    attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    attn_implementation: Literal[
+        "auto", "sdpa", "cudnn", "flash_attention_2", "flash_attention_3"
+    ] = "auto"
     vocab_size: int | None = None
     hidden_size: int | None = None
     intermediate_size: int | None = None

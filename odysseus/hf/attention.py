@@ -61,13 +61,13 @@ def register(
         raise ValueError(f"ring_backend is {ring_backend!r}; valid: native, allgather")
 
     @lru_cache
-    def kernels_in(dtype: torch.dtype, window: int | None) -> Kernels:
-        kernels = choose_kernels(run.model, mesh.device, dtype)
+    def kernels_in(dtype: torch.dtype, width: int, window: int | None) -> Kernels:
+        kernels = choose_kernels(run.model, mesh.device, dtype, width)
         if window is not None:
             kernels = within_window(kernels, window)
         return choose_ring(run, mesh.ring, kernels) if mesh.ring.size > 1 else kernels
 
-    kernels_in(torch.bfloat16, None)  # raises now if a kernel is missing
+    kernels_in(torch.bfloat16, 128, None)  # raises now if a kernel is missing
     sizes = {"sequence": mesh.sequence.size, "ring": mesh.ring.size}
     for name, axes in _AXES.items():
         uncovered = [axis for axis, size in sizes.items() if size > 1 and axis not in axes]
@@ -97,7 +97,7 @@ def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
 
 def _attention(
     mesh: Mesh,
-    kernels_in: Callable[[torch.dtype, int | None], Kernels],
+    kernels_in: Callable[[torch.dtype, int, int | None], Kernels],
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -152,7 +152,7 @@ def _attention(
     q_BsHK, k_BsGK, v_BsGK = (x.transpose(1, 2) for x in (query, key, value))
     packed = None if documents.one_per_sequence else documents
     axis = mesh.sequence
-    kernels = kernels_in(query.dtype, window)
+    kernels = kernels_in(query.dtype, query.shape[3], window)
     attend = kernels.attend
     if s_aux is not None:
         assert kernels.attention_with_lse is not None, "of a device"

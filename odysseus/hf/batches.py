@@ -15,6 +15,7 @@ from torch import Tensor
 from odysseus.config.sizes import check_multiple, chunks_of
 from odysseus.model.documents import Documents
 from odysseus.model.loss import IGNORED_LABEL, cross_entropy_sum
+from odysseus.model.varlen import Packing
 from odysseus.parallel import transfers
 from odysseus.parallel.mesh import Mesh
 from odysseus.parallel.ring_order import shard_of
@@ -91,6 +92,8 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     longest = int(positions.max()) + 1
     shard = {name: x[:, local.to(x.device)].to(mesh.device) for name, x in whole.items()}
     documents = SplitDocuments(starts, mesh, longest, shard.pop("padding", None))
+    if mesh.device.type != "cpu" and mesh.ring.size == 1 and not documents.one_per_sequence:
+        Packing.of(documents, tokens, mesh.device)  # before the step, in which the host would wait
     return shard | {"documents": documents}
 
 

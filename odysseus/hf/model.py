@@ -14,6 +14,7 @@ from odysseus.hf.prepare import prepare
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch
 from odysseus.memory.host_memory import HostMemory
+from odysseus.model.varlen import Packing
 from odysseus.parallel.mesh import Mesh
 
 
@@ -42,10 +43,13 @@ def token_losses(model: PreTrainedModel, mesh: Mesh, batch: Batch) -> Tensor:
     """Return the sum of a batch's token losses on this rank, a scalar."""
     unpacked = ((0,),) * len(batch.input_ids)
     starts = unpacked if batch.documents is None else batch.documents.starts
+    documents = SplitDocuments(starts, mesh)
+    if batch.documents is not None:
+        Packing.share(batch.documents, documents)
     output = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         shift_labels=batch.labels,
-        documents=SplitDocuments(starts, mesh),
+        documents=documents,
     )
     return sum_of_losses(output, batch.labels)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from odysseus.hf import families
 from odysseus.hf.batches import SplitDocuments
 from odysseus.hf.changes import Changes
+from odysseus.model.varlen import Packing
 
 
 def use_longest(model: nn.Module, changes: Changes) -> None:
@@ -33,7 +34,9 @@ def use_longest(model: nn.Module, changes: Changes) -> None:
             longest.clear()
             return None
         longest[:] = [documents.longest]
-        return args, kwargs | {"documents": replace(documents, longest_is_used=True)}
+        told = replace(documents, longest_is_used=True)
+        Packing.share(documents, told)
+        return args, kwargs | {"documents": told}
 
     changes.undos.append(model.register_forward_pre_hook(store_longest, with_kwargs=True).remove)
     for module in rotary:

@@ -20,6 +20,7 @@ from odysseus.config.run import RunConfig
 from odysseus.io import records, tokenizer
 from odysseus.model.documents import Documents
 from odysseus.model.loss import IGNORED_LABEL
+from odysseus.model.varlen import Packing
 from odysseus.parallel.ring_order import shard_of
 
 _CHUNK_BYTES = 1 << 24
@@ -224,6 +225,8 @@ class Samples:
             edges = [self.text.starts_between(first, first + length) for first in samples * length]
             starts = [np.union1d([0], e[e < length]) for e in edges]
             documents = Documents(tuple(tuple(row.tolist()) for row in starts))
+            if self.device.type != "cpu" and self.run.token_axes[0] == 1:
+                Packing.of(documents, length, self.device)  # in the step the host would wait for it
             # The last token of a document has no next token to predict.
             ends = [np.isin(self.positions + 1, e) for e in edges]
             labels[np.stack(ends)] = IGNORED_LABEL

@@ -1,14 +1,12 @@
-"""Causal attention on one rank's tensors, and the choice of its kernel.
+"""Causal attention on one rank's tensors: PyTorch's, and what block kernels make.
 
 B batch, S tokens, H query heads, G kv heads, K elements per head.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odysseus.model.block_attention import CPU_FLASH, BlockAttention
+from odysseus.model.block_attention import BlockAttention
 from odysseus.model.documents import Documents
+from odysseus.model.varlen import VarlenAttention
 
 
 class Attend(Protocol):
@@ -34,44 +33,6 @@ class Attend(Protocol):
     ) -> Tensor:
         """Return o_BSHK, in the dtype of q."""
         ...
-
-
-_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-
-
-def choose_attention(
-    implementation: str, device: torch.device, dtype: torch.dtype
-) -> tuple[str, Attend]:
-    """Return the name and the function of the attention kernel for a setting on a device.
-
-    FlashAttention's packages compute in bf16 only; auto chooses FlashAttention-2 on CUDA in bf16
-    if it is installed, else sdpa.
-
-    Raises:
-        ValueError: the kernel needs CUDA, another dtype or a package that is not installed.
-    """
-    if implementation == "auto":
-        usable = device.type == "cuda" and _is_installed("flash_attention_2")
-        usable = usable and dtype == torch.bfloat16
-        implementation = "flash_attention_2" if usable else "sdpa"
-    if implementation == "sdpa":
-        return implementation, _cpu_sdpa() if device.type == "cpu" else sdpa
-    if device.type != "cuda":
-        raise ValueError(
-            f"model.attn_implementation = {implementation} needs CUDA; "
-            f"valid on {device.type}: auto, sdpa"
-        )
-    if dtype != torch.bfloat16:
-        raise ValueError(
-            f"model.attn_implementation = {implementation} computes in bf16, not in "
-            f"{str(dtype).removeprefix('torch.')}; valid: auto, sdpa"
-        )
-    if not _is_installed(implementation):
-        raise ValueError(
-            f"model.attn_implementation = {implementation} needs the package "
-            f"{_PACKAGES[implementation]}; valid without it: auto, sdpa"
-        )
-    return implementation, _flash_attention(implementation)
 
 
 def sdpa(
@@ -215,57 +176,21 @@ class _Attention(torch.autograd.Function):
         return *of_keys, grad_sinks_H, None, None
 
 
-@lru_cache(maxsize=1)
-def _cpu_sdpa() -> Attend:
-    """Make :func:`sdpa` for a CPU: packed documents are written into one output tensor.
+def packed_by(kernel: VarlenAttention, attend: Attend) -> Attend:
+    """Make an attention that computes packed documents in one kernel if that has their dtype and
+    width, and everything else by `attend`. torch.compile does not trace into the kernel."""
+    of_documents = torch.compiler.disable(kernel.attend)  # pyrefly: ignore
 
-    (:func:`sdpa` itself allocates one output per document and then joins them.) Made at the first
-    call, because ``torch.compiler.disable`` imports modules for about a second.
-    """
-    packed = differentiable(local_attention(CPU_FLASH))
-
-    def attend(
+    def chosen(
         q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
     ) -> Tensor:
-        if documents is None:
-            return sdpa(q_BSHK, k_BSGK, v_BSGK)
-        return packed(q_BSHK, k_BSGK, v_BSGK, documents=documents)
+        if documents is not None and kernel.computes(q_BSHK):
+            return of_documents(q_BSHK, k_BSGK, v_BSGK, documents)
+        return attend(q_BSHK, k_BSGK, v_BSGK, documents=documents)
 
-    return attend
+    return chosen
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """View [B, S, F·K], F heads side by side, as [B, S, F, K]; return a 4-D x unchanged."""
     return x if x.dim() == 4 else x.unflatten(-1, (-1, head_dim))
-
-
-def _is_installed(implementation: str) -> bool:
-    return importlib.util.find_spec(_PACKAGES[implementation]) is not None
-
-
-def _flash_attention(implementation: str) -> Attend:
-    module = importlib.import_module(_PACKAGES[implementation])
-
-    def attend(
-        q_BSHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, documents: Documents | None = None
-    ) -> Tensor:
-        if documents is None:
-            return module.flash_attn_func(q_BSHK, k_BSGK, v_BSGK, causal=True)
-        shape = q_BSHK.shape[:2]
-        offsets, longest = _cumulative_lengths(documents, shape[1], q_BSHK.device)
-        flat = (x.flatten(0, 1) for x in (q_BSHK, k_BSGK, v_BSGK))
-        o = module.flash_attn_varlen_func(*flat, offsets, offsets, longest, longest, causal=True)
-        return o.unflatten(0, shape)
-
-    return attend
-
-
-@lru_cache(maxsize=8)
-def _cumulative_lengths(
-    documents: Documents, tokens: int, device: torch.device
-) -> tuple[Tensor, int]:
-    """FlashAttention's cu_seqlens of a batch's documents, int32 from 0, and the longest length."""
-    rows = enumerate(documents.starts)
-    offsets = [row * tokens + start for row, starts in rows for start in starts]
-    offsets = [*offsets, len(documents.starts) * tokens]
-    return torch.tensor(offsets, dtype=torch.int32, device=device), int(np.diff(offsets).max())

@@ -1,11 +1,12 @@
-"""Attention to one block of the keys, with its log-sum-exp, by PyTorch's and flash-attn's kernels.
+"""Attention to one block of the keys, with its log-sum-exp, by the kernels of PyTorch and of
+FlashAttention's packages.
 
 B batch, S query tokens, T key tokens, H query heads, G kv heads, K elements per head.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,11 @@ class BlockAttention:
     forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
+    @property
+    def of_parts(self) -> BlockAttention:
+        """The kernel for parts of blocks, which have many shapes: documents and windows."""
+        return self
+
     def spans(
         self,
         documents: Documents | None,
@@ -49,7 +55,8 @@ class BlockAttention:
     def forward_within(
         self, spans: Iterable[Span] | None, q: Tensor, k: Tensor, v: Tensor, causal: bool
     ) -> tuple[Tensor, Tensor]:
-        """Apply `forward` to each span of a document; without spans, to all tokens.
+        """Apply `forward` of the parts to each span of a document; without spans, this one's to all
+        tokens.
 
         A query that sees no key gets o = 0 and a log-sum-exp of minus infinity.
         """
@@ -60,7 +67,7 @@ class BlockAttention:
         logsumexp = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=wide)
         for span in spans:
             at_q, at_k = (span.row, span.queries), (span.row, span.keys)
-            o[at_q], logsumexp[span.row, :, span.queries] = self.forward(
+            o[at_q], logsumexp[span.row, :, span.queries] = self.of_parts.forward(
                 q[at_q], k[at_k], v[at_k], causal
             )
         return o, logsumexp
@@ -69,14 +76,15 @@ class BlockAttention:
         self, spans: Iterable[Span] | None, grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor,
         o: Tensor, logsumexp: Tensor, causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Apply `backward` to each span of a document; without spans, to all tokens."""
+        """Apply `backward` as :meth:`forward_within` applies `forward`."""
         if spans is None:
             return self.backward(grad_o, q, k, v, o, logsumexp, causal)
         grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for span in spans:
             at_q, at_k = (span.row, span.queries), (span.row, span.keys)
             outputs = o[at_q], logsumexp[span.row, :, span.queries]
-            of_span = self.backward(grad_o[at_q], q[at_q], k[at_k], v[at_k], *outputs, causal)
+            given = grad_o[at_q], q[at_q], k[at_k], v[at_k], *outputs
+            of_span = self.of_parts.backward(*given, causal)
             for gradient, at, part in zip(grads, (at_q, at_k, at_k), of_span, strict=True):
                 gradient[at] = part
         return grads
@@ -139,6 +147,42 @@ CUDA_FLASH = BlockAttention(_cuda_forward, _cuda_backward)
 """FlashAttention-2 as PyTorch ships it."""
 
 
+class _CuDNNAttention(BlockAttention):
+    """cuDNN's attention, which makes and keeps a plan for every shape that it meets."""
+
+    @property
+    def of_parts(self) -> BlockAttention:
+        return CUDA_FLASH
+
+
+def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    if 1 in (q.shape[1], k.shape[1]):  # cuDNN has no kernel for one token
+        return _cuda_forward(q, k, v, causal)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, logsumexp_BHS1, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *(q, k, v, None, True, 0.0, causal)
+    )
+    return o.transpose(1, 2), logsumexp_BHS1.squeeze(-1)
+
+
+def _cudnn_backward(
+    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, keys = q.shape[1], k.shape[1]
+    if 1 in (tokens, keys):
+        return _cuda_backward(grad_o, q, k, v, o, logsumexp, causal)
+    # A plan is found again by the strides of q, k and v alone.
+    grad_o, o = grad_o.contiguous(), o.contiguous()
+    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
+    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of dropout, which is off
+    grads = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+        *(grad_o, q, k, v, o, logsumexp.contiguous().unsqueeze(-1), seed, seed),
+        *(None, None, None, tokens, keys, 0.0, causal),
+    )
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    return grad_q, grad_k, grad_v
+
+
 def _flash_2_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     kernels = importlib.import_module("flash_attn.flash_attn_interface")
     scale = q.shape[-1] ** -0.5
@@ -195,13 +239,27 @@ def _flash_3_backward(
     return grads
 
 
-_ON_CUDA = {
-    "sdpa": CUDA_FLASH,
+PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+"""Packages of FlashAttention's authors."""
+_OF_PACKAGES = {
     "flash_attention_2": BlockAttention(_flash_2_forward, _flash_2_backward),
     "flash_attention_3": BlockAttention(_flash_3_forward, _flash_3_backward),
 }
+OF_PYTORCH = {
+    "sdpa": CUDA_FLASH,
+    "flash_attention_2": CUDA_FLASH,
+    "cudnn": _CuDNNAttention(_cudnn_forward, _cudnn_backward),
+}
+"""PyTorch's own block kernels on CUDA."""
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package of FlashAttention's authors computes the attention of this name."""
+    return name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is not None
 
 
 def choose_block_attention(name: str, device: torch.device) -> BlockAttention:
     """Return the block kernel for a name that :func:`choose_attention` returned."""
-    return CPU_FLASH if device.type == "cpu" else _ON_CUDA[name]
+    if device.type == "cpu":
+        return CPU_FLASH
+    return _OF_PACKAGES[name] if is_installed(name) else OF_PYTORCH[name]

@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odysseus.config.run import ModelOptions, RunConfig
-from odysseus.model import liger
+from odysseus.model import attention_choice, liger
 from odysseus.model.attention import (
     Attend,
     CausalAttention,
-    choose_attention,
     differentiable,
     local_attention,
     sdpa,
     split_heads,
 )
+from odysseus.model.attention_choice import choose_attention
 from odysseus.model.block_attention import BlockAttention, choose_block_attention
 from odysseus.model.window import WindowAttention
 
@@ -37,7 +37,8 @@ class Kernels:
         blocks: Attention to one block of the keys, which rings and sliding windows need; None in
             :data:`TORCH`.
         attention_with_lse: Causal attention that also returns its log-sum-exp, which attention in
-            head chunks and attention sinks need; None there, and of yunchang's ring.
+            head chunks and attention sinks need, also of packed documents, one after another; None
+            there, and of yunchang's ring.
     """
 
     attend: Attend
@@ -48,19 +49,53 @@ class Kernels:
     attention_with_lse: CausalAttention | None = None
 
 
-def choose_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype) -> Kernels:
+def choose_kernels(
+    model: ModelOptions, device: torch.device, dtype: torch.dtype, head_dim: int = 128
+) -> Kernels:
     """Choose the kernels for a model's options on a device, computing in this dtype.
+
+    Args:
+        head_dim: Elements of a head.
 
     Raises:
         ValueError: a kernel needs CUDA, another dtype or a package that is not installed.
     """
-    name, attend = choose_attention(model.attn_implementation, device, dtype)
+    check_kernels(model, device, dtype)
+    name, attend = choose_attention(model.attn_implementation, device, dtype, head_dim)
     blocks = choose_block_attention(name, device)
     with_lse = local_attention(blocks)
     if model.type == "liger":
-        liger.require("model.type", "torch", device)
         return Kernels(attend, liger.rms_norm, liger.swiglu, liger.rotary, blocks, with_lse)
     return replace(TORCH, attend=attend, blocks=blocks, attention_with_lse=with_lse)
+
+
+def check_kernels(model: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError if a kernel needs CUDA, another dtype or a package that is not installed.
+
+    What only a GPU knows, :func:`choose_kernels` asks on its rank.
+    """
+    attention_choice.check(model.attn_implementation, device, dtype)
+    if model.type == "liger":
+        liger.require("model.type", "torch", device)
+
+
+def attention_kernel(run: RunConfig, device: torch.device) -> str:
+    """Return the name of the kernel that a run's attention computes with on a device. sdpa on CUDA
+    is PyTorch's memory-efficient kernel or, for want of one, its matmuls.
+
+    Raises:
+        ValueError: it needs CUDA, another dtype or a package that is not installed.
+    """
+    if run.ring_backend == "yunchang" and run.token_axes[0] > 1:
+        return "flash_attention_2"
+    asked, width = run.model.attn_implementation, run.architecture.head_dim
+    name, _ = choose_attention(asked, device, run.compute_dtype, width)
+    is_flash = run.dtype == "bf16" and width in range(8, 257, 8)
+    if (device.type == "cuda" and name == "sdpa" and is_flash) or (
+        name == "cudnn" and run.data.pack
+    ):
+        return "flash_attention_2"
+    return name
 
 
 def within_window(kernels: Kernels, window: int) -> Kernels:
@@ -70,7 +105,8 @@ def within_window(kernels: Kernels, window: int) -> Kernels:
         window: Tokens that a query sees, its own included.
     """
     assert kernels.blocks is not None, "of a device"
-    blocks = WindowAttention(kernels.blocks.forward, kernels.blocks.backward, window)
+    of_parts = kernels.blocks.of_parts
+    blocks = WindowAttention(of_parts.forward, of_parts.backward, window)
     attention = local_attention(blocks)
     return replace(
         kernels, blocks=blocks, attend=differentiable(attention), attention_with_lse=attention

@@ -26,7 +26,7 @@ from odysseus.model.attention import split_heads
 def check(run: RunConfig, device: torch.device) -> None:
     """Raise ValueError if Liger cannot compute a run's loss engine or dtype.
 
-    :func:`odysseus.model.kernels.choose_kernels` checks Liger's other kernels.
+    :func:`odysseus.model.kernels.check_kernels` checks Liger's other kernels.
     """
     if run.tiled_loss_engine == "liger":
         require("tiled_loss_engine", "auto, fused, checkpoint, torch", device)

@@ -171,7 +171,9 @@ class Trainer:
             hf_model.fill_buffers(model)
             self._losses = partial(hf_model.token_losses, model, mesh)
         else:
-            kernels = kernels or choose_kernels(run.model, mesh.device, run.compute_dtype)
+            kernels = kernels or choose_kernels(
+                run.model, mesh.device, run.compute_dtype, run.architecture.head_dim
+            )
             self.model = build(run, method, mesh, self.host, kernels)
             self._fill()
             self._losses = partial(_token_losses, self.model)

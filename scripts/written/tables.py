@@ -11,12 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bench.report import accuracy
+from bench.simulator.interval import NODES, TOKENS
 from bench.validation import errors as validation_errors
 from methods.peers.registry import PEERS
 from scripts.studies import growth, overlap_summary
@@ -121,6 +123,25 @@ def published(file: Path) -> pd.DataFrame:
     return table.assign(**table[off].replace("-", "\N{MINUS SIGN}", regex=True))
 
 
+def intervals(file: Path) -> pd.DataFrame:
+    """Quantiles of published by predicted steps, by nodes and tokens of a rank."""
+    table = validation_errors.intervals(pd.read_csv(file))
+    nodes = ["one", *(f"{a + 1} to {b}" for a, b in pairwise(NODES)), f"over {NODES[-1]}"]
+    tokens = [f"under {TOKENS[0]:,}", *(f"{a:,} to {b - 1:,}" for a, b in pairwise(TOKENS))]
+    tokens.append(f"{TOKENS[-1]:,} and more")
+    lines = [
+        {
+            "nodes": nodes[line["kind"][0]],
+            "tokens of a rank in a micro step": tokens[line["kind"][1]],
+            "published rows": str(line["rows"]),
+            "`step_ms_low` over the prediction": f"{line['low']:.2f}",
+            "`step_ms_high` over the prediction": f"{line['high']:.2f}",
+        }
+        for line in table.to_dict("records")
+    ]
+    return _once(pd.DataFrame(lines), "nodes")
+
+
 def predicted(file: Path) -> pd.DataFrame:
     """Predicted steps of methods by length, with the vocabulary whole and cut."""
     rows = _in_words(pd.read_csv(file).fillna({"vocab_parallel": "false"}))
@@ -194,6 +215,7 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     "predicted": predicted,
     "experts": experts,
     "published": published,
+    "intervals": intervals,
     "second_axis": second_axis,
 }
 

@@ -114,11 +114,10 @@ def test_the_shipped_predictions_are_predicted_again(
 
 def by_key(path: Path) -> dict[tuple[str, ...], dict[Any, Any]]:
     """Return a file's rows by key, without the columns of when and how long they were made, and of
-    the model's sizes, which older rows lack."""
+    the model's sizes and the prediction's interval, which older rows lack."""
     found = rows.read(path).reindex(columns=rows.COLUMNS, fill_value="")  # newer columns too
-    found = found.drop(columns=[*provenance.columns(), "wall_s", *model_sizes.COLUMNS]).to_dict(
-        "records"
-    )
+    newer = (*model_sizes.COLUMNS, "step_ms_low", "step_ms_high")
+    found = found.drop(columns=[*provenance.columns(), "wall_s", *newer]).to_dict("records")
     return {rows.key(row): row for row in found}
 
 

@@ -29,6 +29,8 @@ from tests.support.runs import RUN
 from tests.support.toggles import ALL_ON, TOGGLES
 
 BASE = replace(RUN, dtype="bf16", seq_len=64, device="cuda")
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.01}
+EXPERTS |= {"intermediate_size": 128}  # of which an eighth is wide enough for a grouped matmul
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
     **TOGGLES,
@@ -41,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "chunks of heads": {"ulysses_head_chunks": 2},
     "gathered ring": {"ring_backend": "allgather"},
     "second axis": {"tensor_parallel_size": 2},
+    "experts": {"model": replace(RUN.model, **EXPERTS)},
     "cut vocabulary": {"vocab_parallel": True, **TOGGLES["tiled_loss_fused"]},
 }
 LAYOUTS = [(1, 1), (2, 1), (2, 2), (8, 1), (8, 2)]

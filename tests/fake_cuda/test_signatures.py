@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from odysseus.model import attention, block_attention
+from odysseus.model import attention_choice, block_attention
 from odysseus.model.attention import sdpa
+from odysseus.model.block_attention import PACKAGES
 from odysseus.model.documents import Documents
 from tests.fake_cuda import signatures
 from tests.support.paths import ROOT
-
-PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
 def whole(*, q: Tensor, k: Tensor, v: Tensor, causal: bool, **_: Any) -> Tensor:
@@ -78,7 +77,7 @@ def tensors() -> list[Tensor]:
 @pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("name", PACKAGES)
 def test_whole_sequences_and_documents(name: str) -> None:
-    attend = attention._flash_attention(name)
+    attend = attention_choice._of_package(name)
     q, k, v = tensors()
     torch.testing.assert_close(attend(q, k, v), sdpa(q, k, v))
     documents = Documents(((0, 10, 30), (0, 5)))

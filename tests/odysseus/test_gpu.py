@@ -13,8 +13,10 @@ from bench.theory import memory as theory_memory
 from methods import METHODS
 from odysseus.config.run import DataOptions, ModelOptions, OptimizerOptions, RunConfig
 from odysseus.model import kernels
-from odysseus.model.attention import choose_attention, sdpa
+from odysseus.model.attention import sdpa
+from odysseus.model.attention_choice import choose_attention
 from odysseus.model.block_attention import choose_block_attention
+from odysseus.model.documents import Documents
 from odysseus.model.loss import cross_entropy_sum
 from tests.support.liger import KERNELS, kernel_errors
 from tests.support.numerics import ROUNDINGS
@@ -25,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 DEVICE = torch.device("cuda", 0)
+KERNELS_OF_ATTENTION = ["sdpa", "cudnn", "flash_attention_2", "flash_attention_3"]
 
 
 def test_rms_norm_equals_the_cpus() -> None:
@@ -34,7 +37,7 @@ def test_rms_norm_equals_the_cpus() -> None:
     torch.testing.assert_close(kernels.rms_norm(x.cuda(), weight.cuda(), 1e-5).cpu(), ours)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "flash_attention_2", "flash_attention_3"])
+@pytest.mark.parametrize("implementation", KERNELS_OF_ATTENTION)
 def test_attention_equals_the_formula(implementation: str) -> None:
     try:
         _, attend = choose_attention(implementation, DEVICE, torch.bfloat16)
@@ -47,7 +50,28 @@ def test_attention_equals_the_formula(implementation: str) -> None:
     torch.testing.assert_close(attend(q, k, v).double().cpu(), exact, atol=3e-2, rtol=0)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "flash_attention_2", "flash_attention_3"])
+@pytest.mark.parametrize("implementation", KERNELS_OF_ATTENTION)
+def test_packed_documents_equal_the_cpus(implementation: str) -> None:
+    try:
+        _, attend = choose_attention(implementation, DEVICE, torch.bfloat16)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    documents = Documents(((0, 100, 101), (0,), (0, 7)))
+    packed = torch.randn(3, 256, 12, 64).bfloat16()
+    found, expected = [], []
+    for computed, x, of in (
+        (found, packed.to(DEVICE).requires_grad_(), attend),
+        (expected, packed.double().requires_grad_(), sdpa),
+    ):
+        o = of(*x.split([8, 2, 2], dim=2), documents=documents)
+        o.sum().backward()
+        computed += [o.detach().double().cpu(), x.grad.double().cpu()]
+    # bf16 has 8 bits: 4e-3 of every value, of which a few roundings add up
+    for a, b in zip(found, expected, strict=True):
+        assert ((a - b).norm() / b.norm()).item() < 1e-2
+
+
+@pytest.mark.parametrize("implementation", KERNELS_OF_ATTENTION)
 def test_block_attention_equals_the_cpus(implementation: str) -> None:
     try:
         name, _ = choose_attention(implementation, DEVICE, torch.bfloat16)

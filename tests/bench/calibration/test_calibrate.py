@@ -176,10 +176,34 @@ def test_attention_is_measured_with_other_operands_each_time() -> None:
         patch.object(calibrate, "choose_kernels", lambda *_: kernels),
         patch.object(calibrate, "seconds", seconds),
     ):
-        name, attention = calibrate._attention(RunConfig(), torch.device("cpu"))
+        ((name, attention),) = calibrate._attentions(RunConfig(), torch.device("cpu"))
     assert name == "sdpa"
     assert len(attention.forward) == len(attention.backward) == 6
     assert different == [9, 9, 9, 8, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "measured"),
+    [
+        ("cudnn", ["cudnn", "flash_attention_2"]),
+        ("flash_attention_3", ["flash_attention_3", "flash_attention_2"]),
+        ("flash_attention_2", ["flash_attention_2"]),
+    ],
+)
+def test_a_gpus_profile_has_the_kernel_of_auto_first(chosen: str, measured: list[str]) -> None:
+    """FlashAttention-2, which recipes ask for, comes after it."""
+    asked: list[str] = []
+
+    def attention(run: RunConfig, device: torch.device) -> None:
+        asked.append(run.model.attn_implementation)
+
+    with (
+        patch.object(calibrate, "attention_kernel", lambda *_: chosen),
+        patch.object(calibrate, "_attention", attention),
+    ):
+        found = dict(calibrate._attentions(RunConfig(dtype="bf16"), torch.device("cuda")))
+    assert [*found] == measured
+    assert asked == ["auto", "flash_attention_2"][: len(measured)]
 
 
 @pytest.mark.parametrize(("ranks", "heads"), [(1, (8, 4, 4)), (4, (2, 1, 1)), (8, (2, 1, 1))])

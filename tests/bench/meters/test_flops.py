@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.meters.flops import _KERNELS, FlopMeter
+from bench.meters.flops import _KERNELS, _OFFSETS, FlopMeter
 from bench.theory import model_flops
 from methods import METHODS
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
-from odysseus.model.attention import choose_attention
+from odysseus.model.attention_choice import choose_attention
 from odysseus.model.block_attention import choose_block_attention
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
@@ -45,6 +45,7 @@ def test_positions_of_arguments_match_the_schema(name: str) -> None:
     arguments = getattr(torch.ops.aten, name.removeprefix("aten::")).default._schema.arguments
     names = [arguments[at].name for at in (query_at, key_at, causal_at)]
     assert names == ["query", "key", "is_causal"]
+    assert name not in _OFFSETS or arguments[_OFFSETS[name]].name == "cum_seq_q"
 
 
 def measured(runs: list[RunConfig]) -> list[tuple[int, int]]:

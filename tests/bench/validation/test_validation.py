@@ -13,7 +13,7 @@ import pytest
 from bench import rows
 from bench.__main__ import main
 from bench.commands import validate
-from bench.simulator import predict, target
+from bench.simulator import interval, predict, target
 from bench.validation import errors, prediction, published
 from bench.validation.published import COLUMNS, Published
 from odysseus.config.run import RunConfig
@@ -204,6 +204,58 @@ def test_the_summary_counts_by_group() -> None:
         "Spearman": "1.000",
     }
     assert lines["a100-80g"]["Spearman"] == ""
+
+
+def test_the_intervals_are_those_of_the_shipped_rows() -> None:
+    found = errors.intervals(pd.read_csv(RESULTS / "validation.csv")).to_dict("records")
+    assert {line["kind"]: (round(line["low"], 2), round(line["high"], 2)) for line in found} == (
+        interval.FACTORS
+    )
+    assert sum(line["rows"] for line in found) > 300
+    assert min(line["rows"] for line in found) >= 10
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_four_of_five_published_steps_lie_in_their_interval(first: int) -> None:
+    """Intervals of every second row, judged on the others."""
+    table = pd.read_csv(RESULTS / "validation.csv")
+    fitted, judged = table[first::2], table[1 - first :: 2]
+    lines = errors.intervals(fitted).to_dict("records")
+    factors = {line["kind"]: (line["low"], line["high"]) for line in lines}
+    kinds, ratios = errors.kinds_of(judged), judged["published_s"] / judged["predicted_s"]
+    inside = [
+        factors[kind][0] <= ratio <= factors[kind][1]
+        for kind, ratio in zip(kinds, ratios, strict=True)
+        if kind in factors
+    ]
+    assert 0.7 <= sum(inside) / len(inside) <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tokens", "kind"),
+    [
+        *((1, 2047, (0, 0)), (1, 2048, (0, 1)), (1, 8191, (0, 1)), (1, 8192, (0, 2))),
+        *((2, 1, (1, 0)), (4, 1, (1, 0)), (5, 1, (2, 0)), (16, 1, (2, 0)), (17, 1, (3, 0))),
+    ],
+)
+def test_the_kind_of_a_run(nodes: int, tokens: float, kind: tuple[int, int]) -> None:
+    assert interval.kind(nodes, tokens) == kind
+
+
+def test_the_interval_of_a_predicted_row(tmp_path: Path) -> None:
+    run = RunConfig(world_size=8, seq_len=8192, hardware="h100-80g", dry_run=True, dtype="bf16")
+    low, high = interval.FACTORS[0, 0]
+    expected = {"step_ms_low": 50 * low, "step_ms_high": 50 * high}
+    assert interval.columns(run, 50.0) == expected
+    # Overridden fields are of the same profile, and a replica's samples are its own.
+    other = replace(run, hardware="h100-80g(issue_s=1e-05)", micro_batch_size=8)
+    assert interval.columns(other, 1.0)["step_ms_low"] == interval.FACTORS[0, 2][0]
+    # No step was published of so many tokens on so many nodes.
+    wide = replace(run, world_size=256, sequence_parallel_size=8, seq_len=131072)
+    assert interval.columns(wide, 1.0)["step_ms_high"] == interval.FACTORS[3, 1][1]
+    profile = tmp_path / "mine.yml"
+    assert main(["hardware", "h100-80g", "--out", str(profile)]) == 0
+    assert interval.columns(replace(run, hardware=str(profile)), 1.0) == {}
 
 
 def test_every_shipped_row_is_a_run_and_has_a_prediction() -> None:
