@@ -28,40 +28,22 @@ _ROW_BLOCK = 128
 def flash_backward(
     grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocate like FlashAttention-2's backward (flash_api.cpp, mha_bwd).
-
-    Beside the gradients it allocates fp32 sums of dq and of rows, with tokens rounded up to blocks.
-    With grouped queries it also allocates gradients of k and v for every query head.
-    """
-    (batch, tokens, heads, width), (keys, groups) = q.shape, k.shape[1:3]
-    rounded = -(-tokens // _ROW_BLOCK) * _ROW_BLOCK
-    block = 32 if width <= 128 else 64
-    accumulators = [
-        q.new_empty((batch, heads, rounded), dtype=torch.float32),
-        q.new_empty((batch, rounded, heads, -(-width // block) * block), dtype=torch.float32),
-    ]
-    if groups != heads:
-        accumulators += [k.new_empty((batch, keys, heads, width)) for _ in range(2)]
+    """Allocate like FlashAttention-2's backward (flash_api.cpp, mha_bwd), with tokens rounded up to
+    blocks: the gradients, and :func:`_sums_of_2`."""
+    sums = _sums_of_2(q, k, _rounded(q.shape[1]))
     grads = CUDA_FLASH.backward(grad_o, q, k, v, o, logsumexp, causal)
-    del accumulators
+    del sums
     return grads
 
 
 def flash_3_backward(
     grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocate like FlashAttention-3's backward (hopper/flash_api.cpp, mha_bwd).
-
-    Beside the gradients it allocates fp32 sums of dq and two kinds of sums of rows; with grouped
-    queries fp32 sums of dk and dv too.
-    """
-    (batch, tokens, heads, width), (keys, groups) = q.shape, k.shape[1:3]
-    shapes = [(batch, heads, tokens)] * 2 + [(batch, heads, tokens, width)]
-    if groups != heads:
-        shapes += [(batch, groups, keys, width)] * 2
-    accumulators = [q.new_empty(shape, dtype=torch.float32) for shape in shapes]
+    """Allocate like FlashAttention-3's backward (hopper/flash_api.cpp, mha_bwd): the gradients, and
+    :func:`_sums_of_3`."""
+    sums = _sums_of_3(q, k, q.shape[1], k.shape[1])
     grads = CUDA_FLASH.backward(grad_o, q, k, v, o, logsumexp, causal)
-    del accumulators
+    del sums
     return grads
 
 
@@ -69,17 +51,10 @@ def flash_varlen_backward(
     grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, *saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate like FlashAttention-2's backward of packed documents (flash_api.cpp,
-    mha_varlen_bwd): as :func:`flash_backward`, with a block of rows more for every document."""
-    (tokens, heads, width), (keys, groups) = q.shape, k.shape[:2]
-    rows, block = _rows_of(tokens, saved[-1]), 32 if width <= 128 else 64
-    accumulators = [
-        q.new_empty((heads, rows), dtype=torch.float32),
-        q.new_empty((rows, heads, -(-width // block) * block), dtype=torch.float32),
-    ]
-    if groups != heads:
-        accumulators += [k.new_empty((keys, heads, width)) for _ in range(2)]
+    mha_varlen_bwd), with a block of rows more for every document."""
+    sums = _sums_of_2(q, k, _rows_of(saved[-1]))
     grads = FLASH.backward(grad_o, q, k, v, *saved)
-    del accumulators
+    del sums
     return grads
 
 
@@ -87,20 +62,44 @@ def flash_3_varlen_backward(
     grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, *saved: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate like FlashAttention-3's backward of packed documents (hopper/flash_api.cpp,
-    mha_bwd): as :func:`flash_3_backward`, with a block of rows more for every document."""
-    (tokens, heads, width), groups = q.shape, k.shape[1]
-    rows = -(-_rows_of(tokens, saved[-1]) // _ROW_BLOCK) * _ROW_BLOCK
-    shapes = [(heads, rows)] * 2 + [(heads, rows, width)]
-    if groups != heads:
-        shapes += [(groups, rows, width)] * 2
-    accumulators = [q.new_empty(shape, dtype=torch.float32) for shape in shapes]
+    mha_bwd), with a block of rows more for every document, rounded up to blocks."""
+    rows = _rounded(_rows_of(saved[-1]))
+    sums = _sums_of_3(q, k, rows, rows)
     grads = FLASH.backward(grad_o, q, k, v, *saved)
-    del accumulators
+    del sums
     return grads
 
 
-def _rows_of(tokens: int, packing: Packing) -> int:
-    return tokens + _ROW_BLOCK * len(packing.lengths)
+def _sums_of_2(q: Tensor, k: Tensor, rows: int) -> list[Tensor]:
+    """Allocate what FlashAttention-2 sums up: rows and dq in fp32, and with grouped queries dk and
+    dv of every query head."""
+    *batch, _, heads, width = q.shape
+    block = 32 if width <= 128 else 64
+    sums = [
+        q.new_empty((*batch, heads, rows), dtype=torch.float32),
+        q.new_empty((*batch, rows, heads, -(-width // block) * block), dtype=torch.float32),
+    ]
+    if k.shape[-2] != heads:
+        sums += [k.new_empty((*k.shape[:-2], heads, width)) for _ in range(2)]
+    return sums
+
+
+def _sums_of_3(q: Tensor, k: Tensor, rows: int, key_rows: int) -> list[Tensor]:
+    """Allocate what FlashAttention-3 sums up, in fp32: two kinds of sums of rows, dq, and with
+    grouped queries dk and dv."""
+    *batch, _, heads, width = q.shape
+    shapes = [(*batch, heads, rows)] * 2 + [(*batch, heads, rows, width)]
+    if k.shape[-2] != heads:
+        shapes += [(*batch, k.shape[-2], key_rows, width)] * 2
+    return [q.new_empty(shape, dtype=torch.float32) for shape in shapes]
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _ROW_BLOCK) * _ROW_BLOCK
+
+
+def _rows_of(packing: Packing) -> int:
+    return sum(packing.lengths) + _ROW_BLOCK * len(packing.lengths)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

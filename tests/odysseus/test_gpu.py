@@ -13,7 +13,7 @@ from bench.theory import memory as theory_memory
 from methods import METHODS
 from odysseus.config.run import DataOptions, ModelOptions, OptimizerOptions, RunConfig
 from odysseus.model import kernels
-from odysseus.model.attention import sdpa
+from odysseus.model.attention import Attend, sdpa
 from odysseus.model.attention_choice import choose_attention
 from odysseus.model.block_attention import choose_block_attention
 from odysseus.model.documents import Documents
@@ -30,6 +30,14 @@ DEVICE = torch.device("cuda", 0)
 KERNELS_OF_ATTENTION = ["sdpa", "cudnn", "flash_attention_2", "flash_attention_3"]
 
 
+def chosen(implementation: str) -> tuple[str, Attend]:
+    """Choose the attention in bf16; skip the test if this GPU has none of that name."""
+    try:
+        return choose_attention(implementation, DEVICE, torch.bfloat16)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+
+
 def test_rms_norm_equals_the_cpus() -> None:
     x, weight = torch.randn(2, 8, 64), torch.randn(64)
     ours = kernels.rms_norm(x, weight, 1e-5)
@@ -39,10 +47,7 @@ def test_rms_norm_equals_the_cpus() -> None:
 
 @pytest.mark.parametrize("implementation", KERNELS_OF_ATTENTION)
 def test_attention_equals_the_formula(implementation: str) -> None:
-    try:
-        _, attend = choose_attention(implementation, DEVICE, torch.bfloat16)
-    except ValueError as missing:
-        pytest.skip(str(missing))
+    _, attend = chosen(implementation)
     q = torch.randn(2, 128, 8, 64, device=DEVICE, dtype=torch.bfloat16)
     k, v = torch.randn(2, 2, 128, 2, 64, device=DEVICE, dtype=torch.bfloat16)
     exact = sdpa(q.double().cpu(), k.double().cpu(), v.double().cpu())
@@ -52,10 +57,7 @@ def test_attention_equals_the_formula(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", KERNELS_OF_ATTENTION)
 def test_packed_documents_equal_the_cpus(implementation: str) -> None:
-    try:
-        _, attend = choose_attention(implementation, DEVICE, torch.bfloat16)
-    except ValueError as missing:
-        pytest.skip(str(missing))
+    _, attend = chosen(implementation)
     documents = Documents(((0, 100, 101), (0,), (0, 7)))
     packed = torch.randn(3, 256, 12, 64).bfloat16()
     found, expected = [], []
@@ -73,10 +75,7 @@ def test_packed_documents_equal_the_cpus(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", KERNELS_OF_ATTENTION)
 def test_block_attention_equals_the_cpus(implementation: str) -> None:
-    try:
-        name, _ = choose_attention(implementation, DEVICE, torch.bfloat16)
-    except ValueError as missing:
-        pytest.skip(str(missing))
+    name, _ = chosen(implementation)
     blocks, exact = (
         choose_block_attention(at, device)
         for at, device in ((name, DEVICE), ("sdpa", torch.device("cpu")))
