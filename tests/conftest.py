@@ -24,6 +24,16 @@ LONGEST = (
     "odysseus/io/test_checkpoint.py",
     "odysseus/model/test_liger.py",
     "odysseus/hf/test_hf.py",
+    # of the whole matrix
+    "fake_cuda/test_fake_cuda.py",
+    "bench/commands/test_front.py",
+    "bench/simulator/test_dry_run.py",
+    "odysseus/hf/test_programs.py",
+    "scripts/test_loops.py",
+    "scripts/test_first_gpu.py",
+    "methods/test_experts.py",
+    "odysseus/model/test_liger_ranks.py",
+    "bench/meters/test_memory.py",
 )
 """Files that start first, so that no worker is left with one of them at the end."""
 

@@ -9,24 +9,25 @@ from bench.simulator.program import HOST, TO_DEVICE, TO_HOST, Op, Program, Wait
 _MOVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "p2p", TO_HOST, TO_DEVICE)
 
 
-def ended_before(program: Program) -> list[set[int]]:
-    """Return, for every operation, those that have surely ended when it begins.
+def ended_before(program: Program) -> list[int]:
+    """Return, for every operation, those that have surely ended when it begins, each as a bit.
 
     The host's own operations, and its waits, put everything that is issued later after them.
     """
-    found: list[set[int]] = []
-    by_stream: dict[str, set[int]] = {}
-    host: set[int] = set()
+    found: list[int] = []
+    by_stream: dict[str, int] = {}
+    host = 0
     for index, op in enumerate(program):
-        if isinstance(op, Wait):
-            host = host.union(*(found[at] | {at} for at in op.after))
-            found.append(host)
-            continue
-        before = host.union(by_stream.get(op.stream, ()), *(found[at] | {at} for at in op.after))
+        before = host if isinstance(op, Wait) else host | by_stream.get(op.stream, 0)
+        for at in op.after:
+            before |= found[at] | 1 << at
         found.append(before)
+        if isinstance(op, Wait):
+            host = before
+            continue
+        by_stream[op.stream] = before | 1 << index
         if op.stream == HOST:
-            host = before | {index}
-        by_stream[op.stream] = before | {index}
+            host = by_stream[op.stream]
     return found
 
 
@@ -41,7 +42,7 @@ def order(program: Program) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     for index, op in enumerate(program):
         if isinstance(op, Op) and op.kind in _MOVES and (op.purpose or op.bytes > 8):
-            after = sorted(numbers[at] for at in before[index] & numbers.keys())
+            after = [number for at, number in numbers.items() if before[index] >> at & 1]
             found.append((op.kind, op.purpose, int(op.bytes), after))
             numbers[index] = len(numbers)
     return found

@@ -87,7 +87,9 @@ def races(program: Program, uses: Uses) -> list[str]:
     for index, (reads, writes) in uses.items():
         needed = {wrote[memory] for memory in {*reads, *writes} & wrote.keys()}
         needed |= {at for memory in writes for at in read.get(memory, ())}
-        for at in sorted(needed - before[index] - {index}):
+        for at in sorted(needed - {index}):
+            if before[index] >> at & 1:
+                continue
             first, second = program[at], program[index]
             assert isinstance(first, Op)
             assert isinstance(second, Op)

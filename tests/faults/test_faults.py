@@ -14,7 +14,7 @@ from tests.faults.trials import held
 
 FEW = (67,)
 """Seeds of the default suite."""
-MANY = 100
+MANY = 50
 
 
 @pytest.mark.parametrize("seed", FEW)

@@ -13,7 +13,6 @@ from bench.config import checks
 from bench.theory import traffic
 from odysseus.config.run import ModelOptions, RunConfig
 from tests.support.crossed import (
-    MIXED,
     SHARED,
     TENSOR_MESHES,
     Options,
@@ -61,7 +60,7 @@ def test_bytes_equal_theory(mesh: str) -> None:
 
 @pytest.mark.parametrize(("mesh", "step"), [(BOTH, 2), *(slow(mesh, 1) for mesh in TENSOR_MESHES)])
 def test_a_dry_run_counts_the_same(mesh: str, step: int) -> None:
-    check_dry_runs(every_run(), mesh, MIXED, step)
+    check_dry_runs(every_run(), mesh, step)
 
 
 def test_alone_it_sends_what_tp_sp_does() -> None:

@@ -20,7 +20,6 @@ from odysseus.model.kernels import TORCH
 from odysseus.parallel.mesh import Mesh
 from tests.support.crossed import (
     MESHES,
-    MIXED,
     SHARED,
     Options,
     check_bytes,
@@ -70,7 +69,7 @@ def test_bytes_equal_theory(mesh: str) -> None:
 
 @pytest.mark.parametrize(("mesh", "step"), [("2", 4), *(slow(mesh, 1) for mesh in MESHES)])
 def test_a_dry_run_counts_the_same(mesh: str, step: int) -> None:
-    check_dry_runs(every_run(), mesh, MIXED, step)
+    check_dry_runs(every_run(), mesh, step)
 
 
 def test_it_sends_what_a_ring_with_zero_does() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,13 +37,11 @@ TENSOR_MESHES: dict[str, dict[str, int]] = {
 }
 """Meshes with a tensor axis of its own."""
 _SIZES = {**MESHES, **TENSOR_MESHES}
-MIXED = "fp32", "bf16"
-"""Dtypes that runs have in turn."""
 FEW = "2", "2 x ring 2"
 """Meshes of the default suite: a sequence axis alone, and one beside a ring."""
 EVERY = [*FEW, *(slow(mesh) for mesh in MESHES if mesh not in FEW)]
 """Values of a parametrised mesh."""
-DRY_RUNS = [("2", MIXED, 4), *(slow(mesh, (dtype,), 1) for mesh in MESHES for dtype in MIXED)]
+DRY_RUNS = [("2", 4), *(slow(mesh, 1) for mesh in MESHES)]
 """Arguments of :func:`check_dry_runs`: by default every fourth run on two ranks."""
 Options = Mapping[str, Mapping[str, dict[str, Any]]]
 """Options of a run and, by name, the changes that they mean."""
@@ -86,9 +84,10 @@ def _on_mesh(runs: list[RunConfig], name: str) -> list[RunConfig]:
     return [run for run in runs if run.axis_sizes == sizes]
 
 
-def _in_dtypes(runs: list[RunConfig], dtypes: Sequence[str]) -> list[RunConfig]:
-    """Return the runs, each with the next of some dtypes."""
-    return [replace(run, dtype=dtype) for run, dtype in zip(runs, itertools.cycle(dtypes))]
+def _in_dtypes(runs: list[RunConfig]) -> list[RunConfig]:
+    """Return the runs in fp32 and bf16 in turn."""
+    dtypes = itertools.cycle(("fp32", "bf16"))
+    return [replace(run, dtype=dtype) for run, dtype in zip(runs, dtypes, strict=False)]
 
 
 def _alike(runs: list[RunConfig]) -> list[list[RunConfig]]:
@@ -111,7 +110,7 @@ def check_parity(runs: list[RunConfig], mesh: str) -> None:
 
 def on_mesh_in_dtypes(runs: list[RunConfig], mesh: str) -> list[RunConfig]:
     """Return the runs on one of the meshes, in fp32 and bf16 in turn."""
-    return _in_dtypes(_on_mesh(runs, mesh), MIXED)
+    return _in_dtypes(_on_mesh(runs, mesh))
 
 
 def check_bytes(runs: list[RunConfig], mesh: str) -> None:
@@ -125,7 +124,6 @@ def check_bytes(runs: list[RunConfig], mesh: str) -> None:
 def check_dry_runs(
     runs: list[RunConfig],
     mesh: str,
-    dtypes: Sequence[str],
     step: int,
     on_rank: Callable[[list[RunConfig]], list[dict[str, Any]]] = dry_run.measured,
 ) -> None:
@@ -135,5 +133,5 @@ def check_dry_runs(
         step: Every how many runs one is counted.
         on_rank: Like :func:`tests.support.dry_run.measured`.
     """
-    for same in _alike(_in_dtypes(_on_mesh(runs, mesh)[::step], dtypes)):
+    for same in _alike(_in_dtypes(_on_mesh(runs, mesh)[::step])):
         dry_run.check_all(same, [0, same[0].world_size - 1], on_rank)

@@ -107,10 +107,10 @@ def test_the_caller_may_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("toggles", "world_size", "more"), [("all", 1, 5), slow("all", 1, 45), slow("offload", 2, 45)]
+    ("toggles", "world_size", "more"), [("all", 1, 5), slow("all", 1, 45), slow("offload", 2, 15)]
 )
 def test_nothing_is_left_behind(toggles: str, world_size: int, more: int) -> None:
-    """Tensors and host buffers are as many, of as many bytes, after 50 steps as after 5."""
+    """Tensors and host buffers are as many, of as many bytes, after more steps as after 5."""
     for of_rank in run_ranks(kept, world_size, TOGGLES[toggles], more):
         for loop, (after_5, after_more) in of_rank.items():
             assert after_more == after_5, loop
