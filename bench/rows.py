@@ -144,6 +144,7 @@ IDENTITY: dict[str, Column] = {
     "expert_parallel_size": _column_if(
         lambda run: run.parts[1] == "expert", "expert_parallel_size", "expert_ranks"
     ),
+    "router_load": _column_if(lambda run: run.router_load != "balanced", "router_load"),
     "ulysses_head_chunks": _column_if(lambda r: r.ulysses_head_chunks > 1, "ulysses_head_chunks"),
     "zero_prefetch": _column_if(lambda run: not run.zero_prefetch, "zero_prefetch"),
     "zero_engine": _column_if(lambda run: run.zero_engine != "fsdp2", "zero_engine"),

@@ -22,7 +22,7 @@ SPLIT = {f"experts.{name}": BY_EXPERT for name in ("gate_proj", "up_proj", "down
 def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MixtureOfExperts:
     """Build the router and this rank's experts."""
     assert mesh.experts is not None
-    own = ExpertsOfRanks(run.architecture, kernels, mesh.experts)
+    own = ExpertsOfRanks(run.architecture, kernels, mesh.experts, run.router_shares)
     return MixtureOfExperts(run.architecture, kernels, experts=own)
 
 

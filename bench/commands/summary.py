@@ -16,6 +16,8 @@ def summary(row: dict[str, Any]) -> str:
         axes += f" x tp {row['tensor_parallel_size']}"
     if row.get("expert_parallel_size"):
         axes += f", experts over {row['expert_parallel_size']},"
+    if row.get("router_load"):
+        axes += f" {row['router_load']} load"
     times, loss = "", ""
     if row.get("step_ms_p50"):
         step = f"{row['step_ms_p50']:.1f} ms per step{' predicted' * predicted}"

@@ -27,10 +27,10 @@ _OF_PREDICTIONS = {"dry_run", "hardware", "rank"}
 _OF_STEPS = {"steps", "warmup_steps", "rounds", "log", "log_dir"}
 _OF_RINGS = {"ring_parallel_size", "ring_order", "ring_backend", "axis_order"}
 _NOT_READ: dict[str, set[str]] = {
-    "verify": {*_OF_PREDICTIONS, *_OF_STEPS} - {"steps"},
+    "verify": {*_OF_PREDICTIONS, *_OF_STEPS, "router_load"} - {"steps"},
     "compare": {
         *(*_OF_PREDICTIONS, *_OF_STEPS, *_OF_RINGS, "sequence_parallel_size"),
-        *("tensor_parallel_size", "expert_parallel_size"),
+        *("tensor_parallel_size", "expert_parallel_size", "router_load"),
         *("gradient_accumulation_steps", "data.pack", "model.implementation"),
     },
     "theory": {*_OF_PREDICTIONS, *_OF_STEPS} - {"steps", "warmup_steps"},

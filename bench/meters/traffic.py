@@ -86,6 +86,7 @@ class Call:
     Attributes:
         size_bytes: Size in the sense of :func:`bytes_sent`; where ranks send unequal parts, of the
             equal parts that are as many bytes.
+        received_bytes: The same of what it receives, where ranks send unequal parts; else 0.
         ranks: The group's ranks, by their numbers in the world.
         is_async: Whether the caller continues and waits for it later.
     """
@@ -95,6 +96,7 @@ class Call:
     size_bytes: int | Fraction
     ranks: tuple[int, ...]
     is_async: bool
+    received_bytes: int | Fraction = 0
 
     @property
     def bytes_sent(self) -> Fraction:
@@ -119,12 +121,26 @@ def call_of(func: OpOverload, args: tuple[Any, ...], region: str) -> Call | None
     names = [argument.name for argument in func._schema.arguments]
     at = names.index("async_op") if "async_op" in names else len(args)
     ranks = tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(args[group_at])))
-    size = sum(t.numel() * t.element_size() for t in tensors)
-    if collective == "all_to_all" and len(set(parts := args[names.index("input_split_sizes")])) > 1:
-        kept = size * parts[ranks.index(dist.get_rank())] // sum(parts)
-        size = equal_size(size - kept, len(ranks))
+    size: int | Fraction = _bytes(tensors)
+    received: int | Fraction = 0
+    if name == "c10d::alltoall_base_":
+        parts = [args[names.index(f"{side}_split_sizes")] for side in ("input", "output")]
+        if any(len(set(of)) > 1 for of in parts):
+            of_tensors = zip((tensors, tree_leaves(args[0])), parts, strict=True)
+            size, received = (_equal_parts(_bytes(t), of, ranks) for t, of in of_tensors)
     is_async = bool(args[at]) if at < len(args) else True
-    return Call(collective, _purpose(collective, region), size, ranks, is_async)
+    return Call(collective, _purpose(collective, region), size, ranks, is_async, received)
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _equal_parts(size: int, parts: list[int], ranks: tuple[int, ...]) -> Fraction:
+    """Return the size of an all-to-all of equal parts, of which as many bytes leave or reach a rank
+    as of these."""
+    kept = size * parts[ranks.index(dist.get_rank())] // sum(parts) if size else 0
+    return equal_size(size - kept, len(ranks))
 
 
 def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from bench.hardware import profile_file
@@ -20,10 +21,11 @@ from bench.meters.traffic import TrafficMeter
 from bench.simulator import cuda_kernels, fit, shallow
 from bench.simulator.fake_world import META, cpu_kernels, few_tiles, only_rank
 from bench.simulator.program import Program
-from bench.simulator.ranks import busiest_rank, first_of_ring, share_of_scores
+from bench.simulator.ranks import busiest_rank, first_of_ring, share_of_scores, with_most_rows
 from bench.simulator.recorder import Recorder
 from bench.simulator.target import attention_of, clock, on_gpu
 from methods import method_of
+from odysseus.config.router_load import BALANCED
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
 from odysseus.model.kernels import check_flash
@@ -63,7 +65,7 @@ class Counted:
 def check(run: RunConfig) -> None:
     """Raise ValueError if a dry run cannot count the run, or a real run sets a dry run's option."""
     if not run.dry_run:
-        for name, unset in (("hardware", ""), ("rank", -1)):
+        for name, unset in (("hardware", ""), ("rank", -1), ("router_load", BALANCED)):
             if getattr(run, name) != unset:
                 raise ValueError(f"{name} = {getattr(run, name)} is for dry_run = true only")
         return
@@ -158,17 +160,18 @@ def heaviest_rank(run: RunConfig) -> int:
 
     Ring ranks see different blocks of keys; those between the first and the last are alike. Among
     the ranks of one ring rank the first has the highest peak, as ZeRO gives the first ranks the
-    most rows; where heads do not divide, the first with as many heads.
+    most rows; where heads do not divide, the first with as many heads. Of ranks that share out
+    experts, those whose experts get the most rows may have a higher one.
     """
     (ring, _), places = run.token_axes, [0]
     if not run.heads_divide:
         sizes = [(len(q), len(kv)) for q, kv in run.head_shares]
         places = sorted({sizes.index(size) for size in sizes})
-    ranks = [
-        first_of_ring(run, ring_rank, at)
-        for ring_rank in sorted({0, min(1, ring - 1), ring - 1})
-        for at in places
-    ]
+    of_ring = sorted({0, min(1, ring - 1), ring - 1})
+    ranks = [first_of_ring(run, ring_rank, at) for ring_rank in of_ring for at in places]
+    for ring_rank in of_ring:
+        full = (r for r in with_most_rows(run) if run.place(r, run.ring_axis) == ring_rank)
+        ranks += [rank for rank in islice(full, 1) if rank not in ranks]
     if len(ranks) == 1:
         return ranks[0]
     return _heaviest_of(

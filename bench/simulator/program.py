@@ -25,7 +25,8 @@ class Op(NamedTuple):
         stream: Stream that it is queued on; HOST for the host's own work.
         after: Indices of operations of other streams that must have ended before.
         flops: FLOPs of a matmul or of attention.
-        bytes: Bytes read and written; for a collective, bytes sent.
+        bytes: Bytes read and written; for a collective, bytes sent, or received where those are
+            more.
         sizes: Sizes like in :class:`bench.meters.flops.Kernel`; for a collective, its size in
             bytes.
         ranks: Ranks of a collective's group.

@@ -1,4 +1,4 @@
-"""Ranks that differ: in a ring, and where heads do not divide."""
+"""Ranks that differ: in a ring, where heads do not divide, and where experts get unequal loads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from odysseus.config import router_load
 from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 from odysseus.parallel.ring_order import share_of_attention
@@ -42,3 +43,14 @@ def busiest_rank(run: RunConfig) -> int:
     """Return the rank that computes the most causal scores: the first at one end of its ring."""
     ends = [first_of_ring(run, ring_rank) for ring_rank in range(run.token_axes[0])]
     return max(ends, key=lambda rank: share_of_scores(run, rank))
+
+
+def with_most_rows(run: RunConfig) -> range:
+    """Return the ranks whose experts get the most rows; none unless ranks share out experts, and
+    these get unequal loads."""
+    ranks = run.expert_ranks
+    if ranks == 1 or run.router_load == router_load.BALANCED:
+        return range(0)
+    rows = run.local_tokens * run.architecture.num_experts_per_tok
+    of_ranks = router_load.rows_of_ranks(rows, run.router_shares, ranks)
+    return range(of_ranks.index(max(of_ranks)), run.world_size, ranks)

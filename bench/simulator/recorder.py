@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from bench.meters.flops import kernel_of
 from bench.meters.memory import MemoryMeter
-from bench.meters.traffic import Call, call_of
+from bench.meters.traffic import Call, bytes_sent, call_of
 from bench.meters.watcher import Watcher
 from bench.simulator.device import Device
 from bench.simulator.launch import HOST_READS, LAUNCH
@@ -69,13 +69,14 @@ class Recorder(Watcher):
     def _collective(self, name: str, call: Call, result: Any) -> None:
         if call.purpose in ("parameter", "gradient"):
             self.device.hooks(self.unit)
+        size = max(call.size_bytes, call.received_bytes)  # it lasts until both have ended
         self.device.collective(
             _handle(result),
             call.is_async,
             name=name,
             kind=call.collective,
-            bytes=float(call.bytes_sent),
-            sizes=(round(call.size_bytes),),
+            bytes=float(bytes_sent(call.collective, size, len(call.ranks))),
+            sizes=(round(size),),
             ranks=call.ranks,
             unit=self.unit,
             purpose=call.purpose,

@@ -2,7 +2,8 @@
 
 Symbols as in bench/theory/traffic.py; E experts, K experts of a token, e ranks that share them out.
 A rank's t tokens are t·K rows. Which rank they travel to is data: by default all experts get
-equally many, so that (e-1)/e of all rows leave their rank.
+equally many, so that (e-1)/e of all rows leave their rank. Of other loads (`router_load`) all ranks
+have the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from bench.theory.terms import Term
+from odysseus.config.router_load import rows_of_ranks
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
 
@@ -33,6 +35,19 @@ class Load:
 BALANCED = Load()
 
 
+def load_of(run: RunConfig, rank: int) -> Load:
+    """Return what a rank exchanges under the run's `router_load`."""
+    ranks = run.expert_ranks
+    if run.router_load == "balanced" or ranks == 1:
+        return BALANCED
+    there = back = 0
+    for tokens in _tiles(run):
+        rows = run.micro_batch_size * tokens * run.architecture.num_experts_per_tok
+        own = rows_of_ranks(rows, run.router_shares, ranks)[rank % ranks]
+        there, back = there + rows - own, back + (ranks - 1) * own
+    return Load(Fraction(there), Fraction(back))
+
+
 def exchanges(run: RunConfig, load: Load = BALANCED) -> Iterator[Term]:
     """Yield the all-to-alls of one block in one micro step.
 
@@ -46,7 +61,7 @@ def exchanges(run: RunConfig, load: Load = BALANCED) -> Iterator[Term]:
         return
     balanced = Fraction(run.local_tokens * a.num_experts_per_tok * (ranks - 1), ranks)
     there, back = (balanced if rows is None else rows for rows in (load.there, load.back))
-    tiles = _tiles(run)
+    tiles = len(_tiles(run))
     forwards = 1 + int(run.recomputes or run.tiled_mlp_compute)
     returned = 1 + int(run.tiled_mlp_compute)
     row = a.hidden_size * width
@@ -62,10 +77,10 @@ def exchanges(run: RunConfig, load: Load = BALANCED) -> Iterator[Term]:
         yield Term("all_to_all", "activation", count, sent * ranks / (ranks - 1), ranks)
 
 
-def _tiles(run: RunConfig) -> int:
-    """Return how many tiles there are of a shard's tokens; the last may be shorter."""
-    if not run.tiled_mlp_compute:
-        return 1
+def _tiles(run: RunConfig) -> list[int]:
+    """Return the tokens of each tile of a sample's shard; the last may be shorter."""
     tokens = run.seq_len // run.shards
+    if not run.tiled_mlp_compute:
+        return [tokens]
     size = -(-tokens // tile_count(run.micro_batch_size, tokens, run.architecture.hidden_size))
-    return -(-tokens // size)
+    return [min(size, tokens - start) for start in range(0, tokens, size)]

@@ -29,13 +29,15 @@ from odysseus.parallel.sharding import cut_of, pieces
 from odysseus.parallel.zero_buckets import bucket_widths
 
 
-def step_traffic(run: RunConfig, rank: int = 0, load: experts.Load = experts.BALANCED) -> Traffic:
+def step_traffic(run: RunConfig, rank: int = 0, load: experts.Load | None = None) -> Traffic:
     """Return every collective of one optimizer step of a rank. All send the same, unless Ulysses'
     heads do not divide or experts have unequal loads.
 
     Args:
-        load: What ranks exchange for experts, if the method's MLP is expert.
+        load: What ranks exchange for experts, if the method's MLP is expert; by default what the
+            run's router_load says.
     """
+    load = load or experts.load_of(run, rank)
     at = run.place(rank, run.cutting_axis)
     micro, layers = run.gradient_accumulation_steps, run.architecture.num_hidden_layers
     terms = [*_edge(run)]

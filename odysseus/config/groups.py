@@ -197,8 +197,13 @@ class DryRun(OptionGroup):
             --hardware.network_bytes_per_s 12.5e9. Without a profile, the dry run counts what a cell
             on this machine's CPU does.
         rank: dry_run: rank to count; -1 is the rank with the most memory.
+        router_load: dry_run of a model with experts: tokens that each expert gets, the same in
+            every block. balanced is equally many; zipf gives the second expert half of what the
+            first gets, the third a third, and so on; a file has each expert's share or number of
+            tokens. It matters for mlp expert, where ranks compute what their experts get.
     """
 
     dry_run: bool = False
     hardware: str = ""
     rank: int = bounded(-1, default=-1)
+    router_load: Literal["balanced", "zipf"] | str = "balanced"

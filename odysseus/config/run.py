@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from odysseus.config import hf_config, pairs
+from odysseus.config import hf_config, pairs, router_load
 from odysseus.config.architecture import Architecture, preset, with_overrides
 from odysseus.config.groups import (
     Batch,
@@ -135,6 +135,12 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             return 1
         return self.expert_parallel_size or self.sequence_size
 
+    @cached_property
+    def router_shares(self) -> router_load.Shares:
+        """Each expert's share of the rows in a dry run. Raises ValueError: see router_load.py."""
+        a = self.architecture
+        return router_load.shares(self.router_load, a.num_experts, a.num_experts_per_tok)
+
     @property
     def heads_divide(self) -> bool:
         """Whether all ranks of a sequence axis have as many heads."""
@@ -224,8 +230,15 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                 f"expert_parallel_size = {self.expert_parallel_size} is for mlp = expert, not for "
                 f"method = {self.method}; valid: 0"
             )
-        if not self.architecture.num_experts:
+        a = self.architecture
+        if not a.num_experts:
+            if self.router_load != router_load.BALANCED:
+                raise ValueError(
+                    f"router_load = {self.router_load} is for models with experts, and "
+                    f"{self.model.name_or_path} has none; valid: balanced"
+                )
             return
+        router_load.shares(self.router_load, a.num_experts, a.num_experts_per_tok)
         for name, value, plain in (
             ("overlap_chunks", self.overlap_chunks, 1),
             ("compile", self.compile, False),
@@ -235,7 +248,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                 valid = str(plain).lower()
                 raise ValueError(
                     f"{name} = {str(value).lower()} does not support model.num_experts = "
-                    f"{self.architecture.num_experts}; valid: {name} = {valid}"
+                    f"{a.num_experts}; valid: {name} = {valid}"
                 )
 
     def _check_sizes(self) -> None:

@@ -1,7 +1,7 @@
 """Experts shared out over ranks: rows of tokens travel to the ranks of their experts and back.
 
 One all-to-all each way, of as many rows as the router decides (Lepikhin et al., arXiv 2006.16668).
-Where tensors have no values, in a dry run, all experts get equally many rows.
+Where tensors have no values, in a dry run, each expert gets a given share of every rank's rows.
 
 T tokens of this rank, K experts of a token, R = T·K rows of its tokens, Q rows of its experts, E
 experts of all n ranks, e = E/n of this rank, D width.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from odysseus.config.architecture import Architecture
+from odysseus.config.router_load import Shares, rows_of_ranks
 from odysseus.model.experts import Experts
 from odysseus.model.grouped import Rows
 from odysseus.model.kernels import Kernels
@@ -38,13 +39,18 @@ class Exchange:
     axis: Axis
 
     @staticmethod
-    def of(rows: Rows, axis: Axis) -> Exchange:
-        """Tell every rank how many rows each of its experts gets; the host waits for the sizes."""
+    def of(rows: Rows, axis: Axis, shares: Shares) -> Exchange:
+        """Tell every rank how many rows each of its experts gets; the host waits for the sizes.
+
+        Args:
+            shares: Each expert's share of the rows, for tensors without values.
+        """
         zero = rows.ends_E.new_zeros(1)
         counts_nE = rows.ends_E.diff(prepend=zero).long().unflatten(0, (axis.size, -1))
         received_nE = transfers.all_to_all_plain(counts_nE, axis)
         if received_nE.is_meta:
-            sent = received = _even(len(rows.order_R), axis.size)
+            sent = rows_of_ranks(len(rows.order_R), shares, axis.size)
+            received = [sent[axis.rank]] * axis.size
         else:
             sent, received = torch.stack([counts_nE.sum(1), received_nE.sum(1)]).tolist()
         numbers_nE = torch.arange(counts_nE.shape[1], device=counts_nE.device).expand_as(counts_nE)
@@ -63,18 +69,24 @@ class Exchange:
 
 
 class ExpertsOfRanks(Experts):
-    """This rank's experts, for the tokens of all ranks of an axis."""
+    """This rank's experts, for the tokens of all ranks of an axis.
 
-    def __init__(self, architecture: Architecture, kernels: Kernels, axis: Axis) -> None:
+    Args:
+        shares: Each expert's share of the rows in a dry run.
+    """
+
+    def __init__(
+        self, architecture: Architecture, kernels: Kernels, axis: Axis, shares: Shares
+    ) -> None:
         a = architecture
         count = a.num_experts // axis.size
         super().__init__(a, kernels, count=count, width=a.intermediate_size)
-        self.axis = axis
+        self.axis, self.shares = axis, shares
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """[T, D]: :meth:`Experts.forward` of this rank's tokens, by the experts of all ranks."""
         rows = Rows.by_expert(experts_TK, self.count * self.axis.size)
-        exchange = Exchange.of(rows, self.axis)
+        exchange = Exchange.of(rows, self.axis, self.shares)
         x_QD = exchange.forth(rows.spread(x_TD))
         weight_Q1 = exchange.forth(rows.in_order(weights_TK))
         own = Rows.by_expert(exchange.experts_Q.unsqueeze(1), self.count)
@@ -87,7 +99,3 @@ def _moved(x_RW: Tensor, sent: list[int], received: list[int], axis: Axis) -> Te
     to_ranks, from_ranks = ([count * width for count in counts] for counts in (sent, received))
     moved = collectives.all_to_all_uneven(x_RW.flatten(), to_ranks, from_ranks, axis)
     return moved.unflatten(0, (-1, width))
-
-
-def _even(rows: int, ranks: int) -> list[int]:
-    return [rows * (rank + 1) // ranks - rows * rank // ranks for rank in range(ranks)]

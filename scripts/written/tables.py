@@ -167,9 +167,11 @@ def second_axis(file: Path) -> pd.DataFrame:
 
 
 def experts(file: Path) -> pd.DataFrame:
-    """Predicted steps of models with experts, by length and method."""
+    """Predicted steps of models with experts, by length, method and unequal load."""
     rows = _in_words(pd.read_csv(file))
-    rows = rows.assign(method="`" + rows["method"] + "`", model="`" + rows["model"] + "`")
+    unequal = rows.get("router_load", pd.Series(index=rows.index, dtype=str))
+    load = (", " + unequal).fillna("")
+    rows = rows.assign(method="`" + rows["method"] + "`" + load, model="`" + rows["model"] + "`")
     table = rows.pivot_table(
         index=["tokens", "method"], columns="model", values="text", aggfunc="first", sort=False
     )

@@ -59,6 +59,7 @@ OTHER = RunConfig(
     dry_run=True,
     hardware="h100-80g",
     rank=1,
+    router_load="zipf",
 )
 SAME_TRAINING = {"world_size", "seq_len", "micro_batch_size", "gradient_accumulation_steps"}
 SAME_TRAINING |= {"dtype", "data", "steps", "seed", "timeout_s", "device", "expandable_segments"}
