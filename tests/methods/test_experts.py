@@ -133,8 +133,8 @@ def columns_and_loads(runs: list[RunConfig]) -> list[tuple[dict[str, int], Load]
     for run in runs:
         seen: list[Exchange] = []
 
-        def noted(rows: Any, axis: Any, seen: list[Exchange] = seen) -> Exchange:
-            seen.append(make(rows, axis))
+        def noted(*given: Any, seen: list[Exchange] = seen) -> Exchange:
+            seen.append(make(*given))
             return seen[-1]
 
         with mock.patch.object(Exchange, "of", noted):
