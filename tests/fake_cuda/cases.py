@@ -44,6 +44,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gathered ring": {"ring_backend": "allgather"},
     "second axis": {"tensor_parallel_size": 2},
     "experts": {"model": replace(RUN.model, **EXPERTS)},
+    "shared out experts": {
+        "mlp": "expert",
+        "model": replace(RUN.model, **EXPERTS | {"num_experts": 8}),
+    },
     "cut vocabulary": {"vocab_parallel": True, **TOGGLES["tiled_loss_fused"]},
 }
 LAYOUTS = [(1, 1), (2, 1), (2, 2), (8, 1), (8, 2)]
@@ -80,7 +84,8 @@ def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none"
     """Train two steps; return the traceback, or the second's waits of the host, the order of its
     communication, and what does not wait for what it needs."""
     run = run_of(method, ranks, ring, option)
-    syncs = HostSyncs()
+    rows = run.local_tokens * run.architecture.num_experts_per_tok
+    syncs = HostSyncs(rows // run.expert_ranks)
     try:
         with only_gpu(ranks - 1, ranks, syncs.waited) as device, FAULTS[fault]():
             mesh = make_mesh(CUDA, run)
@@ -89,7 +94,7 @@ def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none"
                 patch.object(training.checkpoint, "load_or_initialize"),
                 FakeTensorMode(allow_non_fake_inputs=True),
             ):
-                trainer = training.Trainer(run, method_of(method), mesh)
+                trainer = training.Trainer(run, method_of(run.method), mesh)
                 samples = Samples(run, mesh.replica, mesh.shard, CUDA)
                 with syncs:
                     result = trainer.step(samples.step(0))
