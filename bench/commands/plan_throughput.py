@@ -50,7 +50,10 @@ def main(base: RunConfig, methods: Sequence[str], out: str) -> int:
         if not choices:
             plan_advice.advise([*_widest(layouts)], DryRuns(processes))
             return 1
-    print(pd.DataFrame([_line(choice) for choice in choices]).to_string(index=False), flush=True)
+    lines = pd.DataFrame([_line(choice) for choice in choices])
+    if (lines["tensor"] == 1).all():
+        del lines["tensor"]
+    print(lines.to_string(index=False), flush=True)
     best = choices[0].run
     row = planned_row(best, predict.columns(best, predict.count(best)), started, out)
     print(f"the first, all blocks counted: {summary(row)}")
@@ -76,7 +79,7 @@ def _line(choice: ranking.Choice) -> dict[str, Any]:
     return {
         "method": label_of(run.method) if max(run.block_ranks, run.expert_ranks) > 1 else "-",
         "sequence": run.sequence_size,
-        **({"tensor": run.tensor_parallel_size} if run.tensor_parallel_size > 1 else {}),
+        "tensor": run.tensor_parallel_size,
         "ring": run.ring_parallel_size,
         "replicas": run.data_parallel_size,
         "step_s": f"{step_ms / 1e3:.2f}",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 from bench.config import checks
 from bench.planner.longest import by_method
@@ -20,6 +21,7 @@ from bench.simulator.program import Op
 from bench.theory import memory as theory_memory
 from methods import METHODS, label_of
 from odysseus.config.run import RunConfig
+from odysseus.config.sizes import divisors
 
 _HOST_BOUND = 0.7
 """Share of a step, spent by the host on issuing it, from which on all blocks are counted."""
@@ -104,6 +106,8 @@ def in_words(run: RunConfig, choice: Choice | None, fastest: float) -> str:
         fastest: Tokens per second and GPU of the fastest before; 0 if there is none.
     """
     name = f"{label_of(run.method)}, sequence {run.sequence_size}, ring {run.ring_parallel_size}"
+    if run.tensor_parallel_size > 1:
+        name += f", tensor {run.tensor_parallel_size}"
     if not choice:
         return f"{name}: does not fit"
     speed = choice.tokens_per_s_per_gpu
@@ -112,18 +116,28 @@ def in_words(run: RunConfig, choice: Choice | None, fastest: float) -> str:
 
 
 def layouts(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> Iterator[RunConfig]:
-    """Yield the run with every method at every size of the axes, or at the sizes that it sets. With
-    a sequence axis of 1 all methods are the same, and only one is tried, unless experts are shared
+    """Yield the run with every method at every size of the axes, or at the sizes that it sets; a
+    tensor axis is tried beside a sequence axis only, without which it is that of tp_sp. With a
+    sequence axis of 1 all methods are the same, and only one is tried, unless experts are shared
     out over other ranks."""
     first = sorted(methods, key=lambda name: name != "ulysses")
-    sizes = [(base.sequence_size, base.ring_parallel_size)]
+    given = base.tensor_parallel_size
+    sizes = [(given, base.sequence_size, base.ring_parallel_size)]
     if base.sequence_parallel_size == 0 and base.ring_parallel_size == 1:
-        divisors = [n for n in range(1, base.world_size + 1) if base.world_size % n == 0]
-        sizes = [(s, r) for s in divisors for r in divisors if base.world_size % (s * r) == 0]
-    for sequence, ring in sizes:
-        sizes_of_axes = {"sequence_parallel_size": sequence, "ring_parallel_size": ring}
+        among = divisors(base.world_size)
+        sizes = [
+            (t, s, r)
+            for t, s, r in product(among if given == 1 else [given], among, among)
+            if base.world_size % (t * s * r) == 0 and (s > 1 or t == given)
+        ]
+    for tensor, sequence, ring in sizes:
         runs = (
-            replace(by_method(method, base), **sizes_of_axes)
+            replace(
+                by_method(method, base),
+                tensor_parallel_size=tensor,
+                sequence_parallel_size=sequence,
+                ring_parallel_size=ring,
+            )
             for method in (methods if sequence > 1 else first)
         )
         able = [run for run in runs if not checks.refusal(run)]

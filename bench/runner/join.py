@@ -3,7 +3,7 @@ fails.
 
 A rank that fails reports why in the rendezvous' store. Rank 0 reads the store when one of its
 collectives fails (gloo closes the connection), or when the launcher sends SIGTERM while rank 0
-hangs in a collective (NCCL).
+hangs in a collective (NCCL). If no rank fails, rank 0 ends the job after timeout_s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from bench.config.launched import is_first_rank, own_rank
-from bench.runner import fork_server, host_limit, launch, signals
+from bench.runner import fork_server, host_limit, launch, processes, signals
 from bench.runner.signals import received_signals
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
@@ -67,7 +67,7 @@ def measured(run: RunConfig, measure: Measure, write: Write) -> str:
             job.
     """
     is_first = is_first_rank()
-    with _write_row_before_sigterm(run, write) if is_first else nullcontext(_ignore) as finish:
+    with _one_row(run, write) if is_first else nullcontext(_ignore) as finish:
         outcome = _outcome(run, measure)
         finish(outcome)
     return outcome["status"]
@@ -93,16 +93,19 @@ def _outcome(run: RunConfig, measure: Measure) -> Row:
 
 
 @contextmanager
-def _write_row_before_sigterm(run: RunConfig, write: Write) -> Iterator[Write]:
-    """Let SIGTERM end this process only after the row of a failure that any rank has reported, even
-    while the main thread hangs. Yields `write`, limited to one row in total."""
+def _one_row(run: RunConfig, write: Write) -> Iterator[Callable[[Row], bool]]:
+    """Let SIGTERM end this process only after the row of a failure that any rank has reported, and
+    end it after the run's timeout_s with a row, even while the main thread hangs. Yields `write`,
+    limited to one row in total, which returns whether this was it."""
     lock, written = threading.Lock(), list[Row]()
 
-    def once(row: Row) -> None:
+    def once(row: Row) -> bool:
         with lock:
-            if not written:
-                written.append(row)
-                write(row)
+            if written:
+                return False
+            written.append(row)
+            write(row)
+            return True
 
     def listen(received: int) -> None:
         while number := os.read(received, 1):
@@ -113,9 +116,21 @@ def _write_row_before_sigterm(run: RunConfig, write: Write) -> Iterator[Write]:
                     signals.end(signal.SIGTERM)
         os.close(received)
 
+    def stop() -> None:
+        failure = _first_failure()
+        late = {"status": "timeout", "error": processes.too_long(run.timeout_s)}
+        if once(launch.failed_outcome(*failure, run) if failure else late):
+            signals.end(signal.SIGALRM)
+
+    alarm = threading.Timer(run.timeout_s, stop)
+    alarm.daemon = True
     with received_signals(signal.SIGTERM) as received:
         threading.Thread(target=listen, args=(os.dup(received),), daemon=True).start()
-        yield once
+        alarm.start()
+        try:
+            yield once
+        finally:
+            alarm.cancel()
 
 
 def _store() -> PrefixStore | None:

@@ -93,7 +93,7 @@ def run_ranks(
             server.requests.send_bytes(pickle.dumps(ranks))
             while server.answers not in (ready := _wait(server.answers, received, deadline)):
                 if not ready:
-                    raise TimeoutError(f"stopped after timeout_s = {timeout_s}")
+                    raise TimeoutError(too_long(timeout_s))
                 if (number := os.read(received, 1)[0]) in STOPPING:
                     raise SystemExit(128 + number)
             outcome = server.answers.recv()
@@ -105,6 +105,11 @@ def run_ranks(
                 _servers.remove(server)
                 server.end()
     return outcome
+
+
+def too_long(timeout_s: float) -> str:
+    """Return the error of ranks that have taken longer."""
+    return f"stopped after timeout_s = {timeout_s}"
 
 
 def fork_now() -> None:

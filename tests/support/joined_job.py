@@ -2,7 +2,8 @@
 
 python -m tests.support.joined_job MEANWHILE VERB FLAG…
 
-Rank 1 fails, unless MEANWHILE = waits:FILE; rank 0 meanwhile does what MEANWHILE names.
+Rank 1 fails, unless MEANWHILE is waits:FILE, or stalls, where only rank 0 enters a collective; rank
+0 meanwhile does what MEANWHILE names.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def measure(*_: Any, **__: Any) -> dict[str, Any]:
     if meanwhile == "waits":
         Path(file).touch()
     elif os.environ["RANK"] == "1":
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-    elif meanwhile == "reduces":
+        if meanwhile != "stalls":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+    elif meanwhile in ("reduces", "stalls"):
         dist.barrier()
     time.sleep(100)
     return {}

@@ -85,12 +85,13 @@ def test_every_trick_takes_less_memory_and_more_time_than_the_one_before() -> No
 
 
 def test_layouts_of_all_sizes_and_of_the_one_that_is_set() -> None:
-    found = {
-        (run.method, run.sequence_size, run.ring_parallel_size)
+    found = [
+        (run.method, run.sequence_size, run.ring_parallel_size, run.tensor_parallel_size)
         for run in ranking.layouts(LLAMA3_ON_4_GPUS)
-    }
-    split = {(m, s, r) for m in METHODS for s, r in ((2, 1), (2, 2), (4, 1))}
-    assert found == split | {("ulysses", 1, r) for r in (1, 2, 4)}
+    ]
+    split = {(m, s, r, 1) for m in METHODS for s, r in ((2, 1), (2, 2), (4, 1))}
+    alone = {("ulysses", 1, r, 1) for r in (1, 2, 4)}
+    assert sorted(found) == sorted(split | alone | {("ulysses", 2, 1, 2)})
     some = {(r.method, r.sequence_size) for r in ranking.layouts(LLAMA3_ON_4_GPUS, ["tp", "tp_sp"])}
     assert some == {(m, s) for m in ("tp", "tp_sp") for s in (2, 4)} | {("tp", 1)}
     no_ring = {
@@ -100,6 +101,11 @@ def test_layouts_of_all_sizes_and_of_the_one_that_is_set() -> None:
     assert no_ring == {("tsp", 1), ("tp_sp", 1), ("tp_sp", 2), ("tp_sp", 4)}
     set_by_user = replace(LLAMA3_ON_4_GPUS, ring_parallel_size=2)
     assert {run.sequence_size for run in ranking.layouts(set_by_user)} == {2}
+    tensor = replace(LLAMA3_ON_4_GPUS, method="ulysses", tensor_parallel_size=2)
+    sizes = {(r.sequence_size, r.ring_parallel_size) for r in ranking.layouts(tensor)}
+    assert sizes == {(1, 1), (1, 2), (2, 1)}
+    line = ranking.in_words(replace(tensor, sequence_parallel_size=2), None, 0)
+    assert line == "ulysses, sequence 2, ring 1, tensor 2: does not fit"
 
 
 @pytest.mark.slow

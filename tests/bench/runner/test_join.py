@@ -70,7 +70,7 @@ def test_the_row_names_another_rank_that_fails(tmp_path: Path, verb: str, meanwh
     job = [*TORCHRUN, "-m", "tests.support.joined_job", meanwhile, verb, *SMALL.split()]
     done = subprocess.run(
         [*job, "--world_size", "2", "--out", str(out)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     row = one_row(out)
@@ -78,6 +78,20 @@ def test_the_row_names_another_rank_that_fails(tmp_path: Path, verb: str, meanwh
         "oom_gpu",
         "rank 1: OutOfMemoryError: CUDA out of memory.",
     )
+
+
+@pytest.mark.parametrize("verb", ["run", slow("sweep")])
+def test_a_job_that_hangs_ends_with_a_row(tmp_path: Path, verb: str) -> None:
+    """Rank 0 waits for a collective that rank 1 does not enter; neither fails."""
+    out = tmp_path / "rows.csv"
+    job = [*TORCHRUN, "-m", "tests.support.joined_job", "stalls", verb, *SMALL.split()]
+    done = subprocess.run(
+        [*job, "--world_size", "2", "--timeout_s", "3", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    row = one_row(out)
+    assert (row["status"], row["error"]) == ("timeout", "stopped after timeout_s = 3")
 
 
 @pytest.mark.slow
