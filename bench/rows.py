@@ -129,6 +129,7 @@ IDENTITY: dict[str, Column] = {
         lambda run: run.host_memory_limit_bytes != 0, "host_memory_limit_bytes"
     ),
     "expandable_segments": _column("expandable_segments"),
+    "numa_binding": _column_if(lambda run: run.numa_binding != "node", "numa_binding"),
     "compile": _column("compile"),
     "ring_order": _column_if(_has_ring, "ring_order"),
     "ring_backend": _column_if(_has_ring, "ring_backend"),

@@ -26,7 +26,8 @@ from bench.runner.unfinished import Unfinished
 from odysseus.config.advice import size_advice
 from odysseus.config.run import RunConfig
 
-_SAME_PER_JOB = ("device", "timeout_s", "expandable_segments", "offloads", "optimizer_on_host")
+_SAME_PER_JOB = ("device", "timeout_s", "expandable_segments", "numa_binding")
+_SAME_PER_JOB += ("offloads", "optimizer_on_host")
 """Options with which a process group and its allocator are started."""
 
 _HAD = "had"

@@ -82,6 +82,7 @@ def reference_of(run: RunConfig) -> RunConfig:
         timeout_s=run.timeout_s,
         device=run.device,
         expandable_segments=run.expandable_segments,
+        numa_binding=run.numa_binding,
     )
 
 

@@ -27,7 +27,7 @@ from bench.meters.load import Interval, Watch, other_load
 from bench.meters.memory import MemoryMeter
 from bench.meters.step import flop_columns, memory_columns, memory_of_step
 from bench.meters.traffic import TrafficMeter
-from bench.runner import rounds, step_log
+from bench.runner import numa, rounds, step_log
 from bench.runner.allocator import configure_allocator, settings_in_force
 from methods import method_of
 from odysseus.config.groups import Execution
@@ -77,6 +77,8 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
     elif run.optimizer_on_host:  # ranks share the cores that AdamW runs on
         cores = len(os.sched_getaffinity(0)) // ranks_per_node(run.world_size)
         torch.set_num_threads(max(1, cores))
+    if device.type == "cuda" and run.numa_binding == "node":
+        numa.bind(device)
     start_process_group(device, run.timeout_s)
     has_failed = True
     try:

@@ -26,7 +26,14 @@ _MEMORY_RESETS = ("reset_peak_memory_stats", "reset_max_memory_allocated")
 _MEMORY_RESETS += ("reset_accumulated_memory_stats", "reset_max_memory_cached")
 CUDA = torch.device("cuda", 0)
 PROPERTIES = SimpleNamespace(
-    name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30
+    name="NVIDIA H100 80GB HBM3",
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    total_memory=80 << 30,
+    pci_domain_id=0,
+    pci_bus_id=0,
+    pci_device_id=0,
 )
 
 CUDNN = 91600

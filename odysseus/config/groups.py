@@ -159,6 +159,8 @@ class Execution(OptionGroup):
         compile: Run torch.compile on the blocks.
         expandable_segments: CUDA: let PyTorch's allocator use expandable segments, unless
             PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF is set.
+        numa_binding: CUDA: node keeps each rank on the CPUs of the NUMA node of its GPU, like
+            torchrun's option of that name; none leaves that to the system or the launcher.
         steps: Measured steps of each round.
         warmup_steps: Steps before the measured ones of each round.
         rounds: Times that a cell is started and measured. A sweep measures the cells that differ
@@ -175,6 +177,7 @@ class Execution(OptionGroup):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
     expandable_segments: bool = True
+    numa_binding: Literal["node", "none"] = "node"
     steps: int = bounded(1, 10**9, default=5)
     warmup_steps: int = bounded(0, 10**9, default=2)
     rounds: int = bounded(1, 10**6, default=1)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from bench.__main__ import console
 from bench.runner import launch, worker
+from bench.scripted.gpu import PROPERTIES
 from odysseus.config.run import RunConfig
 
 FAILURES = {
@@ -65,6 +66,7 @@ def blocking_nccl() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(worker, "pick_device", lambda _: CUDA))
         stack.enter_context(patch.object(torch.cuda, "set_device", lambda _: None))
+        stack.enter_context(patch.object(torch.cuda, "get_device_properties", lambda _: PROPERTIES))
         stack.enter_context(patch.object(dist, "init_process_group", started))
         stack.enter_context(patch.object(dist, "destroy_process_group", destroyed))
         yield

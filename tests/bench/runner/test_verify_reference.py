@@ -46,6 +46,7 @@ OTHER = RunConfig(
     optimizer=OptimizerOptions(learning_rate=0.5, offload="cpu"),
     parameter_offload="cpu",
     expandable_segments=False,
+    numa_binding="none",
     compile=True,
     data=DataOptions(path="somewhere", repeat=True),
     steps=7,
@@ -63,6 +64,7 @@ OTHER = RunConfig(
 )
 SAME_TRAINING = {"world_size", "seq_len", "micro_batch_size", "gradient_accumulation_steps"}
 SAME_TRAINING |= {"dtype", "data", "steps", "seed", "timeout_s", "device", "expandable_segments"}
+SAME_TRAINING |= {"numa_binding"}
 
 
 def test_the_reference_is_the_same_training_with_every_trick_off() -> None:
