@@ -23,6 +23,7 @@ from bench.meters.traffic import COLLECTIVES, PURPOSES
 from bench.simulator import target
 from bench.theory import model_sizes
 from methods import label_of
+from odysseus.config import router_load
 from odysseus.config.architecture import ARCHITECTURE_FIELDS
 from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
@@ -145,7 +146,8 @@ IDENTITY: dict[str, Column] = {
     "expert_parallel_size": _column_if(
         lambda run: run.parts[1] == "expert", "expert_parallel_size", "expert_ranks"
     ),
-    "router_load": _column_if(lambda run: run.router_load != "balanced", "router_load"),
+    "router_load": _column_if(lambda run: run.router_load != router_load.BALANCED, "router_load"),
+    "router_load_sha256": Column(lambda run: router_load.digest(run.router_load) or None),
     "ulysses_head_chunks": _column_if(lambda r: r.ulysses_head_chunks > 1, "ulysses_head_chunks"),
     "zero_prefetch": _column_if(lambda run: not run.zero_prefetch, "zero_prefetch"),
     "zero_engine": _column_if(lambda run: run.zero_engine != "fsdp2", "zero_engine"),

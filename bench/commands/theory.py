@@ -83,11 +83,12 @@ def _print_pairs(base: RunConfig) -> None:
 
 def describe(run: RunConfig) -> str:
     """Return the sizes that determine the traffic, as text."""
+    load = f", rank 0 of {run.router_load} load" if run.has_unequal_experts else ""
     tensor = f" x TP {run.tensor_parallel_size}" if run.tensor_parallel_size > 1 else ""
     return (
         f"{run.model.label}, L = {run.seq_len}, DP {run.data_parallel_size} x "
         f"ring {run.ring_parallel_size} x SP {run.sequence_size}{tensor}, "
-        f"micro batch {run.micro_batch_size}, {run.dtype}"
+        f"micro batch {run.micro_batch_size}, {run.dtype}{load}"
     )
 
 

@@ -34,7 +34,7 @@ _NOT_READ: dict[str, set[str]] = {
         *("gradient_accumulation_steps", "data.pack", "model.implementation"),
     },
     "theory": {*_OF_PREDICTIONS, *_OF_STEPS} - {"steps", "warmup_steps"},
-    "plan": {*_OF_STEPS, "dry_run", "rank", "device", "seed", "timeout_s"},
+    "plan": {*_OF_STEPS, "dry_run", "rank", "device", "numa_binding", "seed", "timeout_s"},
 }
 """Options of a run that a verb takes, so that all verbs read the same files, but does not read."""
 _CALIBRATED = ("config", "help", "model", "world_size", "dtype", "device", "timeout_s")

@@ -86,7 +86,8 @@ class Call:
     Attributes:
         size_bytes: Size in the sense of :func:`bytes_sent`; where ranks send unequal parts, of the
             equal parts that are as many bytes.
-        received_bytes: The same of what it receives, where ranks send unequal parts; else 0.
+        received_bytes: Size, in the same sense, of what this rank receives; 0 unless ranks send
+            unequal parts.
         ranks: The group's ranks, by their numbers in the world.
         is_async: Whether the caller continues and waits for it later.
     """
@@ -137,15 +138,15 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 
 def _equal_parts(size: int, parts: list[int], ranks: tuple[int, ...]) -> Fraction:
-    """Return the size of an all-to-all of equal parts, of which as many bytes leave or reach a rank
-    as of these."""
+    """Return the size of an all-to-all of equal parts in which a rank sends (or receives) as many
+    bytes as in this one."""
     kept = size * parts[ranks.index(dist.get_rank())] // sum(parts) if size else 0
     return equal_size(size - kept, len(ranks))
 
 
 def _functional_call(collective: str, args: tuple[Any, ...], region: str) -> Call:
     ranks = tuple(dist.get_process_group_ranks(_resolve_process_group(args[-1])))
-    size = sum(t.numel() * t.element_size() for t in tree_leaves(args[0]))
+    size = _bytes(tree_leaves(args[0]))
     shares = args[2] if collective == "all_to_all" and len(args) > 2 else ()
     if len(set(shares)) > 1:  # a permutation of the ranks
         kept = size * shares[ranks.index(dist.get_rank())] // sum(shares)

@@ -116,8 +116,8 @@ def in_words(run: RunConfig, choice: Choice | None, fastest: float) -> str:
 
 
 def layouts(base: RunConfig, methods: Sequence[str] = tuple(METHODS)) -> Iterator[RunConfig]:
-    """Yield the run with every method at every size of the axes, or at the sizes that it sets; a
-    tensor axis is tried beside a sequence axis only, without which it is that of tp_sp. With a
+    """Yield the run with every method at every size of the axes, or at the sizes that it sets. A
+    tensor axis is tried only beside a sequence axis of several ranks; alone it is tp_sp. With a
     sequence axis of 1 all methods are the same, and only one is tried, unless experts are shared
     out over other ranks."""
     first = sorted(methods, key=lambda name: name != "ulysses")

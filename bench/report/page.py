@@ -40,6 +40,7 @@ _TABLE: dict[str, tuple[str, float]] = {
     "sequence_parallel_size": ("sequence axis", 1),
     "tensor_parallel_size": ("tensor axis", 1),
     "expert_parallel_size": ("expert axis", 1),
+    "router_load": ("expert load", 0),
     "ring_parallel_size": ("ring axis", 1),
     "seq_len": ("tokens", 1),
     "dtype": ("dtype", 0),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from bench.config.launched import is_first_rank, own_rank
 from bench.runner import fork_server, host_limit, launch, processes, signals
+from bench.runner.rounds import rounds_of
 from bench.runner.signals import received_signals
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
@@ -51,23 +53,24 @@ def run_cell(run: RunConfig, measure: Measure, write: Write) -> str:
     def finish(outcome: Row) -> None:
         write(launch.finish_row(run, [outcome], time.monotonic() - started))
 
-    return measured(run, measure_if_it_fits, finish)
+    return measured(run, measure_if_it_fits, finish, rounds_of(run))
 
 
-def measured(run: RunConfig, measure: Measure, write: Write) -> str:
+def measured(run: RunConfig, measure: Measure, write: Write, rounds: int = 1) -> str:
     """Measure a cell as one of its workers. Return the cell's status.
 
     Args:
         measure: Returns the measured columns; called on every rank.
         write: Called on rank 0 with these columns, status and error; with status and error alone
             if any rank failed.
+        rounds: Rounds that are measured; each may take the run's timeout_s.
 
     Raises:
         Exception: this rank is not rank 0 and failed. The process ends, and the launcher stops the
             job.
     """
     is_first = is_first_rank()
-    with _one_row(run, write) if is_first else nullcontext(_ignore) as finish:
+    with _one_row(run, write, rounds) if is_first else nullcontext(_ignore) as finish:
         outcome = _outcome(run, measure)
         finish(outcome)
     return outcome["status"]
@@ -93,10 +96,12 @@ def _outcome(run: RunConfig, measure: Measure) -> Row:
 
 
 @contextmanager
-def _one_row(run: RunConfig, write: Write) -> Iterator[Callable[[Row], bool]]:
-    """Let SIGTERM end this process only after the row of a failure that any rank has reported, and
-    end it after the run's timeout_s with a row, even while the main thread hangs. Yields `write`,
-    limited to one row in total, which returns whether this was it."""
+def _one_row(run: RunConfig, write: Write, rounds: int) -> Iterator[Callable[[Row], bool]]:
+    """Yield `write` limited to one row; it returns whether it wrote.
+
+    SIGTERM ends this process only after the row of a reported failure. After the rounds' time a row
+    is written and the process ends. Both happen even if the main thread hangs.
+    """
     lock, written = threading.Lock(), list[Row]()
 
     def once(row: Row) -> bool:
@@ -110,19 +115,26 @@ def _one_row(run: RunConfig, write: Write) -> Iterator[Callable[[Row], bool]]:
     def listen(received: int) -> None:
         while number := os.read(received, 1):
             if number[0] == signal.SIGTERM:
-                if failure := _first_failure():
-                    once(launch.failed_outcome(*failure, run))
-                with lock:  # a row that is being written is complete
-                    signals.end(signal.SIGTERM)
+                try:
+                    if failure := _first_failure():
+                        once(launch.failed_outcome(*failure, run))
+                finally:
+                    with lock:  # a row that is being written is complete
+                        signals.end(signal.SIGTERM)
         os.close(received)
 
     def stop() -> None:
         failure = _first_failure()
-        late = {"status": "timeout", "error": processes.too_long(run.timeout_s)}
-        if once(launch.failed_outcome(*failure, run) if failure else late):
-            signals.end(signal.SIGALRM)
+        late = {"status": "timeout", "error": processes.too_long(run.timeout_s, rounds)}
+        try:
+            if not once(launch.failed_outcome(*failure, run) if failure else late):
+                return
+        except Exception as error:  # the row was not saved
+            print(error, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        signals.end(signal.SIGALRM)
 
-    alarm = threading.Timer(run.timeout_s, stop)
+    alarm = threading.Timer(rounds * run.timeout_s, stop)
     alarm.daemon = True
     with received_signals(signal.SIGTERM) as received:
         threading.Thread(target=listen, args=(os.dup(received),), daemon=True).start()

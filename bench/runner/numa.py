@@ -1,4 +1,5 @@
-"""Keep a rank on the CPUs beside its GPU, whose memory copies to and from that GPU then use."""
+"""Keep a rank on the CPUs of its GPU's NUMA node, so that what it copies to and from the GPU is in
+memory beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ def bind(device: torch.device, system: Path = Path("/sys")) -> set[int]:
     """Let this thread, and all that it starts, run only on CPUs of the NUMA node of a GPU.
 
     It is what mode `node` of torchrun's `--numa-binding` does, which needs the program numactl.
-    Nothing changes where the system does not know the GPU's node, or allows none of its CPUs.
+    Nothing changes where a launcher has chosen CPUs, or the system does not know the GPU's node.
 
     Args:
         system: Where the kernel describes its devices (sysfs).
@@ -21,6 +22,9 @@ def bind(device: torch.device, system: Path = Path("/sys")) -> set[int]:
     Returns:
         The CPUs; none if nothing has changed.
     """
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) != os.cpu_count():
+        return set()
     gpu: Any = torch.cuda.get_device_properties(device)
     address = f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0"
     try:
@@ -29,7 +33,7 @@ def bind(device: torch.device, system: Path = Path("/sys")) -> set[int]:
         listed = (system / f"devices/system/node/node{node}/cpulist").read_text()
     except OSError:
         return set()
-    cpus = _numbers(listed) & os.sched_getaffinity(0)
+    cpus = _numbers(listed) & allowed
     if cpus:
         os.sched_setaffinity(0, cpus)
     return cpus

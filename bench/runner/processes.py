@@ -107,9 +107,9 @@ def run_ranks(
     return outcome
 
 
-def too_long(timeout_s: float) -> str:
-    """Return the error of ranks that have taken longer."""
-    return f"stopped after timeout_s = {timeout_s}"
+def too_long(timeout_s: float, rounds: int = 1) -> str:
+    """Return the error of ranks that were stopped after timeout_s, or after as many as rounds."""
+    return f"stopped after {f'{rounds} x ' * (rounds > 1)}timeout_s = {timeout_s}"
 
 
 def fork_now() -> None:

@@ -42,6 +42,8 @@ from odysseus.training.trainer import StepResult, Trainer
 Result = TypeVar("Result")
 Step = Callable[[list[Batch]], Result]
 """step(micro batches) trains one optimizer step and returns its result."""
+_LONGER_S = 60
+"""Seconds by which the time-out of collectives is longer than that of the cell."""
 _OWN_PEAKS = ("peak_activation_bytes", "peak_host_bytes")
 """Columns of the rank with the most of them."""
 
@@ -74,12 +76,14 @@ def process_group(run: RunConfig) -> Iterator[torch.device]:
     device = pick_device(run.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
-    elif run.optimizer_on_host:  # ranks share the cores that AdamW runs on
+    else:
         cores = len(os.sched_getaffinity(0)) // ranks_per_node(run.world_size)
-        torch.set_num_threads(max(1, cores))
-    if device.type == "cuda" and run.numa_binding == "node":
-        numa.bind(device)
-    start_process_group(device, run.timeout_s)
+        if run.numa_binding == "node" and (beside := numa.bind(device)):
+            cores = min(cores, len(beside))
+        if run.optimizer_on_host:  # ranks share the cores that AdamW runs on
+            torch.set_num_threads(max(1, cores))
+    # Whoever waits for the ranks stops them first, and says so in the row.
+    start_process_group(device, rounds.rounds_of(run) * run.timeout_s + _LONGER_S)
     has_failed = True
     try:
         yield device

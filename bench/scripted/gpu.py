@@ -31,7 +31,7 @@ PROPERTIES = SimpleNamespace(
     minor=0,
     multi_processor_count=132,
     total_memory=80 << 30,
-    pci_domain_id=0,
+    pci_domain_id=0xFFFF,  # of no device
     pci_bus_id=0,
     pci_device_id=0,
 )

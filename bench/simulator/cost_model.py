@@ -74,6 +74,8 @@ class Clock:
         return cores / (cores - taken) if cores and op.flops else 1.0
 
     def _flops_s(self, op: Op) -> float:
+        if not op.flops:  # a matmul of no rows
+            return 0.0
         if op.kind == "matmul":
             rows, columns, inner = op.sizes
             rate, cores = self._matmul_rate(rows, columns, inner), self.speeds.multiprocessors

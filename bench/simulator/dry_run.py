@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 from bench.hardware import profile_file
@@ -21,11 +21,17 @@ from bench.meters.traffic import TrafficMeter
 from bench.simulator import cuda_kernels, fit, shallow
 from bench.simulator.fake_world import META, cpu_kernels, few_tiles, only_rank
 from bench.simulator.program import Program
-from bench.simulator.ranks import busiest_rank, first_of_ring, share_of_scores, with_most_rows
+from bench.simulator.ranks import (
+    busiest_rank,
+    first_of_ring,
+    places_in_ring,
+    share_of_scores,
+    with_most_rows,
+)
 from bench.simulator.recorder import Recorder
 from bench.simulator.target import attention_of, clock, on_gpu
 from methods import method_of
-from odysseus.config.router_load import BALANCED
+from odysseus.config import router_load
 from odysseus.config.run import RunConfig
 from odysseus.io.text import Samples
 from odysseus.model.kernels import check_flash
@@ -65,7 +71,7 @@ class Counted:
 def check(run: RunConfig) -> None:
     """Raise ValueError if a dry run cannot count the run, or a real run sets a dry run's option."""
     if not run.dry_run:
-        for name, unset in (("hardware", ""), ("rank", -1), ("router_load", BALANCED)):
+        for name, unset in (("hardware", ""), ("rank", -1), ("router_load", router_load.BALANCED)):
             if getattr(run, name) != unset:
                 raise ValueError(f"{name} = {getattr(run, name)} is for dry_run = true only")
         return
@@ -152,26 +158,40 @@ def flop_columns_of(run: RunConfig, rank: int, flops: dict[str, int]) -> dict[st
     mean = flops["attention_flops"] / share_of_scores(run, rank)
     most = mean * share_of_scores(run, busiest_rank(run))
     attention = {"attention_flops_max": round(most), "attention_flops_mean": float(mean)}
-    return flop_columns([flops]) | attention
+    return flop_columns([flops]) | attention | _matmul_columns(run, rank, flops["matmul_flops"])
+
+
+def _matmul_columns(run: RunConfig, rank: int, flops: int) -> dict[str, float]:
+    """Return the columns of matmuls where experts get unequal loads, else none. FLOPs grow evenly
+    with the rows of a rank's experts; a second rank says how fast."""
+    if not (run.has_unequal_experts and run.heads_divide):
+        return {}
+    shares = router_load.of_ranks(run.router_shares, ranks := run.expert_ranks)
+    own, mean = shares[rank % ranks], Fraction(1, ranks)
+    most = max(shares)
+    if own == mean == most:
+        return {}
+    other = max(range(ranks), key=lambda at: abs(shares[at] - own))
+    of_other = count(run, other).flops["matmul_flops"]
+    slope = (of_other - flops) / (shares[other] - own)
+    at_most, at_mean = (flops + slope * (share - own) for share in (most, mean))
+    return {"matmul_flops_max": round(at_most), "matmul_flops_mean": float(at_mean)}
 
 
 def heaviest_rank(run: RunConfig) -> int:
     """Find the rank with the highest peak, by dry runs of a shallow model.
 
-    Ring ranks see different blocks of keys; those between the first and the last are alike. Among
-    the ranks of one ring rank the first has the highest peak, as ZeRO gives the first ranks the
-    most rows; where heads do not divide, the first with as many heads. Of ranks that share out
-    experts, those whose experts get the most rows may have a higher one.
+    Ring ranks see different blocks of keys. Among the ranks of one ring rank the first has the
+    highest peak, as ZeRO gives the first ranks the most rows; where heads do not divide, the first
+    with as many heads. Where experts are shared out, the ranks whose experts get the most rows may
+    have a higher peak; of equal ones they are the slowest.
     """
     (ring, _), places = run.token_axes, [0]
     if not run.heads_divide:
         sizes = [(len(q), len(kv)) for q, kv in run.head_shares]
         places = sorted({sizes.index(size) for size in sizes})
-    of_ring = sorted({0, min(1, ring - 1), ring - 1})
-    ranks = [first_of_ring(run, ring_rank, at) for ring_rank in of_ring for at in places]
-    for ring_rank in of_ring:
-        full = (r for r in with_most_rows(run) if run.place(r, run.ring_axis) == ring_rank)
-        ranks += [rank for rank in islice(full, 1) if rank not in ranks]
+    first = [first_of_ring(run, place, at) for place in places_in_ring(ring) for at in places]
+    ranks = [*dict.fromkeys(with_most_rows(run) + first)]
     if len(ranks) == 1:
         return ranks[0]
     return _heaviest_of(

@@ -5,28 +5,40 @@ from __future__ import annotations
 from typing import Any
 
 from bench.simulator import dry_run, interval, target
-from bench.simulator.ranks import busiest_rank, share_of_scores
+from bench.simulator.ranks import busiest_rank, share_of_scores, with_most_rows
 from bench.simulator.timeline import Timeline, simulate
 from bench.theory import model_flops
 from odysseus.config.run import RunConfig
 
 
 def timeline(run: RunConfig, counted: dry_run.Counted) -> Timeline | None:
-    """Simulate the slowest rank's step; None without speeds in the profile or without a program."""
+    """Simulate the slowest rank's step, or that of the rank that the run names; None without speeds
+    in the profile or without a program."""
     known = target.clock(run)
     if known is None or not counted.program:
         return None
-    return simulate(_slowest(run, counted).program, known)
+    if run.rank >= 0:
+        return simulate(counted.program, known)
+    programs = (
+        counted.program
+        if rank == counted.rank
+        else dry_run.count(run, rank, with_program=True).program
+        for rank in _slowest(run, counted.rank)
+    )
+    return max((simulate(program, known) for program in programs), key=lambda one: one.step_s)
 
 
-def _slowest(run: RunConfig, counted: dry_run.Counted) -> dry_run.Counted:
-    """Return the rank that the others wait for: on a ring in contiguous order, one at its end;
-    where heads do not divide, one that has the most."""
+def _slowest(run: RunConfig, counted: int) -> list[int]:
+    """Return the ranks among which is the one that the others wait for: on a ring in contiguous
+    order, one at its end; where heads do not divide, one that has the most; where experts get
+    unequal loads, one whose experts get the most rows.
+
+    Args:
+        counted: The rank that is named if it is as slow as the busiest one.
+    """
     busiest = busiest_rank(run)
-    most, own = (share_of_scores(run, rank) for rank in (busiest, counted.rank))
-    if run.rank >= 0 or own == most:
-        return counted
-    return dry_run.count(run, busiest, with_program=True)
+    most, own = (share_of_scores(run, rank) for rank in (busiest, counted))
+    return [*dict.fromkeys([counted if own == most else busiest, *with_most_rows(run)])]
 
 
 def count(run: RunConfig, only_memory: bool = False) -> dry_run.Counted:

@@ -45,12 +45,20 @@ def busiest_rank(run: RunConfig) -> int:
     return max(ends, key=lambda rank: share_of_scores(run, rank))
 
 
-def with_most_rows(run: RunConfig) -> range:
-    """Return the ranks whose experts get the most rows; none unless ranks share out experts, and
-    these get unequal loads."""
-    ranks = run.expert_ranks
-    if ranks == 1 or run.router_load == router_load.BALANCED:
-        return range(0)
-    rows = run.local_tokens * run.architecture.num_experts_per_tok
-    of_ranks = router_load.rows_of_ranks(rows, run.router_shares, ranks)
-    return range(of_ranks.index(max(of_ranks)), run.world_size, ranks)
+def places_in_ring(ring: int) -> list[int]:
+    """Return the ranks of a ring that differ: those between the first and the last are alike."""
+    return sorted({0, min(1, ring - 1), ring - 1})
+
+
+def with_most_rows(run: RunConfig) -> list[int]:
+    """Return the first ranks, one for each different place in a ring, whose experts get the most
+    rows; none unless ranks share out experts, and these get unequal loads."""
+    if not run.has_unequal_experts:
+        return []
+    ranks, (ring, _) = run.expert_ranks, run.token_axes
+    found: dict[int, int] = {}
+    of_ranks = router_load.of_ranks(run.router_shares, ranks)
+    for rank in range(of_ranks.index(max(of_ranks)), run.world_size, ranks):
+        at = run.place(rank, run.ring_axis)
+        found.setdefault(at if at in (0, ring - 1) else 1, rank)
+    return [*found.values()]

@@ -2,8 +2,8 @@
 
 Symbols as in bench/theory/traffic.py; E experts, K experts of a token, e ranks that share them out.
 A rank's t tokens are t·K rows. Which rank they travel to is data: by default all experts get
-equally many, so that (e-1)/e of all rows leave their rank. Of other loads (`router_load`) all ranks
-have the same.
+equally many, so that (e-1)/e of all rows leave their rank. Under another load (`router_load`) every
+rank's tokens are spread over the experts in the same shares.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from bench.theory.terms import Term
-from odysseus.config.router_load import rows_of_ranks
+from odysseus.config import router_load
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
 
@@ -32,23 +32,31 @@ class Load:
     back: Fraction | None = None
 
 
-BALANCED = Load()
+EQUAL = Load()
 
 
 def load_of(run: RunConfig, rank: int) -> Load:
-    """Return what a rank exchanges under the run's `router_load`."""
-    ranks = run.expert_ranks
-    if run.router_load == "balanced" or ranks == 1:
-        return BALANCED
-    there = back = 0
+    """Return what a rank exchanges under the run's `router_load`, in whole rows of each tile."""
+    if not run.has_unequal_experts:
+        return EQUAL
+    ranks, there, back = run.expert_ranks, 0, 0
     for tokens in _tiles(run):
         rows = run.micro_batch_size * tokens * run.architecture.num_experts_per_tok
-        own = rows_of_ranks(rows, run.router_shares, ranks)[rank % ranks]
+        own = router_load.rows_of_ranks(rows, run.router_shares, ranks)[rank % ranks]
         there, back = there + rows - own, back + (ranks - 1) * own
     return Load(Fraction(there), Fraction(back))
 
 
-def exchanges(run: RunConfig, load: Load = BALANCED) -> Iterator[Term]:
+def mean_load_of(run: RunConfig, rank: int) -> Load:
+    """Return what :func:`load_of` does in parts of rows, which are in proportion to the tokens."""
+    if not run.has_unequal_experts:
+        return EQUAL
+    rows, ranks = run.local_tokens * run.architecture.num_experts_per_tok, run.expert_ranks
+    own = rows * router_load.of_ranks(run.router_shares, ranks)[rank % ranks]
+    return Load(rows - own, (ranks - 1) * own)
+
+
+def exchanges(run: RunConfig, load: Load = EQUAL) -> Iterator[Term]:
     """Yield the all-to-alls of one block in one micro step.
 
     Forward sends rows with a weight each, and the rows that experts return; backward sends the

@@ -67,7 +67,9 @@ def line(run: RunConfig) -> Line:
     unit = run.seq_len_unit
     lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
     low, high = (
-        sum((t.bytes for t in step_traffic(variant).terms), Fraction()) for variant in lengths
+        sum((t.bytes for t in step_traffic(variant, 0, load).terms), Fraction())
+        for variant in lengths
+        for load in [experts.mean_load_of(variant, 0)]
     )
     return (high - low) / unit, 2 * low - high
 

@@ -201,9 +201,9 @@ class DryRun(OptionGroup):
             on this machine's CPU does.
         rank: dry_run: rank to count; -1 is the rank with the most memory.
         router_load: dry_run of a model with experts: tokens that each expert gets, the same in
-            every block. balanced is equally many; zipf gives the second expert half of what the
-            first gets, the third a third, and so on; a file has each expert's share or number of
-            tokens. It matters for mlp expert, where ranks compute what their experts get.
+            every block. balanced is equally many; with zipf, expert k gets tokens in proportion to
+            1/k; a file has each expert's share or number of tokens. It matters for mlp expert,
+            where ranks compute what their experts get.
     """
 
     dry_run: bool = False

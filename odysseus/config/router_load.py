@@ -6,12 +6,15 @@ rows.
 
 from __future__ import annotations
 
+import hashlib
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from math import isfinite
+from os.path import isfile  # false for a name that is too long; pathlib raises
 from pathlib import Path
 
-BALANCED = "balanced"
+BALANCED, _ZIPF = "balanced", "zipf"
+_MOST_BYTES = 2**20
 Shares = tuple[Fraction, ...]
 """Each expert's share of all rows; they add up to 1."""
 
@@ -29,7 +32,7 @@ def shares(load: str, experts: int, per_token: int) -> Shares:
     """
     if load == BALANCED:
         return (Fraction(1, experts),) * experts
-    if load == "zipf":
+    if load == _ZIPF:
         return _zipf(experts, per_token)
     numbers = _numbers(load)
     if len(numbers) != experts:
@@ -54,15 +57,27 @@ def rows_of(rows: int, shares: Shares) -> list[int]:
     return [end - start for start, end in pairwise([0, *ends])]
 
 
+def of_ranks(shares: Shares, ranks: int) -> Shares:
+    """Return the share of each rank's experts, of which all ranks have equally many."""
+    each = len(shares) // ranks
+    return tuple(sum(shares[at : at + each], Fraction()) for at in range(0, len(shares), each))
+
+
 def rows_of_ranks(rows: int, shares: Shares, ranks: int) -> list[int]:
-    """Return the rows of each rank's experts, of which all ranks have equally many."""
-    of_experts, each = rows_of(rows, shares), len(shares) // ranks
-    return [sum(of_experts[at : at + each]) for at in range(0, len(shares), each)]
+    """Return the rows of each rank's experts, rounded as :func:`rows_of` does."""
+    return rows_of(rows, of_ranks(shares, ranks))
+
+
+def digest(load: str) -> str:
+    """Return the first 12 digits of a file's SHA-256; empty for a name, or without a file."""
+    if load in (BALANCED, _ZIPF) or not isfile(load):
+        return ""
+    return hashlib.sha256(Path(load).read_bytes()).hexdigest()[:12]
 
 
 def _zipf(experts: int, per_token: int) -> Shares:
-    """The k-th expert gets a k-th of what the first would; the first ones that would get more than
-    every token's row get just these."""
+    """Return shares in proportion to 1/k, none above 1/K; what is cut off goes to the other experts
+    in the same proportion."""
     most, full = Fraction(1, per_token), 0
     while True:
         weights = [Fraction(1, k) for k in range(full + 1, experts + 1)]
@@ -74,11 +89,23 @@ def _zipf(experts: int, per_token: int) -> Shares:
 
 def _numbers(file: str) -> list[Fraction]:
     """Return the numbers of a file, separated by commas, blanks or ends of lines."""
-    valid = "valid: balanced, zipf, or a file of numbers that are not negative"
+    path, valid = Path(file), "valid: balanced, zipf, or a file of numbers that are not negative"
+    if not isfile(file):  # a device may have no end
+        raise ValueError(f"router_load = {file} is no file; {valid}")
     try:
-        found = [float(word) for word in Path(file).read_text().replace(",", " ").split()]
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
+        found = [_number(word) for word in path.read_text().replace(",", " ").split()]
     except (OSError, ValueError) as error:
         raise ValueError(f"router_load = {file} cannot be read: {error}; {valid}") from None
-    if not all(isfinite(number) and number >= 0 for number in found) or not any(found):
-        raise ValueError(f"router_load = {file} has other numbers, or only zeros; {valid}")
-    return [Fraction(number) for number in found]
+    if found and not any(found):
+        raise ValueError(f"router_load = {file} has only zeros; {valid}")
+    return found
+
+
+def _number(word: str) -> Fraction:
+    """Return a number of a file, exactly."""
+    rounded = float(word)
+    if not isfinite(rounded) or rounded < 0:
+        raise ValueError(f"{word!r} is negative or not finite")
+    return Fraction(word) if rounded else Fraction()  # the exact one of 1e-999999999 takes ages

@@ -142,6 +142,11 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
         return router_load.shares(self.router_load, a.num_experts, a.num_experts_per_tok)
 
     @property
+    def has_unequal_experts(self) -> bool:
+        """Whether ranks share out experts that get different numbers of tokens in a dry run."""
+        return self.expert_ranks > 1 and self.router_load != router_load.BALANCED
+
+    @property
     def heads_divide(self) -> bool:
         """Whether all ranks of a sequence axis have as many heads."""
         return divides(*self.shared_heads, self.sequence_size)
@@ -238,7 +243,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                     f"{self.model.name_or_path} has none; valid: balanced"
                 )
             return
-        router_load.shares(self.router_load, a.num_experts, a.num_experts_per_tok)
+        _ = self.router_shares  # raises ValueError
         for name, value, plain in (
             ("overlap_chunks", self.overlap_chunks, 1),
             ("compile", self.compile, False),

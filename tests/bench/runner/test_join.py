@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 from unittest.mock import Mock
 
 import pandas as pd
@@ -16,7 +19,7 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.runner import host_limit, join
+from bench.runner import host_limit, join, signals
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemoryError
 from tests.support.launched import SMALL, bench, finished, one_row
@@ -92,6 +95,44 @@ def test_a_job_that_hangs_ends_with_a_row(tmp_path: Path, verb: str) -> None:
     assert done.returncode == 1, done.stderr
     row = one_row(out)
     assert (row["status"], row["error"]) == ("timeout", "stopped after timeout_s = 3")
+
+
+def test_every_round_of_a_cell_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    class Alarm(threading.Thread):
+        def __init__(self, seconds: float, act: object) -> None:
+            super().__init__(target=lambda: None)
+            limits.append(seconds)
+
+        def cancel(self) -> None:
+            pass
+
+    monkeypatch.setattr(threading, "Timer", Alarm)
+    monkeypatch.setenv("RANK", "0")
+    for rounds in (1, 3):
+        run = RunConfig(rounds=rounds, timeout_s=7)
+        assert join.run_cell(run, dict, Mock()) == "ok"
+    assert limits == [7, 21]
+
+
+def test_a_row_that_cannot_be_written_ends_the_job_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = Event()
+    monkeypatch.setattr(signals, "end", lambda number: ended.set())
+    monkeypatch.setenv("RANK", "0")
+
+    def write(row: object) -> None:
+        if not ended.is_set():
+            raise OSError("No space left on device")
+
+    def measure() -> dict[str, Any]:
+        assert ended.wait(20)
+        return {}
+
+    join.run_cell(RunConfig(timeout_s=1), measure, write)
+    assert capsys.readouterr().err == "No space left on device\n"
 
 
 @pytest.mark.slow

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 
-from bench.runner import numa
+from bench.runner import numa, worker
+from odysseus.config.run import OptimizerOptions, RunConfig
 
 GPU = torch.device("cuda", 1)
 NAME = "0001:3b:0a.0"
@@ -21,6 +23,7 @@ NAME = "0001:3b:0a.0"
 def cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     """The CPUs of this process, which it has again after the test."""
     before = os.sched_getaffinity(0)
+    monkeypatch.setattr(os, "cpu_count", lambda: len(before))
     place = SimpleNamespace(pci_domain_id=1, pci_bus_id=0x3B, pci_device_id=0x0A)
     monkeypatch.setattr(torch.cuda, "get_device_properties", {GPU: place}.__getitem__)
     yield before
@@ -49,6 +52,46 @@ def test_a_rank_and_its_threads_run_beside_the_gpu(tmp_path: Path, cpus: set[int
     thread.start()
     thread.join()
     assert of_thread == [{last}]
+
+
+def test_the_cpus_that_a_launcher_has_chosen_stay(
+    tmp_path: Path, cpus: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: len(cpus) + 1)
+    assert numa.bind(GPU, system(tmp_path, "0", {"0": str(max(cpus))})) == set()
+    assert os.sched_getaffinity(0) == cpus
+
+
+@pytest.mark.parametrize(("option", "bound"), [("node", [GPU]), ("none", [])])
+def test_a_rank_is_bound_before_its_group_starts(
+    option: Literal["node", "none"], bound: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads, of which AdamW on the host has as many as CPUs, come afterwards."""
+    seen: list[torch.device] = []
+    threads: list[int] = []
+
+    class StartedError(Exception):
+        pass
+
+    def bind(device: torch.device) -> set[int]:
+        seen.append(device)
+        return {0}
+
+    def start(device: torch.device, timeout_s: float) -> None:
+        assert timeout_s > 5
+        raise StartedError
+
+    monkeypatch.setattr(numa, "bind", bind)
+    monkeypatch.setattr(worker, "pick_device", lambda name: GPU)
+    monkeypatch.setattr(worker, "start_process_group", start)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(64)})
+    on_host = OptimizerOptions(offload="cpu")
+    run = RunConfig(numa_binding=option, optimizer=on_host, world_size=4, timeout_s=5)
+    with pytest.raises(StartedError), worker.process_group(run):
+        pass
+    assert seen == bound
+    assert threads == [1 if bound else 16]
 
 
 @pytest.mark.parametrize(
