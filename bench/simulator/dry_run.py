@@ -30,6 +30,7 @@ from bench.simulator.ranks import (
 )
 from bench.simulator.recorder import Recorder
 from bench.simulator.target import attention_of, clock, on_gpu
+from bench.theory import experts
 from methods import method_of
 from odysseus.config import router_load
 from odysseus.config.run import RunConfig
@@ -166,15 +167,13 @@ def _matmul_columns(run: RunConfig, rank: int, flops: int) -> dict[str, float]:
     with the rows of a rank's experts; a second rank says how fast."""
     if not (run.has_unequal_experts and run.heads_divide):
         return {}
-    shares = router_load.of_ranks(run.router_shares, ranks := run.expert_ranks)
-    own, mean = shares[rank % ranks], Fraction(1, ranks)
-    most = max(shares)
+    rows = [experts.load_of(run, at).back or Fraction() for at in range(run.expert_ranks)]
+    own, most, mean = rows[rank % len(rows)], max(rows), sum(rows, Fraction()) / len(rows)
     if own == mean == most:
         return {}
-    other = max(range(ranks), key=lambda at: abs(shares[at] - own))
-    of_other = count(run, other).flops["matmul_flops"]
-    slope = (of_other - flops) / (shares[other] - own)
-    at_most, at_mean = (flops + slope * (share - own) for share in (most, mean))
+    other = max(range(len(rows)), key=lambda at: abs(rows[at] - own))
+    slope = (count(run, other).flops["matmul_flops"] - flops) / (rows[other] - own)
+    at_most, at_mean = (flops + slope * (others - own) for others in (most, mean))
     return {"matmul_flops_max": round(at_most), "matmul_flops_mean": float(at_mean)}
 
 

@@ -142,7 +142,7 @@ def test_the_rank_with_most_rows_is_counted(loads: dict[str, str]) -> None:
 
 def test_flops_are_those_of_all_ranks(loads: dict[str, str]) -> None:
     """The row of any rank has the most, and the mean."""
-    run = replace(BASE, world_size=4, dry_run=True, router_load=loads["file"])
+    run = replace(BASE, world_size=4, dry_run=True, router_load=loads["zipf"], **TILES)
     of_ranks = [dry_run.count(run, rank) for rank in range(4)]
     matmul = [one.flops["matmul_flops"] for one in of_ranks]
     assert len({*matmul}) > 1
