@@ -168,7 +168,7 @@ def second_axis(file: Path) -> pd.DataFrame:
 
 def experts(file: Path) -> pd.DataFrame:
     """Predicted steps of models with experts, by length, method and unequal load."""
-    rows = _in_words(pd.read_csv(file))
+    rows = _in_words(pd.read_csv(file).copy())
     unequal = rows.get("router_load", pd.Series(index=rows.index, dtype=str))
     load = (", " + unequal).fillna("")
     rows = rows.assign(method="`" + rows["method"] + "`" + load, model="`" + rows["model"] + "`")
