@@ -22,7 +22,9 @@ SPLIT = {f"experts.{name}": BY_EXPERT for name in ("gate_proj", "up_proj", "down
 def mlp(run: RunConfig, mesh: Mesh, kernels: Kernels) -> MixtureOfExperts:
     """Build the router and this rank's experts."""
     assert mesh.experts is not None
-    own = ExpertsOfRanks(run.architecture, kernels, mesh.experts, run.router_shares)
+    own = None  # one rank has all; its host need not wait for how many rows go where
+    if mesh.experts.size > 1:
+        own = ExpertsOfRanks(run.architecture, kernels, mesh.experts, run.router_shares)
     return MixtureOfExperts(run.architecture, kernels, experts=own)
 
 

@@ -47,8 +47,8 @@ def load_of(run: RunConfig, rank: int) -> Load:
     return Load(Fraction(there), Fraction(back))
 
 
-def mean_load_of(run: RunConfig, rank: int) -> Load:
-    """Return what :func:`load_of` does in parts of rows, which are in proportion to the tokens."""
+def fractional_load_of(run: RunConfig, rank: int) -> Load:
+    """Return what :func:`load_of` does without rounding, in proportion to the tokens."""
     if not run.has_unequal_experts:
         return EQUAL
     rows, ranks = run.local_tokens * run.architecture.num_experts_per_tok, run.expert_ranks

@@ -66,11 +66,8 @@ def line(run: RunConfig) -> Line:
         run = replace(run, vocab_parallel=CHOICES[run.vocabulary_text])
     unit = run.seq_len_unit
     lengths = (replace(run, seq_len=k * unit) for k in (1, 2))
-    low, high = (
-        sum((t.bytes for t in step_traffic(variant, 0, load).terms), Fraction())
-        for variant in lengths
-        for load in [experts.mean_load_of(variant, 0)]
-    )
+    steps = (step_traffic(run, 0, experts.fractional_load_of(run, 0)) for run in lengths)
+    low, high = (sum((t.bytes for t in step.terms), Fraction()) for step in steps)
     return (high - low) / unit, 2 * low - high
 
 

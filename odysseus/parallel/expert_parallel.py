@@ -85,8 +85,6 @@ class ExpertsOfRanks(Experts):
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """[T, D]: :meth:`Experts.forward` of this rank's tokens, by the experts of all ranks."""
-        if self.axis.size == 1:  # no sizes to tell, for which the host would wait
-            return super().forward(x_TD, weights_TK, experts_TK)
         rows = Rows.by_expert(experts_TK, self.count * self.axis.size)
         exchange = Exchange.of(rows, self.axis, self.shares)
         x_QD = exchange.forth(rows.spread(x_TD))
