@@ -119,9 +119,7 @@ IDENTITY: dict[str, Column] = {
     "seq_parallel_communication_data_type": _column("seq_parallel_communication_data_type"),
     "reduce_bucket_size": _column_if(lambda r: r.reduce_bucket_size != 0, "reduce_bucket_size"),
     "optimizer": _column("optimizer.type"),
-    "optimizer_offload": _column(
-        "optimizer.offload", lambda run: "cpu" if run.optimizer_on_host else "none"
-    ),
+    "optimizer_offload": _column("optimizer.offload", attrgetter("optimizer_offload")),
     "parameter_offload": _column("parameter_offload"),
     "seed": _column("seed"),
     "tiled_loss_engine": _column_if(lambda r: r.tiles_loss, "tiled_loss_engine", "loss_engine"),

@@ -27,7 +27,8 @@ from methods import method_of
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel.mesh import Axis, Mesh
-from odysseus.training.trainer import Build, Trainer, build_model, build_unsharded
+from odysseus.training.build import Build, build_model, build_unsharded
+from odysseus.training.trainer import Trainer
 
 _TOKENS = 1024
 """Tokens of the step. Its tensors evict Python from a core's caches, as cells do; in a step of

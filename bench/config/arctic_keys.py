@@ -260,7 +260,7 @@ RULES: dict[str, Rule | None] = {
     ),
     f"{_ZERO}stage": _equal_to(3),
     f"{_ZERO}reduce_bucket_size": _to("reduce_bucket_size", _integer),
-    f"{_ZERO}offload_optimizer.device": _choice("optimizer.offload", _HOST),
+    f"{_ZERO}offload_optimizer.device": _choice("optimizer.offload", _HOST | {"cpu": "masters"}),
     f"{_ZERO}offload_optimizer.ratio": _equal_to(1),
     f"{_ZERO}offload_param.device": _choice("parameter_offload", _HOST),
     **_same_rule(f"{_ZERO}offload_optimizer.", _BUFFERS, None),

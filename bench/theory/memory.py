@@ -57,8 +57,9 @@ def least_peak_bytes(run: RunConfig) -> int:
     held = max(_inputs(run), _before(run) + _attention_part(run)) + stream_bytes(run)
     if not run.tiled_mlp_compute:
         held = max(held, _before(run) + _attention_part(run) + 3 * mlp_unit_bytes(run))
-    shards = 0 if run.optimizer_on_host else 3 * sum(shard_elements(run))
-    return held + shards * run.master_dtype.itemsize
+    shards = 0 if run.parameter_offload == "cpu" else sum(shard_elements(run))
+    states = 0 if run.optimizer_on_host else 2 * sum(shard_elements(run))
+    return held + shards * run.shard_dtype.itemsize + states * run.master_dtype.itemsize
 
 
 def moments(run: RunConfig) -> dict[str, int]:

@@ -132,12 +132,14 @@ class OptimizerOptions(OptionGroup):
         type: AdamW, with PyTorch's default betas and weight decay.
         learning_rate: Learning rate, the same in every step.
         offload: Where the optimizer's states and its own fp32 weights are kept and updated. none is
-            the device that computes; cpu is host memory.
+            the device that computes; cpu is host memory, beside fp32 shards on the device. masters
+            is host memory alone: the device keeps its shards in the compute dtype, and sends each
+            gradient to the host as soon as it is reduced (ZeRO-Offload).
     """
 
     type: Literal["adamw"] = "adamw"
     learning_rate: float = 1e-3
-    offload: Literal["none", "cpu"] = "none"
+    offload: Literal["none", "cpu", "masters"] = "none"
 
     def check(self) -> None:
         """Raise ValueError unless the learning rate is a finite number above 0."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from odysseus.config import hf_config, pairs, router_load
 from odysseus.config.architecture import Architecture, preset, with_overrides
@@ -30,6 +30,9 @@ from odysseus.config.sizes import (
     shares,
 )
 from odysseus.config.vocabulary import VocabularyCut
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,22 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     @property
     def optimizer_on_host(self) -> bool:
         """Whether the optimizer's states are in host memory."""
-        return "cpu" in (self.optimizer.offload, self.parameter_offload)
+        return self.optimizer_offload != "none"
+
+    @property
+    def optimizer_offload(self) -> str:
+        """The optimizer's part in host memory: ``none``, ``cpu`` or ``masters``."""
+        return "cpu" if self.parameter_offload == "cpu" else self.optimizer.offload
+
+    @property
+    def masters_on_host(self) -> bool:
+        """Whether the master weights are in host memory alone."""
+        return self.optimizer_offload == "masters"
+
+    @property
+    def shard_dtype(self) -> torch.dtype:
+        """Dtype of the parameter shards on the device."""
+        return self.compute_dtype if self.masters_on_host else self.master_dtype
 
     @property
     def offloads(self) -> bool:

@@ -25,7 +25,7 @@ def build(run: RunConfig, mesh: Mesh, host: HostMemory) -> PreTrainedModel:
     config = type(AutoConfig.for_model(values["model_type"])).from_dict(values)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="ulysses_ring", dtype=run.master_dtype
+            config, attn_implementation="ulysses_ring", dtype=run.shard_dtype
         )
     prepare(model, mesh, run, host)
     return model

@@ -38,6 +38,12 @@ class CopyStream:
         """Make work that is issued from now on wait for all copies."""
         self.module.current_stream().wait_stream(self.stream)
 
+    def finish(self) -> None:
+        """Make the host wait until all copies have ended."""
+        copied = self.module.Event()
+        copied.record(self.stream)
+        copied.synchronize()
+
 
 class _SavedInput:
     """One block's input: on the device, in host memory, or in both during a copy.

@@ -29,9 +29,11 @@ __all__ = [
     "flatten_mesh",
     "follow_frozen",
     "gather_on_current_stream",
+    "has_gradient_hooks",
     "is_reduced_first",
     "parameter_groups",
     "ranks_of",
+    "reduce_into",
     "remove_fsdp",
     "rows_over",
     "set_reduce_scatter",
@@ -96,6 +98,25 @@ def follow_frozen(group: FSDPParamGroup) -> None:
     FSDP2 reads that at the first forward; a group that was frozen then could never be trained.
     """
     group._init_mp_dtypes()
+
+
+def reduce_into(group: FSDPParamGroup, dtype: torch.dtype) -> None:
+    """Have a group's reduced gradients in this dtype, also if its parameters have another one.
+
+    The parameters need this dtype as their ``grad_dtype``.
+    """
+    read_dtypes = group._init_mp_dtypes
+
+    def read_dtypes_but_one() -> None:
+        read_dtypes()
+        group._orig_dtype = dtype if group._orig_dtype is not None else None
+
+    group._init_mp_dtypes = read_dtypes_but_one
+
+
+def has_gradient_hooks(parameter: nn.Parameter) -> bool:
+    """Whether something takes the parameter's gradient as soon as FSDP2 has reduced it."""
+    return bool(parameter._post_accumulate_grad_hooks)
 
 
 def call_after_backward(function: Callable[[], None]) -> None:

@@ -176,20 +176,26 @@ def local_pieces(
         yield from cut_rows(parameter, pieces(name, architecture, cuts))
 
 
-def cut_rows(tensor: Tensor, pieces: list[Piece]) -> Iterator[tuple[Piece, Tensor]]:
+def cut_rows(
+    tensor: Tensor, pieces: list[Piece], rows: Tensor | None = None
+) -> Iterator[tuple[Piece, Tensor]]:
     """Yield the pieces of a parameter, or of its gradient, that its local rows hold.
+
+    Args:
+        rows: What to view in place of the local rows: their master weights or gradients.
 
     Yields:
         (piece, view of its rows).
     """
     local, first = local_shard(tensor)
+    local = local if rows is None else rows
     last = first + local.shape[0] if local.numel() else first
     top = 0
     for piece in pieces:
         start, stop = max(top, first), min(top + piece.height, last)
         if start < stop:
-            rows = (piece.rows[0] + start - top, piece.rows[0] + stop - top)
-            held = Piece(piece.name, piece.shape, rows, piece.columns, piece.owned)
+            of_whole = (piece.rows[0] + start - top, piece.rows[0] + stop - top)
+            held = Piece(piece.name, piece.shape, of_whole, piece.columns, piece.owned)
             yield held, local[start - first : stop - first]
         top += piece.height
 

@@ -66,7 +66,7 @@ def shard(
     """Turn a model into this rank's shards of it; a model on the meta device stays there.
 
     Parameters are gathered in the run's compute dtype, gradients summed in its reduction dtype.
-    Shards keep the dtype of the parameters.
+    Shards keep the dtype of the parameters; their gradients have the master dtype.
 
     Args:
         split: The run's cuts (:meth:`odysseus.method.Method.cuts`).
@@ -172,13 +172,16 @@ def _sharded_modules(model: nn.Module) -> list[FSDPModule]:
 
 
 def _set_reductions(model: nn.Module, run: RunConfig) -> None:
-    """Sum gradients instead of averaging them, in buckets if the run says so."""
+    """Sum gradients instead of averaging them; in buckets, or into another dtype than the shards',
+    if the run says so."""
     for unit in _sharded_modules(model):
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
         for group in fsdp_internals.parameter_groups(unit):
             if fsdp_internals.ranks_of(group) == 1:
                 fsdp_internals.disable_division(group)
+            if run.shard_dtype != run.master_dtype:
+                fsdp_internals.reduce_into(group, run.master_dtype)
             if run.reduce_bucket_size:
                 reduce_in_buckets(group, run.reduce_bucket_size, run.compute_dtype)
 

@@ -93,8 +93,14 @@ class _BackgroundReduceScatter(ReduceScatter):
             fsdp_internals.call_after_backward(self._wait)
         self.in_flight.append(work)
         shards = fsdp_internals.sharded_parameters(self.group)
-        if any(p.grad is not None or p.dtype != output_tensor.dtype for p in shards):
-            self._wait()  # FSDP2 adds the sum to a gradient, or converts it, at once.
+        # FSDP2 adds the sum to a gradient, or converts it, at once; or a hook takes it.
+        if any(
+            p.grad is not None
+            or p.grad_dtype != output_tensor.dtype
+            or fsdp_internals.has_gradient_hooks(p)
+            for p in shards
+        ):
+            self._wait()
 
     def _wait(self) -> None:
         while self.in_flight:

@@ -16,7 +16,8 @@ from odysseus.model.decoder import Decoder
 from odysseus.model.kernels import Kernels
 from odysseus.parallel import zero
 from odysseus.parallel.mesh import Mesh
-from odysseus.training.trainer import Trainer, build_unsharded, shard_and_compile
+from odysseus.training.build import build_unsharded, shard_and_compile
+from odysseus.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def build_blocks(
 ) -> BlockStack:
     """Build this rank's shards of a run's blocks, on the meta device, without values.
 
-    Arguments are those of :func:`odysseus.training.trainer.build_model`.
+    Arguments are those of :func:`odysseus.training.build.build_model`.
     """
     stack = BlockStack(build_unsharded(run, method, mesh, host, kernels).model)
     shard_and_compile(stack, zero.Units(None, stack.model.layers, []), run, method, mesh)

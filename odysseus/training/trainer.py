@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from odysseus.config.run import RunConfig
-from odysseus.config.vocabulary import HEAD
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch
 from odysseus.memory.host_memory import HostMemory
-from odysseus.memory.offload import CheckpointOffload
 from odysseus.method import Method
-from odysseus.model.decoder import Block, CausalLM, Edges, Tricks
+from odysseus.model.decoder import CausalLM
 from odysseus.model.experts import MixtureOfExperts
 from odysseus.model.kernels import Kernels, choose_kernels
 from odysseus.model.loss import IGNORED_LABEL
 from odysseus.model.router_losses import RouterLosses
-from odysseus.parallel import sharding, transfers, zero
-from odysseus.parallel.chunked_block import OverlappedBlock
+from odysseus.parallel import sharding, transfers
 from odysseus.parallel.mesh import Mesh
-from odysseus.parallel.ring import choose_ring
-from odysseus.parallel.vocabulary import by_rank, choose_vocabulary
+from odysseus.training.build import Build, build_model
+from odysseus.training.masters import HostMasters
 from odysseus.training.optimizer import ShardedAdamW
 
 
@@ -44,97 +41,6 @@ class StepResult:
     grad_norm: Tensor
 
 
-Build = Callable[[RunConfig, Method, Mesh, HostMemory, Kernels], nn.Module]
-"""A function with the arguments of :func:`build_model`."""
-
-
-def build_model(
-    run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
-) -> CausalLM:
-    """Build this rank's shards of a run's model, on the meta device, without values.
-
-    The order is always the same: ring attention takes the place of the attention kernel; the method
-    makes attention and MLP of the kernels, with its collectives around them; each block gets its
-    tricks (tiles, inside recomputation, inside offload), or is taken in chunks of tokens; the head
-    gets its loss; ZeRO-3 shards all weights, one unit per block; last, blocks are compiled.
-
-    Args:
-        run: The run, which decides all of these.
-        method: The method that builds attention and MLP.
-        mesh: The mesh that this rank belongs to.
-        host: The account of what goes to host memory.
-        kernels: The kernels of one rank; a ring replaces their attention.
-    """
-    model = build_unsharded(run, method, mesh, host, kernels)
-    decoder = model.model
-    units = zero.Units(decoder.embed_tokens, decoder.layers, [decoder.norm, model.lm_head])
-    shard_and_compile(model, units, run, method, mesh)
-    return model
-
-
-def build_unsharded(
-    run: RunConfig, method: Method, mesh: Mesh, host: HostMemory, kernels: Kernels
-) -> CausalLM:
-    """Build the model that :func:`build_model` then shards: kernels, method, tricks and loss."""
-    if mesh.ring.size > 1:
-        kernels = choose_ring(run, mesh.ring, kernels)
-    all_tokens = method.replicated and HEAD in run.vocabulary_cuts
-    leave = by_rank if all_tokens else method.leave
-    edges = Edges(
-        enter=lambda x: method.enter(x, mesh),
-        leave=lambda x: leave(x, mesh),
-        positions=lambda ids: method.positions(ids, mesh),
-    )
-    with torch.device("meta"), _default_dtype(run.master_dtype):
-        return CausalLM(
-            run.architecture,
-            kernels=kernels,
-            attention=lambda: method.attention(run, mesh, kernels),
-            mlp=lambda: method.mlp(run, mesh, kernels),
-            edges=edges,
-            block=OverlappedBlock if run.overlap_chunks > 1 else Block,
-            tricks=choose_tricks(run, mesh.device, host),
-            vocabulary=choose_vocabulary(run, mesh, method.replicated),
-        )
-
-
-def shard_and_compile(
-    model: nn.Module, units: zero.Units, run: RunConfig, method: Method, mesh: Mesh
-) -> None:
-    """Shard a model with ZeRO-3, in place; then compile its blocks if the run says so."""
-    zero.shard(model, units, mesh, method.cuts(run), run)
-    if run.compile:
-        for block in units.blocks:
-            assert isinstance(block, Block)
-            block.layer = torch.compile(block.layer)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make this the dtype of new tensors."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def choose_tricks(run: RunConfig, device: torch.device, host: HostMemory) -> Tricks:
-    """Choose the memory tricks of a run's blocks."""
-    in_chunks = run.ulysses_head_chunks > 1
-    tricks = Tricks(
-        tile_mlp=run.tiled_mlp_compute and not in_chunks,
-        tile_after_attention=run.tiled_mlp_compute and in_chunks,
-        recompute=run.recomputes,
-        overlap_chunks=run.overlap_chunks,
-    )
-    if not run.activation_checkpoint_cpu_offload:
-        return tricks
-    offload = CheckpointOffload(host, device, run.architecture.num_hidden_layers)
-    return replace(tricks, saved_input_hooks=offload.saved_input_hooks)
-
-
 def _token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Return the sum of a batch's token losses on this rank, a scalar."""
     return model(batch.input_ids, batch.position_ids, batch.labels, batch.documents)
@@ -149,6 +55,7 @@ class Trainer:
 
     Attributes:
         cuts: The weights that are cut, and this rank's part of them.
+        masters: The master weights, if they are in host memory alone.
     """
 
     def __init__(
@@ -162,6 +69,7 @@ class Trainer:
         self.run, self.method, self.mesh = run, method, mesh
         self.cuts = mesh.cuts(method.cuts(run))
         self.host = HostMemory.for_run(run, mesh.device)
+        self.masters: HostMasters | None = None
         self.model: nn.Module
         if run.model.implementation == "transformers":
             from odysseus.hf import model as hf_model  # takes seconds
@@ -198,18 +106,24 @@ class Trainer:
         No rank ever holds more of a weight than its shard.
 
         Raises:
-            HostMemoryError: shards are offloaded and do not fit in host memory.
+            HostMemoryError: shards or masters are in host memory and do not fit there.
         """
         run, device = self.run, self.mesh.device
         if run.parameter_offload == "cpu":  # the shards, and later their gradients
             shards = (sharding.local_shard(p)[0] for p in self.model.parameters())
             self.host.claim(2 * sum(shard.nbytes for shard in shards))
-        if device.type == "meta":  # a dry run's weights have no values
-            return
-        self.model.to_empty(device=self._shards_device)
-        if isinstance(self.model, CausalLM):
-            self.model.tie()  # a weight that ZeRO does not manage has become one for each module
-        checkpoint.load_or_initialize(self.local_pieces(), run)
+        has_values = device.type != "meta"  # a dry run's weights have none
+        if has_values:
+            self.model.to_empty(device=self._shards_device)
+            if isinstance(self.model, CausalLM):
+                self.model.tie()  # a weight that ZeRO does not manage is now one for each module
+        if run.masters_on_host:
+            named = self.model.named_parameters()
+            self.masters = HostMasters(named, run, self.host, device, self._add_square)
+        if has_values:
+            checkpoint.load_or_initialize(self.local_pieces(), run)
+            if self.masters:
+                self.masters.send()
 
     @property
     def _shards_device(self) -> torch.device:
@@ -219,9 +133,9 @@ class Trainer:
         return torch.device("cpu") if offloads else device
 
     @cached_property
-    def optimizer(self) -> ShardedAdamW:
-        """Return the optimizer, made at the first update."""
-        return ShardedAdamW(self.model.parameters(), self.run, self.host)
+    def optimizer(self) -> ShardedAdamW | HostMasters:
+        """Return the optimizer, made at the first update unless it has the master weights."""
+        return self.masters or ShardedAdamW(self.model.parameters(), self.run, self.host)
 
     def step(self, batches: list[Batch]) -> StepResult:
         """Run forward, backward and update over the micro batches of one step."""
@@ -254,34 +168,43 @@ class Trainer:
 
     def grad_norm(self) -> Tensor:
         """Return the norm of the whole gradient; one rank owns and counts each element."""
-        square = torch.zeros((), dtype=torch.float64, device=self._shards_device)
-        for gradient in self._counted_gradients():
-            square += euclidean_norm(gradient) ** 2
+        if self.masters:
+            square = self.masters.squares.sum()
+        else:
+            square = torch.zeros((), dtype=torch.float64, device=self._shards_device)
+            for name, parameter in self.model.named_parameters():
+                if parameter.grad is not None:
+                    self._add_square(square, name, parameter.grad)
         return self._world_sum(square.to(self.mesh.device)).sqrt()
 
-    def _counted_gradients(self) -> Iterator[Tensor]:
-        """Yield the gradients that this rank counts: of experts all at once, else by piece."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is None:
-                continue
-            if ".experts." in name:
-                yield sharding.local_shard(parameter.grad)[0]
-                continue
-            pieces = sharding.pieces(name, self.run.architecture, self.cuts)
-            for piece, gradient in sharding.cut_rows(parameter.grad, pieces):
-                if piece.owned:
-                    yield gradient
+    def _add_square(self, square: Tensor, name: str, gradient: Tensor) -> None:
+        """Add the squared norm of what this rank counts of a gradient to a scalar in fp64."""
+        if ".experts." in name:  # all at once, else by piece
+            counted = [sharding.local_shard(gradient)[0]]
+        else:
+            pieces = sharding.cut_rows(gradient, self._pieces(name))
+            counted = [view for piece, view in pieces if piece.owned]
+        for view in counted:
+            square += euclidean_norm(view) ** 2
+
+    def _pieces(self, name: str) -> list[sharding.Piece]:
+        return sharding.pieces(name, self.run.architecture, self.cuts)
 
     def local_pieces(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
-        """Yield (piece, view of the weight) for everything that this rank's shards hold."""
-        return sharding.local_pieces(self.model, self.run.architecture, self.cuts)
+        """Yield (piece, view of the weight) for everything that this rank's shards hold: of master
+        weights, if they are in host memory alone."""
+        weights = self.masters.weights if self.masters else {}
+        for name, parameter in self.model.named_parameters():
+            yield from sharding.cut_rows(parameter, self._pieces(name), weights.get(name))
 
     def gradients(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the gradient) for everything that this rank's shards hold."""
+        on_host = self.masters.arrived if self.masters else {}
         for name, parameter in self.model.named_parameters():
-            pieces = sharding.pieces(name, self.run.architecture, self.cuts)
-            if parameter.grad is not None:
-                yield from sharding.cut_rows(parameter.grad, pieces)
+            if name in on_host:
+                yield from sharding.cut_rows(parameter, self._pieces(name), on_host[name])
+            elif parameter.grad is not None:
+                yield from sharding.cut_rows(parameter.grad, self._pieces(name))
 
     def _world_sum(self, value: Tensor) -> Tensor:
         transfers.all_reduce_plain(value, self.mesh.world)

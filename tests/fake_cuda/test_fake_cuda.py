@@ -22,6 +22,7 @@ WAITS = {
 }
 OF_OPTIONS: dict[str, dict[str, int]] = {
     "optimizer_offload": {"odysseus/training/optimizer.py: update: copy cuda to cpu": 15},
+    "optimizer_masters": {"odysseus/memory/offload.py: finish: event": 1},
     "parameter_offload": {
         "PyTorch: event": 15,  # FSDP2 waits for each gradient that it copies to the host
         "odysseus/training/trainer.py: grad_norm: copy cpu to cuda": 1,

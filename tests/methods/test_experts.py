@@ -68,6 +68,7 @@ OPTIONS: Options = {
     "host": {
         "nothing": {},
         "optimizer": {"optimizer": OptimizerOptions(offload="cpu")},
+        "masters": {"optimizer": OptimizerOptions(offload="masters")},
         "parameters": {"parameter_offload": "cpu"},
     },
     "experts": {

@@ -24,7 +24,7 @@ TRICKS: dict[str, dict[str, dict[str, Any]]] = {
     "mlp": {"tiled_mlp_compute": TOGGLES["tiled_mlp_compute"]},
     "loss": {name: tricks for name, tricks in TOGGLES.items() if name.startswith("tiled_loss")},
     "buckets": {"reduce_bucket_size": TOGGLES["reduce_bucket_size"]},
-    "optimizer": {"optimizer_offload": TOGGLES["optimizer_offload"]},
+    "optimizer": {name: TOGGLES[name] for name in ("optimizer_offload", "optimizer_masters")},
     "parameters": {"parameter_offload": TOGGLES["parameter_offload"]},
     "gathers": {"kept_gathers": TOGGLES["kept_gathers"]},
     "zero": {

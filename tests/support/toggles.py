@@ -33,6 +33,7 @@ TOGGLES: dict[str, dict[str, Any]] = {
     "tiled_loss_torch": LOSS_TILES | {"tiled_loss_engine": "torch"},
     "reduce_bucket_size": {"reduce_bucket_size": 1000},
     "optimizer_offload": {"optimizer": OptimizerOptions(offload="cpu")},
+    "optimizer_masters": {"optimizer": OptimizerOptions(offload="masters")},
     "parameter_offload": {"parameter_offload": "cpu"},
     "kept_gathers": {"regather": False},
 }

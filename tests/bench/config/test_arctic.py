@@ -42,7 +42,7 @@ def test_a_whole_recipe(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.seq_parallel_communication_data_type == "bf16"
     assert run.reduce_bucket_size == 125_000_000
     assert (run.optimizer.type, run.optimizer.learning_rate) == ("adamw", 2e-5)
-    assert (run.optimizer.offload, run.parameter_offload) == ("cpu", "cpu")
+    assert (run.optimizer.offload, run.parameter_offload) == ("masters", "cpu")
     assert run.activation_checkpointing
     assert run.activation_checkpoint_cpu_offload
     assert run.tiled_mlp_compute

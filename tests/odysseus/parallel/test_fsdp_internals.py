@@ -80,6 +80,15 @@ def exercise() -> dict[str, bool]:
         fsdp_internals.ranks_of(group): [p.shape for p in fsdp_internals.sharded_parameters(group)]
         for group in groups
     }
+    for group in groups:
+        fsdp_internals.reduce_into(group, torch.float32)
+    taken = []
+    for layer in model:
+        layer.weight.grad_dtype = torch.float32
+    hooks = [fsdp_internals.has_gradient_hooks(layer.weight) for layer in model]
+    first = model[0].weight
+    first.register_post_accumulate_grad_hook(lambda p: taken.append(p.grad.dtype))
+    hooks.append(fsdp_internals.has_gradient_hooks(first))
     model.set_gradient_divide_factor(2.0)
     for group in groups:
         fsdp_internals.disable_division(group)
@@ -92,7 +101,7 @@ def exercise() -> dict[str, bool]:
     gradient = model[1].weight.grad
     assert isinstance(gradient, DTensor)
     # y = W2 W1 x, so each row of W2's gradient is W1 x.
-    summed = torch.allclose(gradient.to_local(), before.sum(1).expand(6, 4))
+    summed = torch.allclose(gradient.to_local(), before.sum(1).expand(6, 4).float())
     model.reshard()
     for layer in model:
         layer.weight = nn.Parameter(layer.weight.full_tensor().detach())
@@ -106,6 +115,8 @@ def exercise() -> dict[str, bool]:
         "is_reduced_first": [fsdp_internals.is_reduced_first(g) for g in groups] == [False, True],
         "set_reduce_scatter": [n for r in reductions for n in r.elements] == [16],
         "disable_division": summed,
+        "reduce_into": gradient.dtype == torch.float32 and taken == [torch.float32],
+        "has_gradient_hooks": hooks == [False, False, True],
         "call_after_backward": ends == [True],
         "remove_fsdp": plain,
     }
