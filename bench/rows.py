@@ -92,7 +92,7 @@ def _model_texts(label: str) -> dict[str, str]:
 
 
 def _has_ring(run: Parallelism) -> bool:
-    return run.token_axes[0] > 1
+    return run.token_axes.ring > 1
 
 
 IDENTITY: dict[str, Column] = {
@@ -142,7 +142,7 @@ IDENTITY: dict[str, Column] = {
         lambda run: run.tensor_parallel_size > 1, "tensor_parallel_size"
     ),
     "expert_parallel_size": _column_if(
-        lambda run: run.parts[1] == "expert", "expert_parallel_size", "expert_ranks"
+        lambda run: run.parts.mlp == "expert", "expert_parallel_size", "expert_ranks"
     ),
     "router_load": _column_if(lambda run: run.router_load != router_load.BALANCED, "router_load"),
     "router_load_sha256": Column(lambda run: router_load.digest(run.router_load) or None),

@@ -1,4 +1,4 @@
-"""The shared skeleton of the suite: one model, its collectives, ZeRO-3, data and step.
+"""The shared skeleton of all methods: one model, its collectives, ZeRO-3, data and step.
 
 The names below are the documented API (docs/python-api.md). Each is imported at its first use, so
 that ``import odysseus`` alone does not import PyTorch.

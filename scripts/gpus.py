@@ -25,10 +25,10 @@ def driver() -> str:
     """Return the version of NVIDIA's driver; "unknown" if nvidia-smi does not tell."""
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return next(iter(found.stdout.split()), "unknown")
+    return next(iter(answer.stdout.split()), "unknown")
 
 
 def usable(count: int) -> int:
@@ -36,7 +36,7 @@ def usable(count: int) -> int:
     return 1 << (count.bit_length() - 1)
 
 
-def found(count: int) -> str:
+def summary(count: int) -> str:
     """Return a line about this many GPUs, their driver and the kernels that are installed."""
     kernels = [name for module, name in _KERNELS.items() if importlib.util.find_spec(module)]
     kinds = sorted({torch.cuda.get_device_name(index) for index in range(count)})
@@ -57,7 +57,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    print(found(count), file=sys.stderr)
+    print(summary(count), file=sys.stderr)
     print(usable(count))
     return 0
 

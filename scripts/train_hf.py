@@ -23,9 +23,9 @@ def packed(tokenizer, text, seq_len):
     """Samples of seq_len tokens; position_ids restart at every document."""
     ids, positions = [], []
     for document in text.split("\n\n"):
-        found = tokenizer(document + "\n\n", add_special_tokens=False)["input_ids"]
-        ids += found
-        positions += range(len(found))
+        tokens = tokenizer(document + "\n\n", add_special_tokens=False)["input_ids"]
+        ids += tokens
+        positions += range(len(tokens))
     names, both = ("input_ids", "position_ids"), torch.tensor([ids, positions])
     samples = both[:, : len(ids) // seq_len * seq_len].split(seq_len, dim=1)
     return [dict(zip(names, sample, strict=True)) for sample in samples]

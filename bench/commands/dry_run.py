@@ -46,12 +46,12 @@ def main(parsed: Any) -> int:
         if failed:
             return 1
         counted = meters.counted()
-    found = report.numbers(here, counted, values, known)
-    print(report.in_words(found, parsed.hardware))
+    results = report.numbers(here, counted, values, known)
+    print(report.in_words(results, parsed.hardware))
     if parsed.explain_peak and counted.peak.alive:
         print(peak_in_words(here.rank, counted.peak))
     if parsed.out:
-        files.write(Path(parsed.out), json.dumps(found, indent=2) + "\n")
+        files.write(Path(parsed.out), json.dumps(results, indent=2) + "\n")
     return 0
 
 
@@ -85,7 +85,7 @@ def _clock(parsed: Any) -> Any:
     """Return the clock of the profile; None without one that has speeds.
 
     Raises:
-        ValueError: the profile is of another device, or does not know links of so many ranks.
+        ValueError: the profile is of another device, or has no links for this many ranks.
     """
     from bench.simulator.cost_model import Clock
     from bench.simulator.target import usual_attention

@@ -1,4 +1,4 @@
-"""Print what to add to runs of which none fits."""
+"""Print the memory savings that would make a run fit when no method fits."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def advise(runs: Sequence[RunConfig], dry_runs: DryRuns) -> None:
     say("nothing fits; trying what to add")
     with bar(len(runs), "method") as shown, pool.waiting(dry_runs.executor, len(runs)) as threads:
         remedies = []
-        for found in threads.map(partial(remedy, dry_runs=dry_runs), runs):
-            remedies.append(found)
-            say(_line(found))
+        for tried in threads.map(partial(remedy, dry_runs=dry_runs), runs):
+            remedies.append(tried)
+            say(_line(tried))
             shown.update()
-    fitting = [found for found in remedies if not found.need.limit]
+    fitting = [tried for tried in remedies if not tried.need.limit]
     if fitting:
         print("it fits with more memory savings, none of which can be left out:")
-        print("\n".join(f"- {_line(found)}" for found in fitting))
+        print("\n".join(f"- {_line(tried)}" for tried in fitting))
         return
-    least = min(remedies, key=lambda found: found.need.share)
+    least = min(remedies, key=lambda tried: tried.need.share)
     print("nothing fits, whatever memory savings are added; the nearest:")
     print(f"- {_line(least)}")
     wider = more_gpus(least.run, dry_runs)
@@ -45,11 +45,11 @@ def advise(runs: Sequence[RunConfig], dry_runs: DryRuns) -> None:
         )
 
 
-def _line(found: Remedy) -> str:
-    need = found.need
+def _line(tried: Remedy) -> str:
+    need = tried.need
     outcome = "fits" if not need.limit else f"does not fit ({need.limit} memory is short)"
     memory = f"{need.gpu / GIB:.1f} of {need.gpu_limit / GIB:.1f} GiB on a GPU"
     if need.host:
         memory += f", {need.host / GIB:.0f} of {need.host_limit / GIB:.0f} on a host"
-    added = in_words(found.run, found.added)
-    return f"{label_of(found.run.method)} {outcome} with {added}: {memory}"
+    added = in_words(tried.run, tried.added)
+    return f"{label_of(tried.run.method)} {outcome} with {added}: {memory}"

@@ -58,10 +58,10 @@ def _climb(run: RunConfig, dry_runs: DryRuns, shown: Any, out: str) -> int:
     for rung in ladder.rungs(run, _reporter(run, search), dry_runs):
         with shown.external_write_mode():
             print(_line(rung), flush=True)
-        if rung.found.whole is not None:
-            limit, columns = rung.found.limit, rung.found.whole.columns
+        if rung.longest.whole is not None:
+            limit, columns = rung.longest.limit, rung.longest.whole.columns
             planned_row(rung.run, columns, started, out, limit, rung.added)
-        started, longest = time.monotonic(), rung.found.seq_len
+        started, longest = time.monotonic(), rung.longest.seq_len
     search.end()
     return longest
 
@@ -69,8 +69,8 @@ def _climb(run: RunConfig, dry_runs: DryRuns, shown: Any, out: str) -> int:
 def _line(rung: ladder.Rung) -> str:
     gain = "" if rung.gain is None else f"{rung.gain:+.1%}"
     toggles = ", ".join(rung.so_far) or ladder.NONE
-    name, found = label_of(rung.run.method), rung.found
-    return _LINE.format(name, found.seq_len, gain, found.limit, toggles)
+    name, reached = label_of(rung.run.method), rung.longest
+    return _LINE.format(name, reached.seq_len, gain, reached.limit, toggles)
 
 
 def _reporter(run: RunConfig, search: Search) -> Callable[[int, fit.Need], None]:

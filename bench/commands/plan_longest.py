@@ -67,13 +67,13 @@ def _plan(run: RunConfig, dry_runs: DryRuns, shown: Any, out: str) -> dict[str, 
     say(f"{name}: {run.seq_len} tokens take {line['peak']} GiB on a GPU, fits: {line['fits']}")
     search.step()
     started = time.monotonic()
-    found = longest.longest(run, _reporter(run, search), dry_runs)
-    if found.whole is not None:
-        at_longest = replace(run, seq_len=found.seq_len)
-        planned_row(at_longest, found.whole.columns, started, out, found.limit)
+    result = longest.longest(run, _reporter(run, search), dry_runs)
+    if result.whole is not None:
+        at_longest = replace(run, seq_len=result.seq_len)
+        planned_row(at_longest, result.whole.columns, started, out, result.limit)
     search.end()
-    say(f"{name}: the longest is {found.seq_len} tokens")
-    return line | {"longest": found.seq_len, "limit": found.limit}
+    say(f"{name}: the longest is {result.seq_len} tokens")
+    return line | {"longest": result.seq_len, "limit": result.limit}
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def summary(row: dict[str, Any]) -> str:
     if row.get("step_ms_p50"):
         step = f"{row['step_ms_p50']:.1f} ms per step{' predicted' * predicted}"
         if row.get("step_ms_low"):
-            step += f" ({row['step_ms_low']:.0f} to {row['step_ms_high']:.0f} by published ones)"
+            step += f" (interval {row['step_ms_low']:.0f} to {row['step_ms_high']:.0f} ms)"
         times = f"{step}, {row['tokens_per_s']:.0f} tokens/s, "
     if row.get("loss_first") is not None:
         loss = f", loss {row['loss_first']:.4f} -> {row['loss_last']:.4f}"

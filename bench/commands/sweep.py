@@ -218,9 +218,8 @@ def _refused_on_any_rank(run: RunConfig) -> dict[str, Any]:
     Ranks differ where only some hosts have a file, or a host has too little memory. The lowest rank
     that refuses decides. A collective.
     """
-    own = {"status": "invalid", "error": checks.refusal(run)}
-    if not own["error"]:
-        own = {"status": "oom_cpu", "error": host_limit.shortage(run)}
+    refusal = checks.refusal(run)
+    own = {"status": "invalid", "error": refusal} if refusal else host_limit.outcome(run)
     reported = [own] * dist.get_world_size()
     dist.all_gather_object(reported, own)
-    return next((outcome for outcome in reported if outcome["error"]), {})
+    return next(filter(None, reported), {})

@@ -46,11 +46,11 @@ def main(parsed: Any) -> int:
     work = [list(group) for _, group in groupby(sorted(missing, key=_order), key=_order)]
     done = 0
     with pool.workers() as executor:
-        for number, found in pool.as_done(executor, prediction.steps_s, work):
+        for number, predicted in pool.as_done(executor, prediction.steps_s, work):
             origin = {"mode": "dry_run"} | provenance.columns()
-            for row, seconds in zip(work[number], found, strict=True):
+            for row, seconds in zip(work[number], predicted, strict=True):
                 rows.append(out, _facts(row, seconds) | origin, COLUMNS)
-            done += len(found)
+            done += len(predicted)
             print(f"{done} of {len(missing)}: {work[number][0].source}", flush=True)
     known = _known(out)
     table = pd.DataFrame([_facts(row, known[_key(row)]) for row in given])
@@ -63,7 +63,7 @@ def main(parsed: Any) -> int:
 
 
 def _save_figure(out: Path) -> None:
-    """Save the figure of a file's predictions beside it, of each row the last, as PNG and SVG."""
+    """Draw the last prediction of each row; save the figure beside the file as PNG and SVG."""
     table = pd.read_csv(out).drop_duplicates(["source", "where", *_KEY[:-1]], keep="last")
     if not isinstance(chart := published_chart.scatter(table), str):
         draw_matplotlib.save(draw_matplotlib.draw(chart), out.with_suffix(""))

@@ -11,7 +11,7 @@ import torch
 from bench.simulator import dry_run, target
 from methods import METHODS, method_of
 from methods.peers import as_method, name_of
-from odysseus.config.groups import Execution
+from odysseus.config.groups import DryRun, Execution
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import check_tokens
@@ -69,7 +69,7 @@ def _check_experts(run: RunConfig) -> None:
         )
 
 
-def _device_of_dry_run(run: RunConfig) -> str:
+def _device_of_dry_run(run: DryRun) -> str:
     """Return the kind of device that a dry run is for; empty for a real run."""
     if not run.dry_run:
         return ""

@@ -47,13 +47,13 @@ def fold(arguments: Sequence[str], default: str) -> list[str]:
             kept.append(argument)
             continue
         texts = [argument] if equals else [argument, *itertools.islice(rest, 1)]
-        found = _found(flag, value if equals else "".join(texts[1:]))
+        values = _values(flag, value if equals else "".join(texts[1:]))
         if flag == "--config":
             kept += texts
         else:
             is_plain &= flag == _FLAG and not isinstance(_loaded(texts[-1]), dict)
-        names = found.pop("name", names)
-        changed |= found
+        names = values.pop("name", names)
+        changed |= values
     listed = names if isinstance(names, list) else [names]
     has_labels = any(overrides.split(str(name))[1] for name in listed)
     if is_plain and not changed and not has_labels:
@@ -62,7 +62,7 @@ def fold(arguments: Sequence[str], default: str) -> list[str]:
     return [*kept, f"{_FLAG}={labels[0] if len(labels) == 1 else json.dumps(labels)}"]
 
 
-def _found(flag: str, text: str) -> dict[str, Any]:
+def _values(flag: str, text: str) -> dict[str, Any]:
     """Return the profile, as ``name``, and the fields that an argument gives."""
     if flag == "--config":
         return _content(text)
@@ -79,15 +79,15 @@ def _found(flag: str, text: str) -> dict[str, Any]:
 
 def _content(file: str) -> dict[str, Any]:
     """Return what a YAML file gives, in a section or by dotted keys."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     with suppress(ValueError):  # whoever reads the other options of the file says what is wrong
         content = safe_yaml.read(Path(file))
         for key, value in (content if isinstance(content, dict) else {}).items():
             if key == "hardware":
-                found |= value if isinstance(value, dict) else {"name": value}
+                values |= value if isinstance(value, dict) else {"name": value}
             elif str(key).startswith("hardware."):
-                found[str(key).removeprefix("hardware.")] = value
-    return found
+                values[str(key).removeprefix("hardware.")] = value
+    return values
 
 
 def _loaded(text: str) -> Any:

@@ -145,18 +145,18 @@ def _checked(what: str, given: dict[str, Any]) -> Hardware:
     try:
         if known := given.pop("speeds", None):
             given["speeds"] = _speeds(known)
-        found = Hardware(**given)
+        profile = Hardware(**given)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{what}: speeds: {reason}; valid: as python -m bench calibrate writes them"
         ) from None
-    if found.usable_bytes <= 0:
+    if profile.usable_bytes <= 0:
         raise ValueError(
-            f"{what}: memory_bytes is {found.memory_bytes}; valid: more than the "
-            f"{found.memory_bytes - found.usable_bytes} that context, nccl and workspace take"
+            f"{what}: memory_bytes is {profile.memory_bytes}; valid: more than the "
+            f"{profile.memory_bytes - profile.usable_bytes} that context, nccl and workspace take"
         )
-    return found
+    return profile
 
 
 def _speeds(given: dict[str, Any]) -> Speeds:

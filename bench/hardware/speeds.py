@@ -27,7 +27,7 @@ class Attention:
         whole_backward: Backward over such a block.
         rows_forward: Query rows that one multiprocessor computes at a time in forward, so that few
             heads leave some idle; 0 if the rates include that.
-        rows_backward: Key rows likewise in backward.
+        rows_backward: The same in backward, in rows of keys.
     """
 
     forward: Points
@@ -73,8 +73,8 @@ class Speeds:
             multiprocessors, the rates of matmuls that fill them.
         attention: FLOP/s by kernel, direction and number of keys.
         memory: Bytes/s of elementwise operations, by the bytes that they read and write.
-        silu: Bytes/s of SiLU and its backward, which compute an exponential per element, likewise;
-            the rates of memory if empty.
+        silu: Bytes/s of SiLU and its backward, which compute an exponential per element, by the
+            bytes that they read and write; the rates of memory if empty.
         host_memory_bytes_per_s: One rank's share of its host's memory bandwidth, in bytes/s.
         to_host_bytes_per_s: Copies from device to host, in bytes/s.
         to_device_bytes_per_s: Copies from host to device, in bytes/s.

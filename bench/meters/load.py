@@ -11,7 +11,7 @@ from dataclasses import dataclass
 _IDLE = (3, 4)
 """Places of idle and iowait among the times of /proc/stat."""
 _GUEST = 8
-"""Place of the first time that is already part of another one."""
+"""Place of guest time; it and later times are already part of others."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Watch:
 def other_load(ranks: Sequence[Interval]) -> float:
     """Return how many cores processes other than these ranks kept busy on average, on the machine
     where they were most."""
-    found = 0.0
+    largest = 0.0
     for host in {rank.host for rank in ranks}:
         here = [rank for rank in ranks if rank.host == host]
         others_s = max(rank.machine_s for rank in here) - sum(rank.own_s for rank in here)
-        found = max(found, others_s / max(rank.wall_s for rank in here))
-    return found
+        largest = max(largest, others_s / max(rank.wall_s for rank in here))
+    return largest
 
 
 def _times() -> tuple[float, float, float]:

@@ -25,7 +25,7 @@ from bench.meters.watcher import Watcher
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
 _BEFORE = "before the step"
-"""Operation of the storages that a meter is told of before it sees one."""
+"""Value of `made_by` for storages that :meth:`MemoryMeter.watch` names before the step."""
 HOST = "host"
 """Kind of tensors that offloading holds: host memory, so no part of a device's peak."""
 

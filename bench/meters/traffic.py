@@ -75,7 +75,7 @@ def bytes_sent(collective: str, size_bytes: int | Fraction, ranks: int) -> Fract
 
 
 def equal_size(sent: int, ranks: int) -> Fraction:
-    """Return the size of an all-to-all of equal parts in which a rank sends so many bytes."""
+    """Return the size of an all-to-all of equal parts in which a rank sends this many bytes."""
     return Fraction(sent * ranks, ranks - 1)
 
 

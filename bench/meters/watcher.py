@@ -97,8 +97,8 @@ class Watcher(TorchDispatchMode, ABC):
 
     def _begin(self, region: str) -> None:
         self._regions.append(region)
-        if found := _UNIT.match(region):
-            self.unit = " ".join(found.groups())
+        if match := _UNIT.match(region):
+            self.unit = " ".join(match.groups())
 
     def __enter__(self) -> Self:
         if Watcher._first is None:
@@ -110,7 +110,7 @@ class Watcher(TorchDispatchMode, ABC):
 
     def __exit__(self, *exception: Any) -> None:  # pyrefly: ignore
         if Watcher._first is self:
-            assert not self._beside, "who came in last leaves first"
+            assert not self._beside, "watchers exit in reverse order of entry"
             Watcher._first = None
             super().__exit__(*exception)
         elif Watcher._first is not None:

@@ -30,7 +30,7 @@ class Rung:
         added: The toggle that this rung adds; :data:`NONE` for the first.
         so_far: All toggles added so far.
         run: The run with them, at its longest sequence.
-        found: That sequence; of its dry run only the memory is counted.
+        longest: Its longest sequence, whose dry run counts only memory.
         gain: How much longer it is than that of the rung before, as a fraction; None if nothing fit
             before.
     """
@@ -38,7 +38,7 @@ class Rung:
     added: str
     so_far: tuple[str, ...]
     run: RunConfig
-    found: Longest
+    longest: Longest
     gain: float | None
 
 
@@ -56,10 +56,10 @@ def rungs(
         report(length, need)
         return need
 
-    found, so_far = confirmed(run, search(run, report, dry_runs), dry_runs.memory), ()
-    yield Rung(NONE, so_far, _at(run, found.seq_len), found, None)
+    longest, so_far = confirmed(run, search(run, report, dry_runs), dry_runs.memory), ()
+    yield Rung(NONE, so_far, _at(run, longest.seq_len), longest, None)
     while True:
-        before, best, added = found.seq_len, found, ""
+        before, best, added = longest.seq_len, longest, ""
         runs = {name: savings.with_savings(run, [name]) for name in savings.to_add(run)}
         shares = {n: need_at(r, _longer(r, before)).share for n, r in runs.items()}
         for name in sorted(shares, key=lambda n: shares[n]):  # that with the least need first
@@ -73,9 +73,9 @@ def rungs(
         if not added:
             return
         run, so_far = runs[added], (*so_far, added)
-        found = confirmed(run, best, dry_runs.memory)
-        gain = found.seq_len / before - 1 if before else None
-        yield Rung(added, so_far, _at(run, found.seq_len), found, gain)
+        longest = confirmed(run, best, dry_runs.memory)
+        gain = longest.seq_len / before - 1 if before else None
+        yield Rung(added, so_far, _at(run, longest.seq_len), longest, gain)
 
 
 def _longer(run: RunConfig, length: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from bench.planner.dry_runs import DryRuns, Whole
 from bench.simulator import fit
 from odysseus.config.pairs import parts_of
+from odysseus.config.parallelism import Parallelism
 from odysseus.config.run import RunConfig
 
 _PRECISION = 256
@@ -38,11 +39,11 @@ def by_method(method: str, base: RunConfig) -> RunConfig:
     """Return the run with another method, without the options that are for others: only ulysses
     keeps its chunks of heads, and MLP expert the ranks of its experts."""
     chunks = base.ulysses_head_chunks if method == "ulysses" else 1
-    ranks = base.expert_parallel_size if parts_of(method)[1] == "expert" else 0
+    ranks = base.expert_parallel_size if parts_of(method).mlp == "expert" else 0
     return replace(base, method=method, ulysses_head_chunks=chunks, expert_parallel_size=ranks)
 
 
-def unit_of(run: RunConfig) -> int:
+def unit_of(run: Parallelism) -> int:
     """Return what the search makes lengths multiples of: 256 tokens per rank, as kernels prefer."""
     return 256 * run.seq_len_unit
 
@@ -92,7 +93,7 @@ def search(
     return Longest(fits * unit, known[fails].limit, None)
 
 
-def confirmed(run: RunConfig, found: Longest, count: Callable[[RunConfig], Whole]) -> Longest:
+def confirmed(run: RunConfig, candidate: Longest, count: Callable[[RunConfig], Whole]) -> Longest:
     """Return the longest sequence with a dry run of all blocks; a shorter one if that does not
     fit.
 
@@ -100,13 +101,13 @@ def confirmed(run: RunConfig, found: Longest, count: Callable[[RunConfig], Whole
         count: Makes that dry run.
     """
     unit = unit_of(run)
-    fits = found.seq_len // unit
+    fits = candidate.seq_len // unit
     while fits:
         whole = count(replace(run, seq_len=fits * unit))
         if not whole.need.limit:
-            return Longest(fits * unit, found.limit, whole)
+            return Longest(fits * unit, candidate.limit, whole)
         fits -= max(1, fits // _PRECISION)
-    return Longest(0, found.limit, None)
+    return Longest(0, candidate.limit, None)
 
 
 def _next_trial(fits: int, fails: int, known: dict[int, fit.Need]) -> int:

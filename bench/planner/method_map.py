@@ -131,17 +131,17 @@ class Cells:
             executor: Where layouts are tried; by default in this process.
         """
         left = Counter(number for number, _ in self.tasks)
-        found: dict[int, dict[int, ranking.Choice]] = defaultdict(dict)
+        choices: dict[int, dict[int, ranking.Choice]] = defaultdict(dict)
         tried = as_done(executor or Here(), ranking.fitting, [run for _, run in self.tasks])
         for task, choice in tried:
             number, run = self.tasks[task]
-            fastest = max((c.tokens_per_s_per_gpu for c in found[number].values()), default=0.0)
+            fastest = max((c.tokens_per_s_per_gpu for c in choices[number].values()), default=0.0)
             report(run, ranking.in_words(run, choice, fastest))
             if choice:
-                found[number][task] = choice
+                choices[number][task] = choice
             left[number] -= 1
             if not left[number]:
-                self._add(number, [found[number][at] for at in sorted(found[number])])
+                self._add(number, [choices[number][at] for at in sorted(choices[number])])
         return self.known
 
     def _add(self, number: int, choices: list[ranking.Choice]) -> None:

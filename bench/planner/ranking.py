@@ -85,13 +85,13 @@ def ranked(
         executor: Where the runs are tried; by default in this process.
     """
     tried = [*runs]
-    found: dict[int, Choice] = {}
+    choices: dict[int, Choice] = {}
     for number, choice in as_done(executor or Here(), fitting, tried):
-        fastest = max((one.tokens_per_s_per_gpu for one in found.values()), default=0.0)
+        fastest = max((one.tokens_per_s_per_gpu for one in choices.values()), default=0.0)
         report(in_words(tried[number], choice, fastest))
         if choice:
-            found[number] = choice
-    return fastest_first([found[number] for number in sorted(found)])
+            choices[number] = choice
+    return fastest_first([choices[number] for number in sorted(choices)])
 
 
 def fastest_first(choices: list[Choice]) -> list[Choice]:

@@ -42,13 +42,13 @@ def remedy(run: RunConfig, dry_runs: DryRuns) -> Remedy:
         return tried[-1]
 
     for added in _sets(to_add(run)):
-        found = tries(added)
-        if found.need.limit:
+        least = tries(added)
+        if least.need.limit:
             continue
         for name in reversed(added):
-            fewer = tries(tuple(n for n in found.added if n != name))
-            found = found if fewer.need.limit else fewer
-        return found
+            fewer = tries(tuple(n for n in least.added if n != name))
+            least = least if fewer.need.limit else fewer
+        return least
     return min(tried, key=lambda one: one.need.share)
 
 

@@ -49,7 +49,7 @@ def matched_rows(data: pd.DataFrame) -> pd.DataFrame:
     :func:`matched`; the cluster is the profile and the hardware that was measured. The least and
     greatest error are those at both ends of the measured spread."""
     timed = spread.with_spread(data[(data["status"] == "ok") & data["step_ms_p50"].notna()])
-    if "attention_kernel" in timed:  # what was asked for, a GPU decided
+    if "attention_kernel" in timed:  # on a GPU, the kernel that ran may be another
         ran = timed["attention_kernel"]
         known = ran.notna() & (ran != "")
         timed = timed.assign(attn_implementation=ran.where(known, timed["attn_implementation"]))

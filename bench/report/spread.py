@@ -54,12 +54,12 @@ def places(data: pd.DataFrame) -> pd.Series:
     """Return each row's place by time, 1 the fastest, among the rows that differ from it in their
     method alone; empty without rounds. A row is behind those whose slowest round was faster than
     its own fastest one: rows whose rounds overlap share a place."""
-    found: dict[Hashable, str] = {}
+    labels: dict[Hashable, str] = {}
     same = [name for name in (*rows.IDENTITY, "mode", "hardware") if name != "method"]
     for _, alike in data[data["round_ms_low"].notna()].groupby(same, dropna=False):
         for index, low in alike["round_ms_low"].items():
-            found[index] = str(1 + int((alike["round_ms_high"] < low).sum()))
-    return pd.Series([found.get(index, "") for index in data.index], data.index, dtype=object)
+            labels[index] = str(1 + int((alike["round_ms_high"] < low).sum()))
+    return pd.Series([labels.get(index, "") for index in data.index], data.index, dtype=object)
 
 
 def noisy_marks(data: pd.DataFrame, x: Sequence[float], y: Sequence[float]) -> list[Line]:

@@ -12,6 +12,11 @@ from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import node_limit_bytes, ranks_per_node
 
 
+def outcome(run: RunConfig) -> dict[str, str]:
+    """Return the row's columns status and error if offloading does not fit; empty if it fits."""
+    return {"status": "oom_cpu", "error": error} if (error := shortage(run)) else {}
+
+
 def shortage(run: RunConfig) -> str:
     """Say in one line that offloading does not fit on this node; empty if it fits."""
     need, limit = node_bytes(run), node_limit_bytes(run)

@@ -83,8 +83,8 @@ def run_workers(run: RunConfig, measure: Callable[[RunConfig], dict[str, Any]]) 
     Raises:
         SystemExit: see :func:`run_cell`.
     """
-    if short := host_limit.shortage(run):
-        return {"status": "oom_cpu", "error": short}
+    if short := host_limit.outcome(run):
+        return short
     try:
         outcome = processes.run_ranks(
             measure, run, world_size=run.world_size, timeout_s=run.timeout_s

@@ -91,7 +91,7 @@ def _count_or_say(run: RunConfig) -> Counted | str:
 
 
 def _count(run: RunConfig) -> Counted:
-    """Count the step in this process, which has not been anything else."""
+    """Count the step in this process, which must be new."""
     rank, gpu, clock = _rank(run), target.on_gpu(run), target.clock(run)
     profile = profile_file.find(run.hardware) if run.hardware else None
     per_node = profile.ranks_per_node(run.world_size) if profile else run.world_size

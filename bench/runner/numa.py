@@ -41,8 +41,8 @@ def bind(device: torch.device, system: Path = Path("/sys")) -> set[int]:
 
 def _numbers(listed: str) -> set[int]:
     """Return the numbers of a list such as 0-15,32-47."""
-    found: set[int] = set()
+    cpus: set[int] = set()
     for part in filter(None, listed.strip().split(",")):
         first, _, last = part.partition("-")
-        found |= {*range(int(first), int(last or first) + 1)}
-    return found
+        cpus |= {*range(int(first), int(last or first) + 1)}
+    return cpus

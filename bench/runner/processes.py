@@ -108,7 +108,7 @@ def run_ranks(
 
 
 def too_long(timeout_s: float, rounds: int = 1) -> str:
-    """Return the error of ranks that were stopped after timeout_s, or after as many as rounds."""
+    """Return the error of ranks that were stopped after timeout_s, or after rounds x timeout_s."""
     return f"stopped after {f'{rounds} x ' * (rounds > 1)}timeout_s = {timeout_s}"
 
 

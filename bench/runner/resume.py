@@ -63,10 +63,10 @@ class Resumed:
 
 def _amounts(records: Any) -> dict[Key, list[Amount]]:
     """The amounts of the rows of each cell."""
-    found: dict[Key, list[Amount]] = {}
+    amounts: dict[Key, list[Amount]] = {}
     for row in records:
-        found.setdefault(rows.key(row), []).append(_amount(row))
-    return found
+        amounts.setdefault(rows.key(row), []).append(_amount(row))
+    return amounts
 
 
 def _amount(row: Mapping[Any, Any]) -> Amount:

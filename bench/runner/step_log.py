@@ -78,14 +78,14 @@ def _tensorboard(run: RunConfig) -> Iterator[Write]:
 def _wandb(run: RunConfig) -> Iterator[Write]:
     wandb = import_module("wandb")  # optional
     Path(run.log_dir).mkdir(parents=True, exist_ok=True)
-    found = wandb.init(project="odysseus", dir=run.log_dir, name=_name(run), config=_texts(run))
+    logged = wandb.init(project="odysseus", dir=run.log_dir, name=_name(run), config=_texts(run))
     merged: dict[int, dict[str, float]] = {}
     try:
         yield lambda scalars, step: merged.setdefault(step, {}).update(scalars)
         for step, scalars in sorted(merged.items()):  # W&B takes steps in order
-            found.log(scalars, step=step)
+            logged.log(scalars, step=step)
     finally:
-        found.finish()
+        logged.finish()
 
 
 _WRITERS = {"tensorboard": _tensorboard, "wandb": _wandb}

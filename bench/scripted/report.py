@@ -27,7 +27,7 @@ def numbers(world: World, counted: Counted, values: Values, clock: Clock | None)
     for call in counted.calls:
         sent[call.collective] += call.bytes_sent  # pyrefly: ignore
     calls = Counter(call.collective for call in counted.calls)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "world": asdict(world),
         "steps": counted.steps,
         "counted": "the whole script" if counted.whole else f"step {counted.steps}",
@@ -43,40 +43,40 @@ def numbers(world: World, counted: Counted, values: Values, clock: Clock | None)
     }
     if clock is not None:
         simulated = simulate(counted.program, clock)
-        found["step_ms"] = simulated.step_s * 1e3
-        found["of_step_ms"] = {name: s * 1e3 for name, s in simulated.split_s().items()}
-    return found
+        results["step_ms"] = simulated.step_s * 1e3
+        results["of_step_ms"] = {name: s * 1e3 for name, s in simulated.split_s().items()}
+    return results
 
 
-def in_words(found: dict[str, Any], hardware: str) -> str:
+def in_words(results: dict[str, Any], hardware: str) -> str:
     """Return the counts as lines of text."""
-    world, sent, calls = found["world"], found["comm_bytes"], found["comm_calls"]
+    world, sent, calls = results["world"], results["comm_bytes"], results["comm_calls"]
     lines = [
         f"rank {world['rank']} of {world['size']}, {world['ranks_per_node']} a node, on a "
-        f"{'GPU' if world['gpu'] else 'CPU'}; optimizer steps: {found['steps']}; counted: "
-        f"{found['counted']}",
+        f"{'GPU' if world['gpu'] else 'CPU'}; optimizer steps: {results['steps']}; counted: "
+        f"{results['counted']}",
         f"sent: {sum(sent.values()) / _MIB:.2f} MiB",
         *(f"  {sent[name] / _MIB:10.2f} MiB in {calls[name]:6} x {name}" for name in sent),
-        f"peak memory: {found['peak_memory_bytes'] / _MIB:.1f} MiB",
+        f"peak memory: {results['peak_memory_bytes'] / _MIB:.1f} MiB",
         *(
             f"  {size / _MIB:10.1f} MiB {kind}"
-            for kind, size in found["peak_memory_by_kind"].items()
+            for kind, size in results["peak_memory_by_kind"].items()
             if size
         ),
     ]
-    if found["peak_host_bytes"]:
-        lines.append(f"peak of host memory: {found['peak_host_bytes'] / _MIB:.1f} MiB")
+    if results["peak_host_bytes"]:
+        lines.append(f"peak of host memory: {results['peak_host_bytes'] / _MIB:.1f} MiB")
     lines.append(
-        f"computed: {found['matmul_flops'] / 1e12:.3f} TFLOP in matmuls, "
-        f"{found['attention_flops'] / 1e12:.3f} in attention"
+        f"computed: {results['matmul_flops'] / 1e12:.3f} TFLOP in matmuls, "
+        f"{results['attention_flops'] / 1e12:.3f} in attention"
     )
-    if "step_ms" in found:
-        parts = ", ".join(f"{name} {ms:.1f}" for name, ms in found["of_step_ms"].items())
-        lines.append(f"predicted on {hardware}: {found['step_ms']:.1f} ms a step ({parts})")
+    if "step_ms" in results:
+        parts = ", ".join(f"{name} {ms:.1f}" for name, ms in results["of_step_ms"].items())
+        lines.append(f"predicted on {hardware}: {results['step_ms']:.1f} ms a step ({parts})")
     for key, what in (
         ("values_asked", "values that the script asked for, which a dry run does not have:"),
         ("host_waits", "waits of the host for the GPU, beside those for values:"),
     ):
-        listed = [f"  {count:6} x {where}" for where, count in found[key].items()]
+        listed = [f"  {count:6} x {where}" for where, count in results[key].items()]
         lines += [what, *listed] if listed else []
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The values that a script finds, and what it is told when it asks for one that a dry run lacks.
+"""The values that a script reads, and what replaces those that a dry run does not have.
 
 Whole numbers and truth values on the CPU are real, up to 16 million of them in a tensor: positions,
 token ids, meshes of ranks, random orders. So is a single number, such as an optimizer's count of
@@ -54,8 +54,8 @@ class Values(TorchDispatchMode):
         mode: Makes tensors without values; entered before.
 
     Attributes:
-        asked: How often, by what and where.
-        waits: How often the host waits for the GPU without asking for a value, likewise.
+        asked: How often a value is asked for, by what and where.
+        waits: How often the host waits for the GPU without asking for a value, by what and where.
     """
 
     supports_higher_order_operators = True

@@ -17,7 +17,7 @@ from bench.simulator.program import HOOKS, HOST, TO_DEVICE, TO_HOST, Op
 from bench.simulator.tiles import attention_share, matmul_s
 
 _DEVICE = "device"
-"""The bus of what a GPU computes: kernels of several streams at once share it."""
+"""The bus of a GPU's kernels: those of several streams share it."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Clock:
         if measured:
             # A broadcast's bytes are the mean of the ranks; it lasts for those of a rank that sends
             # all of it on.
-            sent = size if op.kind in _LIKE else op.bytes
+            sent = size if op.kind in _LINKS_OF else op.bytes
             return sent / bandwidth(self._nearest(measured, op).points, size)
         inside = self._fewest_per_node(op.ranks)
         network = bandwidth(self.speeds.network_bytes_per_s, size)
@@ -153,10 +153,10 @@ class Clock:
         return min(Counter(rank // self.ranks_per_node for rank in ranks).values())
 
 
-_LIKE = {"broadcast": "all_gather", "reduce": "reduce_scatter"}
-"""Collectives without links of their own, and those that send as much by the same rings."""
+_LINKS_OF = {"broadcast": "all_gather", "reduce": "reduce_scatter"}
+"""Collectives without measured links, and the collective whose links they use."""
 
 
 def _suits(link: Link, op: Op, nodes: int) -> bool:
-    same = link.collective in ("", _LIKE.get(op.kind, op.kind))
+    same = link.collective in ("", _LINKS_OF.get(op.kind, op.kind))
     return same and (link.nodes > 1) == (nodes > 1)

@@ -95,7 +95,7 @@ def check(run: RunConfig) -> None:
             raise ValueError(f"dry_run = true does not know this {name}; valid: {valid}")
     if not run.hardware:
         return
-    if run.data.pack and run.token_axes[0] > 1:
+    if run.data.pack and run.token_axes.ring > 1:
         raise ValueError(
             f"hardware = {run.hardware} does not say which rank of a ring has most of the "
             "documents of data.pack = true; valid: data.pack = false, no ring, or no hardware"
@@ -167,7 +167,7 @@ def _matmul_columns(run: RunConfig, rank: int, flops: int) -> dict[str, float]:
     with the rows of a rank's experts; a second rank says how fast."""
     if not (run.has_unequal_experts and run.heads_divide):
         return {}
-    rows = [experts.load_of(run, at).back or Fraction() for at in range(run.expert_ranks)]
+    rows = [experts.load_of(run, at).returned_rows or Fraction() for at in range(run.expert_ranks)]
     own, most, mean = rows[rank % len(rows)], max(rows), sum(rows, Fraction()) / len(rows)
     if own == mean == most:
         return {}

@@ -36,10 +36,10 @@ def connected(run: RunConfig, ranks_per_node: int) -> int:
     ncclTopoComputeP2pChannels takes the minimum over peers).
     """
     crosses = _crosses(run, ranks_per_node)
-    exchanges = run.parts[0] == "ulysses" and not crosses["sp"]
+    exchanges = run.parts.attention == "ulysses" and not crosses["sp"]
     ring, _ = run.token_axes
     sends = ring > 1 and run.ring_backend != "allgather" and not crosses[run.ring_axis]
-    if run.parts[1] == "tsp" and run.sequence_size > 1 and not exchanges:
+    if run.parts.mlp == "tsp" and run.sequence_size > 1 and not exchanges:
         sends = sends or not crosses["sp"]  # parts of the MLP go to the neighbour
     return exchanges * (run.sequence_size - 1) + sends
 

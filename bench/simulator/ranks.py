@@ -41,7 +41,7 @@ def share_of_scores(run: RunConfig, rank: int) -> Fraction:
 
 def busiest_rank(run: RunConfig) -> int:
     """Return the rank that computes the most causal scores: the first at one end of its ring."""
-    ends = [first_of_ring(run, ring_rank) for ring_rank in range(run.token_axes[0])]
+    ends = [first_of_ring(run, ring_rank) for ring_rank in range(run.token_axes.ring)]
     return max(ends, key=lambda rank: share_of_scores(run, rank))
 
 
@@ -56,9 +56,9 @@ def with_most_rows(run: RunConfig) -> list[int]:
     if not run.has_unequal_experts:
         return []
     ranks, (ring, _) = run.expert_ranks, run.token_axes
-    found: dict[int, int] = {}
+    by_place: dict[int, int] = {}
     of_ranks = router_load.of_ranks(run.router_shares, ranks)
     for rank in range(of_ranks.index(max(of_ranks)), run.world_size, ranks):
         at = run.place(rank, run.ring_axis)
-        found.setdefault(at if at in (0, ring - 1) else 1, rank)
-    return [*found.values()]
+        by_place.setdefault(at if at in (0, ring - 1) else 1, rank)
+    return [*by_place.values()]

@@ -25,8 +25,8 @@ class Tiling:
 
     Args:
         small_rate: Rate of small tiles as a share of the large ones'.
-        fill: Elements of the inner size that it takes as long to fill a tile's pipeline and to
-            store its result.
+        fill: Elements of the inner size that a tile could compute in the time that it takes to fill
+            its pipeline and to store its result.
         whole_rounds: Share of the idle part of the last round that is lost; the rest is won back
             by cutting the inner size of the last tiles.
     """

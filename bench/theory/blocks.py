@@ -131,7 +131,7 @@ def ring(run: RunConfig, at: int) -> Iterator[Term]:
     a, (ranks, within) = run.architecture, run.token_axes
     tokens = run.local_tokens * within
     elements = 2 * tokens * heads.kv_heads(run, at) * a.head_dim // heads.kv_chunks(run)
-    chunks = ranks if run.parts[0] == "tsp" else run.ulysses_head_chunks
+    chunks = ranks if run.parts.attention == "tsp" else run.ulysses_head_chunks
     passes, width = 2 + int(run.recomputes), run.compute_dtype.itemsize
     wide = torch.promote_types(run.compute_dtype, torch.float32).itemsize
     if run.ring_backend == "allgather":

@@ -23,13 +23,13 @@ class Load:
     """Rows that a rank exchanges with other ranks, in one block and forward.
 
     Attributes:
-        there: Rows of its tokens that it sends to other ranks' experts; None if all experts
+        sent_rows: Rows of its tokens that it sends to other ranks' experts; None if all experts
             get equally many.
-        back: Rows of other ranks' tokens that its experts return.
+        returned_rows: Rows of other ranks' tokens that its experts return.
     """
 
-    there: Fraction | None = None
-    back: Fraction | None = None
+    sent_rows: Fraction | None = None
+    returned_rows: Fraction | None = None
 
 
 EQUAL = Load()
@@ -39,12 +39,12 @@ def load_of(run: RunConfig, rank: int) -> Load:
     """Return what a rank exchanges under the run's `router_load`, in whole rows of each tile."""
     if not run.has_unequal_experts:
         return EQUAL
-    ranks, there, back = run.expert_ranks, 0, 0
+    ranks, sent_rows, returned_rows = run.expert_ranks, 0, 0
     for tokens in _tiles(run):
         rows = run.micro_batch_size * tokens * run.architecture.num_experts_per_tok
         own = router_load.rows_of_ranks(rows, run.router_shares, ranks)[rank % ranks]
-        there, back = there + rows - own, back + (ranks - 1) * own
-    return Load(Fraction(there), Fraction(back))
+        sent_rows, returned_rows = sent_rows + rows - own, returned_rows + (ranks - 1) * own
+    return Load(Fraction(sent_rows), Fraction(returned_rows))
 
 
 def fractional_load_of(run: RunConfig, rank: int) -> Load:
@@ -68,19 +68,20 @@ def exchanges(run: RunConfig, load: Load = EQUAL) -> Iterator[Term]:
     if ranks == 1:
         return
     balanced = Fraction(run.local_tokens * a.num_experts_per_tok * (ranks - 1), ranks)
-    there, back = (balanced if rows is None else rows for rows in (load.there, load.back))
+    sent_rows = balanced if load.sent_rows is None else load.sent_rows
+    returned_rows = balanced if load.returned_rows is None else load.returned_rows
     tiles = len(_tiles(run))
     forwards = 1 + int(run.recomputes or run.tiled_mlp_compute)
     returned = 1 + int(run.tiled_mlp_compute)
     row = a.hidden_size * width
     for count, sent in (
         (forwards * tiles, Fraction(8 * a.num_experts * (ranks - 1), ranks)),
-        (forwards * tiles, there * row / tiles),
-        (forwards * tiles, there * width / tiles),
-        (returned * tiles, back * row / tiles),
-        (tiles, there * row / tiles),  # gradients of what experts return
-        (tiles, back * row / tiles),  # gradients of rows
-        (tiles, back * width / tiles),  # gradients of weights
+        (forwards * tiles, sent_rows * row / tiles),
+        (forwards * tiles, sent_rows * width / tiles),
+        (returned * tiles, returned_rows * row / tiles),
+        (tiles, sent_rows * row / tiles),  # gradients of what experts return
+        (tiles, returned_rows * row / tiles),  # gradients of rows
+        (tiles, returned_rows * width / tiles),  # gradients of weights
     ):
         yield Term("all_to_all", "activation", count, sent * ranks / (ranks - 1), ranks)
 

@@ -7,7 +7,7 @@ from odysseus.config.sizes import attended
 
 
 def tokens(run: RunConfig) -> int:
-    """Return the tokens of a micro step that one rank of the ring axis stands for."""
+    """Return the tokens per micro step of one rank of the ring axis."""
     return run.micro_batch_size * run.ring_seq_len
 
 
@@ -38,8 +38,8 @@ def uneven_exchanges(run: RunConfig, at: int) -> tuple[list[int], list[int]]:
     packed = [token * (len(q) + 2 * len(kv)) for q, kv in run.head_shares]
     outputs = [token * len(q) for q, _ in run.head_shares]
     to_others = [sum(sizes) - sizes[at] for sizes in (packed, outputs)]
-    of_mine = [(n - 1) * sizes[at] for sizes in (packed, outputs)]
-    return [to_others[0], of_mine[1]], [of_mine[0], to_others[1]]
+    own = [(n - 1) * sizes[at] for sizes in (packed, outputs)]
+    return [to_others[0], own[1]], [own[0], to_others[1]]
 
 
 def kv_heads(run: RunConfig, at: int) -> int:

@@ -83,16 +83,16 @@ def lowest(lines: Mapping[str, Line], low: float, high: float = inf) -> list[tup
         slope, fixed = lines[name]
         return float(slope) * length + float(fixed), slope
 
-    found = [(low, min(lines, key=lambda name: at(low, name)))]
+    borders = [(low, min(lines, key=lambda name: at(low, name)))]
     while True:
-        length, name = found[-1]
+        length, name = borders[-1]
         flatter = [other for other in lines if lines[other][0] < lines[name][0]]
         meets = {other: crossing(lines[name], lines[other]) for other in flatter}
         after = {other: max(length, meet) for other, meet in meets.items() if meet < high}
         if not after:
-            return found
+            return borders
         name = min(after, key=lambda other: (after[other], lines[other][0]))
-        found.append((after[name], name))
+        borders.append((after[name], name))
 
 
 def _zero(run: RunConfig, at: int) -> Iterator[Term]:
@@ -144,7 +144,7 @@ def _stream_edge(run: RunConfig) -> Iterator[Term]:
     rows = run.micro_batch_size if run.data.pack else 1
     n = run.cutting_ranks
     positions = rows * run.seq_len // run.shards * n * 8
-    if run.parts[0] in ("tp", "tp_sp") or run.tensor_parallel_size > 1:
+    if run.parts.attention in ("tp", "tp_sp") or run.tensor_parallel_size > 1:
         yield Term("all_gather", "edge", 1, positions, n)
     if method_of(run.method).replicated:
         stream = blocks.whole_stream_bytes(run)

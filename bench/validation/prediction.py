@@ -12,6 +12,7 @@ from bench.simulator.cost_model import Clock
 from bench.simulator.program import Op
 from bench.theory import model_sizes
 from bench.validation.published import Published
+from odysseus.config.groups import DryRun
 from odysseus.config.run import RunConfig
 
 BUCKET_ELEMENTS = 25 * 2**20 // 2
@@ -33,7 +34,7 @@ class Step:
     once_s: float
 
 
-def digest(run: RunConfig) -> str:
+def digest(run: DryRun) -> str:
     """Return a text that changes with the speeds or constants that a prediction rests on."""
     known = profile_file.find(run.hardware).speeds, tiles.FITTED
     return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
@@ -65,10 +66,10 @@ def step_of(run: RunConfig) -> Step:
 
 
 def _step_s(run: RunConfig) -> float:
-    found = predict.timeline(run, predict.count(run))
-    if found is None:
+    simulated = predict.timeline(run, predict.count(run))
+    if simulated is None:
         raise ValueError(f"hardware = {run.hardware} has no speeds; valid: a profile with speeds")
-    return found.step_s
+    return simulated.step_s
 
 
 def with_replicas(row: Published, step: Step) -> float:

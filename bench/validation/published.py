@@ -68,13 +68,13 @@ def read(path: Path, parse: Callable[[list[str]], RunConfig]) -> list[Published]
         raise ValueError(f"rows = {path}: {error}; valid: a CSV of published rows") from None
     if missing := [name for name in COLUMNS if name not in table]:
         raise ValueError(f"rows = {path} has no columns {missing}; valid: {', '.join(COLUMNS)}")
-    found = []
+    rows = []
     for line, row in enumerate(table.to_dict("records"), start=2):
         try:
-            found.append(_row({str(name): str(text) for name, text in row.items()}, parse))
+            rows.append(_row({str(name): str(text) for name, text in row.items()}, parse))
         except ValueError as error:
             raise ValueError(f"rows = {path}, line {line}: {error}") from None
-    return found
+    return rows
 
 
 def _row(row: dict[str, str], parse: Callable[[list[str]], RunConfig]) -> Published:

@@ -102,6 +102,6 @@ def stored_name(usual: str, kind: str) -> str:
     :func:`usual_name`."""
     if kind != "mixtral" or ".mlp." not in usual:
         return usual
-    for theirs, ours in _PARTS.items():
-        usual = usual.replace(f".{ours}.", f".{theirs}.")
+    for stored, own in _PARTS.items():
+        usual = usual.replace(f".{own}.", f".{stored}.")
     return usual.replace(".mlp.", ".block_sparse_moe.")

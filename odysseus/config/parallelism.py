@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from odysseus.config.option_group import OptionGroup, bounded
 from odysseus.config.sizes import check_experts, check_ring, check_tensor, chunks_of
+
+
+class TokenAxes(NamedTuple):
+    """Ranks of the ring of keys and values, and ranks that divide the tokens of each ring rank."""
+
+    ring: int
+    within: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +115,10 @@ class Parallelism(OptionGroup):
         return "ring"
 
     @property
-    def token_axes(self) -> tuple[int, int]:
-        """Ranks of the ring of keys and values, and ranks that divide the tokens of each."""
+    def token_axes(self) -> TokenAxes:
+        """Return the two numbers of ranks that divide a sample's tokens."""
         ring = self.axis_sizes[self.ring_axis]
-        return ring, self.shards // ring
+        return TokenAxes(ring, self.shards // ring)
 
     @property
     def seq_len_unit(self) -> int:

@@ -58,7 +58,7 @@ def rows_of(rows: int, shares: Shares) -> list[int]:
 
 
 def of_ranks(shares: Shares, ranks: int) -> Shares:
-    """Return the share of each rank's experts, of which all ranks have equally many."""
+    """Return each rank's share of the rows; all ranks have equally many experts."""
     each = len(shares) // ranks
     return tuple(sum(shares[at : at + each], Fraction()) for at in range(0, len(shares), each))
 
@@ -95,12 +95,12 @@ def _numbers(file: str) -> list[Fraction]:
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
             raise ValueError(f"it has {size} bytes, more than {_MOST_BYTES}")
-        found = [_number(word) for word in path.read_text().replace(",", " ").split()]
+        numbers = [_number(word) for word in path.read_text().replace(",", " ").split()]
     except (OSError, ValueError) as error:
         raise ValueError(f"router_load = {file} cannot be read: {error}; {valid}") from None
-    if found and not any(found):
+    if numbers and not any(numbers):
         raise ValueError(f"router_load = {file} has only zeros; {valid}")
-    return found
+    return numbers
 
 
 def _number(word: str) -> Fraction:

@@ -74,7 +74,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
             object.__setattr__(self, name, value)
 
     @property
-    def parts(self) -> tuple[str, str]:
+    def parts(self) -> pairs.Parts:
         """The names of the method's attention and MLP; empty for a peer or a file."""
         return pairs.parts_of(self.method)
 
@@ -149,7 +149,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     @property
     def expert_ranks(self) -> int:
         """Ranks that share out the experts; 1 unless the method's MLP does."""
-        if self.parts[1] != "expert":
+        if self.parts.mlp != "expert":
             return 1
         return self.expert_parallel_size or self.sequence_size
 
@@ -184,7 +184,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
     @property
     def ring_axis(self) -> str:
         """Name of the axis that keys and values go around: with `tsp` attention the sequence's."""
-        return "sp" if self.parts[0] == "tsp" else super().ring_axis
+        return "sp" if self.parts.attention == "tsp" else super().ring_axis
 
     @cached_property
     def vocabulary_cuts(self) -> tuple[str, ...]:
@@ -248,7 +248,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
 
     def _check_experts(self) -> None:
         """Raise ValueError unless the options fit a model with experts, or one without."""
-        if self.expert_parallel_size and self.parts[1] != "expert":
+        if self.expert_parallel_size and self.parts.mlp != "expert":
             raise ValueError(
                 f"expert_parallel_size = {self.expert_parallel_size} is for mlp = expert, not for "
                 f"method = {self.method}; valid: 0"
@@ -287,7 +287,7 @@ class RunConfig(Parallelism, Batch, Precision, Zero, MemorySavings, Execution, D
                 f"{a.num_attention_heads} with model.num_key_value_heads = "
                 f"{a.num_key_value_heads}; valid: {valid}"
             )
-        uneven = self.parts[0] == "ulysses" and self.ulysses_all_to_all == "native"
+        uneven = self.parts.attention == "ulysses" and self.ulysses_all_to_all == "native"
         uneven = uneven and self.ulysses_head_chunks == tensor == 1
         others = {"ring_parallel_size": ring, "tensor_parallel_size": tensor}
         check_sequence(self.world_size, others, self.sequence_size, *self.shared_heads, uneven)

@@ -95,15 +95,15 @@ def shares(heads: int, kv_heads: int, ranks: int) -> list[tuple[range, range]]:
             "at most as many ranks as query heads"
         )
     group = heads // kv_heads
-    found = []
+    spans = []
     for rank in range(ranks):
         if kv_heads >= ranks:
             kv = part_of(kv_heads, ranks, rank)
-            found.append((range(kv.start * group, kv.stop * group), kv))
+            spans.append((range(kv.start * group, kv.stop * group), kv))
         else:
             q = part_of(heads, ranks, rank)
-            found.append((q, range(q.start // group, (q.stop - 1) // group + 1)))
-    return found
+            spans.append((q, range(q.start // group, (q.stop - 1) // group + 1)))
+    return spans
 
 
 def attended(queries: range, kv: range, group: int) -> list[int]:

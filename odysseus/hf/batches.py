@@ -29,7 +29,7 @@ class SplitDocuments(Documents):
 
     Attributes:
         mesh: The mesh that the samples are split over.
-        longest: The largest position of the batch but for padding, plus 1; 0 if nobody asks.
+        longest: The largest position of the batch but for padding, plus 1; 0 if it is not needed.
         padding: Whether a token of this rank is padding, [B, s]; None without an attention mask.
         longest_is_used: Whether the model's rotary embedding was told the largest position.
     """
@@ -183,9 +183,9 @@ def _check_positions(position_ids: Tensor, attention_mask: Tensor | None) -> Non
         wrong &= attention_mask[:, 1:] != 0
     if bool(wrong.any()):
         row, at = wrong.nonzero()[0].tolist()
-        before, found = position_ids[row, at : at + 2].tolist()
+        before, value = position_ids[row, at : at + 2].tolist()
         raise ValueError(
-            f"position_ids of sample {row} have {found} after {before}; valid: increasing by 1 "
+            f"position_ids of sample {row} have {value} after {before}; valid: increasing by 1 "
             "inside a document, beginning again at 0 in the next one"
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from odysseus.config.groups import MemorySavings
 from odysseus.config.run import RunConfig
 from odysseus.hf import families
 from odysseus.hf.changes import Changes
@@ -27,7 +28,7 @@ def tiles_loss(model: Any, run: RunConfig) -> bool:
     return run.tiles_loss and (known or run.tiled_loss_compute is True)
 
 
-def check(model: Any, run: RunConfig) -> None:
+def check(model: Any, run: MemorySavings) -> None:
     """Raise ValueError if a run asks for tiles of a head whose hooks need all logits."""
     if run.tiled_loss_compute is True:
         _check_hooks(model)

@@ -34,9 +34,9 @@ def use_longest(model: nn.Module, changes: Changes) -> None:
             longest.clear()
             return None
         longest[:] = [documents.longest]
-        told = replace(documents, longest_is_used=True)
-        Packing.share(documents, told)
-        return args, kwargs | {"documents": told}
+        with_longest = replace(documents, longest_is_used=True)
+        Packing.share(documents, with_longest)
+        return args, kwargs | {"documents": with_longest}
 
     changes.undos.append(model.register_forward_pre_hook(store_longest, with_kwargs=True).remove)
     for module in rotary:

@@ -225,7 +225,7 @@ class Samples:
             edges = [self.text.starts_between(first, first + length) for first in samples * length]
             starts = [np.union1d([0], e[e < length]) for e in edges]
             documents = Documents(tuple(tuple(row.tolist()) for row in starts))
-            if self.device.type != "cpu" and self.run.token_axes[0] == 1:
+            if self.device.type != "cpu" and self.run.token_axes.ring == 1:
                 Packing.of(documents, length, self.device)  # in the step the host would wait for it
             # The last token of a document has no next token to predict.
             ends = [np.isin(self.positions + 1, e) for e in edges]

@@ -56,7 +56,7 @@ class MixtureOfExperts(nn.Module):
         experts: This rank's experts; by default all, each with its part of the width.
         shards: Ranks over which the widths of all MLPs are cut.
         enter: Makes the tokens that this rank computes of its stream.
-        leave: The inverse, for the output, of which ranks that share a width have partial sums.
+        leave: The inverse, for the output; each rank that shares a width has a partial sum of it.
 
     Attributes:
         losses: Sums what the router's losses need; None if it has none.
@@ -124,6 +124,6 @@ def scores(logits_TE: Tensor, architecture: Architecture) -> Tensor:
 
 
 def whole_mlp(architecture: Architecture, kernels: Kernels) -> MLP | MixtureOfExperts:
-    """Build what a block has in the place of the MLP, with whole weights."""
+    """Build a block's MLP or its mixture of experts, with whole weights."""
     build = MixtureOfExperts if architecture.num_experts else MLP
     return build(architecture, kernels)

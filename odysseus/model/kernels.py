@@ -86,7 +86,7 @@ def attention_kernel(run: RunConfig, device: torch.device) -> str:
     Raises:
         ValueError: it needs CUDA, another dtype or a package that is not installed.
     """
-    if run.ring_backend == "yunchang" and run.token_axes[0] > 1:
+    if run.ring_backend == "yunchang" and run.token_axes.ring > 1:
         return "flash_attention_2"
     asked, width = run.model.attn_implementation, run.architecture.head_dim
     name, _ = choose_attention(asked, device, run.compute_dtype, width)

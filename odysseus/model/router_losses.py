@@ -27,7 +27,7 @@ class RouterLosses:
         architecture: Has the coefficients.
         device: Where sums are kept.
         add: Sums a tensor over all ranks, in place.
-        micro_steps: Micro steps of an optimizer step, of whose losses the mean counts.
+        micro_steps: Micro steps per optimizer step; the step's loss is the mean of theirs.
     """
 
     def __init__(

@@ -147,12 +147,12 @@ class WindowAttention(BlockAttention):
         logsumexp = q.new_full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, dtype=wide)
         for row, piece in spans:
             at_q, at_k = (row, piece.queries, piece), (row, piece.keys, piece)
-            turn = piece.mask == _REVERSED
+            reverse = piece.mask == _REVERSED
             q_t, k_t, v_t = (
-                _turned(_tiles(x, *at), turn) for x, at in ((q, at_q), (k, at_k), (v, at_k))
+                _reversed_if(_tiles(x, *at), reverse) for x, at in ((q, at_q), (k, at_k), (v, at_k))
             )
             part, part_logsumexp = self.forward(q_t, k_t, v_t, piece.mask != _NONE)
-            if turn:
+            if reverse:
                 part, part_logsumexp = part.flip(1), part_logsumexp.flip(2)
             merge_(
                 _repetitions(o, *at_q),
@@ -172,17 +172,17 @@ class WindowAttention(BlockAttention):
         logsumexp_BSH = logsumexp.transpose(1, 2)
         for row, piece in spans:
             at_q, at_k = (row, piece.queries, piece), (row, piece.keys, piece)
-            turn = piece.mask == _REVERSED
+            reverse = piece.mask == _REVERSED
             given = [
-                _turned(_tiles(x, *at), turn)
+                _reversed_if(_tiles(x, *at), reverse)
                 for x, at in ((grad_o, at_q), (q, at_q), (k, at_k), (v, at_k), (o, at_q))
             ]
-            lse_BHt = _turned(_tiles(logsumexp_BSH, *at_q), turn).transpose(1, 2)
+            lse_BHt = _reversed_if(_tiles(logsumexp_BSH, *at_q), reverse).transpose(1, 2)
             parts = self.backward(*given, lse_BHt.contiguous(), piece.mask != _NONE)
             for gradient, at, part in zip(
                 (grad_q, grad_k, grad_v), (at_q, at_k, at_k), parts, strict=True
             ):
-                of_tiles = _turned(part, turn).unflatten(0, (-1, piece.count))
+                of_tiles = _reversed_if(part, reverse).unflatten(0, (-1, piece.count))
                 _repetitions(gradient, *at).add_(of_tiles)
         return grad_q, grad_k, grad_v
 
@@ -208,5 +208,5 @@ def _tiles(x_BS: Tensor, rows: slice, tokens: range, piece: Piece) -> Tensor:
     return _repetitions(x_BS, rows, tokens, piece).flatten(0, 1)
 
 
-def _turned(x_BS: Tensor, turn: bool) -> Tensor:
-    return x_BS.flip(1) if turn else x_BS
+def _reversed_if(x_BS: Tensor, reverse: bool) -> Tensor:
+    return x_BS.flip(1) if reverse else x_BS

@@ -59,12 +59,12 @@ class Exchange:
         )
         return Exchange(sent, received, experts_Q, axis)
 
-    def forth(self, x_RW: Tensor) -> Tensor:
+    def to_experts(self, x_RW: Tensor) -> Tensor:
         """Send rows to the ranks of their experts, [Q, W] of [R, W]."""
         return _moved(x_RW, self.sent, self.received, self.axis)
 
-    def back(self, x_QW: Tensor) -> Tensor:
-        """Send rows home, [R, W] of [Q, W]."""
+    def to_owners(self, x_QW: Tensor) -> Tensor:
+        """Send rows back to the ranks of their tokens, [R, W] of [Q, W]."""
         return _moved(x_QW, self.received, self.sent, self.axis)
 
 
@@ -87,11 +87,11 @@ class ExpertsOfRanks(Experts):
         """[T, D]: :meth:`Experts.forward` of this rank's tokens, by the experts of all ranks."""
         rows = Rows.by_expert(experts_TK, self.count * self.axis.size)
         exchange = Exchange.of(rows, self.axis, self.shares)
-        x_QD = exchange.forth(rows.spread(x_TD))
-        weight_Q1 = exchange.forth(rows.in_order(weights_TK))
+        x_QD = exchange.to_experts(rows.spread(x_TD))
+        weight_Q1 = exchange.to_experts(rows.in_order(weights_TK))
         own = Rows.by_expert(exchange.experts_Q.unsqueeze(1), self.count)
         y_QD = own.collect(self.compute(own.spread(x_QD), own.in_order(weight_Q1), own))
-        return rows.collect(exchange.back(y_QD))
+        return rows.collect(exchange.to_owners(y_QD))
 
 
 def _moved(x_RW: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:

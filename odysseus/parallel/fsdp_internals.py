@@ -2,16 +2,19 @@
 
 FSDP2's public interface cannot shard weights of one unit over different meshes and give each group
 its own reduce-scatter, and it cannot be taken off a model. When PyTorch changes, this file is the
-one to change: `tests/odysseus/parallel/test_fsdp_internals.py` runs each function.
+one to change. In tests/odysseus/parallel/, `test_private_names.py` looks for each name, and
+`test_fsdp_internals.py` runs each function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed import _composable_state
+from torch.distributed import _composable_state, distributed_c10d
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -38,7 +41,23 @@ __all__ = [
     "rows_over",
     "set_reduce_scatter",
     "sharded_parameters",
+    "timeout_of",
 ]
+
+
+@contextmanager
+def timeout_of(world: dist.ProcessGroup, device: torch.device) -> Iterator[None]:
+    """Give the process groups that are made inside the timeout of this one.
+
+    By itself PyTorch gives a new group 10 minutes with NCCL, 30 with gloo. NCCL counts them from
+    the moment when the host issues a collective, and a step is issued long before it ends.
+    """
+    earlier = {*distributed_c10d._world.pg_map}
+    yield
+    if dist.get_backend(world) in ("nccl", "gloo"):  # not the groups of a dry run
+        timeout = world._get_backend(device).options._timeout
+        for group in distributed_c10d._world.pg_map.keys() - earlier:
+            distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def flatten_mesh(mesh: DeviceMesh, name: str) -> DeviceMesh:

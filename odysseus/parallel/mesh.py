@@ -168,6 +168,11 @@ def world_group() -> dist.ProcessGroup:
 
 def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
     """Lay the started ranks out on the run's axes; there must be `run.world_size` of them."""
+    with fsdp_internals.timeout_of(world_group(), device):
+        return _make_mesh(device, run)
+
+
+def _make_mesh(device: torch.device, run: RunConfig) -> Mesh:
     sizes = run.axis_sizes
     order = list(sizes)
     grid = init_device_mesh(
@@ -204,7 +209,7 @@ def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
 def _make_expert_axis(
     device: torch.device, run: RunConfig
 ) -> tuple[Axis, DeviceMesh] | tuple[None, None]:
-    if run.parts[1] != "expert":
+    if run.parts.mlp != "expert":
         return None, None
     ranks = run.expert_ranks
     names = ("same_experts", "experts")

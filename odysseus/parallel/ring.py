@@ -65,7 +65,7 @@ def check(run: RunConfig, device: torch.device) -> None:
 
     :meth:`RunConfig.check` checks the sizes.
     """
-    if run.token_axes[0] == 1:
+    if run.token_axes.ring == 1:
         return
     if run.ring_backend == "yunchang" and device.type != "cuda":
         raise ValueError(

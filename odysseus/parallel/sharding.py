@@ -145,8 +145,8 @@ def pieces(parameter: str, architecture: Architecture, cuts: Cuts = WHOLE) -> li
         tensors_of(parameter, architecture.num_experts),
     )
     if cut_of(parameter, cuts.dimensions) == BY_EXPERT:
-        mine = part_of(len(tensors), cuts.experts.size, cuts.experts.rank)
-        tensors = tensors[mine.start : mine.stop]
+        own = part_of(len(tensors), cuts.experts.size, cuts.experts.rank)
+        tensors = tensors[own.start : own.stop]
     return [_piece(name, shapes[name], architecture, cuts) for name in tensors]
 
 
@@ -158,8 +158,8 @@ def _piece(name: str, shape: tuple[int, ...], architecture: Architecture, cuts: 
         return Piece(name, shape, ranges[0], ranges[1])
     is_key_value = name.split(".")[-2] in ("k_proj", "v_proj")
     copies = max(1, size // architecture.num_key_value_heads) if is_key_value else 1
-    mine = part_of(shape[cut], size // copies, rank // copies)
-    ranges[cut] = (mine.start, mine.stop)
+    own = part_of(shape[cut], size // copies, rank // copies)
+    ranges[cut] = (own.start, own.stop)
     return Piece(name, shape, ranges[0], ranges[1], owned=rank % copies == 0)
 
 

@@ -95,7 +95,7 @@ def rotated(x: Tensor, axis: Axis) -> Iterator[tuple[int, Tensor]]:
             del hop  # and the tensor that it has sent
 
 
-def summed_at_home(parts: Iterable[Tensor], axis: Axis) -> Tensor:
+def reduced_at_owner(parts: Iterable[Tensor], axis: Axis) -> Tensor:
     """Sum what all ranks compute from each tensor of :func:`rotated`, at the rank it came from.
 
     A sum follows its tensor one step behind, from the first rank that the tensor is sent to: n-1

@@ -61,9 +61,9 @@ def _uneven(
         for (a, b), (c, d) in (((q.start, q.stop), (kv.start, kv.stop)) for q, kv in of_ranks)
     ]
     q, kv = of_ranks[axis.rank]
-    mine = batch * tokens * (len(q) + 2 * len(kv)) * width
+    own_elements = batch * tokens * (len(q) + 2 * len(kv)) * width
     received = collectives.all_to_all_uneven(
-        torch.cat(parts), [part.numel() for part in parts], [mine] * axis.size, axis
+        torch.cat(parts), [part.numel() for part in parts], [own_elements] * axis.size, axis
     )
     packed_BSFK = transfers.unstack(received.view(axis.size, batch, tokens, -1, width), 1)
     q_BShK, k_BSgK, v_BSgK = packed_BSFK.split([len(q), len(kv), len(kv)], dim=2)

@@ -31,13 +31,13 @@ def choose_vocabulary(run: RunConfig, mesh: Mesh, replicated: bool) -> Vocabular
         replicated: Whether the stream is replicated (:class:`odysseus.method.Method`).
     """
     rows, axis = run.architecture.vocab_size, mesh.edge
-    mine = part_of(rows, axis.size, axis.rank)
+    own = part_of(rows, axis.size, axis.rank)
     embedding, head = (part in run.vocabulary_cuts for part in (EMBEDDING, HEAD))
     return Vocabulary(
-        embedding_rows=len(mine) if embedding else rows,
-        head_rows=len(mine) if head else rows,
-        lookup=partial(cut_lookup, axis=axis, first=mine.start) if embedding else F.embedding,
-        loss=_cut_loss(run, Rows(axis, mine.start, replicated)) if head else choose_loss(run, rows),
+        embedding_rows=len(own) if embedding else rows,
+        head_rows=len(own) if head else rows,
+        lookup=partial(cut_lookup, axis=axis, first=own.start) if embedding else F.embedding,
+        loss=_cut_loss(run, Rows(axis, own.start, replicated)) if head else choose_loss(run, rows),
     )
 
 

@@ -105,7 +105,7 @@ def swiglu_of_parts(
 ) -> Tensor:
     """Forward: an MLP without the bias of its output, whose parts go around the ranks as a ring;
     [B, s, D] to [B, s, D].
-    Backward: they go around again, and the sum of each part's gradients follows it home.
+    Backward: they go around again, and the sum of each part's gradients follows it to its owner.
     Bytes: n-1 parts, in forward and in backward, and n-1 gradients of a part.
     Meaning: every rank applies all parts of the MLP to its own tokens."""
     parts = [part for part in (gate_up_eD, down_Dh, gate_up_bias_e) if part is not None]
@@ -191,7 +191,7 @@ class _SwigluOfParts(torch.autograd.Function):
                 yield gradient_P
                 del gradient_P
 
-        sum_P = transfers.summed_at_home(gradients(), ctx.visits.gradients)
+        sum_P = transfers.reduced_at_owner(gradients(), ctx.visits.gradients)
         return grad_x_BsD, None, None, *_unpacked(sum_P.to(parts[0].dtype), parts)
 
 

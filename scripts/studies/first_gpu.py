@@ -37,7 +37,7 @@ def beside(measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     both = tables[0].merge(tables[1], on=CELL, suffixes=("", "_predicted"))
     for name in _NUMBERS.values():
         both[f"{name}_ratio"] = both[f"{name}_predicted"] / both[name]
-    kept = both[both[_OFFLOAD] != "true"].set_index(["method", "seq_len"])["step_ms"]
+    kept = both[both[_OFFLOAD] != "True"].set_index(["method", "seq_len"])["step_ms"]
     at = pd.MultiIndex.from_frame(both[["method", "seq_len"]])
     both["over_without_offload"] = both["step_ms"].to_numpy() / kept.reindex(at).to_numpy()
     return both

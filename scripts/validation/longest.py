@@ -67,11 +67,11 @@ def predict(how: str) -> None:
     print(how)
     for name, (run, published) in LONGEST.items():
         started = time.monotonic()
-        found = longest.longest(run, lambda seq_len, need: None)
-        error = found.seq_len / published - 1
-        print(f"{name}: {published} tokens published, {found.seq_len} predicted ({error:+.1%})")
-        print(f"  {found.limit} is short; {time.monotonic() - started:.0f} s")
-        counted = dry_run.counted(replace(run, seq_len=found.seq_len))
+        result = longest.longest(run, lambda seq_len, need: None)
+        error = result.seq_len / published - 1
+        print(f"{name}: {published} tokens published, {result.seq_len} predicted ({error:+.1%})")
+        print(f"  {result.limit} is short; {time.monotonic() - started:.0f} s")
+        counted = dry_run.counted(replace(run, seq_len=result.seq_len))
         print("  " + peak_in_words(counted.rank, counted.peak).replace("\n", "\n  "))
     for chunks in (1, 4):
         run = replace(UNTIED, ulysses_head_chunks=chunks)

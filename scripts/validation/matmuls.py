@@ -79,8 +79,8 @@ def halves(measured: Sequence[Measured]) -> tuple[list[Measured], list[Measured]
     weights = sorted({(one.columns, one.inner) for one in measured})
     random.Random(0).shuffle(weights)
     fitted = set(weights[::2])
-    ours = [one for one in measured if (one.columns, one.inner) in fitted]
-    return ours, [one for one in measured if (one.columns, one.inner) not in fitted]
+    known = [one for one in measured if (one.columns, one.inner) in fitted]
+    return known, [one for one in measured if (one.columns, one.inner) not in fitted]
 
 
 def rate(measured: Sequence[Measured], multiprocessors: int, tiling: Tiling) -> float:
@@ -122,8 +122,8 @@ def fit(of_gpus: dict[str, list[Measured]]) -> Tiling:
         total = 0.0
         for gpu, measured in of_gpus.items():
             cores = _multiprocessors(gpu)
-            found = errors(measured, rate(measured, cores, tiling), cores, tiling)
-            total += weighted([abs(error) for error in found], measured)
+            residuals = errors(measured, rate(measured, cores, tiling), cores, tiling)
+            total += weighted([abs(error) for error in residuals], measured)
         return total
 
     grid = product((0.7, 0.75, 0.8, 0.85, 0.9), (60, 90, 120, 150), (0.1, 0.2, 0.27, 0.35, 0.5))
@@ -148,18 +148,18 @@ def main(arguments: list[str]) -> None:
     split = {gpu: halves(measured) for gpu, measured in known.items()}
     chosen = random.Random(0)
     fitted = {
-        gpu: chosen.sample(ours, min(MOST_SHAPES, len(ours))) for gpu, (ours, _) in split.items()
+        gpu: chosen.sample(known, min(MOST_SHAPES, len(known))) for gpu, (known, _) in split.items()
     }
     print(f"fitted: {fit(fitted)}; in use: {FITTED}")
-    for gpu, (ours, judged) in split.items():
+    for gpu, (known, judged) in split.items():
         cores = _multiprocessors(gpu)
-        flops_per_s = rate(ours, cores, FITTED)
-        found = errors(judged, flops_per_s, cores, FITTED)
-        low, middle, high = pd.Series(found).quantile([0.1, 0.5, 0.9])
+        flops_per_s = rate(known, cores, FITTED)
+        residuals = errors(judged, flops_per_s, cores, FITTED)
+        low, middle, high = pd.Series(residuals).quantile([0.1, 0.5, 0.9])
         print(
-            f"{gpu}: {flops_per_s / 1e12:.0f} TFLOP/s from {len(ours)} matmuls; of {len(judged)} "
-            f"others the error is {weighted([abs(e) for e in found], judged):.1%} on average, "
-            f"{weighted(found, judged):+.1%} together, {low:+.1%} to {high:+.1%} in the middle "
+            f"{gpu}: {flops_per_s / 1e12:.0f} TFLOP/s from {len(known)} matmuls; of {len(judged)} "
+            f"others the error is {weighted([abs(e) for e in residuals], judged):.1%} on average, "
+            f"{weighted(residuals, judged):+.1%} together, {low:+.1%} to {high:+.1%} in the middle "
             f"80 % of shapes (median {middle:+.1%})"
         )
 

@@ -114,16 +114,16 @@ def test_on_a_second_axis_and_in_a_ring_of_whole_tokens() -> None:
 
 @pytest.mark.parametrize("mesh", EVERY)
 def test_bytes_equal_theory(mesh: str) -> None:
-    check_bytes([run for run in every_run() if run.parts[1] != "expert"], mesh)
+    check_bytes([run for run in every_run() if run.parts.mlp != "expert"], mesh)
 
 
 @pytest.mark.parametrize("mesh", EVERY)
 def test_bytes_follow_the_load(mesh: str) -> None:
-    runs = on_mesh_in_dtypes([run for run in every_run() if run.parts[1] == "expert"], mesh)
+    runs = on_mesh_in_dtypes([run for run in every_run() if run.parts.mlp == "expert"], mesh)
     uneven = 0
     for rank, measured in enumerate(run_ranks(columns_and_loads, runs[0].world_size, runs)):
         for run, (columns, load) in zip(runs, measured, strict=True):
-            uneven += load.there != load.back
+            uneven += load.sent_rows != load.returned_rows
             assert columns == theory_traffic.step_traffic(run, rank, load).columns, (rank, run)
     assert uneven
 
@@ -169,12 +169,12 @@ DRY_RUNS = [("2", 8), *(slow(mesh, 1) for mesh in MESHES)]
 
 @pytest.mark.parametrize(("mesh", "step"), DRY_RUNS)
 def test_a_dry_run_counts_the_same(mesh: str, step: int) -> None:
-    check_dry_runs([run for run in every_run() if run.parts[1] != "expert"], mesh, step)
+    check_dry_runs([run for run in every_run() if run.parts.mlp != "expert"], mesh, step)
 
 
 @pytest.mark.parametrize(("mesh", "step"), DRY_RUNS)
 def test_a_dry_run_has_a_balanced_load(mesh: str, step: int) -> None:
-    runs = [run for run in every_run() if run.parts[1] == "expert"]
+    runs = [run for run in every_run() if run.parts.mlp == "expert"]
     with mock.patch.object(experts, "choose", balanced):
         check_dry_runs(runs, mesh, step, measured_with_balanced_load)
 

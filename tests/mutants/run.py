@@ -93,7 +93,7 @@ def noticed_by(mutant: Mutant, tree: Path) -> str:
 
 
 def with_result(page: str, mutant: Mutant, test: str) -> str:
-    """Return the page with the row of this mutant written anew, in the order of mutants.toml."""
+    """Return the page with the row of this mutant written again, in the order of mutants.toml."""
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines()}
     by = f"`{test.removeprefix('tests/')}`" if test else "**nothing**"
     rows[mutant.name] = f"| {mutant.name} | `{mutant.file}` | {by} |"

@@ -18,7 +18,9 @@ def test_a_cell_beside_its_dry_run_and_without_offload() -> None:
     def cells(step_ms: list[float], peaks: list[int], status: str = "ok") -> pd.DataFrame:
         table = {"step_ms_p50": step_ms, "peak_memory_bytes": peaks}
         cell = {"method": "ulysses", "seq_len": 8192, "status": ["ok", status]}
-        return pd.DataFrame({**cell, **table, "activation_checkpoint_cpu_offload": ["", "true"]})
+        return pd.DataFrame(
+            {**cell, **table, "activation_checkpoint_cpu_offload": ["False", "True"]}
+        )
 
     measured, predicted = cells([100, 110], [50, 20]), cells([90, 99], [49, 19])
     found = first_gpu.beside(measured, predicted)

@@ -94,7 +94,7 @@ def _alike(runs: list[RunConfig]) -> list[list[RunConfig]]:
     """Group runs by what their mesh and their reference depend on."""
     groups = defaultdict(list)
     for run in runs:
-        experts = run.parts[1] == "expert", run.expert_ranks
+        experts = run.parts.mlp == "expert", run.expert_ranks
         groups[run.architecture, run.gradient_accumulation_steps, experts].append(run)
     return [*groups.values()]
 

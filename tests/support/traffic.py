@@ -17,7 +17,7 @@ def measured_columns(runs: list[RunConfig]) -> list[dict[str, int]]:
     meshes = {}
     columns = []
     for run in runs:
-        experts = run.parts[1] == "expert", run.expert_ranks
+        experts = run.parts.mlp == "expert", run.expert_ranks
         shape = *run.axis_sizes.items(), run.architecture.num_key_value_heads, experts
         mesh = meshes.get(shape) or make_mesh(torch.device("cpu"), run)
         meshes[shape] = mesh

@@ -43,43 +43,43 @@ def test_every_rung_is_longer_by_the_toggle_that_gains_most(
     assert len(others) > 1
     for before, rung in pairwise([first, *others]):
         assert rung.so_far == (*before.so_far, rung.added)
-        assert rung.gain == pytest.approx(rung.found.seq_len / before.found.seq_len - 1)
+        assert rung.gain == pytest.approx(rung.longest.seq_len / before.longest.seq_len - 1)
         assert rung.gain > 0.01
         assert rung.run == replace(
-            savings.with_savings(run, rung.so_far), seq_len=rung.found.seq_len
+            savings.with_savings(run, rung.so_far), seq_len=rung.longest.seq_len
         )
     (second, *_) = others
     for name in savings.to_add(run):
         found = search(savings.with_savings(run, [name]), lambda seq_len, need: None, dry_runs)
-        assert found.seq_len <= second.found.seq_len * 1.01
+        assert found.seq_len <= second.longest.seq_len * 1.01
     last = others[-1]
     for name in savings.to_add(last.run):
         longer = replace(
             savings.with_savings(last.run, [name]),
-            seq_len=int(last.found.seq_len * 1.02) // unit_of(run) * unit_of(run),
+            seq_len=int(last.longest.seq_len * 1.02) // unit_of(run) * unit_of(run),
         )
-        assert longer.seq_len == last.found.seq_len or dry_runs.need(longer).limit
+        assert longer.seq_len == last.longest.seq_len or dry_runs.need(longer).limit
 
 
 def test_rungs_of_a_formula(run: RunConfig) -> None:
     """40 MB of 1,000 bytes a token, then of 300; the optimizer's 60 MB; then the host is full."""
     rungs = climbed(replace(run, method="tp"), NeedByFormula())
-    assert [(rung.added, rung.found.limit) for rung in rungs] == [
+    assert [(rung.added, rung.longest.limit) for rung in rungs] == [
         ("none", "GPU"),
         ("activation_checkpoint_cpu_offload", "GPU"),
         ("optimizer.offload", "host"),
     ]
     expected = [40_000, 40_000_000 / 300, 200_000]
-    assert [rung.found.seq_len for rung in rungs] == pytest.approx(expected, rel=0.03)
+    assert [rung.longest.seq_len for rung in rungs] == pytest.approx(expected, rel=0.03)
 
 
 def test_as_long_as_nothing_fits_the_least_need_counts(run: RunConfig) -> None:
     """The optimizer alone takes 240 of 100 MB of one rank."""
     first, second, *others = climbed(replace(run, world_size=1, method="tp"), NeedByFormula())
-    assert (first.found.seq_len, first.found.limit, first.found.whole) == (0, "GPU", None)
+    assert (first.longest.seq_len, first.found.limit, first.found.whole) == (0, "GPU", None)
     assert second.added == "optimizer.offload"
     assert (second.gain, second.found.limit) == (None, "GPU")
-    assert second.found.seq_len > 0
+    assert second.longest.seq_len > 0
     assert all(rung.gain for rung in others)
 
 

