@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,19 +36,26 @@ def node_limit_bytes(run: MemorySavings, node_bytes: int | None = None) -> int:
 def machine_memory_bytes() -> int:
     """Return the memory of this machine, or of this process's control group if that is less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for folder in _control_groups():
-        file = folder / "memory.max"
+    for file in _limit_files():
         text = file.read_text().strip() if file.is_file() else "max"
         limits += [int(text)] if text.isdigit() else []
     return min(limits)
 
 
-def _control_groups() -> list[Path]:
-    """List the folders of this process's control group (version 2) and of its parent groups."""
+def _limit_files() -> Iterator[Path]:
+    """Yield the files that may limit the memory of this process: those of its control group, of
+    version 2 or 1, and of its parent groups. Version 1 writes a huge number for no limit."""
     lines = _OWN_GROUP.read_text().splitlines() if _OWN_GROUP.is_file() else []
-    path = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
-    folder = _ALL_GROUPS / path
-    return [folder, *(p for p in folder.parents if p.is_relative_to(_ALL_GROUPS))]
+    groups = [line.split(":", 2)[1:] for line in lines]
+    own = {controller: path for names, path in groups for controller in names.split(",")}
+    for root, controller, name in (
+        (_ALL_GROUPS, "", "memory.max"),
+        (_ALL_GROUPS / "memory", "memory", "memory.limit_in_bytes"),
+    ):
+        folder = root / own.get(controller, "").lstrip("/")
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(root):
+                yield group / name
 
 
 def ranks_per_node(world_size: int) -> int:
@@ -56,6 +65,15 @@ def ranks_per_node(world_size: int) -> int:
         ValueError: LOCAL_WORLD_SIZE is no whole number of at least 1.
     """
     return whole_number("LOCAL_WORLD_SIZE", least=1) or world_size
+
+
+@contextmanager
+def host_allocation() -> Iterator[None]:
+    """Raise what fails inside as HostMemoryError: CUDA fails if memory cannot be page-locked."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise HostMemoryError(f"allocating host memory: {error}") from error
 
 
 class HostMemory:
@@ -115,9 +133,7 @@ class HostMemory:
         self.held_bytes -= made.nbytes
 
     def _allocate(self, like: Tensor) -> Tensor:
-        try:
+        with host_allocation():
             return torch.empty(
                 like.shape, dtype=like.dtype, device=self.device, pin_memory=self.pinned
             )
-        except RuntimeError as error:  # CUDA raises it when memory cannot be page-locked
-            raise HostMemoryError(f"allocating {like.nbytes} bytes on the host: {error}") from error

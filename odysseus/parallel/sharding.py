@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -218,18 +219,28 @@ def initialize(held: Iterable[tuple[Piece, Tensor]], seed: int) -> None:
 
     Norms are 1, biases 0, everything else normal with standard deviation 0.02 (Llama's
     ``initializer_range``). Values are drawn on the CPU in blocks of rows, each from its own
-    generator. So a rank draws only the rows it keeps, and every sharding gives the same model.
+    generator. So a rank draws only the rows it keeps, every sharding gives the same model, and as
+    many threads as PyTorch has here draw beside each other.
     """
+    blocks: list[tuple[Piece, Tensor, int]] = []
     for piece, view in held:
         if len(piece.shape) == 1:
             view.fill_(0.0 if piece.name.endswith(".bias") else 1.0)
             continue
         start, stop = piece.rows
-        for block in range(start // _ROWS_PER_DRAW, -(-stop // _ROWS_PER_DRAW)):
-            first = block * _ROWS_PER_DRAW
-            drawn = _draw(seed, piece, block)[:, slice(*piece.columns)]
-            low, high = max(start, first), min(stop, first + len(drawn))
-            view[low - start : high - start] = drawn[low - first : high - first]
+        of_piece = range(start // _ROWS_PER_DRAW, -(-stop // _ROWS_PER_DRAW))
+        blocks += [(piece, view, block) for block in of_piece]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(partial(_fill_block, seed), blocks))  # raises what a thread raised
+
+
+def _fill_block(seed: int, of: tuple[Piece, Tensor, int]) -> None:
+    """Draw one block of rows, and copy what the view has of it."""
+    piece, view, block = of
+    (start, stop), first = piece.rows, block * _ROWS_PER_DRAW
+    drawn = _draw(seed, piece, block)[:, slice(*piece.columns)]
+    low, high = max(start, first), min(stop, first + len(drawn))
+    view[low - start : high - start] = drawn[low - first : high - first]
 
 
 def _draw(seed: int, piece: Piece, block: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch
-from odysseus.memory.host_memory import HostMemory
+from odysseus.memory.host_memory import HostMemory, host_allocation
 from odysseus.method import Method
 from odysseus.model.decoder import CausalLM
 from odysseus.model.experts import MixtureOfExperts
@@ -114,7 +114,8 @@ class Trainer:
             self.host.claim(2 * sum(shard.nbytes for shard in shards))
         has_values = device.type != "meta"  # a dry run's weights have none
         if has_values:
-            self.model.to_empty(device=self._shards_device)
+            with host_allocation() if self._shards_device != device else nullcontext():
+                self.model.to_empty(device=self._shards_device)
             if isinstance(self.model, CausalLM):
                 self.model.tie()  # a weight that ZeRO does not manage is now one for each module
         if run.masters_on_host:

@@ -8,6 +8,9 @@ from itertools import product
 from typing import Any
 from unittest.mock import patch
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.meters.step import memory_of_step
@@ -49,6 +52,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "model": replace(RUN.model, **EXPERTS | {"num_experts": 8}),
     },
     "cut vocabulary": {"vocab_parallel": True, **TOGGLES["tiled_loss_fused"]},
+    "fp32": {"dtype": "fp32"},
+    "fp32 masters": {"dtype": "fp32", **TOGGLES["optimizer_masters"]},
 }
 LAYOUTS = [(1, 1), (2, 1), (2, 2), (8, 1), (8, 2)]
 """Ranks, and those of the ring."""
@@ -61,8 +66,18 @@ def run_of(method: str, ranks: int, ring: int, option: str) -> RunConfig:
 
 
 def valid(case: Case) -> bool:
-    """Whether the run accepts its options together."""
+    """Whether the run accepts its options together.
+
+    In fp32 no kernel computes a ring's blocks, and FSDP2 leaves cut weights alone: as fake tensors
+    these cannot leave the meta device.
+    """
     run = run_of(*case)
+    if (
+        run.dtype == "fp32"
+        and run.world_size > 1
+        and (run.token_axes.ring > 1 or method_of(run.method).cuts(run))
+    ):
+        return False
     try:
         run.check()
         method_of(run.method).check(run)
@@ -80,6 +95,15 @@ def cases() -> list[Case]:
     return [case for case in every if valid(case)]
 
 
+def _no_copies_in_fp32(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """Attention, which refuses what would take CUDA to the kernel that stores all scores."""
+    assert q.dtype != torch.float32 or not options.get("enable_gqa"), "kv heads are not expanded"
+    return _attention(q, k, v, **options)
+
+
+_attention = F.scaled_dot_product_attention
+
+
 def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none") -> dict[str, Any]:
     """Train two steps; return the traceback, or the second's waits of the host, the order of its
     communication, and what does not wait for what it needs."""
@@ -87,7 +111,11 @@ def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none"
     rows = run.local_tokens * run.architecture.num_experts_per_tok
     syncs = HostSyncs(rows // run.expert_ranks)
     try:
-        with only_gpu(ranks - 1, ranks, syncs.waited) as device, FAULTS[fault]():
+        with (
+            only_gpu(ranks - 1, ranks, syncs.waited) as device,
+            patch.object(F, "scaled_dot_product_attention", _no_copies_in_fp32),
+            FAULTS[fault](),
+        ):
             mesh = make_mesh(CUDA, run)
             # Weights and tokens are drawn on the host; here they have no values.
             with (

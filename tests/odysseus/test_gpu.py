@@ -25,6 +25,7 @@ from tests.support.ring import in_two_blocks
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("default"),  # a driver's warning is no failure
 ]
 DEVICE = torch.device("cuda", 0)
 KERNELS_OF_ATTENTION = ["sdpa", "cudnn", "flash_attention_2", "flash_attention_3"]

@@ -23,7 +23,7 @@ SPELLINGS: list[tuple[BaseException, str]] = [
     (RuntimeError("Triton Error [CUDA]: out of memory"), "oom_gpu"),
     (dist.DistBackendError(NCCL + "Failed to CUDA calloc async 608 bytes"), "oom_gpu"),
     (dist.DistBackendError(NCCL + "Cuda failure 2 'out of memory'"), "oom_gpu"),
-    (HostMemoryError("allocating 8 bytes on the host: CUDA error: out of memory"), "oom_cpu"),
+    (HostMemoryError("allocating host memory: CUDA error: out of memory"), "oom_cpu"),
     (MemoryError("no more"), "oom_cpu"),
     (
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: "),

@@ -20,6 +20,7 @@ from odysseus.config.run import OptimizerOptions, RunConfig
 from odysseus.memory import host_memory
 from odysseus.memory.host_memory import (
     HostMemory,
+    HostMemoryError,
     machine_memory_bytes,
     node_limit_bytes,
     ranks_per_node,
@@ -99,7 +100,24 @@ def test_a_smaller_control_group_limits_the_memory(
         group.write_text(text)
         assert machine_memory_bytes() == expected
     assert node_limit_bytes(RunConfig()) == 900000
+    (tmp_path / "own").write_text("5:cpu,cpuacct:/\n4:memory:/job/step\n0::/elsewhere\n")
+    (tmp_path / "memory" / "job").mkdir(parents=True)
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert machine_memory_bytes() == physical
+    (tmp_path / "memory" / "job" / "memory.limit_in_bytes").write_text("1000001\n")
+    assert machine_memory_bytes() == 1000001
     assert node_limit_bytes(RunConfig(host_memory_limit_bytes=5)) == 5
+
+
+def test_memory_that_cannot_be_page_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*shape: object, **options: object) -> None:
+        assert options["pin_memory"]
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    host, like = HostMemory(100, torch.device("cuda")), torch.zeros(2)
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(HostMemoryError, match="allocating host memory: CUDA error: out of memory"):
+        host.empty(like)
 
 
 @pytest.mark.parametrize(

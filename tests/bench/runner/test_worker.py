@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -30,3 +32,22 @@ def test_host_memory_and_activations_are_the_most_of_any_rank() -> None:
     names += ("peak_activation_bytes", "peak_host_bytes")
     ranks = [dict(zip(names, of, strict=True)) for of in ((9, 5, 1, 2), (8, 6, 3, 4))]
     assert [*worker.memory_of(ranks).values()] == [9, 5, 3, 4]
+
+
+def test_memory_of_a_compiled_cell_is_that_of_its_timed_steps() -> None:
+    """The metered step runs without compilation."""
+    peak = {"peak_memory_bytes": 5}
+    stands_for = {
+        "start": lambda run, device: (SimpleNamespace(step=None), None),
+        "timed_steps": lambda *given: ([], [], None),
+        "timed_columns": lambda *given: {rounds.TIMES: []},
+        "_number_columns": lambda results: {},
+        "allocator_peak": lambda device: peak,
+        "gathered": lambda own: [own],
+        "metered_columns": lambda *given: {"peak_memory_bytes": 9},
+    }
+    run, cpu = RunConfig(), torch.device("cpu")
+    with patch.multiple(worker, **stands_for):
+        plain = worker.measure_in_group(run, cpu)
+        compiled = worker.measure_in_group(replace(run, compile=True), cpu)
+    assert (plain["peak_memory_bytes"], compiled["peak_memory_bytes"]) == (9, 5)
