@@ -190,3 +190,19 @@ def test_only_the_needed_blocks_of_rows_are_drawn(monkeypatch: pytest.MonkeyPatc
     sharding.initialize(iter([(piece, view)]), seed=3)
     assert torch.equal(view, piece.of(whole))
     assert drawn == [(block, 8), (block, 8)]
+
+
+def test_threads_draw_the_same_weights() -> None:
+    """Nor does a thread that fails go unnoticed."""
+    shape, threads = (3000, 8), torch.get_num_threads()
+    piece = sharding.Piece("w", shape, (0, 3000), (0, 8))
+    one, four = torch.empty(shape), torch.empty(shape)
+    try:
+        for number, view in ((1, one), (4, four)):
+            torch.set_num_threads(number)
+            sharding.initialize([(piece, view)], seed=3)
+        with pytest.raises(RuntimeError, match="size"):
+            sharding.initialize([(piece, torch.empty(7, 7))], seed=3)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, four)
