@@ -234,6 +234,7 @@ def initialize(held: Iterable[tuple[Piece, Tensor]], seed: int) -> None:
         list(threads.map(partial(_fill_block, seed), blocks))  # raises what a thread raised
 
 
+@torch.no_grad()  # each thread has a mode of its own
 def _fill_block(seed: int, of: tuple[Piece, Tensor, int]) -> None:
     """Draw one block of rows, and copy what the view has of it."""
     piece, view, block = of

@@ -76,9 +76,9 @@ def test_rungs_of_a_formula(run: RunConfig) -> None:
 def test_as_long_as_nothing_fits_the_least_need_counts(run: RunConfig) -> None:
     """The optimizer alone takes 240 of 100 MB of one rank."""
     first, second, *others = climbed(replace(run, world_size=1, method="tp"), NeedByFormula())
-    assert (first.longest.seq_len, first.found.limit, first.found.whole) == (0, "GPU", None)
+    assert (first.longest.seq_len, first.longest.limit, first.longest.whole) == (0, "GPU", None)
     assert second.added == "optimizer.offload"
-    assert (second.gain, second.found.limit) == (None, "GPU")
+    assert (second.gain, second.longest.limit) == (None, "GPU")
     assert second.longest.seq_len > 0
     assert all(rung.gain for rung in others)
 
