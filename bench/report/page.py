@@ -48,7 +48,7 @@ _TABLE: dict[str, tuple[str, float]] = {
     "status": ("status", 0),
     "step_ms_p50": ("step (ms)", 1),
     "tokens_per_s": ("tokens/s", 1),
-    "tokens_per_s_per_gpu": ("tokens/s a rank", 1),
+    "tokens_per_s_per_gpu": ("tokens/s per rank", 1),
     "mfu": ("MFU (%)", 100),
     "comm_bytes_total": ("sent (MiB)", _MIB),
     "theory_comm_bytes_total": ("formula (MiB)", _MIB),

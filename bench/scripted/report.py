@@ -52,7 +52,7 @@ def in_words(results: dict[str, Any], hardware: str) -> str:
     """Return the counts as lines of text."""
     world, sent, calls = results["world"], results["comm_bytes"], results["comm_calls"]
     lines = [
-        f"rank {world['rank']} of {world['size']}, {world['ranks_per_node']} a node, on a "
+        f"rank {world['rank']} of {world['size']}, {world['ranks_per_node']} per node, on a "
         f"{'GPU' if world['gpu'] else 'CPU'}; optimizer steps: {results['steps']}; counted: "
         f"{results['counted']}",
         f"sent: {sum(sent.values()) / _MIB:.2f} MiB",
@@ -72,7 +72,7 @@ def in_words(results: dict[str, Any], hardware: str) -> str:
     )
     if "step_ms" in results:
         parts = ", ".join(f"{name} {ms:.1f}" for name, ms in results["of_step_ms"].items())
-        lines.append(f"predicted on {hardware}: {results['step_ms']:.1f} ms a step ({parts})")
+        lines.append(f"predicted on {hardware}: {results['step_ms']:.1f} ms per step ({parts})")
     for key, what in (
         ("values_asked", "values that the script asked for, which a dry run does not have:"),
         ("host_waits", "waits of the host for the GPU, beside those for values:"),

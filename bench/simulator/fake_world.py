@@ -4,7 +4,8 @@ PyTorch's fake process group moves nothing. FSDP2 and AdamW refuse meta tensors,
 mistake in training; here they are wanted, so three of their checks are turned off. The meta device
 has no host beside it, so FSDP2's copies between device and host are made here.
 
-This file is the one home of the dry run's patches of PyTorch. `PATCHED` names each attribute, and
+This file is the one home of the patches for dry runs of this project's own code; bench/scripted has
+those for any script. `PATCHED` names each attribute, and
 tests/bench/simulator/test_fake_world.py fails where a new version of PyTorch lacks one.
 """
 

@@ -22,7 +22,7 @@ def exchanges(run: RunConfig) -> Iterator[Term]:
 
     The embedding gathers token ids, and its output is reduce-scattered; backward is the transpose.
     The head gathers labels and, unless the stream is replicated, its input, whose gradient it
-    reduce-scatters. Two all-reduces make a tile's softmax, of one and of two numbers a token. The
+    reduce-scatters. Two all-reduces make a tile's softmax, of one and of two numbers per token. The
     checkpoint engine runs its forward twice.
     """
     n = run.cutting_ranks

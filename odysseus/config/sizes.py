@@ -82,7 +82,7 @@ def divides(heads: int, kv_heads: int, ranks: int) -> bool:
 def shares(heads: int, kv_heads: int, ranks: int) -> list[tuple[range, range]]:
     """Return each rank's query heads, and the kv heads that they need.
 
-    With at least a kv head a rank, kv heads are shared out, each with all its query heads. With
+    With at least one kv head per rank, kv heads are shared out, each with all its query heads. With
     fewer, query heads are shared out, and a kv head goes to every rank that needs it. No rank has
     more query heads than the first.
 

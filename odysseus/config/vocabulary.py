@@ -115,7 +115,7 @@ class VocabularyCut:
 
         The embedding gathers token ids, and its output is reduce-scattered. The head gathers labels
         and, unless the stream is replicated, its input, whose gradient is reduce-scattered. Three
-        numbers a token are summed (arXiv 1909.08053 §3). The checkpoint engine's forward runs
+        numbers per token are summed (arXiv 1909.08053 §3). The checkpoint engine's forward runs
         twice.
         """
         sent = Fraction(self.ranks - 1, self.ranks) * self.tokens

@@ -121,7 +121,7 @@ def _check_heads(call: AttentionCall) -> None:
         )
     if call.sinks is not None and call.sinks != (heads,):
         raise ValueError(
-            f"{call.layer} has sinks of shape {list(call.sinks)}; valid: [{heads}], one a head"
+            f"{call.layer} has sinks of shape {list(call.sinks)}; valid: [{heads}], one per head"
         )
     if call.value[3] != width:
         raise ValueError(

@@ -20,7 +20,7 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import RUN
 
 BASE = replace(RUN, seq_len=68, tiled_loss_compute=False)
-"""Two blocks, batch 2; 17 tokens a rank at N = 4: two tiles of an MLP 32 wide, the last ragged."""
+"""Two blocks, batch 2; at N = 4, 17 tokens per rank: two tiles of an MLP 32 wide, one ragged."""
 
 LOSS_TILES = {"tiled_loss_compute": True, "tiled_loss_bytes": 4 * 512 * 5}
 

@@ -67,7 +67,7 @@ def strong_scaling(data: pd.DataFrame) -> Chart | Left:
         ["seq_len", "step_tokens"],
         "tokens_per_s",
         "throughput (tokens/s)",
-        lambda values: f"{length_label(values[0])} tokens, {length_label(values[1])} a step",
+        lambda values: f"{length_label(values[0])} tokens, {length_label(values[1])} per step",
         grows=True,
     )
 
@@ -79,8 +79,8 @@ def weak_scaling(data: pd.DataFrame) -> Chart | Left:
         data.assign(rank_tokens=data["step_tokens"] / data["world_size"]),
         ["rank_tokens"],
         "tokens_per_s_per_gpu",
-        "throughput of a rank (tokens/s)",
-        lambda values: f"{length_label(values[0])} tokens a rank",
+        "throughput per rank (tokens/s)",
+        lambda values: f"{length_label(values[0])} tokens per rank",
         grows=False,
     )
 

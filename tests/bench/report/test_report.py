@@ -140,9 +140,9 @@ def test_scaling_charts_keep_tokens_constant(tmp_path: Path) -> None:
     found = cards_of(written(on_gpus(), tmp_path / "rows.csv"))
     (strong,), (weak,) = found["strong_scaling"].charts, found["weak_scaling"].charts
     assert [panel.title for panel in strong.panels] == [
-        f"{n} tokens, {n} a step" for n in ("512", "1K", "2K")
+        f"{n} tokens, {n} per step" for n in ("512", "1K", "2K")
     ]
-    assert [panel.title for panel in weak.panels] == ["256 tokens a rank", "512 tokens a rank"]
+    assert [panel.title for panel in weak.panels] == ["256 tokens per rank", "512 tokens per rank"]
     data = drawable(EXAMPLE).set_index(["layout", "world_size", "seq_len"])
     line = next(mark for mark in weak.panels[0].marks if mark.label == "tp")
     assert list(line.y) == [

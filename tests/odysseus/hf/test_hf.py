@@ -32,8 +32,9 @@ from tests.support.ranks import run_ranks
 from tests.support.toggles import ALL_ON
 from tests.support.toggles import TOGGLES as OWN_TOGGLES
 
-OF_OTHERS = ("kept_gathers", "optimizer_offload")  # a method's, the optimizer's
-TOGGLES = [toggle for name, toggle in OWN_TOGGLES.items() if name not in OF_OTHERS]
+OF_METHODS = ("kept_gathers",)
+OF_OPTIMIZERS = ("optimizer_offload", "optimizer_masters")
+TOGGLES = [toggle for name, toggle in OWN_TOGGLES.items() if name not in OF_METHODS + OF_OPTIMIZERS]
 TOGGLES += [{"zero_prefetch": False}, {"zero_engine": "overlap"}]
 TOGGLES += [{"reshard_after_forward": False}]
 
@@ -92,7 +93,7 @@ def test_what_is_refused() -> None:
         "ulysses_ring",
         "sliding window": "LlamaAttention wants attention with sliding_window = 0, which is not",
         "softcap": "LlamaAttention wants attention with softcap = 50.0",
-        "sinks": "LlamaAttention has sinks of shape [3]; valid: [4], one a head",
+        "sinks": "LlamaAttention has sinks of shape [3]; valid: [4], one per head",
         "router": "MixtralForCausalLM has router_jitter_noise = 0.1, which draws for the tokens of",
         "router logits": "the output has router logits of this rank's tokens alone; valid: a mod",
         "tiles of experts": "tiled_mlp_compute = true is not known to be right for MixtralForCaus",

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.private_names import private_names_of_torch
 
 CHANGED = "torch changed: look at odysseus/parallel/fsdp_internals.py"
+
 ALONE = ROOT / "odysseus" / "parallel" / "fsdp_internals.py"
-ALLOWED = {
-    "_flash_attn_forward",  # of flash-attn, which has no public function with the log-sum-exp
-    "_flash_attn_backward",
-    "_attn_implementation",  # of Transformers' models
-    "_init_weights",
-    "_gradient_checkpointing_func",
-    "_get_collator_with_removed_columns",  # of its trainers
-    "_clip_grad_norm",
-    "_get_grad_norm",
-    "_save",
-    "_cdata",  # the identity of a storage, which odysseus.memory needs, below odysseus.parallel
-    "_C",  # whether a backward keeps its graph, which odysseus.model needs, below it as well
-    "_autograd",
-    "_get_current_graph_task_keep_graph",
-}
 
 
 def imported_from_torch() -> list[tuple[str, str]]:
@@ -45,28 +31,6 @@ def test_torch_has_what_is_imported_from_it(module: str, name: str) -> None:
     except ImportError:
         found = False
     assert found, f"{CHANGED}: no {name} in {module}"
-
-
-def private_names_of_torch(tree: ast.Module) -> Iterator[str]:
-    """Private names that a module imports from torch, or reads of anything but itself.
-
-    Operators (``torch.ops``) are named after kernels and do not count.
-    """
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Attribute) and node.attr not in ALLOWED:
-            of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            of_operators = ast.unparse(node.value).startswith("torch.ops.")
-            if not (of_itself or of_operators):
-                names = [f"torch.{node.attr}"]
-        for name in names:
-            top, *parts = name.split(".")
-            if top == "torch" and any(p.startswith("_") and p[:2] != "__" for p in parts):
-                yield name
 
 
 def private_lines(files: list[Path]) -> list[str]:
