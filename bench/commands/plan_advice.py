@@ -35,7 +35,7 @@ def advise(runs: Sequence[RunConfig], dry_runs: DryRuns) -> None:
         print("\n".join(f"- {_line(tried)}" for tried in fitting))
         return
     least = min(remedies, key=lambda tried: tried.need.share)
-    print("nothing fits, whatever memory savings are added; the nearest:")
+    print("nothing fits, with all the memory savings that a plan tries; the nearest:")
     print(f"- {_line(least)}")
     wider = more_gpus(least.run, dry_runs)
     if wider is not None:

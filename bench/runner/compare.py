@@ -156,7 +156,7 @@ def differences(own: Trainer, peer_model: Peer, batches: list[Any]) -> dict[str,
     for name, gradient in peer_model.trainer.whole_gradients():
         errors[name] = off(expected[name], gradient)
     errors |= dict.fromkeys(expected.keys() - errors.keys(), math.inf)
-    own.model.zero_grad(set_to_none=True)
+    own.zero_grad()
     peer_model.trainer.optimizer.zero_grad()
     return errors
 

@@ -43,7 +43,7 @@ class Precision(OptionGroup):
 
     Args:
         dtype: Compute dtype of the parameters. With bf16 the parameter shards and the optimizer
-            states stay in fp32.
+            states stay in fp32 (the shards only without optimizer.offload masters).
         seq_parallel_communication_data_type: Dtype in which gradients are reduced between ranks
             (with dtype fp64 they are reduced in fp64).
     """
@@ -68,7 +68,7 @@ class Precision(OptionGroup):
 
     @property
     def master_dtype(self) -> torch.dtype:
-        """Dtype of parameter shards, their gradients and the optimizer states."""
+        """Dtype of the master weights, their gradients and the optimizer states."""
         return torch_dtype("fp64" if self.dtype == "fp64" else "fp32")
 
     @property

@@ -69,10 +69,12 @@ def ranks_per_node(world_size: int) -> int:
 
 @contextmanager
 def host_allocation() -> Iterator[None]:
-    """Raise what fails inside as HostMemoryError: CUDA fails if memory cannot be page-locked."""
+    """Raise memory that ran out inside as HostMemoryError; CUDA's may be page-locked memory."""
     try:
         yield
     except RuntimeError as error:
+        if not any(words in str(error) for words in ("out of memory", "allocate memory")):
+            raise
         raise HostMemoryError(f"allocating host memory: {error}") from error
 
 

@@ -25,6 +25,7 @@ PACKED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 _ROWS_PER_DRAW = 256
+_MOST_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,8 @@ def initialize(held: Iterable[tuple[Piece, Tensor]], seed: int) -> None:
 
     Norms are 1, biases 0, everything else normal with standard deviation 0.02 (Llama's
     ``initializer_range``). Values are drawn on the CPU in blocks of rows, each from its own
-    generator. So a rank draws only the rows it keeps, every sharding gives the same model, and as
-    many threads as PyTorch has here draw beside each other.
+    generator. So a rank draws only the rows it keeps, every sharding gives the same model, and
+    threads may draw beside each other: as many as PyTorch has here, at most :data:`_MOST_THREADS`.
     """
     blocks: list[tuple[Piece, Tensor, int]] = []
     for piece, view in held:
@@ -230,8 +231,13 @@ def initialize(held: Iterable[tuple[Piece, Tensor]], seed: int) -> None:
         start, stop = piece.rows
         of_piece = range(start // _ROWS_PER_DRAW, -(-stop // _ROWS_PER_DRAW))
         blocks += [(piece, view, block) for block in of_piece]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(partial(_fill_block, seed), blocks))  # raises what a thread raised
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)  # not as many again for each thread
+    try:
+        with ThreadPoolExecutor(min(number, _MOST_THREADS)) as threads:
+            list(threads.map(partial(_fill_block, seed), blocks))  # raises what a thread raised
+    finally:
+        torch.set_num_threads(number)
 
 
 @torch.no_grad()  # each thread has a mode of its own

@@ -9,8 +9,8 @@ Units: the embedding, each block, and the head with its norm. Gradients are summ
 Where a method cuts all of a block but its norms, the norms of all blocks are one more unit, which
 is gathered once and kept: a few thousand numbers per block are not worth three collectives each.
 
-Where there is no other axis, each cut weight is on one rank only. FSDP2 would still copy
-it to gather it and to reduce its gradient. It is used in place if its dtype is the compute dtype.
+Where there is no other axis, each cut weight is on one rank only. FSDP2 would still copy it to
+gather it and to reduce its gradient. It is used in place if the master dtype is the compute dtype.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _cut_parameters(model: nn.Module, mesh: Mesh, split: Mapping[str, int]) -> C
 
 
 def _used_in_place(cut: Cut, run: RunConfig) -> set[nn.Parameter]:
-    """The cut parameters that FSDP2 leaves alone: one rank has each, in the compute dtype."""
+    """The cut parameters that FSDP2 leaves alone: on one rank each, with gradients as they are."""
     if run.parameter_offload != "none" or run.compute_dtype != run.master_dtype:
         return set()
     return {parameter for parameter, mesh in cut.items() if mesh.size() == 1}

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemory
@@ -57,7 +58,8 @@ class HostMasters:
         self.arrived: dict[str, Tensor] = {}
         self.squares = torch.zeros(len(like), dtype=torch.float64, device=device)
         self._to_host, self._to_device = CopyStream(device), CopyStream(device)
-        self._leaving: list[Tensor] = []
+        # By stream, FSDP2's or the one that computes: memory that is freed is reused on its own.
+        self._leaving: dict[bool, list[Tensor]] = {True: [], False: []}
         for index, (name, parameter) in enumerate(self.parameters.items()):
             parameter.grad_dtype = run.master_dtype
             parameter.register_post_accumulate_grad_hook(partial(self._take, index, name))
@@ -71,27 +73,39 @@ class HostMasters:
 
     def _take(self, index: int, name: str, parameter: nn.Parameter) -> None:
         """Start a gradient's way to the host; of a later micro step, with the sum so far added."""
-        whole, parameter.grad = parameter.grad, None
-        assert whole is not None
-        gradient = sharding.local_shard(whole)[0]
-        if self._leaving and _storage(gradient) != _storage(self._leaving[0]):
+        reduced, parameter.grad = parameter.grad, None
+        assert reduced is not None
+        gradient = sharding.local_shard(reduced)[0]
+        leaving = self._leaving[isinstance(reduced, DTensor)]
+        if leaving and _storage(gradient) != _storage(leaving[0]):
             self._to_host.wait()  # what has left is freed, and its memory reused
-            self._leaving = []
+            leaving.clear()
         if name in self.arrived:
             self._to_host.wait()
             earlier = torch.empty_like(gradient)
             self._to_device.copy(earlier, self.arrived[name])
             self._to_device.wait()
             gradient += earlier
-        self._add_square(self.squares[index].zero_(), name, whole)
+        self._add_square(self.squares[index].zero_(), name, reduced)
         self.arrived[name] = self.gradients[name]
         self._to_host.copy(self.gradients[name], gradient)
-        self._leaving.append(gradient)
+        leaving.append(gradient)
+
+    def finish(self) -> None:
+        """Make the host wait until all gradients have arrived."""
+        self._to_host.finish()
+        for leaving in self._leaving.values():
+            leaving.clear()
+
+    def drop(self) -> None:
+        """Forget the gradients that arrived, as those of a step that is not taken."""
+        self.finish()
+        self.arrived.clear()
+        self.squares.zero_()
 
     def update(self) -> None:
         """Apply the gradients that arrived, and send the weights to the device."""
-        self._to_host.finish()
-        self._leaving = []
+        self.finish()
         masters = self.torch.param_groups[0]["params"]
         for name, master in zip(self.parameters, masters, strict=True):
             master.grad = self.arrived.get(name)

@@ -200,12 +200,21 @@ class Trainer:
 
     def gradients(self) -> Iterator[tuple[sharding.Piece, Tensor]]:
         """Yield (piece, view of the gradient) for everything that this rank's shards hold."""
-        on_host = self.masters.arrived if self.masters else {}
+        on_host = {}
+        if self.masters:
+            self.masters.finish()
+            on_host = self.masters.arrived
         for name, parameter in self.model.named_parameters():
             if name in on_host:
                 yield from sharding.cut_rows(parameter, self._pieces(name), on_host[name])
             elif parameter.grad is not None:
                 yield from sharding.cut_rows(parameter.grad, self._pieces(name))
+
+    def zero_grad(self) -> None:
+        """Drop the gradients so far, which :meth:`step` would add to."""
+        self.model.zero_grad(set_to_none=True)
+        if self.masters:
+            self.masters.drop()
 
     def _world_sum(self, value: Tensor) -> Tensor:
         transfers.all_reduce_plain(value, self.mesh.world)

@@ -136,7 +136,7 @@ def test_each_dry_run_is_made_once(run: RunConfig, monkeypatch: pytest.MonkeyPat
         (
             1_024_000,
             [
-                "nothing fits, whatever memory savings are added; the nearest:",
+                "nothing fits, with all the memory savings that a plan tries; the nearest:",
                 "- tp does not fit (GPU memory is short) with ",
                 "- on 16 GPUs it fits, with a sequence axis of 8 and a ring of 2",
             ],

@@ -44,15 +44,15 @@ RUNS = {
 
 def train(runs: list[RunConfig]) -> list[list[Tensor]]:
     """Losses and norms of three steps of each run, and this rank's weights after them."""
-    found = []
+    results = []
     for run in runs:
         mesh = make_mesh(CPU, run)
         trainer = Trainer(run, METHODS[run.method], mesh)
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         steps = [trainer.step(samples.step(step)) for step in range(3)]
         weights = [view.clone() for _, view in trainer.local_pieces()]
-        found.append([t for r in steps for t in (r.loss, r.grad_norm)] + weights)
-    return found
+        results.append([t for r in steps for t in (r.loss, r.grad_norm)] + weights)
+    return results
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -60,13 +60,46 @@ def test_it_trains_bit_for_bit_as_without(name: str) -> None:
     """The norm is a sum over all ranks' parameters, which another order rounds elsewhere."""
     runs = [replace(RUNS[name], method=method) for method in METHODS]
     plain = [replace(run, optimizer=replace(MASTERS, offload="none")) for run in runs]
-    for found in run_ranks(train, 2, runs + plain):
-        for run, ours, others in zip(runs, found, found[len(runs) :], strict=False):
-            norms = slice(1, 6, 2)
-            assert torch.allclose(*map(torch.stack, (ours[norms], others[norms])), rtol=1e-14)
-            del ours[norms], others[norms]
-            assert all(map(torch.equal, ours, others)), run.method
-            assert {weight.dtype for weight in ours[3:]} == {torch.float32}
+    for results in run_ranks(train, 2, runs + plain):
+        for run, own, expected in zip(runs, results, results[len(runs) :], strict=False):
+            check_equal(own, expected, run.method)
+
+
+def check_equal(own: list[Tensor], expected: list[Tensor], name: str) -> None:
+    norms = slice(1, 6, 2)
+    assert torch.allclose(*map(torch.stack, (own[norms], expected[norms])), rtol=1e-14)
+    del own[norms], expected[norms]
+    assert all(map(torch.equal, own, expected)), name
+    assert {weight.dtype for weight in own[3:]} == {torch.float32}
+
+
+def test_a_model_of_transformers_does_too() -> None:
+    run = replace(RUN, method="ulysses", model=replace(MODEL, implementation="transformers"))
+    plain = replace(run, optimizer=replace(MASTERS, offload="none"))
+    for own, expected in run_ranks(train, 2, [run, plain]):
+        check_equal(own, expected, "transformers")
+
+
+def after_a_dropped_step(run: RunConfig) -> list[bool]:
+    """Whether a step after one that was not taken leaves the weights of a first step."""
+    mesh = make_mesh(CPU, run)
+    weights = []
+    for drops in (False, True):
+        trainer = Trainer(run, METHODS[run.method], mesh)
+        samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
+        if drops:
+            trainer.forward_backward(samples.step(1))
+            trainer.zero_grad()
+            assert [*trainer.gradients()] == []
+        trainer.step(samples.step(0))
+        weights.append([view.clone() for _, view in trainer.local_pieces()])
+    return [*map(torch.equal, *weights)]
+
+
+def test_gradients_that_are_dropped_leave_nothing() -> None:
+    assert all(
+        all(equal) for equal in run_ranks(after_a_dropped_step, 2, replace(RUN, method="tp_sp"))
+    )
 
 
 def test_five_steps_follow_the_formula() -> None:
