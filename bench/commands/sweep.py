@@ -65,11 +65,11 @@ def _start_workers(cells: list[RunConfig], resumed: Resumed, live: LivePage) -> 
         live.write(0, _limit_s(group for group, _ in left))
         while left:
             group, wait = left.popleft()
-            found = _measure_if_new(group, resumed, wait, progress)
-            claimed = [run for run, status in zip(group, found, strict=True) if status == _CLAIMED]
+            of_group = _measure_if_new(group, resumed, wait, progress)
+            claimed = [r for r, status in zip(group, of_group, strict=True) if status == _CLAIMED]
             left += (([run], True) for run in claimed)  # in case that the other sweep ends first
-            statuses += (status for status in found if status != _CLAIMED)
-            if left and set(found) - {_HAD, _CLAIMED}:
+            statuses += (status for status in of_group if status != _CLAIMED)
+            if left and set(of_group) - {_HAD, _CLAIMED}:
                 live.write(len(statuses), _limit_s(group for group, _ in left))
     live.write(len(cells))
     had, ok = (statuses.count(status) for status in (_HAD, "ok"))
@@ -106,15 +106,15 @@ def _measure_if_new(
         wait: Whether to wait for another sweep that measures a cell; else it is _CLAIMED.
     """
     new = [key_of(run) for run in group if not resumed.has(run)]
-    with claims.claimed(resumed.out, new, wait) as ours:
+    with claims.claimed(resumed.out, new, wait) as own:
         measured: dict[Key, Unfinished] = {}
         statuses: list[str] = []
         for run in group:
             key = key_of(run)
-            if key not in new or key in measured or (key in ours and resumed.has_now(run)):
+            if key not in new or key in measured or (key in own and resumed.has_now(run)):
                 statuses.append(_HAD)
                 _skip(progress, rounds_of(run))
-            elif key not in ours:
+            elif key not in own:
                 statuses.append(_CLAIMED)
             else:
                 measured[key] = Unfinished(run, resumed.out)
@@ -179,11 +179,11 @@ def _join_workers(cells: list[RunConfig], launched: int, resumed: Resumed, live:
         number = len(by_key) - len(left[0])
         groups = [*rounds.alternating(left[0])]
         for done, group in enumerate(groups, 1):
-            found = [Unfinished(run, resumed.out, is_first_rank()) for run in group]
-            turns = [cell for _ in range(rounds_of(group[0])) for cell in found]
+            unfinished = [Unfinished(run, resumed.out, is_first_rank()) for run in group]
+            turns = [cell for _ in range(rounds_of(group[0])) for cell in unfinished]
             lost = any(_join_round(cell, device) for cell in turns)
-            number += sum(cell.status != "" for cell in found)
-            failed += sum(cell.status not in ("ok", "") for cell in found)
+            number += sum(cell.status != "" for cell in unfinished)
+            failed += sum(cell.status not in ("ok", "") for cell in unfinished)
             if is_first_rank():
                 live.write(number, _limit_s(groups[done:]))
             if lost:

@@ -95,15 +95,15 @@ def shares(heads: int, kv_heads: int, ranks: int) -> list[tuple[range, range]]:
             "at most as many ranks as query heads"
         )
     group = heads // kv_heads
-    spans = []
+    by_rank = []
     for rank in range(ranks):
         if kv_heads >= ranks:
             kv = part_of(kv_heads, ranks, rank)
-            spans.append((range(kv.start * group, kv.stop * group), kv))
+            by_rank.append((range(kv.start * group, kv.stop * group), kv))
         else:
             q = part_of(heads, ranks, rank)
-            spans.append((q, range(q.start // group, (q.stop - 1) // group + 1)))
-    return spans
+            by_rank.append((q, range(q.start // group, (q.stop - 1) // group + 1)))
+    return by_rank
 
 
 def attended(queries: range, kv: range, group: int) -> list[int]:

@@ -98,8 +98,11 @@ class HostMasters:
             leaving.clear()
 
     def drop(self) -> None:
-        """Forget the gradients that arrived, as those of a step that is not taken."""
+        """Drop the gradients that arrived, as those of a step that is not taken."""
         self.finish()
+        self._forget()
+
+    def _forget(self) -> None:
         self.arrived.clear()
         self.squares.zero_()
 
@@ -112,8 +115,7 @@ class HostMasters:
         self.torch.step()
         self.torch.zero_grad(set_to_none=True)
         self.send()
-        self.arrived.clear()
-        self.squares.zero_()
+        self._forget()
 
     def send(self) -> None:
         """Copy the master weights to the device's shards."""

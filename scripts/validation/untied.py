@@ -139,15 +139,15 @@ class ByHeads(torch.autograd.Function):
             query = to_heads(by_head(x, weight))
             own = slice(number * RANKS, (number + 1) * RANKS)
             exchanged = to_heads(o[:, :, own]), to_heads(grads[0][:, :, own])
-            found = flash_3_backward(
+            gradients = flash_3_backward(
                 exchanged[1], query, key, value, exchanged[0], kept[number], True
             )
             del query, exchanged
-            for total, part in zip(sums, found[1:], strict=False):
+            for total, part in zip(sums, gradients[1:], strict=False):
                 total.add_(part)
-            sums = sums or found[1:]
-            grad = to_tokens(found[0]).flatten(2).flatten(0, 1)
-            del found
+            sums = sums or gradients[1:]
+            grad = to_tokens(gradients[0]).flatten(2).flatten(0, 1)
+            del gradients
             grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
             into.copy_(grad.T @ flat)
             del grad
@@ -269,8 +269,8 @@ def _shards(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
 def main() -> None:
     for name, published in PUBLISHED.items():
         most = peak(name == "by heads")
-        found = most.bytes / GIB
-        print(f"{name}: {found:.1f} GiB, published {published:.1f} ({found / published - 1:+.1%})")
+        gib = most.bytes / GIB
+        print(f"{name}: {gib:.1f} GiB, published {published:.1f} ({gib / published - 1:+.1%})")
         print("  " + ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in most.by_kind.items()))
         alike = Counter((a.bytes, a.kind, a.made_by) for a in most.alive if a.bytes > STREAM / 20)
         for (size, kind, made_by), count in sorted(alike.items(), key=lambda i: -i[0][0] * i[1]):

@@ -95,8 +95,8 @@ def cases() -> list[Case]:
     return [case for case in every if valid(case)]
 
 
-def _no_copies_in_fp32(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """Attention, which refuses what would take CUDA to the kernel that stores all scores."""
+def _with_expanded_heads_in_fp32(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """Compute attention; refuse kv heads for which CUDA would store all scores."""
     assert q.dtype != torch.float32 or not options.get("enable_gqa"), "kv heads are not expanded"
     return _attention(q, k, v, **options)
 
@@ -113,7 +113,7 @@ def outcome(method: str, ranks: int, ring: int, option: str, fault: str = "none"
     try:
         with (
             only_gpu(ranks - 1, ranks, syncs.waited) as device,
-            patch.object(F, "scaled_dot_product_attention", _no_copies_in_fp32),
+            patch.object(F, "scaled_dot_product_attention", _with_expanded_heads_in_fp32),
             FAULTS[fault](),
         ):
             mesh = make_mesh(CUDA, run)
