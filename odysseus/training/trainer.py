@@ -14,6 +14,7 @@ from odysseus.config.run import RunConfig
 from odysseus.io import checkpoint
 from odysseus.io.text import Batch
 from odysseus.memory.host_memory import HostMemory, host_allocation
+from odysseus.memory.readback import Readback
 from odysseus.method import Method
 from odysseus.model.decoder import CausalLM
 from odysseus.model.experts import MixtureOfExperts
@@ -149,14 +150,11 @@ class Trainer:
         """Accumulate the step's gradients; return the step's loss, a scalar in fp64.
 
         Raises:
-            ValueError: no token of the step has a label, on any rank.
+            ValueError: no token of the step has a label, on any rank. All gradients are dropped.
         """
         count = sum((batch.labels != IGNORED_LABEL).sum() for batch in batches)
         tokens = self._world_sum(torch.as_tensor(count, dtype=torch.float64))
-        if not tokens.is_meta and tokens == 0:  # in a dry run, tokens has no value
-            raise ValueError(
-                f"all labels of a step are {IGNORED_LABEL}, on every rank; its loss is undefined"
-            )
+        counted = None if tokens.is_meta else Readback(tokens)  # a dry run has no values
         loss = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for batch in batches:
             with self.router_losses.over_forward() if self.router_losses else nullcontext():
@@ -165,7 +163,13 @@ class Trainer:
             loss += token_losses.detach()
             if self.router_losses:  # the same on every rank
                 loss += self.router_losses.value() * tokens / self.mesh.world.size
-        return self._world_sum(loss) / tokens
+        step_loss = self._world_sum(loss) / tokens
+        if counted is not None and counted.wait() == 0:  # while the GPU has a whole step to do
+            self.zero_grad()
+            raise ValueError(
+                f"all labels of a step are {IGNORED_LABEL}, on every rank; its loss is undefined"
+            )
+        return step_loss
 
     def grad_norm(self) -> Tensor:
         """Return the norm of the whole gradient; one rank owns and counts each element."""

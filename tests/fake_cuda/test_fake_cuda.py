@@ -17,8 +17,8 @@ from tests.fake_cuda.faults import FAULTS
 from tests.support.paths import ROOT
 
 WAITS = {
-    # whether any token of the step has a label
-    "odysseus/training/trainer.py: forward_backward: _local_scalar_dense": 1,
+    # whether any token of the step has a label, read when backward has been issued
+    "odysseus/memory/readback.py: wait: event": 1,
 }
 OF_OPTIONS: dict[str, dict[str, int]] = {
     "optimizer_offload": {"odysseus/training/optimizer.py: update: copy cuda to cpu": 15},
