@@ -1,13 +1,15 @@
 """The shared skeleton of all methods: one model, its collectives, ZeRO-3, data and step.
 
 The names below are the documented API (docs/python-api.md). Each is imported at its first use, so
-that ``import odysseus`` alone does not import PyTorch.
+that ``import odysseus`` alone does not import PyTorch. METHODS and method_of come from the package
+above, which no module but this one names.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from methods import METHODS, method_of
     from odysseus.config.run import DataOptions, ModelOptions, OptimizerOptions, RunConfig
     from odysseus.io.text import Batch, Samples
     from odysseus.method import Method
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from odysseus.training.trainer import StepResult, Trainer
 
 _MODULES = {
+    "methods": ("METHODS", "method_of"),
     "odysseus.config.run": ("DataOptions", "ModelOptions", "OptimizerOptions", "RunConfig"),
     "odysseus.io.text": ("Batch", "Samples"),
     "odysseus.method": ("Method",),
@@ -23,6 +26,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "METHODS",
     "Batch",
     "DataOptions",
     "Mesh",
@@ -34,6 +38,7 @@ __all__ = [
     "StepResult",
     "Trainer",
     "make_mesh",
+    "method_of",
     "pick_device",
     "start_process_group",
 ]
