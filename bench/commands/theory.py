@@ -1,4 +1,5 @@
-"""``python -m bench theory``: bytes that each method sends, published, derived and measured.
+"""``python -m bench theory``: bytes that each method sends, published, derived and measured, and
+the peak of its activations.
 
 The derived bytes are closed forms of any model on any number of ranks: nothing is allocated.
 """
@@ -16,6 +17,7 @@ import pandas as pd
 from bench.config import checks, grid
 from bench.planner.longest import by_method
 from bench.runner import launch
+from bench.theory import memory as theory_memory
 from bench.theory import published
 from bench.theory import traffic as theory_traffic
 from methods import METHODS, method_of
@@ -54,7 +56,7 @@ def main(parsed: Any) -> int:
     print(published.FINDINGS)
     _title(f"As derived, bytes per rank and step: {describe(base)}")
     derived = pd.DataFrame([_derived(run) for run in runs])
-    _print(derived)
+    _print(_with_peaks(derived, runs))
     if base != asked:
         print(
             f"\nsequence_parallel_size = {base.sequence_size}: the most of the "
@@ -72,9 +74,9 @@ def main(parsed: Any) -> int:
 def _print_pairs(base: RunConfig) -> None:
     """Print the bytes of every pair that is none of the four, and which pair sends least."""
     able = [run for name in every_pair() if not _refusal(run := by_method(name, base))]
-    if unnamed := [_derived(run) for run in able if run.method not in METHODS]:
+    if unnamed := [run for run in able if run.method not in METHODS]:
         _title("The same of the other pairs of an attention and an MLP (ATTENTION+MLP)")
-        _print(pd.DataFrame(unnamed))
+        _print(_with_peaks(pd.DataFrame([_derived(run) for run in unnamed]), unnamed))
     _title("The pair that sends least, by sequence length, all else as above")
     lines = {run.method: theory_traffic.line(run) for run in able}
     for length, name in theory_traffic.lowest(lines, base.seq_len_unit):
@@ -145,6 +147,14 @@ def _refusal(run: RunConfig) -> str:
 def _derived(run: RunConfig) -> dict[str, str | int]:
     columns = theory_traffic.step_traffic(run).columns
     return {"method": run.method} | {c: columns[f"comm_bytes_{c}"] for c in _COLUMNS}
+
+
+def _with_peaks(derived: pd.DataFrame, runs: list[RunConfig]) -> pd.DataFrame:
+    """Return the table with the peak of each run's activations."""
+    peaks = [theory_memory.peak_activation_bytes(run) for run in runs]
+    return derived.assign(
+        **{"peak_activation_bytes": ["no form" if p is None else p for p in peaks]}
+    )
 
 
 def _measure(runs: list[RunConfig], derived: pd.DataFrame) -> int:

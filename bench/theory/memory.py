@@ -6,14 +6,26 @@ memory meter: without gathered weights or sequences, and without gradients of pa
 
 from __future__ import annotations
 
+from itertools import product, starmap
+
 import torch
 
+from bench.theory import expert_memory
 from bench.theory.traffic import shard_elements
-from methods import METHODS, method_of
+from methods import method_of
 from odysseus.config.groups import Precision
+from odysseus.config.pairs import NAMED, Parts
 from odysseus.config.run import RunConfig
 from odysseus.memory.tiling import tile_count
 from odysseus.model.loss import loss_tile_tokens
+
+_WITH_A_FORM = {
+    NAMED["tp"],
+    *starmap(Parts, product(("tp_sp", "ulysses", "tsp"), ("tp_sp", "zero"))),
+}
+"""Pairs whose peak has a closed form."""
+_OWN_TOKENS = ("ulysses", "tsp")
+"""Attentions that project a rank's own tokens, and compute with tokens of all ranks."""
 
 
 def peak_activation_bytes(run: RunConfig) -> int | None:
@@ -22,23 +34,30 @@ def peak_activation_bytes(run: RunConfig) -> int | None:
     The peak is in the last block's backward, while the tensors that all other blocks saved are
     alive: at its MLP, at the norm before that, or at its attention. Or it is at the loss.
 
-    The form is claimed for the four methods with names of their own, in fp32 and fp64, with this
-    project's own kernels and loss, without biases and q/k norms. In bf16 it is claimed only without
-    `tp`, tiling and recomputation: with them a norm's fp32 work may be the peak. It is not claimed
-    for experts, a ring, a tensor axis of its own, packed documents, heads that do not divide, tied
-    embeddings, a vocabulary that is cut, or `ulysses` with queries as wide as the MLP and wider
-    than the stream.
+    The form is claimed for `tp`, and for the attentions `tp_sp`, `ulysses` and `tsp` beside the
+    MLPs `tp_sp` and `zero`, in fp32 and fp64, with this project's own kernels and loss, without
+    biases and q/k norms. In bf16 it is claimed only without `tp`, tiling and recomputation: with
+    them a norm's fp32 work may be the peak. Experts have a form with MLP `zero` in fp32 and fp64,
+    without recomputation and shared experts. The form is not claimed for a ring, a tensor axis of
+    its own, packed documents, heads that do not divide, tied embeddings, a vocabulary that is cut,
+    `ulysses` and `tsp` with queries as wide as the MLP and wider than the stream, or several
+    samples in a micro batch whose copies might need more.
     """
     if not _is_claimed(run):
+        return None
+    at_peak = max(moments(run).values())
+    if run.micro_batch_size > 1 and at_peak < _with_copies(run):
         return None
     batch = 8 * (2 * run.local_tokens + run.seq_len // run.shards)
     batch *= run.gradient_accumulation_steps  # all micro steps' are alive
     table_tokens = run.seq_len
-    if run.method == "ulysses":
+    if run.parts.attention in _OWN_TOKENS:
         table_tokens //= run.sequence_size
     table = table_tokens * run.architecture.head_dim * run.compute_dtype.itemsize
     scalars = 3 * 8 + 3 * _wide(run)  # token counts and loss in fp64, the micro step's losses
-    return max(moments(run).values()) + batch + table + scalars
+    if run.architecture.num_experts:
+        scalars += expert_memory.sums_bytes(run)
+    return at_peak + batch + table + scalars
 
 
 def least_peak_bytes(run: RunConfig) -> int:
@@ -47,12 +66,13 @@ def least_peak_bytes(run: RunConfig) -> int:
     It is the shards of weights and optimizer states on the device, and the tensors that all blocks
     saved, with those of the last block alone in its backward; gradients, gathered weights, other
     tensors of that backward and rounding come on top. It is 0 for what has no closed form: methods
-    from files, other model code, chunks, packed documents, a tensor axis of its own.
+    from files, pairs without a form, other model code, chunks, packed documents, a tensor axis of
+    its own.
     """
     plain = run.model.implementation == "native" and run.model.type == "torch"
     plain = plain and run.ulysses_head_chunks == run.overlap_chunks == 1 and not run.data.pack
     plain = plain and run.tensor_parallel_size == 1
-    if not plain or run.method not in METHODS:
+    if not plain or run.parts not in _WITH_A_FORM:
         return 0
     held = max(_inputs(run), _before(run) + _attention_part(run)) + stream_bytes(run)
     if not run.tiled_mlp_compute:
@@ -67,11 +87,12 @@ def moments(run: RunConfig) -> dict[str, int]:
 
     The batch, the table of angles and a few scalars are left out: they are alive all the time.
     """
-    bytes_by_moment = {"loss": _at_loss(run), "MLP": _at_mlp(run)}
-    bytes_by_moment["attention"] = _at_attention(run)
-    if run.recomputes or run.tiled_mlp_compute:
-        bytes_by_moment["norm"] = _at_norm(run)
-    return bytes_by_moment
+    return {
+        "loss": _at_loss(run),
+        "MLP": _at_mlp(run),
+        "norm": _at_norm(run),
+        "attention": _at_attention(run),
+    }
 
 
 def block_saved_bytes(run: RunConfig) -> int:
@@ -79,11 +100,15 @@ def block_saved_bytes(run: RunConfig) -> int:
 
     They are two residual streams; two normed inputs with one scale per row; q, k, v and the
     attention output, with a log-sum-exp per head and row; gate, up and their product, unless the
-    MLP is tiled (Korthikanti et al., arXiv 2205.05198 table 2, for this block).
+    MLP is tiled, or what whole experts save, less than cut ones do (Korthikanti et al., arXiv
+    2205.05198 table 2, for this block).
     """
     if run.recomputes:
         return stream_bytes(run)
-    mlp = 0 if run.tiled_mlp_compute else 3 * mlp_unit_bytes(run)
+    mlp = 0
+    if not run.tiled_mlp_compute:
+        has_experts = run.architecture.num_experts > 0
+        mlp = expert_memory.saved_bytes(run) if has_experts else 3 * mlp_unit_bytes(run)
     return 4 * stream_bytes(run) + 2 * _scales(run) + _attention_saved(run) + mlp
 
 
@@ -119,10 +144,14 @@ def _is_claimed(run: RunConfig) -> bool:
     biased = a.attention_bias or a.attention_output_bias or a.mlp_bias
     plain = not (a.use_qk_norm or biased or run.compile or a.tie_word_embeddings)
     wide_heads = a.query_width > a.hidden_size and a.query_width >= a.intermediate_size
-    plain = plain and run.method in METHODS and not (wide_heads and run.method == "ulysses")
+    plain = plain and run.parts in _WITH_A_FORM
+    plain = plain and not (wide_heads and run.parts.attention in _OWN_TOKENS)
     plain = plain and run.ring_parallel_size == 1 and not run.data.pack and run.heads_divide
     plain = plain and not run.vocabulary_cuts and run.tensor_parallel_size == 1
-    plain = plain and not a.num_experts
+    if a.num_experts:
+        plain = plain and run.parts.mlp == "zero" and not a.shared_expert_intermediate_size
+        plain = plain and run.dtype != "bf16" and run.micro_batch_size == 1
+        plain = plain and not run.tiled_mlp_compute and not run.recomputes
     own = run.model.implementation == "native"
     own = own and run.model.type == "torch" and run.ulysses_all_to_all == "native"
     own = own and run.ulysses_head_chunks == run.overlap_chunks == 1
@@ -153,9 +182,12 @@ def _at_loss(run: RunConfig) -> int:
 
 
 def _at_mlp(run: RunConfig) -> int:
-    """Bytes in SwiGLU's backward: its input and four tensors of its width, without the product."""
+    """Bytes in SwiGLU's backward: its input and four tensors of its width, without the product; or
+    in that of experts."""
     held = _before(run) + _attention_part(run) + 2 * stream_bytes(run) + _scales(run)
     held += stream_bytes(run)  # the gradient
+    if run.architecture.num_experts:
+        return held + expert_memory.backward_bytes(run)
     if not run.tiled_mlp_compute:
         return held + 6 * mlp_unit_bytes(run)
     a, width = run.architecture, run.compute_dtype.itemsize
@@ -163,9 +195,13 @@ def _at_mlp(run: RunConfig) -> int:
     tiles = tile_count(batch, tokens, a.hidden_size)
     tile = -(-tokens // tiles)
     # The gradient of the whole input, one tile's output, and the down projection's gradient.
-    held += stream_bytes(run) + batch * tile * a.hidden_size * width
-    cut = run.sequence_size if run.method in ("tp", "tp_sp") else 1
-    held += a.hidden_size * a.intermediate_size // cut * width
+    cut = 1 if run.parts.mlp == "zero" else run.sequence_size
+    copied = 0  # a tile of several samples, or all ranks' of it, to be contiguous
+    if batch > 1:
+        copied = run.sequence_size if run.parts.mlp == "tp_sp" else 1
+    held += stream_bytes(run) + (1 + copied) * batch * tile * a.hidden_size * width
+    if tiles > 1:
+        held += a.hidden_size * a.intermediate_size // cut * width
     return held + 6 * mlp_unit_bytes(run) * tile // tokens
 
 
@@ -178,19 +214,26 @@ def _at_norm(run: RunConfig) -> int:
 def _at_attention(run: RunConfig) -> int:
     """Bytes in attention's backward: gradients of its output and of q, k and v.
 
-    For `ulysses` the peak is already in the recomputed forward: the projection, the exchanged
-    tensors, and three times the output.
+    For `ulysses` and `tsp` the peak is already in the recomputed forward: the projection, the
+    exchanged tensors, and three times the output.
     """
     attention, output = (
         _attention_part(run),
         _heads_bytes(run, run.architecture.num_attention_heads),
     )
-    if run.method == "ulysses" and run.sequence_size > 1:
+    if run.parts.attention in _OWN_TOKENS and run.sequence_size > 1:
         a = run.architecture
         projected = _heads_bytes(run, a.num_attention_heads + 2 * a.num_key_value_heads)
         gradient = stream_bytes(run) if run.recomputes else 0
         return _before(run) + gradient + attention + projected + output
     return _before(run) + stream_bytes(run) + attention + output + _qkv_bytes(run)
+
+
+def _with_copies(run: RunConfig) -> int:
+    """Bytes that attention needs at most where a micro batch's samples are copied to be contiguous:
+    the packed projection, and the gradient of its input over the whole sequence."""
+    whole = run.sequence_size * stream_bytes(run)
+    return _before(run) + _attention_part(run) + 4 * _qkv_bytes(run) + 2 * whole
 
 
 def _before(run: RunConfig) -> int:
@@ -220,11 +263,12 @@ def _attention_part(run: RunConfig) -> int:
 def _attention_saved(run: RunConfig) -> int:
     """Bytes of q, k, v, output and log-sum-exp.
 
-    `ulysses` keeps the output twice: by heads for attention, by tokens for the output projection.
+    `ulysses` and `tsp` keep the output twice: by heads for attention, by tokens for the output
+    projection.
     """
     output = _heads_bytes(run, run.architecture.num_attention_heads)
     logsumexp = run.local_tokens * run.architecture.num_attention_heads * _wide(run)
-    twice = run.method == "ulysses" and run.sequence_size > 1
+    twice = run.parts.attention in _OWN_TOKENS and run.sequence_size > 1
     return _qkv_bytes(run) + output * (1 + twice) + logsumexp
 
 

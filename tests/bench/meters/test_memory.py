@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from bench.meters.memory import MemoryMeter
 from bench.meters.step import memory_of_step
 from bench.simulator import dry_run
 from bench.theory import memory as theory_memory
-from methods import METHODS
+from methods import METHODS, method_of
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
 from odysseus.parallel import sharding
@@ -122,7 +123,7 @@ def measured_activations(runs: list[RunConfig]) -> list[int]:
     found = []
     for run in runs:
         mesh = make_mesh(torch.device("cpu"), run)
-        trainer = Trainer(run, METHODS[run.method], mesh)
+        trainer = Trainer(run, method_of(run.method), mesh)
         samples = Samples(run, mesh.replica, mesh.shard, mesh.device)
         trainer.step(samples.step(0))
         meter = memory_of_step(trainer, samples.step(1))
@@ -196,6 +197,7 @@ PEAKS = {"wide_mlp": VOCABULARY, "thin_mlp": THIN}
 QUICK = "ulysses", "thin_mlp"
 OTHERS = [slow(*case, counted_activations) for case in product(METHODS, PEAKS) if case != QUICK]
 REAL = [slow("tp_sp", "wide_mlp", of_rank_0), slow(*QUICK, of_rank_0)]
+REAL += [slow("ulysses+tp_sp", "wide_mlp", of_rank_0), slow("tsp+zero", "thin_mlp", of_rank_0)]
 
 
 @pytest.mark.parametrize(
@@ -230,12 +232,72 @@ STEPS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("method", METHODS)
 def test_accumulation_and_the_loss_are_in_the_closed_form(method: str, name: str) -> None:
     """All micro steps' batches are alive; at a small tile's loss its labels and masks count."""
-    run = RunConfig(method=method, model=SMALL, world_size=2, seq_len=80, micro_batch_size=2)
+    samples = 1 if name == "wide heads" else 2
+    run = RunConfig(method=method, model=SMALL, world_size=2, seq_len=80, micro_batch_size=samples)
     run = replace(run, **STEPS[name])
     if (method, name) == ("ulysses", "wide heads"):
         assert theory_memory.peak_activation_bytes(run) is None
     else:
         assert counted_activations([run]) == [theory_memory.peak_activation_bytes(run)]
+
+
+def random_run(draw: Random) -> RunConfig:
+    """Return a run of a pair with a closed form, at sizes at which any moment may be the peak."""
+    model = replace(
+        MODEL,
+        intermediate_size=draw.choice([16, 64, 640]),
+        num_key_value_heads=draw.choice([1, 2, 8]),
+        vocab_size=draw.choice([256, 1024]),
+        num_hidden_layers=draw.choice([1, 2, 3]),
+    )
+    return replace(
+        RUN,
+        method=draw.choice(WITH_A_FORM),
+        model=model,
+        world_size=draw.choice([1, 2, 4, 8]),
+        seq_len=draw.choice([512, 1024, 2048]),
+        micro_batch_size=draw.choice([1, 1, 2]),
+        dtype=draw.choice(["fp32", "fp32", "fp64", "bf16"]),
+        **draw.choice(TRICKS),
+    )
+
+
+WITH_A_FORM = [*METHODS, "tsp+tp_sp", "tsp+zero", "ulysses+tp_sp"]
+
+
+@pytest.mark.parametrize("seed", [0, *(slow(seed) for seed in range(1, 10))])
+def test_random_sizes_equal_their_closed_form(seed: int) -> None:
+    draw = Random(seed)
+    runs = [random_run(draw) for _ in range(20)]
+    claimed = [run for run in runs if theory_memory.peak_activation_bytes(run) is not None]
+    assert len(claimed) > 7
+    for run in claimed:
+        assert counted_activations([run]) == [theory_memory.peak_activation_bytes(run)], run
+
+
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        ("odysseus", {"num_experts_per_tok": 1}),
+        ("ulysses", {"scoring_func": "sigmoid", "router_aux_loss_coef": 0.1}),
+        ("tsp+zero", {"norm_topk_prob": False, "num_experts_per_tok": 3, "num_hidden_layers": 1}),
+        ("ulysses", {"intermediate_size": 16, "num_experts": 8}),
+    ],
+)
+def test_experts_in_the_closed_form(method: str, model: dict[str, Any]) -> None:
+    """The peak of narrow experts is at the down projection, that of wide ones at the weights of
+    their rows."""
+    sizes = {
+        "intermediate_size": 160,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "vocab_size": 256,
+    }
+    run = replace(RUN, method=method, world_size=4, model=replace(MODEL, **(sizes | model)))
+    closed = theory_memory.peak_activation_bytes(run)
+    assert [closed] == counted_activations([run])
+    for change in ({"method": "tp_sp"}, {"activation_checkpointing": True}, {"dtype": "bf16"}):
+        assert theory_memory.peak_activation_bytes(replace(run, **change)) is None
 
 
 def test_no_closed_form_is_claimed_without_a_derivation() -> None:
@@ -247,5 +309,8 @@ def test_no_closed_form_is_claimed_without_a_derivation() -> None:
         replace(RUN, model=replace(MODEL, use_qk_norm=True)),
         replace(RUN, tiled_loss_compute=True, tiled_loss_engine="torch"),
         replace(RUN, compile=True),
+        replace(RUN, method="ulysses+tp"),
+        replace(RUN, method="tsp"),
+        replace(RUN, world_size=4, micro_batch_size=2, model=replace(MODEL, intermediate_size=64)),
     ):
         assert theory_memory.peak_activation_bytes(run) is None

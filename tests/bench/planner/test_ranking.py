@@ -13,6 +13,7 @@ from bench.planner import ranking
 from bench.simulator import dry_run, predict, shallow
 from bench.theory import memory as theory_memory
 from methods import METHODS
+from odysseus.config.run import ModelOptions
 from tests.support.marks import slow
 from tests.support.small_runs import LLAMA3_ON_4_GPUS
 
@@ -54,6 +55,23 @@ def test_the_bound_by_closed_forms_is_below_every_dry_run(
     for tried in ranking.ladder(run):
         peak = dry_run.counted(tried, only_memory=True).peak.bytes
         assert 0.02 * peak < theory_memory.least_peak_bytes(tried) <= peak
+
+
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        ("ulysses", "mixtral-8x7b"),
+        slow("tp_sp", "mixtral-8x7b"),
+        slow("ulysses+tp_sp", "llama3-8b"),
+        slow("tsp+zero", "llama3-8b"),
+    ],
+)
+def test_the_bound_of_pairs_and_experts_is_below_every_dry_run(method: str, model: str) -> None:
+    run = replace(LLAMA3_ON_4_GPUS, method=method, seq_len=16384)
+    run = replace(run, model=ModelOptions(name_or_path=model, num_hidden_layers=2))
+    for tried in ranking.ladder(run):
+        peak = dry_run.counted(tried, only_memory=True).peak.bytes
+        assert 0 < theory_memory.least_peak_bytes(tried) <= peak
 
 
 @pytest.mark.parametrize("method", ["tp", "ulysses"])

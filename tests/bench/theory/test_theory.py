@@ -12,7 +12,7 @@ from bench.__main__ import main
 from bench.commands.theory import crossovers
 from bench.meters.traffic import bytes_sent
 from bench.runner import launch
-from bench.theory import blocks, model_flops, published
+from bench.theory import blocks, memory, model_flops, published
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
 from odysseus.config.run import ModelOptions, RunConfig
@@ -151,11 +151,11 @@ def only_computed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def derived(printed: str) -> dict[str, int]:
-    """Return the total bytes that the verb printed for each method."""
+    """Return the total bytes that the verb printed for each method, beside five other columns."""
     table = printed.partition("As derived, bytes per rank and step")[2]
     lines = [line.split() for line in table.partition("Sequence length")[0].splitlines()]
     of_methods = (words for words in lines if words and words[0] in METHODS)
-    return {words[0]: int(words[-1]) for words in of_methods if words[1].isdigit()}
+    return {words[0]: int(words[5]) for words in of_methods if words[1].isdigit()}
 
 
 @pytest.mark.usefixtures("only_computed")
@@ -165,6 +165,19 @@ def test_the_verb_only_computes(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "As measured" not in printed
     assert [*derived(printed)] == [*METHODS]
+
+
+@pytest.mark.usefixtures("only_computed")
+def test_peaks_are_beside_the_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["theory", "--world_size", "4", "--seq_len", "1024"]) == 0
+    lines = [line.split(maxsplit=6) for line in capsys.readouterr().out.splitlines()]
+    rows = (words for words in lines if len(words) == 7 and words[1].isdigit())
+    printed = {words[0]: words[6].strip() for words in rows}
+    run = RunConfig(world_size=4, seq_len=1024)
+    for method in (*METHODS, "ulysses+tp_sp", "tsp+zero"):
+        peak = memory.peak_activation_bytes(replace(run, method=method))
+        assert printed[method] == str(peak)
+    assert printed["tp+zero"] == printed["tsp"] == "no form"
 
 
 @pytest.mark.usefixtures("only_computed")
