@@ -102,11 +102,13 @@ def test_parity(mesh: str) -> None:
     check_parity(every_run(), mesh)
 
 
-def test_on_a_second_axis_and_in_a_ring_of_whole_tokens() -> None:
-    """Experts cut over a tensor axis, and `local` attention beside experts of other ranks."""
+def test_on_a_second_axis_in_a_ring_of_whole_tokens_and_with_chunks_of_heads() -> None:
+    """Experts cut over a tensor axis, `local` attention beside experts of other ranks, and
+    attention that exchanges some heads at a time."""
     tensor = replace(RUN, method="ulysses", world_size=4, tensor_parallel_size=2)
     local = replace(RUN, method="local+expert", world_size=2, ring_parallel_size=2)
-    for run in (tensor, replace(local, expert_parallel_size=2)):
+    chunks = replace(RUN, method="ulysses", world_size=2, ulysses_head_chunks=2)
+    for run in (tensor, replace(local, expert_parallel_size=2), chunks):
         for model in (MODELS["losses"], MODELS["shared"]):
             checks.check(replace(run, model=model))
             toggles.check_all([replace(run, model=model)])

@@ -31,7 +31,7 @@ from odysseus.parallel.ring_order import positions_of, tokens_of, visible_block
 from tests.support.dry_run import check_all
 from tests.support.parity import TOLERANCE, assert_parity
 from tests.support.ranks import run_ranks
-from tests.support.runs import RUN
+from tests.support.runs import MODEL, RUN
 from tests.support.toggles import ALL_ON, BASE, errors
 
 CPU = torch.device("cpu")
@@ -162,6 +162,22 @@ def test_parity(method: str, ranks: tuple[int, int], text: DataOptions) -> None:
 def test_parity_of_other_exchanges(changes: dict[str, Any], text: DataOptions) -> None:
     run = replace(RUN, method="ulysses", data=text, world_size=4, ring_parallel_size=2, seq_len=48)
     assert_parity(replace(run, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "tp_sp"},
+        {"method": "ulysses+expert"},
+        {"method": "tp+expert", "expert_parallel_size": 4},
+        {"method": "ulysses", "ulysses_head_chunks": 2},
+    ],
+)
+def test_parity_of_experts(changes: dict[str, Any], text: DataOptions) -> None:
+    sizes = {"intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    losses = {"router_aux_loss_coef": 0.1, "router_z_loss_coef": 0.01}
+    run = replace(RUN, model=replace(MODEL, **sizes, **losses), data=text, seq_len=48)
+    assert_parity(replace(run, world_size=4, ring_parallel_size=2, **changes))
 
 
 @pytest.mark.parametrize("method", METHODS)

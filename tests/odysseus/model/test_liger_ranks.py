@@ -88,6 +88,15 @@ def test_two_ranks_equal_the_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_experts_with_liger(tmp_path: Path) -> None:
+    """Experts that are cut, and experts that are shared out, with recomputation and tiles."""
+    experts = {"intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    losses = {"router_aux_loss_coef": 0.1, "router_z_loss_coef": 0.01}
+    base = replace(RUN, seq_len=16, model=replace(RUN.model, **experts, **losses))
+    check_steps(tmp_path, [replace(base, method=name) for name in ("tp_sp", "ulysses+expert")])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_liger_with_every_trick(tmp_path: Path, world_size: int) -> None:
     """Each trick, all tricks, and those across a ring: on two ranks with every method, on four with
