@@ -17,6 +17,7 @@ from bench import rows
 from bench.commands import plan_ladder, plan_longest, plan_map, plan_throughput
 from bench.commands.prediction_flags import ALL_METHODS, ALL_PAIRS
 from bench.config import grid
+from bench.planner.map_file import Tried
 from methods import METHODS
 from methods.from_file import is_file
 from odysseus.config.advice import size_advice
@@ -41,8 +42,9 @@ def main(parsed: Any) -> int:
             )
         if parsed.ladder:
             raise ValueError("ladder = true is not for a map; valid: false, or no map")
+        tried = Tried(methods, [*dict.fromkeys(parsed.map_tensor_parallel_sizes)])
         sizes = parsed.map_seq_lens, parsed.map_world_sizes
-        return plan_map.main(base, methods, Path(parsed.map), *sizes)
+        return plan_map.main(base, tried, Path(parsed.map), *sizes)
     if parsed.ladder:
         if parsed.objective != "longest":
             raise ValueError(

@@ -99,7 +99,8 @@ def theory() -> ArgumentParser:
     parser = options.parser(
         "theory",
         "Communication of one optimizer step, byte by byte, by closed forms: of any model on any "
-        "number of ranks, at once. All four methods are shown, whatever --method says. If the "
+        "number of ranks, at once. Beside it, the peak of activations where it has a closed form. "
+        "All four methods are shown, whatever --method says. If the "
         "sequence axis is not set and cannot take all ranks, it takes the most that it can. For "
         "example: theory --world_size 1024 --model.name_or_path llama3-70b",
     )
@@ -168,6 +169,13 @@ def plan() -> ArgumentParser:
         type=list[int],
         default=[8, 16, 32, 64, 128, 256],
         help="Numbers of GPUs of the map.",
+    )
+    parser.add_argument(
+        "--map_tensor_parallel_sizes",
+        type=list[int],
+        default=[1],
+        help="Sizes of the tensor axis that the map tries, within the ranks of the sequence axis: "
+        "1, which is none, and larger ones for method ulysses.",
     )
     parser.set_defaults(dry_run=True, hardware="h100-80g", dtype="bf16", world_size=8)
     parser.set_defaults(method=ALL_METHODS)

@@ -142,7 +142,8 @@ def _maps(given: ReportInputs, profiles: Mapping[str, Hardware]) -> Card:
             continue
         fewest = {}
         try:
-            fewest = map_chart.fewest_of(map_file.run_of(sound, profiles), sound)
+            run = map_file.run_of(sound, profiles)
+            fewest = map_chart.fewest_of(run, sound, map_file.tried_of(sound).methods)
         except ValueError as error:
             card.notes.append(f"{name}: who sends the fewest bytes is not drawn: {error}")
         source = labels.source_of(sound.assign(mode="dry run"))

@@ -98,7 +98,8 @@ def read(paths: list[Path]) -> ReportInputs:
         elif columns >= {"source", "published", "settings"}:
             given.notes.append(f"{path}: published step times, drawn from the CSV of validate")
         elif columns >= {"method", *_MAP_NUMBERS} and "status" not in columns:
-            given.maps[path.stem] = with_numbers(cells, _MAP_NUMBERS)
+            numbers = _MAP_NUMBERS | {"tensor_parallel_size"} & columns
+            given.maps[path.stem] = with_numbers(cells, numbers)
         elif columns >= _COMPARED:
             given.compared[path.stem] = with_numbers(cells, compare.NUMBERS)
         elif absent := _CELLS - columns:

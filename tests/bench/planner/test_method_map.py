@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from bench.__main__ import main
 from bench.hardware import profiles
 from bench.planner import fewest_bytes, map_file, method_map, ranking
+from bench.planner.map_file import Tried
 from bench.report import catalogue, inputs
-from bench.report.chart import Line
+from bench.report.chart import Bars, Line
 from bench.report.charts import method_map as map_chart
 from bench.theory import traffic as theory_traffic
 from methods import METHODS
@@ -31,6 +33,20 @@ def test_layouts_keep_the_sequence_axis_in_a_node_or_over_all() -> None:
     run = replace(SHALLOW, world_size=16)
     found = {(r.sequence_size, r.ring_parallel_size) for r in method_map.layouts(run)}
     assert found == {(8, 1), (8, 2), (16, 1)}
+
+
+def test_a_tensor_axis_takes_ranks_of_the_sequence_axis() -> None:
+    run = replace(SHALLOW, world_size=16)
+    tried = Tried(["tp_sp", "ulysses"], [1, 2, 8])
+    found = {
+        (r.method, r.tensor_parallel_size, r.sequence_size, r.ring_parallel_size)
+        for r in method_map.layouts(run, tried)
+        if r.tensor_parallel_size > 1
+    }
+    assert found == {
+        *(("ulysses", 2, 4, 1), ("ulysses", 2, 4, 2)),
+        *(("ulysses", 2, 8, 1), ("ulysses", 8, 2, 1)),
+    }
 
 
 def test_a_cell_is_the_fastest_of_its_layouts() -> None:
@@ -64,14 +80,38 @@ def test_a_map_has_no_second_axis(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("sizes", ["[]", "[2]", "[1,-2]"])
+def test_sizes_of_a_tensor_axis_that_cannot_be(
+    sizes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = f"--map {tmp_path / 'map'} --map_tensor_parallel_sizes {sizes}"
+    assert main(["plan", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"map_tensor_parallel_sizes = {sizes.replace(',', ', ')}; valid: 1, and larger" in line
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_map_of_pairs(tmp_path: Path) -> None:
+    flags = "--model.name_or_path llama3-8b --model.num_hidden_layers 3 --vocab_parallel auto"
+    flags += f" --map {tmp_path / 'map'} --map_world_sizes [4] --map_seq_lens [8192]"
+    flags += " --method ulysses,ulysses+tp_sp --map_tensor_parallel_sizes [1,2]"
+    assert main(["plan", *flags.split()]) == 0
+    data = pd.read_csv(tmp_path / "map.csv")
+    assert data["tensor_parallel_size"].tolist() == [1]
+    run, tried = map_file.run_of(data, profiles.PROFILES), map_file.tried_of(data)
+    assert (run.vocab_parallel, tried) == ("auto", (["ulysses", "ulysses+tp_sp"], [1, 2]))
+    (chart,) = map_card(data).charts
+    assert set(chart.legend) == set(data["method"])
+
+
 def test_a_map_of_some_methods_is_another(tmp_path: Path) -> None:
     out = tmp_path / "map.csv"
-    methods = ["ulysses", "tp"]
-    assert {run.method for run in method_map.layouts(SHALLOW, methods)} == {*methods}
-    assert map_file.identity(SHALLOW, methods)["flags"] == "method=tp,ulysses"
-    known = map_file.identity(SHALLOW, methods) | {"method": "tp"}
+    tried = Tried(["ulysses", "tp"])
+    assert {run.method for run in method_map.layouts(SHALLOW, tried)} == {*tried.methods}
+    assert map_file.identity(SHALLOW, tried)["flags"] == "method=tp,ulysses"
+    known = map_file.identity(SHALLOW, tried) | {"method": "tp"}
     pd.DataFrame([known]).to_csv(out, index=False)
-    assert method_map.Cells([SHALLOW], out, ["tp", "ulysses"]).tasks == []
+    assert method_map.Cells([SHALLOW], out, Tried(["tp", "ulysses"])).tasks == []
     with pytest.raises(ValueError, match="flags = method=tp,ulysses, not "):
         method_map.Cells([SHALLOW], out)
 
@@ -86,6 +126,21 @@ def test_lines_are_where_the_fewest_bytes_change() -> None:
         return min(sizes, key=lambda m: sizes[m][0] * int(length) + sizes[m][1])
 
     assert least(at * 0.95) == before != after == least(at * 1.05)
+
+
+def test_with_auto_each_method_has_the_cut_that_sends_least() -> None:
+    run = replace(SHALLOW, world_size=8, vocab_parallel="auto", dtype="bf16")
+    names = ["tp", "ulysses", "ulysses+tp_sp", "peer:megatron_tp_sp"]
+    found = fewest_bytes.stretches(run, 1024, 2**22, names)
+    assert [name for _, name in found] == ["tp", "ulysses+tp_sp", "ulysses"]
+
+    def least(length: float) -> str:
+        length = int(length) // 8 * 8
+        runs = [replace(run, method=name, seq_len=length) for name in names[:3]]
+        return min(runs, key=lambda one: theory_traffic.step_traffic(one).total).method
+
+    for (_, before), (at, after) in pairwise(found):
+        assert (least(at * 0.98), least(at * 1.02)) == (before, after)
 
 
 def test_a_files_own_run_has_the_lines_of_its_map() -> None:
@@ -110,6 +165,10 @@ def test_the_columns_of_a_map_give_its_run_back() -> None:
         tiled_mlp_compute=True,
         activation_checkpointing=True,
         parameter_offload="cpu",
+        vocab_parallel="head",
+        ring_order="contiguous",
+        zero_prefetch=False,
+        host_memory_limit_bytes=10**11,
     )
     columns = map_file.identity(run)
     found = map_file.run_of(pd.DataFrame([columns]).replace("", None), profiles.PROFILES)
@@ -127,6 +186,15 @@ def test_the_columns_of_a_map_give_its_run_back() -> None:
         ("hardware", "h100-80g(speed=1)", "hardware 'h100-80g(speed=1)' is not known"),
         ("dtype", "--config=some.yml", "dtype"),
         ("tiled_mlp_compute", None, "no column tiled_mlp_compute"),
+        ("flags", "method=some/file.py", "method 'some/file.py' is not known"),
+        ("flags", "method=peer:nobody", "method 'peer:nobody' is not known"),
+        ("flags", "map_tensor_parallel_sizes=two", "two"),
+        ("flags", "zero_prefetch=perhaps", "zero_prefetch = 'perhaps' is no value"),
+        ("flags", "no_such=1", "it is of other flags too: no_such"),
+        ("flags", "router_load=some/file", "it is of other flags too: router_load"),
+        ("flags", "data.path=/a b", "it is of other flags too: b, data.path"),
+        ("flags", "model.implementation=transformers", "other flags too: model.implementation"),
+        ("flags", "world_size=9", "it is of other flags too: world_size"),
     ],
 )
 def test_a_map_of_an_unknown_run_has_no_lines(
@@ -140,6 +208,15 @@ def test_a_map_of_an_unknown_run_has_no_lines(
     assert expected in note
     (chart,) = card.charts
     assert not any(isinstance(mark, Line) for mark in chart.panels[0].marks)
+
+
+def test_a_file_with_many_methods_and_cells_twice_is_drawn_once() -> None:
+    shipped = pd.read_csv(SHIPPED)
+    names = [f"name{number}" for number in range(len(shipped))]
+    (chart,) = map_card(pd.concat([shipped.assign(method=names), shipped])).charts
+    squares = [mark for mark in chart.panels[0].marks if isinstance(mark, Bars)]
+    assert sum(len(mark.at) for mark in squares) == len(shipped)
+    assert {mark.label for mark in squares} == set(shipped["method"])
 
 
 def map_card(cells: pd.DataFrame) -> catalogue.Card:
@@ -174,8 +251,6 @@ def test_a_map_of_other_flags_is_another(change: dict[str, Any], tmp_path: Path)
     assert (len(cells.known), cells.tasks) == (1, [])
     with pytest.raises(ValueError, match=r"flags = , not .*the same flags"):
         method_map.Cells([other], out)
-    with pytest.raises(ValueError, match="other flags too: "):
-        map_file.run_of(pd.DataFrame([map_file.identity(other)]), profiles.PROFILES)
 
 
 @pytest.mark.parametrize(
