@@ -20,8 +20,8 @@ from torch._ops import OpOverload
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.utils._pytree import tree_leaves
 
-from bench.meters import gloo_threads
 from bench.meters.watcher import Watcher
+from odysseus.parallel import gloo_threads
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "communication")
 _BEFORE = "before the step"

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from odysseus.config.environment import whole_number
 from odysseus.config.run import RunConfig
+from odysseus.parallel import gloo_threads
 from odysseus.parallel.cuts import Cuts, Place
 from odysseus.parallel.fsdp_internals import flatten_mesh, timeout_of
 
@@ -168,6 +169,8 @@ def world_group() -> dist.ProcessGroup:
 
 def make_mesh(device: torch.device, run: RunConfig) -> Mesh:
     """Lay the started ranks out on the run's axes; there must be `run.world_size` of them."""
+    if device.type == "cpu":
+        gloo_threads.settle_at_exit()
     with timeout_of(world_group(), device):
         return _make_mesh(device, run)
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from bench.meters import gloo_threads
 from odysseus import hf
 from odysseus.config.run import RunConfig
 from odysseus.memory.host_memory import HostMemory
 from odysseus.model.loss import cross_entropy_sum
+from odysseus.parallel import gloo_threads
 from odysseus.parallel.mesh import Mesh, make_mesh
 from tests.support.hf_models import CPU, Case, build, norms_in_fp64
 

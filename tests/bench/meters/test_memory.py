@@ -14,7 +14,6 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor, nn
 
-from bench.meters import gloo_threads
 from bench.meters.memory import MemoryMeter
 from bench.meters.step import memory_of_step
 from bench.simulator import dry_run
@@ -22,7 +21,7 @@ from bench.theory import memory as theory_memory
 from methods import METHODS, method_of
 from odysseus.config.run import ModelOptions, RunConfig
 from odysseus.io.text import Samples
-from odysseus.parallel import sharding
+from odysseus.parallel import gloo_threads, sharding
 from odysseus.parallel.mesh import make_mesh
 from odysseus.training.trainer import Trainer
 from tests.support.marks import slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from contextlib import suppress
+from functools import cache
 from threading import get_native_id
 
 
@@ -18,6 +20,17 @@ def settle() -> None:
         if not _other_threads_run():
             return
         time.sleep(1e-3)
+
+
+@cache
+def settle_at_exit() -> None:
+    """Let this process's interpreter end only after :func:`settle`.
+
+    A thread that lets go of a tensor when the interpreter has ended aborts the process ("terminate
+    called without an active exception"; pytorch#179291). Ending the process group does not end the
+    threads while anything refers to a group of it.
+    """
+    atexit.register(settle)
 
 
 def _other_threads_run() -> bool:
